@@ -1,0 +1,69 @@
+"""DialQueue: up to ten messages, their phones ringing side by side on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import Any
+
+from dial_worker.dial import Dialling, DialMessage, dial_call
+from dial_worker.livekit_sip import connect
+from dial_worker.settings import Settings
+from shared import aws
+from shared.call_store import CallStore
+from shared.clock import now_ms
+from shared.livekit_secret import LiveKitSecretCache
+from shared.queues import Queue
+from shared.telemetry import logger
+from shared.workspaces import WorkspaceCache, WorkspaceStore
+
+settings = Settings.from_environment(os.environ)
+dynamodb = aws.client("dynamodb")
+calls = CallStore(dynamodb, settings.calls_table)
+workspaces = WorkspaceStore(dynamodb, settings.workspaces_table)
+workspace_cache = WorkspaceCache(workspaces, settings.durations.workspace_cache)
+dial_queue = Queue(aws.client("sqs"), settings.dial_queue_url)
+livekit_secret = LiveKitSecretCache(
+    aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
+)
+# One loop for the life of the process.
+runner = asyncio.Runner()
+
+
+def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    return runner.run(dial_batch(event["Records"], context))
+
+
+async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, Any]:
+    """Dials every message's call; one that raises touches no other and is reported by its own id."""
+    async with connect(livekit_secret.get(), settings.durations.livekit_request) as livekit:
+        parts = Dialling(
+            calls=calls,
+            workspaces=workspaces,
+            workspace_cache=workspace_cache,
+            dial_queue=dial_queue,
+            livekit=livekit,
+            durations=settings.durations,
+            public_api_url=settings.public_api_url,
+            clock=now_ms,
+            remaining=lambda: context.get_remaining_time_in_millis() / 1000,
+        )
+        results = await asyncio.gather(*(dial_record(parts, record) for record in records), return_exceptions=True)
+    failed = []
+    for record, result in zip(records, results, strict=True):
+        if isinstance(result, BaseException):
+            logger.error("dial failed", exc_info=result, extra={"message": record["body"]})
+            failed.append({"itemIdentifier": record["messageId"]})
+    return {"batchItemFailures": failed}
+
+
+async def dial_record(parts: Dialling, record: dict[str, Any]) -> None:
+    await dial_call(parts, dial_message(record))
+
+
+def dial_message(record: dict[str, Any]) -> DialMessage:
+    """Raises ValueError or KeyError when the message is not one of ours."""
+    body = json.loads(record["body"])
+    since = body.get("since") or int(record["attributes"]["SentTimestamp"])
+    return DialMessage(body["callId"], body["workspaceId"], since)

@@ -1,0 +1,166 @@
+"""LiveKit as this project uses it: rooms, the agent's dispatch, the phone's participant.
+
+The only import of the LiveKit client. Its errors become LiveKitError, LiveKitUnreachable (never sent) or
+LiveKitUnclear (sent, outcome unknown).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import aiohttp
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from livekit import api
+from livekit.protocol.models import ParticipantInfo
+
+from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
+from shared.livekit_secret import LiveKitSecret
+
+CALL_STATUS = "sip.callStatus"
+
+# ListRooms takes many names; so many keep the answer small.
+ROOMS_PER_REQUEST = 50
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RoomView:
+    """Who is in a room. call_status: the phone's `sip.callStatus`, None when it is not there."""
+
+    call_status: str | None
+    agent_present: bool
+
+
+@asynccontextmanager
+async def connect(secret: LiveKitSecret, request_timeout: float) -> AsyncIterator[LiveKit]:
+    """A client for one invocation (its session belongs to the running loop). request_timeout: seconds.
+
+    `failover=False`: on LiveKit Cloud the client would otherwise send CreateSIPParticipant up to three times,
+    and LiveKit does not recognise a repeated one.
+    """
+    async with api.LiveKitAPI(
+        secret.url,
+        secret.apiKey,
+        secret.apiSecret,
+        timeout=aiohttp.ClientTimeout(total=request_timeout),
+        failover=False,
+    ) as client:
+        yield LiveKit(client)
+
+
+class LiveKit:
+    """Every method raises LiveKitError, LiveKitUnreachable or LiveKitUnclear."""
+
+    def __init__(self, client: api.LiveKitAPI) -> None:
+        self._client = client
+
+    async def create_room(self, name: str, room_metadata: str, agent_name: str, agent_metadata: str) -> str:
+        """Makes the room with its agent dispatched. Returns the room's sid.
+
+        Safe to repeat; a room that exists keeps the agents it has (`agents` is ignored then).
+        """
+        with _livekit_errors():
+            room = await self._client.room.create_room(
+                api.CreateRoomRequest(
+                    name=name,
+                    metadata=room_metadata,
+                    agents=[api.RoomAgentDispatch(agent_name=agent_name, metadata=agent_metadata)],
+                )
+            )
+        return room.sid
+
+    async def delete_room(self, name: str) -> None:
+        """Ends the room and everything in it; a room that is not there is no error."""
+        with _absent_is_fine(), _livekit_errors():
+            await self._client.room.delete_room(api.DeleteRoomRequest(room=name))
+
+    async def remove_participant(self, room: str, identity: str) -> None:
+        """Takes the phone out of the room: CANCEL while it rings, BYE when answered. Absent is no error."""
+        with _absent_is_fine(), _livekit_errors():
+            await self._client.room.remove_participant(api.RoomParticipantIdentity(room=room, identity=identity))
+
+    async def view_room(self, room: str, identity: str) -> RoomView:
+        """Who is there now. An absent room has nobody in it."""
+        participants: Iterable[ParticipantInfo] = ()
+        with _absent_is_fine(), _livekit_errors():
+            answer = await self._client.room.list_participants(api.ListParticipantsRequest(room=room))
+            participants = answer.participants
+        status: str | None = None
+        agent = False
+        for participant in participants:
+            if participant.state == ParticipantInfo.State.DISCONNECTED:
+                continue
+            if participant.identity == identity:
+                status = participant.attributes.get(CALL_STATUS, "dialing")
+            elif participant.kind == ParticipantInfo.Kind.AGENT:
+                agent = agent or participant.state == ParticipantInfo.State.ACTIVE
+        return RoomView(status, agent)
+
+    async def rooms_present(self, names: list[str]) -> dict[str, int]:
+        """Those of the named rooms that exist, with their number of participants. Few requests."""
+        present: dict[str, int] = {}
+        for start in range(0, len(names), ROOMS_PER_REQUEST):
+            with _livekit_errors():
+                answer = await self._client.room.list_rooms(
+                    api.ListRoomsRequest(names=names[start : start + ROOMS_PER_REQUEST])
+                )
+            present |= {room.name: room.num_participants for room in answer.rooms}
+        return present
+
+    async def dial(
+        self, *, room: str, identity: str, trunk_id: str, to: str, from_number: str | None, ring: float,
+        longest: float, timeout: float,
+    ) -> None:  # fmt: skip
+        """Rings the phone and returns when it has answered. Each call of this rings once more.
+
+        Seconds: ring, before it counts as not answered; longest, of the whole call from the room join, ringing
+        included; timeout, of the HTTP request (the client raises it to ring + 2 s if it is less).
+        """
+        request = api.CreateSIPParticipantRequest(
+            sip_trunk_id=trunk_id,
+            sip_call_to=to,
+            sip_number=from_number or "",
+            room_name=room,
+            participant_identity=identity,
+            ringing_timeout=_duration(ring),
+            max_call_duration=_duration(longest),
+            wait_until_answered=True,
+        )
+        with _livekit_errors():
+            await self._client.sip.create_sip_participant(request, timeout=timeout)
+
+
+def _duration(seconds: float) -> Duration:
+    whole = int(seconds)
+    return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))
+
+
+@contextmanager
+def _livekit_errors() -> Iterator[None]:
+    try:
+        yield
+    except api.ServerError as exc:
+        if exc.code == "unknown" and exc.status >= 500:
+            # Not Twirp JSON: a proxy in front of LiveKit answered, LiveKit may have got the request.
+            raise LiveKitUnclear(exc.status) from exc
+        code = {401: "unauthenticated", 403: "permission_denied", 429: "resource_exhausted"}.get(
+            exc.status, "unknown"
+        ) if exc.code == "unknown" else str(exc.code)  # fmt: skip
+        # A SIP answer whose code cannot be read is a SIP answer all the same: 0.
+        sip = (exc.sip_status_code or 0) if isinstance(exc, api.SipCallError) else None
+        raise LiveKitError(code, exc.status, sip) from exc
+    except aiohttp.ClientConnectorError as exc:
+        raise LiveKitUnreachable from exc
+    except (TimeoutError, aiohttp.ClientError, DecodeError) as exc:
+        raise LiveKitUnclear from exc
+
+
+@contextmanager
+def _absent_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except LiveKitError as exc:
+        if exc.code != "not_found":
+            raise

@@ -1,0 +1,167 @@
+"""The decision about one request: accept it and say where its call is, or refuse it and say why.
+
+The dial message is sent first and the record written second. So the record holds its `jobId` from its first
+version, and a death in between leaves only a message without a record, which never dials.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import json
+import secrets
+import string
+from collections.abc import Callable
+
+from initiate_call.request import CallRequest, canonical, parse_request
+from shared.call import Call, event, iso
+from shared.call_store import CallStore
+from shared.durations import Durations
+from shared.errors import FieldError, RequestRefused, StoreError, StoreUnclear
+from shared.queues import Queue
+from shared.workspaces import Workspace, WorkspaceCache
+from webhook_dispatch import address_guard
+
+_ROOM_ALPHABET = string.ascii_lowercase + string.digits
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Accepting:
+    """What accepting a request needs. clock: epoch milliseconds."""
+
+    calls: CallStore
+    workspaces: WorkspaceCache
+    dial_queue: Queue
+    durations: Durations
+    callback_policy: address_guard.Policy
+    clock: Callable[[], int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Accepted:
+    """An accepted request's call. replayed: it had been accepted before, under the same Idempotency-Key."""
+
+    call: Call
+    replayed: bool = False
+
+    def body(self) -> dict[str, str]:
+        """The answer of the contract."""
+        call = self.call
+        return {
+            "status": "success",
+            "message": f"Outbound call job scheduled for agent {call.callAgentId} to number {call.to}",
+            "callId": call.callId,
+            "roomName": call.roomName,
+            "jobId": call.jobId,
+        }
+
+
+def accept(
+    parts: Accepting, workspace_id: str | None, api_key: str | None, idempotency_key: str | None, body: bytes
+) -> Accepted:
+    """Raises RequestRefused (4xx), StoreError or QueueError (nothing accepted: repeat it)."""
+    workspace = authorized_workspace(parts.workspaces, workspace_id, api_key)
+    request = parse_request(body)
+    check_allowed(workspace, request)
+    check_callback(request.callback_url, parts.callback_policy)
+    if idempotency_key is None:
+        return Accepted(_place(parts, workspace, request, secrets.token_hex(12), None)[0])
+    if not (1 <= len(idempotency_key) <= 255 and idempotency_key.isascii() and idempotency_key.isprintable()):
+        raise RequestRefused(
+            400, "invalid_idempotency_key", "Idempotency-Key: 1 to 255 printable ASCII characters"
+        )
+    call_id = hashlib.sha256(json.dumps([workspace.workspaceId, idempotency_key]).encode()).hexdigest()[:24]
+    request_hash = hashlib.sha256(canonical(body).encode()).hexdigest()
+    # Read first, so that a repeat does not send a message.
+    there = parts.calls.get(call_id)
+    if there is None:
+        call, mine = _place(parts, workspace, request, call_id, request_hash)
+        if mine:
+            return Accepted(call)
+        there = call
+    if there.requestHash != request_hash:
+        raise RequestRefused(
+            422, "idempotency_key_reused", "This Idempotency-Key was used with another request body"
+        )
+    return Accepted(there, replayed=True)
+
+
+def authorized_workspace(workspaces: WorkspaceCache, workspace_id: str | None, api_key: str | None) -> Workspace:
+    """The workspace this request may act for. Raises RequestRefused: 400 no id, 401 key, 403 workspace."""
+    if not workspace_id:
+        raise RequestRefused(400, "missing_workspace", "The header x-workspace-id is required")
+    workspace = workspaces.get(workspace_id) if "#" not in workspace_id and len(workspace_id) <= 64 else None
+    if workspace is None or workspace.disabled:
+        raise RequestRefused(403, "workspace_not_allowed", "This workspace is unknown or disabled")
+    if workspace.apiKeyHashes:
+        given = hashlib.sha256((api_key or "").encode()).hexdigest()
+        # Every hash is compared, each in constant time: how long it takes tells nothing.
+        if sum(hmac.compare_digest(given, known) for known in workspace.apiKeyHashes) == 0:
+            raise RequestRefused(401, "invalid_api_key", "The API key is missing or wrong")
+    return workspace
+
+
+def check_allowed(workspace: Workspace, request: CallRequest) -> None:
+    """Raises RequestRefused (403) with every field this workspace may not use so."""
+    errors = []
+    if not any(request.to.startswith(code) for code in workspace.allowedCallingCodes):
+        errors.append(FieldError("to", "this workspace may not call this country", "number_not_allowed"))
+    if workspace.agents and request.call_agent_id not in workspace.agents:
+        errors.append(FieldError("call_agent_id", "is not an agent of this workspace", "agent_not_allowed"))
+    if request.from_number is not None and request.from_number not in workspace.fromNumbers:
+        errors.append(FieldError("from", "is not a number of this workspace", "from_not_allowed"))
+    if errors:
+        message = "; ".join(f"{error.field} {error.message}" for error in errors)
+        raise RequestRefused(403, errors[0].code, message, errors)
+
+
+def check_callback(url: str | None, policy: address_guard.Policy) -> None:
+    """Raises RequestRefused (400) when webhooks may not be sent there."""
+    if url is None:
+        return
+    try:
+        address_guard.check_url(url, policy)
+    except address_guard.AddressRefused as exc:
+        error = FieldError("callback_url", str(exc), "invalid_url")
+        raise RequestRefused(400, "invalid_url", f"callback_url {exc}", [error]) from exc
+
+
+def _place(
+    parts: Accepting, workspace: Workspace, request: CallRequest, call_id: str, request_hash: str | None
+) -> tuple[Call, bool]:
+    """Sends the message, writes the record. The call of that id, and whether it is the one just made."""
+    now = parts.clock()
+    message = {"callId": call_id, "workspaceId": workspace.workspaceId}
+    job_id = parts.dial_queue.send(message, group=workspace.workspaceId)
+    room_suffix = "".join(secrets.choice(_ROOM_ALPHABET) for _ in range(10))
+    call = Call(
+        callId=call_id,
+        workspaceId=workspace.workspaceId,
+        callAgentId=request.call_agent_id,
+        to=request.to,
+        fromNumber=request.from_number,
+        roomName=f"{request.call_agent_id}-{room_suffix}",
+        jobId=job_id,
+        createdAt=iso(now),
+        status="queued",
+        events=(event("call.queued", now),),
+        callbackUrl=request.callback_url,
+        dynamicVariables=request.dynamic_variables,
+        metadata=request.metadata,
+        requestHash=request_hash,
+        ringTimeoutSeconds=request.ring_timeout_seconds,
+        maxDurationSeconds=request.max_duration_seconds,
+        queueDeadline=now + int(parts.durations.queue_ttl * 1000),
+        checkAt=now + int(parts.durations.queued_check * 1000),
+    )
+    try:
+        there = parts.calls.create(call).call
+    except StoreUnclear:
+        # Written or not? The answer is in the table. If it cannot be read either, the caller repeats.
+        there = parts.calls.get(call_id)
+        if there is None:
+            raise
+    if there is None:
+        raise StoreError("the call was neither written nor found")
+    return there, there.jobId == job_id

@@ -1,0 +1,56 @@
+"""POST /v1/api/call."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from initiate_call.accept import Accepting, accept
+from initiate_call.settings import Settings
+from shared import aws
+from shared.call_store import CallStore
+from shared.clock import now_ms
+from shared.http_api import Answer, Event, answer, body_bytes, header, respond
+from shared.queues import Queue
+from shared.telemetry import count, logger, masked
+from shared.workspaces import WorkspaceCache, WorkspaceStore
+
+settings = Settings.from_environment(os.environ)
+dynamodb = aws.client("dynamodb")
+parts = Accepting(
+    calls=CallStore(dynamodb, settings.calls_table),
+    workspaces=WorkspaceCache(
+        WorkspaceStore(dynamodb, settings.workspaces_table), settings.durations.workspace_cache
+    ),
+    dial_queue=Queue(aws.client("sqs"), settings.dial_queue_url),
+    durations=settings.durations,
+    callback_policy=settings.callback_policy,
+    clock=now_ms,
+)
+
+
+def lambda_handler(event: Event, context: Any) -> Answer:
+    return respond(event, initiate_call)
+
+
+def initiate_call(event: Event) -> Answer:
+    accepted = accept(
+        parts,
+        workspace_id=header(event, "x-workspace-id"),
+        api_key=api_key(event),
+        idempotency_key=header(event, "idempotency-key"),
+        body=body_bytes(event),
+    )
+    call = accepted.call
+    logger.info(
+        "accepted" if not accepted.replayed else "replayed",
+        extra={"call_id": call.callId, "job_id": call.jobId, "to": masked(call.to)},
+    )
+    count("CallsReplayed" if accepted.replayed else "CallsAccepted")
+    return answer(200, accepted.body(), {"idempotency-replayed": "true"} if accepted.replayed else None)
+
+
+def api_key(event: Event) -> str | None:
+    """`x-api-key`, or `Authorization: Bearer`."""
+    scheme, _, token = (header(event, "authorization") or "").partition(" ")
+    return header(event, "x-api-key") or (token.strip() if scheme.lower() == "bearer" else None)

@@ -1,0 +1,32 @@
+"""What initiate_call reads from its environment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from shared.durations import Durations
+from webhook_dispatch.address_guard import Policy
+from webhook_dispatch.settings import callback_policy
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """Names and URLs of the resources template.yaml hands over."""
+
+    calls_table: str
+    workspaces_table: str
+    dial_queue_url: str
+    durations: Durations
+    callback_policy: Policy
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Raises KeyError with the name of a variable that is missing."""
+        return cls(
+            calls_table=environment["CALLS_TABLE"],
+            workspaces_table=environment["WORKSPACES_TABLE"],
+            dial_queue_url=environment["DIAL_QUEUE_URL"],
+            durations=Durations.from_environment(environment),
+            callback_policy=callback_policy(environment),
+        )

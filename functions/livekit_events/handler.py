@@ -1,0 +1,44 @@
+"""POST /v1/livekit/events: LiveKit's webhooks."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from livekit_events.settings import Settings
+from livekit_events.settle import Settling, settle
+from livekit_events.signature import verified_event
+from shared import aws
+from shared.call_store import CallStore
+from shared.clock import now_ms
+from shared.http_api import Answer, Event, answer, body_bytes, header, respond
+from shared.livekit_secret import LiveKitSecretCache
+from shared.telemetry import logger
+from shared.workspaces import WorkspaceStore
+
+settings = Settings.from_environment(os.environ)
+dynamodb = aws.client("dynamodb")
+livekit_secret = LiveKitSecretCache(
+    aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
+)
+parts = Settling(
+    calls=CallStore(dynamodb, settings.calls_table),
+    workspaces=WorkspaceStore(dynamodb, settings.workspaces_table),
+    durations=settings.durations,
+    clock=now_ms,
+)
+
+
+def lambda_handler(event: Event, context: Any) -> Answer:
+    return respond(event, receive)
+
+
+def receive(event: Event) -> Answer:
+    """200 once it is stored; 503 makes LiveKit send it again (any 4xx would count as delivered)."""
+    livekit_event = verified_event(body_bytes(event), header(event, "authorization"), livekit_secret.get())
+    settled, call_id = settle(parts, livekit_event)
+    logger.info(
+        "livekit event",
+        extra={"call_id": call_id, "event": livekit_event.event, "id": livekit_event.id, "settled": settled},
+    )
+    return answer(200, {"status": "success"})

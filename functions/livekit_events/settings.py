@@ -1,0 +1,28 @@
+"""What livekit_events reads from its environment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from shared.durations import Durations
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """Names of the resources template.yaml hands over."""
+
+    calls_table: str
+    workspaces_table: str
+    livekit_secret_name: str
+    durations: Durations
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Raises KeyError with the name of a variable that is missing."""
+        return cls(
+            calls_table=environment["CALLS_TABLE"],
+            workspaces_table=environment["WORKSPACES_TABLE"],
+            livekit_secret_name=environment["LIVEKIT_SECRET_NAME"],
+            durations=Durations.from_environment(environment),
+        )

@@ -1,0 +1,118 @@
+"""What an event of LiveKit's means for the call it belongs to.
+
+It ends calls that were answered. While a call is still `dialing` it only notes what it saw: LiveKit takes the
+participant out of the room before the worker's own request returns, and that answer carries the carrier's code.
+Events come late, twice, out of order, or not at all; the reconciler covers the last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Literal
+
+from livekit.protocol.models import DisconnectReason
+from livekit.protocol.webhook import WebhookEvent
+
+from dial_worker.outcomes import NOT_AN_END, answered_outcome
+from shared.call import Call, Outcome
+from shared.call_store import CallStore
+from shared.durations import Durations
+from shared.ending import clear, end_call
+from shared.workspaces import WorkspaceStore
+
+CALL_STATUS = "sip.callStatus"
+
+Settled = Literal["ignored", "unknown_call", "noted", "ended", "cleared"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settling:
+    """What settling needs. clock: epoch milliseconds."""
+
+    calls: CallStore
+    workspaces: WorkspaceStore
+    durations: Durations
+    clock: Callable[[], int]
+
+
+def settle(parts: Settling, event: WebhookEvent) -> tuple[Settled, str | None]:
+    """Stores what the event says: what was done, and the call's id. Repeating it changes nothing.
+
+    Raises StoreError when it could not be stored: LiveKit then sends it again.
+    """
+    call_id = call_id_of(event)
+    if call_id is None:
+        return "ignored", None
+    call = parts.calls.get(call_id)
+    if call is None or call.roomName != event.room.name:
+        return "unknown_call", call_id
+    if call.roomSid is not None and event.room.sid and call.roomSid != event.room.sid:
+        # A room of the same name from an earlier attempt, late.
+        return "ignored", call_id
+    if event.event == "room_finished":
+        return _room_finished(parts, call), call_id
+    return _phone_left(parts, call, event), call_id
+
+
+def call_id_of(event: WebhookEvent) -> str | None:
+    """The call an event speaks of: by the phone's identity `call-<id>`, by the room's metadata."""
+    if event.event == "participant_left":
+        identity = event.participant.identity
+        return identity.removeprefix("call-") if identity.startswith("call-") else None
+    if event.event == "room_finished":
+        try:
+            call_id = json.loads(event.room.metadata)["callId"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        return call_id if isinstance(call_id, str) and call_id else None
+    return None
+
+
+def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
+    reason = DisconnectReason.Name(event.participant.disconnect_reason)
+    if call.status == "dialing" and reason not in NOT_AN_END:
+        left = {
+            "reason": reason,
+            "callStatus": event.participant.attributes.get(CALL_STATUS, "dialing"),
+            "at": event.created_at * 1000,
+        }
+        write = parts.calls.note_left(call.callId, left)
+        if write.won or write.call is None or write.call.status != "in_progress":
+            return "noted" if write.won else "ignored"
+        # The worker's answer came in between: the call was answered, and is over.
+        call = write.call
+    if call.status != "in_progress":
+        return "ignored"
+    if reason in NOT_AN_END:
+        # It may come back; if it does not, two looks will show it.
+        parts.calls.postpone(call, parts.clock() + int(parts.durations.second_look * 1000))
+        return "noted"
+    return _end(parts, call, answered_outcome(reason))
+
+
+def _room_finished(parts: Settling, call: Call) -> Settled:
+    if call.status == "dialing":
+        left = {"reason": "ROOM_CLOSED", "callStatus": "dialing", "at": parts.clock()}
+        write = parts.calls.note_left(call.callId, left)
+        if write.won or write.call is None or write.call.status != "in_progress":
+            return "noted" if write.won else "ignored"
+        call = write.call
+    if call.status == "in_progress":
+        return _end(parts, call, answered_outcome(None))
+    # A call that was never fenced may still be worked on, until its lease is over.
+    idle = call.dialedAt is not None or call.leaseUntil < parts.clock()
+    if call.ended and call.dueShard is not None and idle:
+        clear(parts.calls, parts.workspaces, call)
+        return "cleared"
+    return "ignored"
+
+
+def _end(parts: Settling, call: Call, outcome: Outcome) -> Settled:
+    ended = end_call(parts.calls, call, outcome, parts.durations, parts.clock)
+    if ended is None:
+        return "ignored"
+    # The room closes by itself; its room_finished, or the reconciler, takes the call out of the index.
+    parts.workspaces.free_slot(ended.workspaceId, ended.callId)
+    return "ended"

@@ -1,0 +1,24 @@
+"""boto3 clients with the time-outs this project needs.
+
+A client's own retries must fit into its function's time-out: two tries, at most 2 s to connect and 3 s to
+be answered, are over in time everywhere. Connections are kept, for as many threads as one process runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+CONFIG = Config(
+    connect_timeout=2,
+    read_timeout=3,
+    retries={"mode": "standard", "total_max_attempts": 2},
+    max_pool_connections=20,
+    tcp_keepalive=True,
+)
+
+
+def client(service: Any) -> Any:
+    return boto3.client(service, config=CONFIG)

@@ -1,0 +1,222 @@
+"""A call: what is stored of it, its states, and what the world is told about it.
+
+    queued ──► dialing ──► in_progress ──► completed
+      │  ◄──────┘ (nothing rang)  │
+      └────────────┴──────────────┴──► no_answer, busy, rejected, failed, canceled, expired
+
+`dialing` means fenced: somebody may have asked LiveKit to ring, so nobody asks again. A call's status and
+the event that tells of it are written together (call_store), so the list of events is the whole story:
+`snapshot` folds its first n entries into the call as it was after the n-th.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from typing import Any, Literal
+
+Status = Literal[
+    "queued", "dialing", "in_progress", "completed", "no_answer", "busy", "rejected", "failed", "canceled",
+    "expired",
+]  # fmt: skip
+
+ENDED: frozenset[Status] = frozenset(
+    {"completed", "no_answer", "busy", "rejected", "failed", "canceled", "expired"}
+)
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    "queued": frozenset({"dialing", "failed", "canceled", "expired"}),
+    "dialing": frozenset(
+        {"queued", "in_progress", "completed", "no_answer", "busy", "rejected", "failed", "canceled"}
+    ),
+    "in_progress": frozenset({"completed", "failed"}),
+    **{end: frozenset() for end in ENDED},
+}
+
+EndReason = Literal[
+    "hangup",  # the callee hung up
+    "agent_hangup",  # the agent (or somebody at LiveKit) closed the room
+    "disconnected",  # an answered call that is over, LiveKit does not say why
+    "max_duration",
+    "agent_left",  # answered, but nobody was there to speak
+    "busy",
+    "no_answer",
+    "rejected",
+    "invalid_number",
+    "carrier_error",  # the carrier's own 4xx to 6xx
+    "trunk_error",  # trunk unknown, refused, unreachable: a configuration fault
+    "removed",  # the participant was removed while it rang, not by this system
+    "agent_unavailable",  # no agent came into the room; nothing rang
+    "livekit_error",  # LiveKit refused the dial itself: its keys, its SIP service
+    "livekit_unavailable",  # LiveKit could not be reached in any attempt; nothing rang
+    "not_allowed",  # the workspace was disabled or changed before the call was dialled
+    "outcome_unknown",  # the phone may have rung, nobody can tell what became of it
+    "canceled_by_api",
+    "expired",
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ends. `retryable`: placing the same call again may succeed."""
+
+    status: Status
+    reason: EndReason
+    retryable: bool = False
+    sip_status_code: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """The record of a call. Times that order work are epoch milliseconds; JSON texts are as received."""
+
+    callId: str
+    workspaceId: str
+    callAgentId: str
+    to: str
+    roomName: str
+    jobId: str
+    createdAt: str
+    status: Status
+    events: tuple[dict[str, Any], ...]
+    ringTimeoutSeconds: int
+    maxDurationSeconds: int
+    queueDeadline: int
+    fromNumber: str | None = None
+    callbackUrl: str | None = None
+    dynamicVariables: str | None = None
+    metadata: str | None = None
+    requestHash: str | None = None
+    # Dialling: who works on it and until when, how often it was tried, when to try again.
+    leaseId: str | None = None
+    leaseUntil: int = 0
+    attempts: int = 0
+    waitUntil: int = 0
+    roomSid: str | None = None
+    dialedAt: int | None = None
+    answeredAt: int | None = None
+    # Asked to hang up, seen to leave, seen to be absent.
+    hangup: dict[str, Any] | None = None
+    left: dict[str, Any] | None = None
+    missingSince: int | None = None
+    agentMissingSince: int | None = None
+    endedAt: int | None = None
+    # In the index of what is due, while there is anything to do.
+    dueShard: int | None = None
+    checkAt: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    @property
+    def identity(self) -> str:
+        """The SIP participant's identity in the room; LiveKit's events carry it back."""
+        return f"call-{self.callId}"
+
+    @classmethod
+    def from_item(cls, item: dict[str, Any]) -> Call:
+        known = {name: item[name] for name in cls.__slots__ if name in item}
+        known["events"] = tuple(item["events"])
+        return cls(**known)
+
+    def to_item(self) -> dict[str, Any]:
+        """Everything that is set, without the table's keys."""
+        item = {name: getattr(self, name) for name in type(self).__slots__}
+        item["events"] = list(self.events)
+        return {name: value for name, value in item.items() if value is not None and value != 0}
+
+
+def iso(ms: int) -> str:
+    """Epoch milliseconds as ISO 8601 in UTC: `2026-11-24T09:30:00.123Z`."""
+    moment = datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def event(kind: str, at: int, **fields: Any) -> dict[str, Any]:
+    """An entry of a call's event list. Its sequence is its place in the list, its id follows from that."""
+    return {"type": kind, "at": at, **{name: value for name, value in fields.items() if value is not None}}
+
+
+def event_id(call_id: str, sequence: int) -> str:
+    return f"evt_{call_id}_{sequence}"
+
+
+def snapshot(call: Call, sequence: int) -> dict[str, Any]:
+    """The call as it was after event number `sequence` (1-based): a function of what never changes.
+
+    Only immutable fields and the first `sequence` events are read, so the answer is the same for ever.
+    """
+    view: dict[str, Any] = {
+        "callId": call.callId,
+        "jobId": call.jobId,
+        "workspaceId": call.workspaceId,
+        "callAgentId": call.callAgentId,
+        "roomName": call.roomName,
+        "to": call.to,
+        "from": call.fromNumber,
+        "status": "queued",
+        "createdAt": call.createdAt,
+        "dialedAt": None,
+        "answeredAt": None,
+        "endedAt": None,
+        "durationSeconds": None,
+        "endReason": None,
+        "sipStatusCode": None,
+        "retryable": None,
+    }
+    answered_at: int | None = None
+    for entry in call.events[:sequence]:
+        match entry["type"]:
+            case "call.queued":
+                # A second one: LiveKit refused before anything rang, the call waits again.
+                view["status"] = "queued"
+                view["dialedAt"] = None
+            case "call.dialing":
+                view["status"] = "dialing"
+                view["from"] = entry.get("from", view["from"])
+                view["dialedAt"] = iso(entry["at"])
+            case "call.answered":
+                view["status"] = "in_progress"
+                answered_at = entry["at"]
+                view["answeredAt"] = iso(entry["at"])
+            case "call.ended":
+                view["status"] = entry["status"]
+                view["endedAt"] = iso(entry["at"])
+                view["endReason"] = entry["reason"]
+                view["retryable"] = entry["retryable"]
+                view["sipStatusCode"] = entry.get("sipStatusCode")
+                if answered_at is not None:
+                    view["durationSeconds"] = max(0, round((entry["at"] - answered_at) / 1000))
+    return view
+
+
+def json_object(members: dict[str, str]) -> str:
+    """A JSON object from keys and JSON texts: the texts go in as they are, so nothing is re-written."""
+    return "{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in members.items()) + "}"
+
+
+def compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def webhook_body(call: Call, sequence: int) -> str:
+    """The body of event number `sequence`: the same bytes at every attempt and every replay.
+
+    Raises IndexError when the call has no such event.
+    """
+    entry = call.events[sequence - 1]
+    data = {name: compact(value) for name, value in snapshot(call, sequence).items()}
+    if "data" in entry:
+        data["report"] = entry["data"]
+    return json_object(
+        {
+            "id": compact(event_id(call.callId, sequence)),
+            "type": compact(entry["type"]),
+            "timestamp": compact(iso(entry["at"])),
+            "sequence": str(sequence),
+            "data": json_object(data),
+            "metadata": call.metadata or "null",
+        }
+    )

@@ -1,0 +1,318 @@
+"""All that is ever read or written of a call in CallsTable.
+
+Every change of status is one conditional UpdateItem that sets the status and appends the event that tells of
+it: a state without its event cannot exist. A lost condition is a result, not an error: each write answers
+`Write(won, call)` with the call as it now stands. When a request of ours was sent twice by the SDK (the first
+answer lost), the second fails its condition on an item that already carries our own token: that is won too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from shared.call import TRANSITIONS, Call, Outcome, Status, event
+from shared.dynamo import from_wire, store_errors, to_wire
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+# What a conditional write may rely on; `now` is the caller's clock, epoch milliseconds.
+QUEUED = "#status = :queued"
+NO_LIVE_LEASE = "(attribute_not_exists(leaseUntil) OR leaseUntil < :now)"
+LEASE_MINE = "leaseId = :lease"
+NO_HANGUP = "attribute_not_exists(hangup)"
+
+RETENTION_SECONDS = 30 * 24 * 3600
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Write:
+    """won: the write was made. call: as it stands now; None when there is no such call."""
+
+    won: bool
+    call: Call | None
+
+
+def call_key(call_id: str, sort_key: str = "CALL") -> dict[str, Any]:
+    return to_wire({"pk": f"CALL#{call_id}", "sk": sort_key})
+
+
+def due_shard(call_id: str) -> int:
+    """One of 16, so that neither writers nor the reconciler meet one hot partition."""
+    return int(call_id[0], 16)
+
+
+class CallStore:
+    """The calls of one table. Every method raises StoreError or StoreUnclear when DynamoDB fails."""
+
+    def __init__(self, client: DynamoDBClient, table: str) -> None:
+        self._client = client
+        self._table = table
+
+    def create(self, call: Call) -> Write:
+        """Writes a new call. Lost: there is one of that id already, which is returned."""
+        item = call_key(call.callId) | to_wire(call.to_item() | {"dueShard": due_shard(call.callId)})
+        try:
+            with store_errors():
+                self._client.put_item(
+                    TableName=self._table,
+                    Item=item,
+                    ConditionExpression="attribute_not_exists(pk)",
+                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                )
+        except ClientError as exc:
+            there = _call(exc.response.get("Item"))
+            return Write(there is not None and there.jobId == call.jobId, there)
+        return Write(True, call)
+
+    def get(self, call_id: str) -> Call | None:
+        """The call as it stands (a consistent read)."""
+        with store_errors():
+            answer = self._client.get_item(TableName=self._table, Key=call_key(call_id), ConsistentRead=True)
+        return _call(answer.get("Item"))
+
+    # ── a queued call ───────────────────────────────────────────────────────────────────────────
+
+    def take_lease(self, call_id: str, lease: str, until: int, now: int) -> Write:
+        """Claims a queued call for one process. Status stays `queued`: nothing has rung."""
+        return self._update(
+            call_id,
+            "SET leaseId = :lease, leaseUntil = :until, checkAt = :until, "
+            "attempts = if_not_exists(attempts, :zero) + :one REMOVE waitUntil",
+            f"{QUEUED} AND {NO_LIVE_LEASE}",
+            {":lease": lease, ":until": until, ":now": now, ":zero": 0, ":one": 1},
+            mine=lambda call: call.leaseId == lease,
+        )
+
+    def wait(
+        self, call_id: str, wait_until: int, check_at: int, now: int, *, lease: str | None = None,
+        uncount: bool = False, extend_ms: int = 0,
+    ) -> Write:  # fmt: skip
+        """Puts a queued call back in line: by its lease's holder, or by whoever first finds it free.
+
+        Lost by a duplicate message, so a second chain of messages never starts. uncount: the attempt that
+        the lease counted did not reach LiveKit. extend_ms: time that does not count against the queue's.
+        """
+        free = f"{NO_LIVE_LEASE} AND (attribute_not_exists(waitUntil) OR waitUntil <= :now)"
+        values: dict[str, Any] = {":wait": wait_until, ":check": check_at, ":extend": extend_ms}
+        counted = ""
+        if lease is None:
+            values[":now"] = now
+        else:
+            values[":lease"] = lease
+            if uncount:
+                counted = ", attempts = attempts - :one"
+                values[":one"] = 1
+        return self._update(
+            call_id,
+            "SET waitUntil = :wait, checkAt = :check, queueDeadline = queueDeadline + :extend"
+            f"{counted} REMOVE leaseId, leaseUntil",
+            f"{QUEUED} AND {free if lease is None else LEASE_MINE}",
+            values,
+            mine=lambda call: call.waitUntil == wait_until and call.leaseId is None,
+        )
+
+    def fence(self, call_id: str, lease: str, room_sid: str, from_number: str | None, now: int) -> Write:
+        """`queued` → `dialing`. From here on nobody dials this call again."""
+        return self._transition(
+            call_id,
+            "dialing",
+            event("call.dialing", now, **{"from": from_number}),
+            "dialedAt = :now, roomSid = :room",
+            f"{QUEUED} AND {LEASE_MINE} AND leaseUntil > :now AND {NO_HANGUP}",
+            {":lease": lease, ":room": room_sid, ":now": now},
+            mine=lambda call: call.status == "dialing" and call.leaseId == lease,
+        )
+
+    # ── a fenced call ───────────────────────────────────────────────────────────────────────────
+
+    def unfence(self, call_id: str, lease: str, wait_until: int, check_at: int, now: int) -> Write:
+        """`dialing` → `queued`, for the one case that nothing can have rung."""
+        return self._transition(
+            call_id,
+            "queued",
+            event("call.queued", now),
+            "waitUntil = :wait, checkAt = :check",
+            f"#status = :dialing AND {LEASE_MINE} AND {NO_HANGUP} AND attribute_not_exists(#left)",
+            {":lease": lease, ":dialing": "dialing", ":wait": wait_until, ":check": check_at},
+            remove="leaseId, leaseUntil, roomSid, dialedAt",
+            mine=lambda call: call.status == "queued" and call.waitUntil == wait_until,
+        )
+
+    def answered(self, call_id: str, lease: str, check_at: int, now: int) -> Write:
+        """`dialing` → `in_progress`, unless somebody asked to hang up. `lease`: as held, or as read."""
+        return self._transition(
+            call_id,
+            "in_progress",
+            event("call.answered", now),
+            "answeredAt = :now, checkAt = :check",
+            f"#status = :dialing AND {LEASE_MINE} AND {NO_HANGUP}",
+            {":lease": lease, ":dialing": "dialing", ":now": now, ":check": check_at},
+            remove="missingSince",
+            mine=lambda call: call.status == "in_progress" and call.answeredAt == now,
+        )
+
+    def note_left(self, call_id: str, left: dict[str, Any]) -> Write:
+        """Keeps the first word on why the phone's participant left while the dial is still under way."""
+        return self._update(
+            call_id,
+            "SET #left = :left",
+            "#status = :dialing AND attribute_not_exists(#left)",
+            {":left": left, ":dialing": "dialing"},
+            mine=lambda call: call.left == left,
+        )
+
+    def note_missing(self, seen: Call, check_at: int, **since: int | None) -> Write:
+        """Remembers what a look at LiveKit did not find: `missingSince`, `agentMissingSince` (None clears)."""
+        assigned = [name for name, value in since.items() if value is not None]
+        removed = [name for name, value in since.items() if value is None]
+        return self._update(
+            seen.callId,
+            f"SET checkAt = :check{''.join(f', {name} = :{name}' for name in assigned)}"
+            + (f" REMOVE {', '.join(removed)}" if removed else ""),
+            "#status = :seen",
+            {":check": check_at, ":seen": seen.status, **{f":{name}": since[name] for name in assigned}},
+        )
+
+    # ── the end ─────────────────────────────────────────────────────────────────────────────────
+
+    def end(self, seen: Call, outcome: Outcome, check_at: int, now: int) -> Write:
+        """Ends a call as it was seen: same status, same lease, and no request to hang up unless seen too.
+
+        Whoever loses gets the call as it stands and decides again. The record expires 30 days later; it
+        stays due until room and slot are cleared.
+        """
+        if outcome.status not in TRANSITIONS[seen.status]:
+            raise ValueError(f"a call cannot go from {seen.status} to {outcome.status}")
+        condition = f"#status = :seen AND attribute_{'not_' if seen.hangup is None else ''}exists(hangup)"
+        values: dict[str, Any] = {
+            ":seen": seen.status,
+            ":ended": now,
+            ":check": check_at,
+            ":expires": now // 1000 + RETENTION_SECONDS,
+        }
+        if seen.leaseId is None:
+            condition += " AND attribute_not_exists(leaseId)"
+        else:
+            condition += f" AND {LEASE_MINE}"
+            values[":lease"] = seen.leaseId
+        return self._transition(
+            seen.callId,
+            outcome.status,
+            event(
+                "call.ended",
+                now,
+                status=outcome.status,
+                reason=outcome.reason,
+                retryable=outcome.retryable,
+                sipStatusCode=outcome.sip_status_code,
+            ),
+            "endedAt = :ended, checkAt = :check, expiresAt = :expires",
+            condition,
+            values,
+            remove="waitUntil, missingSince, agentMissingSince",
+            mine=lambda call: call.endedAt == now and call.events[-1].get("reason") == outcome.reason,
+        )
+
+    def ask_to_hang_up(self, seen: Call, reason: str, now: int) -> Write:
+        """The first request to hang up a fenced call stays; the reconciler sees it through."""
+        return self._update(
+            seen.callId,
+            "SET hangup = :hangup, checkAt = :now",
+            f"#status = :seen AND {NO_HANGUP}",
+            {":hangup": {"reason": reason, "at": now}, ":seen": seen.status, ":now": now},
+            mine=lambda call: call.hangup == {"reason": reason, "at": now},
+        )
+
+    def leave_due(self, call_id: str) -> Write:
+        """Room and slot of an ended call are cleared: nothing is due any more."""
+        return self._update(
+            call_id,
+            "REMOVE dueShard, checkAt",
+            "attribute_exists(endedAt)",
+            {},
+            mine=lambda call: call.ended and call.dueShard is None,
+        )
+
+    def postpone(self, seen: Call, check_at: int) -> Write:
+        """Moves the next look, unless somebody else has moved it."""
+        return self._update(
+            seen.callId,
+            "SET checkAt = :check",
+            "#status = :seen AND checkAt = :was",
+            {":check": check_at, ":seen": seen.status, ":was": seen.checkAt},
+            mine=lambda call: call.checkAt == check_at,
+        )
+
+    # ── what is due ─────────────────────────────────────────────────────────────────────────────
+
+    def due(self, shard: int, now: int) -> Iterator[list[tuple[str, str]]]:
+        """Pages of (call id, sort key) of one shard that were due by `now`, oldest first.
+
+        The index may be stale: decide on a consistent read of the item.
+        """
+        request: dict[str, Any] = {
+            "TableName": self._table,
+            "IndexName": "due",
+            "KeyConditionExpression": "dueShard = :shard AND checkAt <= :now",
+            "ExpressionAttributeValues": to_wire({":shard": shard, ":now": now}),
+            "Limit": 100,
+        }
+        while True:
+            with store_errors():
+                answer = self._client.query(**request)
+            yield [(item["pk"]["S"].removeprefix("CALL#"), item["sk"]["S"]) for item in answer["Items"]]
+            if "LastEvaluatedKey" not in answer:
+                return
+            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+    # ── one conditional UpdateItem ──────────────────────────────────────────────────────────────
+
+    def _transition(
+        self, call_id: str, to: Status, entry: dict[str, Any], assignments: str, condition: str,
+        values: dict[str, Any], mine: Callable[[Call], bool], remove: str = "",
+    ) -> Write:  # fmt: skip
+        return self._update(
+            call_id,
+            f"SET #status = :to, events = list_append(events, :event), {assignments}"
+            + (f" REMOVE {remove}" if remove else ""),
+            condition,
+            {":to": to, ":event": [entry], **values},
+            mine=mine,
+        )
+
+    def _update(
+        self, call_id: str, update: str, condition: str, values: dict[str, Any],
+        mine: Callable[[Call], bool] = lambda call: False,
+    ) -> Write:  # fmt: skip
+        if ":queued" in condition:
+            values = values | {":queued": "queued"}
+        text = update + condition
+        names = {f"#{name}": name for name in ("status", "left") if f"#{name}" in text}
+        request: dict[str, Any] = {
+            "TableName": self._table,
+            "Key": call_key(call_id),
+            "UpdateExpression": update,
+            "ConditionExpression": condition,
+            "ReturnValues": "ALL_NEW",
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+        if names:
+            request["ExpressionAttributeNames"] = names
+        if values:
+            request["ExpressionAttributeValues"] = to_wire(values)
+        try:
+            with store_errors():
+                answer = self._client.update_item(**request)
+        except ClientError as exc:
+            there = _call(exc.response.get("Item"))
+            return Write(there is not None and mine(there), there)
+        return Write(True, _call(answer["Attributes"]))
+
+
+def _call(item: Any) -> Call | None:
+    return Call.from_item(from_wire(item)) if item else None

@@ -1,0 +1,9 @@
+"""The one clock: epoch milliseconds. Functions below the handlers get it as an argument."""
+
+from __future__ import annotations
+
+import time
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,148 @@
+"""All that is ever read or written of a delivery: the state and the attempts of one webhook.
+
+The row is the truth, a message `{"callId", "sequence"}` only a hint that it may be due. Before a POST the row is
+taken under a lease, so that nothing is posted twice at the same time, however many messages there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
+
+from botocore.exceptions import ClientError
+
+from shared.call_store import RETENTION_SECONDS, call_key, due_shard
+from shared.dynamo import from_wire, store_errors, to_wire
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+# pending: attempts go on. delivered: a 2xx came. dead: the last attempt failed. stopped: the receiver said 410.
+State = Literal["pending", "delivered", "dead", "stopped"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event's delivery. Times are epoch ms; attempts hold at, status or error, ms, answer."""
+
+    callId: str
+    sequence: int
+    state: State
+    attempt: int
+    nextAttemptAt: int
+    createdAt: int
+    attempts: tuple[dict[str, Any], ...] = ()
+    leaseId: str | None = None
+    leaseUntil: int = 0
+    checkAt: int | None = None
+
+    @classmethod
+    def from_item(cls, item: dict[str, Any]) -> Delivery:
+        known = {name: item[name] for name in cls.__slots__ if name in item}
+        known["attempts"] = tuple(item.get("attempts", ()))
+        return cls(**known)
+
+
+def sort_key(sequence: int) -> str:
+    """Padded, so that a query lists deliveries in the order of their events."""
+    return f"DELIVERY#{sequence:04d}"
+
+
+class DeliveryStore:
+    """The deliveries in CallsTable. Every method raises StoreError or StoreUnclear when DynamoDB fails."""
+
+    def __init__(self, client: DynamoDBClient, table: str) -> None:
+        self._client = client
+        self._table = table
+
+    def create(self, call_id: str, sequence: int, now: int, check_at: int) -> None:
+        """Makes the delivery of one event, due at once. One that exists stays as it is."""
+        row = {
+            "callId": call_id,
+            "sequence": sequence,
+            "state": "pending",
+            "attempt": 0,
+            "nextAttemptAt": now,
+            "createdAt": now,
+            "attempts": [],
+            "dueShard": due_shard(call_id),
+            "checkAt": check_at,
+        }
+        try:
+            with store_errors():
+                self._client.put_item(
+                    TableName=self._table,
+                    Item=call_key(call_id, sort_key(sequence)) | to_wire(row),
+                    ConditionExpression="attribute_not_exists(pk)",
+                )
+        except ClientError:
+            return
+
+    def get(self, call_id: str, sequence: int) -> Delivery | None:
+        with store_errors():
+            answer = self._client.get_item(
+                TableName=self._table, Key=call_key(call_id, sort_key(sequence)), ConsistentRead=True
+            )
+        return Delivery.from_item(from_wire(answer["Item"])) if "Item" in answer else None
+
+    def take(self, call_id: str, sequence: int, lease: str, now: int, until: int) -> Delivery | None:
+        """Claims a delivery that is due for one attempt, which is counted. None: not due, or taken."""
+        return self._update(
+            call_id,
+            sequence,
+            "SET leaseId = :lease, leaseUntil = :until, checkAt = :until, attempt = attempt + :one",
+            "#state = :pending AND nextAttemptAt <= :now AND "
+            "(attribute_not_exists(leaseUntil) OR leaseUntil < :now)",
+            {":lease": lease, ":until": until, ":now": now, ":one": 1, ":pending": "pending"},
+            lease,
+        )
+
+    def finish(
+        self, delivery: Delivery, attempt: dict[str, Any], state: State, next_attempt_at: int, check_at: int
+    ) -> Delivery | None:
+        """Notes an attempt and what follows. None: the lease was lost, somebody else has taken over."""
+        values: dict[str, Any] = {
+            ":lease": delivery.leaseId,
+            ":state": state,
+            ":attempt": [attempt],
+            ":next": next_attempt_at,
+        }
+        assignments = "#state = :state, attempts = list_append(attempts, :attempt), nextAttemptAt = :next"
+        removed = "leaseId, leaseUntil"
+        if state == "pending":
+            assignments += ", checkAt = :check"
+            values[":check"] = check_at
+        else:
+            assignments += ", expiresAt = :expires"
+            values[":expires"] = attempt["at"] // 1000 + RETENTION_SECONDS
+            removed += ", dueShard, checkAt"
+        return self._update(
+            delivery.callId,
+            delivery.sequence,
+            f"SET {assignments} REMOVE {removed}",
+            "leaseId = :lease",
+            values,
+        )
+
+    def _update(
+        self, call_id: str, sequence: int, update: str, condition: str, values: dict[str, Any],
+        own_lease: str | None = None,
+    ) -> Delivery | None:  # fmt: skip
+        try:
+            with store_errors():
+                answer = self._client.update_item(
+                    TableName=self._table,
+                    Key=call_key(call_id, sort_key(sequence)),
+                    UpdateExpression=update,
+                    ConditionExpression=condition,
+                    ExpressionAttributeNames={"#state": "state"},
+                    ExpressionAttributeValues=to_wire(values),
+                    ReturnValues="ALL_NEW",
+                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                )
+        except ClientError as exc:
+            item: Any = exc.response.get("Item")
+            there = Delivery.from_item(from_wire(item)) if item else None
+            # The SDK sent our request twice: the first had won.
+            return there if there is not None and own_lease and there.leaseId == own_lease else None
+        return Delivery.from_item(from_wire(answer["Attributes"]))

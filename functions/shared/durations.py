@@ -1,0 +1,77 @@
+"""Every duration of the system, in seconds, in one place.
+
+The production values are the defaults. The local stack and the tests run the same code faster by one
+factor (`TIME_SCALE`, 0.05 = twenty times faster), so that a day of retries can be watched in an hour and
+every margin keeps its proportion to every other. `tests/unit/test_durations.py` checks how they nest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Durations:
+    """All fields are seconds."""
+
+    # How long a process may go on with a workspace, key or secret it has read.
+    workspace_cache: float = 60
+    # A message whose record is missing: read for so long, then wait in such steps, then drop it.
+    orphan_read: float = 1
+    orphan_step: float = 2
+    orphan_drop: float = 60
+    # The reconciler sends a queued call's message again when nobody took it for so long.
+    queued_check: float = 60
+    # A lease outlives the process that took it by this much.
+    lease_margin: float = 60
+    # The agent must be in the room within this time, looked for in such steps.
+    agent_wait: float = 20
+    agent_step: float = 0.5
+    # LiveKit answers a waiting dial at join + ring; the HTTP client waits this much longer than the ring.
+    answer_margin: float = 15
+    # What must remain of the process beyond ring + answer_margin before the fence: room for the writes.
+    fence_margin: float = 10
+    # A request to LiveKit other than a dial.
+    livekit_request: float = 10
+    # Waiting: for a slot, for the switch, for a trunk whose next free second is further away than this.
+    slot_wait: float = 10
+    paused_wait: float = 30
+    pacing_hold: float = 5
+    # LiveKit unreachable before anything rang: first wait, doubled at each attempt, with jitter.
+    backoff: float = 5
+    # A message that waits is sent again by the reconciler when it is this late.
+    wait_grace: float = 30
+    # A queued call that nobody could dial ends `expired`.
+    queue_ttl: float = 3600
+    # A live call is looked at this often; absent twice, so far apart, means over.
+    live_check: float = 300
+    second_look: float = 30
+    # After answer + max_duration + this a call ends without looking.
+    end_margin: float = 600
+    # A room whose call has ended is looked at after this.
+    clear_check: float = 60
+    # Attempts of a webhook, counted from the one before; jitter is a tenth.
+    webhook_schedule: tuple[float, ...] = (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
+    webhook_connect: float = 5
+    webhook_attempt: float = 15
+    webhook_lease: float = 45
+    # Longer waits than this have no message: the reconciler brings the delivery back.
+    webhook_message: float = 60
+    # How much a delivery's message may be late before the reconciler sends another.
+    webhook_grace: float = 60
+    # The factor itself, for durations that come with a request (ring, call length).
+    scale: float = 1
+
+    def scaled(self, factor: float) -> Durations:
+        """The same durations, all multiplied by `factor`."""
+        changes: dict[str, float | tuple[float, ...]] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            changes[field.name] = tuple(v * factor for v in value) if isinstance(value, tuple) else value * factor
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Durations:
+        """Production values, times `TIME_SCALE` where the local stack sets it."""
+        return cls().scaled(float(environment.get("TIME_SCALE", "1")))

@@ -1,0 +1,88 @@
+"""The project's own errors. Those of AWS and of LiveKit become one of these once, at the edge.
+
+RingonceError
+├── RequestRefused        a client's request that cannot be accepted: status, code, field errors
+├── StoreError            DynamoDB did not do what was asked
+│   └── StoreUnclear      ... and may have done it all the same (time-out, connection cut, 5xx)
+├── QueueError            SQS did not take a message
+└── LiveKitError          LiveKit said no: Twirp code, HTTP status, SIP code
+    ├── LiveKitUnreachable    the request was never sent
+    └── LiveKitUnclear        it was sent, and nobody knows what became of it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+
+class RingonceError(Exception):
+    """Base of all."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FieldError:
+    """One thing wrong with one field of a request."""
+
+    field: str
+    message: str
+    code: str = "invalid_request"
+
+
+class RequestRefused(RingonceError):
+    """Becomes the HTTP answer `{"status":"error","message","code","errors"}`."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+
+
+class StoreError(RingonceError):
+    """DynamoDB refused or could not be reached; nothing was written."""
+
+
+class StoreUnclear(StoreError):
+    """The outcome of a write is not known: read before deciding."""
+
+
+class QueueError(RingonceError):
+    """SQS did not confirm a message. It may have been taken all the same; every message may come twice."""
+
+
+class LiveKitError(RingonceError):
+    """LiveKit answered with an error.
+
+    code: the Twirp code, `unknown` when the answer was not Twirp JSON. http_status: its status.
+    sip_status_code: the carrier's, when there was one.
+    """
+
+    def __init__(self, code: str, http_status: int, sip_status_code: int | None = None) -> None:
+        super().__init__(f"{code} (HTTP {http_status}, SIP {sip_status_code})")
+        self.code = code
+        self.http_status = http_status
+        self.sip_status_code = sip_status_code
+
+
+class LiveKitUnreachable(LiveKitError):
+    """No connection: the request was never sent."""
+
+    def __init__(self) -> None:
+        super().__init__("unreachable", 0)
+
+
+class LiveKitUnclear(LiveKitError):
+    """Time-out, connection cut after sending, or a proxy's answer instead of LiveKit's."""
+
+    def __init__(self, http_status: int = 0) -> None:
+        super().__init__("unclear", http_status)

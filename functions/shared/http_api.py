@@ -1,0 +1,82 @@
+"""API Gateway's HTTP API (payload format 2.0): what comes in, what goes out.
+
+Source: AWS, "Create AWS Lambda proxy integrations for HTTP APIs".
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shared.errors import QueueError, RequestRefused, StoreError
+from shared.telemetry import count, logger
+
+Event = Mapping[str, Any]
+Answer = dict[str, Any]
+
+RETRY_AFTER_SECONDS = 2
+
+
+def body_bytes(event: Event) -> bytes:
+    """The body as sent: API Gateway hands most content types over in base64. Empty when there is none.
+
+    Raises RequestRefused (400) on base64 that is none.
+    """
+    body = event.get("body") or ""
+    if not event.get("isBase64Encoded"):
+        return body.encode("utf-8", "surrogatepass") if isinstance(body, str) else b""
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error as exc:
+        raise RequestRefused(400, "invalid_body", "The body is not valid base64") from exc
+
+
+def header(event: Event, name: str) -> str | None:
+    """A request header by its lower-case name; API Gateway lower-cases them."""
+    value = (event.get("headers") or {}).get(name)
+    return value if isinstance(value, str) else None
+
+
+def request_id(event: Event) -> str:
+    return str(event.get("requestContext", {}).get("requestId", ""))
+
+
+def answer(status: int, body: str | Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Answer:
+    return {
+        "statusCode": status,
+        "headers": {"content-type": "application/json", **(headers or {})},
+        "body": body if isinstance(body, str) else json.dumps(body, separators=(",", ":")),
+    }
+
+
+def refusal(refused: RequestRefused) -> Answer:
+    body: dict[str, Any] = {"status": "error", "message": refused.message, "code": refused.code}
+    if refused.errors:
+        body["errors"] = [{"field": error.field, "message": error.message} for error in refused.errors]
+    return answer(refused.status, body, refused.headers)
+
+
+def respond(event: Event, function: Callable[[Event], Answer]) -> Answer:
+    """Runs one request and turns what it raises into the contract's answers; adds `x-request-id`."""
+    try:
+        result = function(event)
+    except RequestRefused as refused:
+        logger.info("refused", extra={"code": refused.code, "request_id": request_id(event)})
+        count("RequestsRefused", code=refused.code)
+        result = refusal(refused)
+    except (StoreError, QueueError) as exc:
+        logger.error("dependency down", extra={"reason": str(exc), "request_id": request_id(event)})
+        count("RequestsFailed")
+        result = refusal(
+            RequestRefused(
+                503,
+                "unavailable",
+                "The service cannot take this request now; repeat it with the same Idempotency-Key",
+                headers={"retry-after": str(RETRY_AFTER_SECONDS)},
+            )
+        )
+    result["headers"]["x-request-id"] = request_id(event)
+    return result

@@ -1,0 +1,125 @@
+"""JSON as text: read strictly, kept as it was written.
+
+What a client sends as `metadata` must come back the same, big integers, 1.0 against 1, key order, emoji and
+all. So the text of each top-level member is kept and put into every answer as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from shared.errors import RequestRefused
+
+MAXIMUM_DEPTH = 32
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_STRING_OR_SPACE = re.compile(r'"(?:[^"\\]|\\.)*"|[ \t\n\r]+')
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return result
+
+
+def _constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _integer(text: str) -> int | float:
+    # Python refuses integers of over 4,300 digits; nobody calculates with them here.
+    return int(text) if len(text) < 400 else float(text)
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
+
+
+def members(body: bytes) -> dict[str, tuple[Any, str]]:
+    """The members of a JSON object: key → (value, its text as written).
+
+    Raises RequestRefused (400, `invalid_json`) for anything but one JSON object in UTF-8: duplicate keys, NaN,
+    lone surrogates, more than 32 levels, text behind the end.
+    """
+    try:
+        text = body.decode("utf-8")
+        _check_depth(text)
+        pairs = list(_scan(text))
+        if len({key for key, _, _ in pairs}) != len(pairs):
+            raise ValueError("a key stands twice in one object")
+        # An escaped lone surrogate (\ud800) is the only thing that decodes but cannot be encoded.
+        for key, value, _ in pairs:
+            json.dumps([key, value], ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as exc:
+        raise RequestRefused(400, "invalid_json", f"The body is not a valid JSON object: {_said(exc)}") from exc
+    return {key: (value, written) for key, value, written in pairs}
+
+
+def ascii_compact(text: str) -> str:
+    """The same JSON without white space between tokens and in ASCII only, as an HTTP header needs it."""
+
+    def replace(match: re.Match[str]) -> str:
+        token = match.group()
+        if not token.startswith('"'):
+            return ""
+        return "".join(char if char.isascii() else json.dumps(char)[1:-1] for char in token)
+
+    return _STRING_OR_SPACE.sub(replace, text)
+
+
+def _scan(text: str) -> Iterator[tuple[str, Any, str]]:
+    at = _skip(text, 0)
+    if text[at : at + 1] != "{":
+        raise ValueError("expected an object")
+    at = _skip(text, at + 1)
+    if text[at : at + 1] != "}":
+        while True:
+            if text[at : at + 1] != '"':
+                raise ValueError(f"expected a key at character {at}")
+            key, at = _decoder.raw_decode(text, at)
+            at = _skip(text, at)
+            if text[at : at + 1] != ":":
+                raise ValueError(f"expected a colon at character {at}")
+            start = _skip(text, at + 1)
+            try:
+                value, at = _decoder.raw_decode(text, start)
+            except StopIteration as exc:
+                raise ValueError(f"expected a value at character {start}") from exc
+            yield key, value, text[start:at]
+            at = _skip(text, at)
+            if text[at : at + 1] != ",":
+                break
+            at = _skip(text, at + 1)
+    if text[at : at + 1] != "}":
+        raise ValueError(f"expected a comma or a closing brace at character {at}")
+    if _skip(text, at + 1) != len(text):
+        raise ValueError("something stands behind the end of the object")
+
+
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for char in re.sub(r'"(?:[^"\\]|\\.)*"', "", text):
+        if char in "{[":
+            depth += 1
+            if depth > MAXIMUM_DEPTH:
+                raise ValueError(f"more than {MAXIMUM_DEPTH} levels")
+        elif char in "}]":
+            depth -= 1
+
+
+def _said(exc: Exception) -> str:
+    if isinstance(exc, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if isinstance(exc, UnicodeEncodeError):
+        return "a string holds half of a surrogate pair"
+    if isinstance(exc, json.JSONDecodeError):
+        return f"{exc.msg} at character {exc.pos}"
+    return str(exc)

@@ -1,0 +1,379 @@
+"""The whole system in one process, for integration tests: the real handlers, DynamoDB and SQS faked by moto
+(tables and queues made from template.yaml), LiveKit's stand-in and a webhook receiver over real HTTP.
+
+Nothing moves by itself: a test pumps the queues and the stream, so it decides what happens between two steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+from aiohttp import web
+from botocore.config import Config
+from moto import mock_aws
+from samtranslator.yaml_helper import yaml_parse
+
+from local.livekit import Faults
+from local.livekit import Settings as StandinSettings
+from local.livekit import create_app as create_standin
+from local.receiver import create_app as create_receiver
+from shared.call_store import call_key
+from shared.durations import Durations
+from shared.dynamo import from_wire
+from shared.workspaces import Workspace, WorkspaceStore
+from webhook_dispatch.address_guard import Policy
+from webhook_dispatch.transport import GuardedTransport
+
+TEMPLATE = yaml_parse((Path(__file__).parent.parent / "template.yaml").read_text())
+TIME_SCALE = 0.05
+API_KEY = "rk_test_key"
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
+LIVEKIT_KEY, LIVEKIT_SECRET = "devkey", "secret-of-at-least-thirty-two-characters"
+EXAMPLE: dict[str, Any] = {
+    "to": "+1234567890",
+    "call_agent_id": "a1b2c3d4e5f6a7b8c9d0e1f2",
+    "dynamic_variables": {"firstName": "Ada", "Zipcode": "94105"},
+    "metadata": {"orderId": "o-1", "big": 12345678901234567890123, "one": 1.0},
+}
+
+
+class Context:
+    """Lambda's context, as far as the handlers read it. seconds: what the process still has."""
+
+    aws_request_id = "request"
+    function_name = "function"
+    memory_limit_in_mb = 512
+    invoked_function_arn = "arn:aws:lambda:us-east-1:123456789012:function:function"
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return max(0, int((self._deadline - time.monotonic()) * 1000))
+
+
+class Servers:
+    """Stand-in, receiver and the route for LiveKit's events, on a loop and thread of their own."""
+
+    def __init__(self, on_livekit_event: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self._on_livekit_event = on_livekit_event
+        self._loop = asyncio.new_event_loop()
+        self._runners: list[web.AppRunner] = []
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.events_url = self._run(self._serve(self._events_app())) + "/v1/livekit/events"
+        standin = create_standin(
+            StandinSettings(
+                api_key=LIVEKIT_KEY,
+                api_secret=LIVEKIT_SECRET,
+                webhook_urls=(self.events_url,),
+                time_scale=TIME_SCALE,
+                faults=Faults(agent_join_seconds=0.02, ring_seconds=0.05, talk_seconds=0.2),
+            )
+        )
+        self.livekit_url = self._run(self._serve(standin))
+        self.receiver_url = self._run(self._serve(create_receiver((WEBHOOK_SECRET,))))
+
+    def stop(self) -> None:
+        for runner in self._runners:
+            self._run(runner.cleanup())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+
+    async def _serve(self, app: web.Application) -> str:
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        self._runners.append(runner)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        return f"http://127.0.0.1:{port}"
+
+    def _events_app(self) -> web.Application:
+        async def post(request: web.Request) -> web.Response:
+            body = await request.read()
+            event = http_event("POST /v1/livekit/events", body, dict(request.headers), in_base64=True)
+            answer = await asyncio.to_thread(self._on_livekit_event, event)
+            return web.Response(status=answer["statusCode"], text=answer["body"])
+
+        app = web.Application()
+        app.router.add_post("/v1/livekit/events", post)
+        return app
+
+
+def http_event(
+    route: str, body: bytes = b"", headers: dict[str, str] | None = None, *,
+    path: dict[str, str] | None = None, query: dict[str, str] | None = None, in_base64: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """An event of API Gateway's HTTP API, payload format 2.0."""
+    return {
+        "version": "2.0",
+        "routeKey": route,
+        "headers": {name.lower(): value for name, value in (headers or {}).items()},
+        "pathParameters": path or {},
+        "queryStringParameters": query or {},
+        "requestContext": {"requestId": "request-1", "http": {"method": route.split()[0]}},
+        "body": base64.b64encode(body).decode() if in_base64 else body.decode(),
+        "isBase64Encoded": in_base64,
+    }
+
+
+class System:
+    """One account's worth of Ringonce. `reset` makes it as new."""
+
+    _iterator: str
+    modules: dict[str, Any]
+
+    def __init__(self) -> None:
+        self._mock = mock_aws()
+        self._mock.start()
+        os.environ |= {
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "POWERTOOLS_METRICS_NAMESPACE": "Ringonce",
+            "POWERTOOLS_SERVICE_NAME": "test",
+            "CALLS_TABLE": "CallsTable",
+            "WORKSPACES_TABLE": "WorkspacesTable",
+            "LIVEKIT_SECRET_NAME": "ringonce/livekit",
+            "PUBLIC_API_URL": "https://api.example",
+            "TIME_SCALE": str(TIME_SCALE),
+        }
+        self.dynamodb = boto3.client("dynamodb")
+        # moto knows only the regional endpoint, not the one with the account id.
+        self.streams = boto3.client("dynamodbstreams", config=Config(account_id_endpoint_mode="disabled"))
+        self.sqs = boto3.client("sqs")
+        self.secrets = boto3.client("secretsmanager")
+        self.durations = Durations().scaled(TIME_SCALE)
+        self.workspaces = WorkspaceStore(self.dynamodb, "WorkspacesTable")
+        self.servers = Servers(lambda event: self.handlers["livekit_events"](event, Context(10)))
+        self._make_resources()
+        self.handlers = self._import_handlers()
+        self.http = httpx.Client(timeout=10)
+
+    def close(self) -> None:
+        self.http.close()
+        deliver = self.modules["deliver"]
+        deliver.runner.run(deliver.parts.client.aclose())
+        deliver.runner.close()
+        self.modules["dial_worker"].runner.close()
+        self.servers.stop()
+        self._mock.stop()
+
+    def reset(self) -> None:
+        self.http.post(f"{self.servers.livekit_url}/_standin/reset").raise_for_status()
+        self.http.post(f"{self.servers.receiver_url}/_receiver/reset").raise_for_status()
+        self._mock.reset()
+        self._make_resources()
+        for module in self.modules.values():
+            for name in ("workspace_cache", "livekit_secret"):
+                if hasattr(module, name):
+                    forget(getattr(module, name))
+            if hasattr(module, "parts") and hasattr(module.parts, "workspaces"):
+                forget(module.parts.workspaces)
+
+    # ── what a client does ──────────────────────────────────────────────────────────────────────
+
+    def post(self, body: Any, headers: dict[str, str] | None = None, **event: Any) -> dict[str, Any]:
+        """POST /v1/api/call. body: bytes as they are, anything else as JSON."""
+        given = body if isinstance(body, bytes) else json.dumps(body).encode()
+        all_headers = {"x-workspace-id": "demo", "x-api-key": API_KEY} | (headers or {})
+        sent = http_event("POST /v1/api/call", given, all_headers, **event)
+        return self.handlers["initiate_call"](sent, Context(10))
+
+    def place(self, to: str = "+15550000000", **fields: Any) -> str:
+        """An accepted call's id."""
+        body = {
+            "to": to,
+            "call_agent_id": "agent-1",
+            "callback_url": f"{self.servers.receiver_url}/hook",
+            "metadata": {"n": 1},
+        }
+        answer = self.post(body | fields)
+        assert answer["statusCode"] == 200, answer
+        call_id = json.loads(answer["body"])["callId"]
+        assert isinstance(call_id, str)
+        return call_id
+
+    # ── what AWS does ───────────────────────────────────────────────────────────────────────────
+
+    def receive(self, queue: str) -> list[dict[str, Any]]:
+        """Up to ten visible messages, as Lambda hands them over."""
+        answer = self.sqs.receive_message(
+            QueueUrl=self.queue_urls[queue], MaxNumberOfMessages=10, MessageSystemAttributeNames=["All"]
+        )
+        return [
+            {
+                "messageId": message["MessageId"],
+                "receiptHandle": message["ReceiptHandle"],
+                "body": message["Body"],
+                "attributes": message["Attributes"],
+            }
+            for message in answer.get("Messages", [])
+        ]
+
+    def pump_queue(self, queue: str, handler: str, seconds: float = 6) -> int:
+        """One batch, acknowledged as the handler says. Returns how many messages there were."""
+        records = self.receive(queue)
+        if not records:
+            return 0
+        answer = self.handlers[handler]({"Records": records}, Context(seconds))
+        failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
+        for record in records:
+            if record["messageId"] not in failed:
+                self.sqs.delete_message(QueueUrl=self.queue_urls[queue], ReceiptHandle=record["receiptHandle"])
+        return len(records)
+
+    def dial(self, seconds: float = 6) -> int:
+        return self.pump_queue("DialQueue", "dial_worker", seconds)
+
+    def deliver(self) -> int:
+        """Stream to fan_out, then one batch of webhooks."""
+        self.pump_stream()
+        return self.pump_queue("WebhookQueue", "deliver")
+
+    def pump_stream(self) -> int:
+        """All stream records not yet handed out that pass the template's filter, in one batch."""
+        answer = self.streams.get_records(ShardIterator=self._iterator)
+        self._iterator = answer["NextShardIterator"]
+        records = [
+            record
+            for record in answer["Records"]
+            if record["dynamodb"]["Keys"]["sk"]["S"] == "CALL"
+            and "callbackUrl" in record["dynamodb"].get("NewImage", {})
+        ]
+        if records:
+            assert self.handlers["fan_out"]({"Records": records}, Context(30)) == {"batchItemFailures": []}
+        return len(records)
+
+    def run_until(self, done: Callable[[], bool], seconds: float = 15) -> None:
+        """Pumps everything until `done`, or fails after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < deadline, f"not done: {self.calls_placed()}"
+            if not self.dial() + self.deliver():
+                time.sleep(0.02)
+
+    # ── what a test sees ────────────────────────────────────────────────────────────────────────
+
+    def item(self, call_id: str) -> dict[str, Any]:
+        answer = self.dynamodb.get_item(TableName="CallsTable", Key=call_key(call_id), ConsistentRead=True)
+        return from_wire(answer["Item"]) if "Item" in answer else {}
+
+    def messages(self, queue: str) -> int:
+        """How many messages a queue holds, visible, delayed or being worked on."""
+        names: list[Any] = [
+            "ApproximateNumberOfMessages",
+            "ApproximateNumberOfMessagesDelayed",
+            "ApproximateNumberOfMessagesNotVisible",
+        ]
+        answer = self.sqs.get_queue_attributes(QueueUrl=self.queue_urls[queue], AttributeNames=names)
+        return sum(int(value) for value in answer["Attributes"].values())
+
+    def ended(self, call_id: str) -> bool:
+        return "endedAt" in self.item(call_id)
+
+    def events(self, call_id: str) -> list[str]:
+        return [entry["type"] for entry in self.item(call_id)["events"]]
+
+    def received(self, call_id: str) -> list[dict[str, Any]]:
+        answer = self.http.get(f"{self.servers.receiver_url}/_receiver/events", params={"callId": call_id})
+        events = answer.json()["events"]
+        assert isinstance(events, list)
+        return events
+
+    def calls_placed(self, number: str | None = None) -> list[dict[str, Any]]:
+        """Every time a phone rang (or was about to), by the stand-in's own count."""
+        params = {"number": number} if number else {}
+        calls = self.http.get(f"{self.servers.livekit_url}/_standin/calls", params=params).json()["calls"]
+        assert isinstance(calls, list)
+        return calls
+
+    def faults(self, **knobs: Any) -> None:
+        self.http.put(f"{self.servers.livekit_url}/_standin/faults", json=knobs).raise_for_status()
+
+    # ── how it is made ──────────────────────────────────────────────────────────────────────────
+
+    def _make_resources(self) -> None:
+        resources = TEMPLATE["Resources"]
+        for name in ("CallsTable", "WorkspacesTable"):
+            properties = resources[name]["Properties"]
+            wanted = ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode")
+            table: Any = {key: properties[key] for key in wanted if key in properties}
+            if "StreamSpecification" in properties:
+                table["StreamSpecification"] = {"StreamEnabled": True} | properties["StreamSpecification"]
+            self.dynamodb.create_table(TableName=name, **table)
+        self.queue_urls: dict[str, str] = {}
+        for name, resource in resources.items():
+            if resource["Type"] == "AWS::SQS::Queue":
+                visibility = str(resource["Properties"].get("VisibilityTimeout", 30))
+                url = self.sqs.create_queue(QueueName=name, Attributes={"VisibilityTimeout": visibility})
+                self.queue_urls[name] = url["QueueUrl"]
+        os.environ |= {
+            "DIAL_QUEUE_URL": self.queue_urls["DialQueue"],
+            "WEBHOOK_QUEUE_URL": self.queue_urls["WebhookQueue"],
+            "WEBHOOK_DEAD_LETTER_QUEUE_URL": self.queue_urls["WebhookDeadLetterQueue"],
+        }
+        secret = {"url": self.servers.livekit_url, "apiKey": LIVEKIT_KEY, "apiSecret": LIVEKIT_SECRET}
+        self.secrets.create_secret(Name="ringonce/livekit", SecretString=json.dumps(secret))
+        self.workspaces.put(demo_workspace())
+        stream = self.streams.list_streams(TableName="CallsTable")["Streams"][0]["StreamArn"]
+        shard = self.streams.describe_stream(StreamArn=stream)["StreamDescription"]["Shards"][0]
+        self._iterator = self.streams.get_shard_iterator(
+            StreamArn=stream, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
+        )["ShardIterator"]
+
+    def _import_handlers(self) -> dict[str, Callable[[dict[str, Any], Context], dict[str, Any]]]:
+        self.modules = {
+            "initiate_call": importlib.import_module("initiate_call.handler"),
+            "dial_worker": importlib.import_module("dial_worker.handler"),
+            "livekit_events": importlib.import_module("livekit_events.handler"),
+            "fan_out": importlib.import_module("webhook_dispatch.fan_out_handler"),
+            "deliver": importlib.import_module("webhook_dispatch.deliver_handler"),
+        }
+        # The receiver is on loopback, which the environment allows only beside an emulated AWS.
+        policy = Policy(loopback=True)
+        accepting, delivering = self.modules["initiate_call"], self.modules["deliver"]
+        accepting.parts = dataclasses.replace(accepting.parts, callback_policy=policy)
+        delivering.runner.run(delivering.parts.client.aclose())
+        client = httpx.AsyncClient(transport=GuardedTransport(policy), timeout=self.durations.webhook_attempt)
+        delivering.parts = dataclasses.replace(delivering.parts, client=client)
+        return {name: module.lambda_handler for name, module in self.modules.items()}
+
+
+def demo_workspace(**changes: Any) -> Workspace:
+    workspace = Workspace(
+        workspaceId="demo",
+        name="Demo",
+        agentName="outbound",
+        sipTrunkId="ST_demo",
+        fromNumbers=("+15550009999",),
+        apiKeyHashes=frozenset({hashlib.sha256(API_KEY.encode()).hexdigest()}),
+        allowedCallingCodes=frozenset({"+1"}),
+        callsPerSecond=50,
+        webhookSecrets=(WEBHOOK_SECRET,),
+    )
+    return dataclasses.replace(workspace, **changes)
+
+
+def forget(cache: Any) -> None:
+    """Makes a cache read again at the next use."""
+    if hasattr(cache, "_entries"):
+        cache._entries.clear()
+    if hasattr(cache, "_secret"):
+        cache._secret = None
