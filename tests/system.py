@@ -30,9 +30,9 @@ from local.livekit import Faults
 from local.livekit import Settings as StandinSettings
 from local.livekit import create_app as create_standin
 from local.receiver import create_app as create_receiver
-from shared.call_store import call_key
 from shared.durations import Durations
 from shared.dynamo import from_wire
+from shared.table_keys import call_key
 from shared.workspaces import Workspace, WorkspaceStore
 from webhook_dispatch.address_guard import Policy
 from webhook_dispatch.transport import GuardedTransport
@@ -172,6 +172,7 @@ class System:
         deliver.runner.run(deliver.parts.client.aclose())
         deliver.runner.close()
         self.modules["dial_worker"].runner.close()
+        self.modules["reconcile_calls"].runner.close()
         self.servers.stop()
         self._mock.stop()
 
@@ -195,6 +196,18 @@ class System:
         all_headers = {"x-workspace-id": "demo", "x-api-key": API_KEY} | (headers or {})
         sent = http_event("POST /v1/api/call", given, all_headers, **event)
         return self.handlers["initiate_call"](sent, Context(10))
+
+    def api(
+        self, route: str, call_id: str | None = None, *, query: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None, path: dict[str, str] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Any other route of a client's; the answer with its body parsed under `json`."""
+        all_headers = {"x-workspace-id": "demo", "x-api-key": API_KEY} | (headers or {})
+        parameters = ({"callId": call_id} if call_id else {}) | (path or {})
+        answer = self.handlers["calls_api"](
+            http_event(route, headers=all_headers, path=parameters, query=query), Context(20)
+        )
+        return answer | {"json": json.loads(answer["body"])}
 
     def place(self, to: str = "+15550000000", **fields: Any) -> str:
         """An accepted call's id."""
@@ -241,6 +254,10 @@ class System:
 
     def dial(self, seconds: float = 6) -> int:
         return self.pump_queue("DialQueue", "dial_worker", seconds)
+
+    def reconcile(self) -> dict[str, Any]:
+        """One run of what AWS starts every minute."""
+        return self.handlers["reconcile_calls"]({}, Context(55))
 
     def deliver(self) -> int:
         """Stream to fan_out, then one batch of webhooks."""
@@ -344,6 +361,8 @@ class System:
             "dial_worker": importlib.import_module("dial_worker.handler"),
             "livekit_events": importlib.import_module("livekit_events.handler"),
             "fan_out": importlib.import_module("webhook_dispatch.fan_out_handler"),
+            "reconcile_calls": importlib.import_module("reconcile_calls.handler"),
+            "calls_api": importlib.import_module("calls_api.handler"),
             "deliver": importlib.import_module("webhook_dispatch.deliver_handler"),
         }
         # The receiver is on loopback, which the environment allows only beside an emulated AWS.

@@ -7,7 +7,7 @@ LiveKitUnclear (sent, outcome unknown).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
@@ -98,10 +98,14 @@ class LiveKit:
                 agent = agent or participant.state == ParticipantInfo.State.ACTIVE
         return RoomView(status, agent)
 
-    async def rooms_present(self, names: list[str]) -> dict[str, int]:
-        """Those of the named rooms that exist, with their number of participants. Few requests."""
+    async def rooms_present(self, names: list[str], before_request: Callable[[], None]) -> dict[str, int]:
+        """Those of the named rooms that exist, with their number of participants. Few requests.
+
+        before_request is called before each; what it raises ends the listing.
+        """
         present: dict[str, int] = {}
         for start in range(0, len(names), ROOMS_PER_REQUEST):
+            before_request()
             with _livekit_errors():
                 answer = await self._client.room.list_rooms(
                     api.ListRoomsRequest(names=names[start : start + ROOMS_PER_REQUEST])

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import hmac
 import json
 import secrets
 import string
 from collections.abc import Callable
 
 from initiate_call.request import CallRequest, canonical, parse_request
+from shared.authorization import authorized_workspace
 from shared.call import Call, event, iso
 from shared.call_store import CallStore
 from shared.durations import Durations
@@ -85,21 +85,6 @@ def accept(
             422, "idempotency_key_reused", "This Idempotency-Key was used with another request body"
         )
     return Accepted(there, replayed=True)
-
-
-def authorized_workspace(workspaces: WorkspaceCache, workspace_id: str | None, api_key: str | None) -> Workspace:
-    """The workspace this request may act for. Raises RequestRefused: 400 no id, 401 key, 403 workspace."""
-    if not workspace_id:
-        raise RequestRefused(400, "missing_workspace", "The header x-workspace-id is required")
-    workspace = workspaces.get(workspace_id) if "#" not in workspace_id and len(workspace_id) <= 64 else None
-    if workspace is None or workspace.disabled:
-        raise RequestRefused(403, "workspace_not_allowed", "This workspace is unknown or disabled")
-    if workspace.apiKeyHashes:
-        given = hashlib.sha256((api_key or "").encode()).hexdigest()
-        # Every hash is compared, each in constant time: how long it takes tells nothing.
-        if sum(hmac.compare_digest(given, known) for known in workspace.apiKeyHashes) == 0:
-            raise RequestRefused(401, "invalid_api_key", "The API key is missing or wrong")
-    return workspace
 
 
 def check_allowed(workspace: Workspace, request: CallRequest) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from initiate_call.accept import Accepting, accept
 from initiate_call.settings import Settings
 from shared import aws
+from shared.authorization import api_key
 from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.http_api import Answer, Event, answer, body_bytes, header, respond
@@ -48,9 +49,3 @@ def initiate_call(event: Event) -> Answer:
     )
     count("CallsReplayed" if accepted.replayed else "CallsAccepted")
     return answer(200, accepted.body(), {"idempotency-replayed": "true"} if accepted.replayed else None)
-
-
-def api_key(event: Event) -> str | None:
-    """`x-api-key`, or `Authorization: Bearer`."""
-    scheme, _, token = (header(event, "authorization") or "").partition(" ")
-    return header(event, "x-api-key") or (token.strip() if scheme.lower() == "bearer" else None)

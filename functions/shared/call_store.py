@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from shared.call import TRANSITIONS, Call, Outcome, Status, event
+from shared.delivery_store import Delivery
 from shared.dynamo import from_wire, store_errors, to_wire
+from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -26,8 +28,6 @@ NO_LIVE_LEASE = "(attribute_not_exists(leaseUntil) OR leaseUntil < :now)"
 LEASE_MINE = "leaseId = :lease"
 NO_HANGUP = "attribute_not_exists(hangup)"
 
-RETENTION_SECONDS = 30 * 24 * 3600
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Write:
@@ -35,15 +35,6 @@ class Write:
 
     won: bool
     call: Call | None
-
-
-def call_key(call_id: str, sort_key: str = "CALL") -> dict[str, Any]:
-    return to_wire({"pk": f"CALL#{call_id}", "sk": sort_key})
-
-
-def due_shard(call_id: str) -> int:
-    """One of 16, so that neither writers nor the reconciler meet one hot partition."""
-    return int(call_id[0], 16)
 
 
 class CallStore:
@@ -74,6 +65,47 @@ class CallStore:
         with store_errors():
             answer = self._client.get_item(TableName=self._table, Key=call_key(call_id), ConsistentRead=True)
         return _call(answer.get("Item"))
+
+    def page_of_workspace(
+        self, workspace_id: str, *, limit: int, agent: str | None = None, to: str | None = None,
+        created_after: str | None = None, created_before: str | None = None,
+        start: tuple[str, str] | None = None,
+    ) -> tuple[list[Call], tuple[str, str] | None]:  # fmt: skip
+        """Calls of one workspace, newest first, and where the next page starts (createdAt, partition key).
+
+        `limit` index entries are read; filters may leave fewer. Times are ISO 8601 with milliseconds, both
+        bounds included.
+        """
+        values = {":workspace": workspace_id, ":from": created_after or "0", ":until": created_before or "9"}
+        names, filters = {}, []
+        for name, value in (("callAgentId", agent), ("to", to)):
+            if value is not None:
+                filters.append(f"#{name} = :{name}")
+                names[f"#{name}"] = name
+                values[f":{name}"] = value
+        request: dict[str, Any] = {
+            "TableName": self._table,
+            "IndexName": "byWorkspace",
+            "KeyConditionExpression": "workspaceId = :workspace AND createdAt BETWEEN :from AND :until",
+            "ExpressionAttributeValues": to_wire(values),
+            "ScanIndexForward": False,
+            "Limit": limit,
+        }
+        if filters:
+            request |= {"FilterExpression": " AND ".join(filters), "ExpressionAttributeNames": names}
+        if start is not None:
+            request["ExclusiveStartKey"] = to_wire(
+                {"workspaceId": workspace_id, "createdAt": start[0], "pk": start[1], "sk": "CALL"}
+            )
+        with store_errors():
+            answer = self._client.query(**request)
+        keys = [(item["pk"]["S"].removeprefix("CALL#"), "CALL") for item in answer["Items"]]
+        found = {call.callId: call for call in self.get_many(keys)[0]}
+        last = answer.get("LastEvaluatedKey")
+        return (
+            [found[call_id] for call_id, _ in keys if call_id in found],
+            (last["createdAt"]["S"], last["pk"]["S"]) if last else None,
+        )
 
     # ── a queued call ───────────────────────────────────────────────────────────────────────────
 
@@ -269,6 +301,28 @@ class CallStore:
             if "LastEvaluatedKey" not in answer:
                 return
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+    def get_many(self, keys: list[tuple[str, str]]) -> tuple[list[Call], list[Delivery]]:
+        """The calls and the deliveries of these (call id, sort key), as they stand: consistent reads."""
+        calls: list[Call] = []
+        deliveries: list[Delivery] = []
+        wanted = [call_key(*key) for key in keys]
+        while wanted:
+            some, wanted = wanted[:100], wanted[100:]
+            with store_errors():
+                answer = self._client.batch_get_item(
+                    RequestItems={self._table: {"Keys": some, "ConsistentRead": True}}
+                )
+            # DynamoDB hands out at most 16 MB at a time.
+            if self._table in answer["UnprocessedKeys"]:
+                wanted += answer["UnprocessedKeys"][self._table]["Keys"]
+            for found in answer["Responses"].get(self._table, []):
+                item = from_wire(found)
+                if item["sk"] == "CALL":
+                    calls.append(Call.from_item(item))
+                else:
+                    deliveries.append(Delivery.from_item(item))
+        return calls, deliveries
 
     # ── one conditional UpdateItem ──────────────────────────────────────────────────────────────
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from botocore.exceptions import ClientError
 
-from shared.call_store import RETENTION_SECONDS, call_key, due_shard
 from shared.dynamo import from_wire, store_errors, to_wire
+from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -26,11 +26,11 @@ class Delivery:
     """One event's delivery. Times are epoch ms; attempts hold at, status or error, ms, answer."""
 
     callId: str
+    workspaceId: str
     sequence: int
     state: State
     attempt: int
     nextAttemptAt: int
-    createdAt: int
     attempts: tuple[dict[str, Any], ...] = ()
     leaseId: str | None = None
     leaseUntil: int = 0
@@ -55,15 +55,15 @@ class DeliveryStore:
         self._client = client
         self._table = table
 
-    def create(self, call_id: str, sequence: int, now: int, check_at: int) -> None:
+    def create(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> None:
         """Makes the delivery of one event, due at once. One that exists stays as it is."""
         row = {
             "callId": call_id,
+            "workspaceId": workspace_id,
             "sequence": sequence,
             "state": "pending",
             "attempt": 0,
             "nextAttemptAt": now,
-            "createdAt": now,
             "attempts": [],
             "dueShard": due_shard(call_id),
             "checkAt": check_at,
@@ -123,6 +123,17 @@ class DeliveryStore:
             "leaseId = :lease",
             values,
         )
+
+    def postpone(self, seen: Delivery, check_at: int) -> bool:
+        """Moves the next look at a pending delivery, unless somebody else has moved it."""
+        moved = self._update(
+            seen.callId,
+            seen.sequence,
+            "SET checkAt = :check",
+            "#state = :pending AND checkAt = :was",
+            {":check": check_at, ":was": seen.checkAt, ":pending": "pending"},
+        )
+        return moved is not None
 
     def _update(
         self, call_id: str, sequence: int, update: str, condition: str, values: dict[str, Any],

@@ -44,7 +44,7 @@ def fan_out(parts: FanningOut, record: dict[str, Any]) -> None:
 def hint(parts: FanningOut, call_id: str, workspace_id: str, sequence: int) -> None:
     """The row first, then its message: a death in between leaves a row that is due, which is found."""
     now = parts.clock()
-    parts.deliveries.create(call_id, sequence, now, now + int(parts.durations.webhook_grace * 1000))
+    parts.deliveries.create(call_id, workspace_id, sequence, now, now + int(parts.durations.webhook_grace * 1000))
     parts.webhook_queue.send({"callId": call_id, "sequence": sequence}, group=workspace_id)
 
 

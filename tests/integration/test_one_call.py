@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from shared.call_store import call_key
+from shared.table_keys import call_key
 from tests.system import EXAMPLE, System, demo_workspace
 
 

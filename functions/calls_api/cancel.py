@@ -1,0 +1,79 @@
+"""Cancelling: a queued call never dials; one that rings or talks is hung up."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+
+from shared.call import Call, Outcome
+from shared.call_store import CallStore
+from shared.durations import Durations
+from shared.ending import clear, end_call
+from shared.errors import LiveKitError, RequestRefused, StoreError
+from shared.livekit_secret import LiveKitSecretCache
+from shared.telemetry import logger
+from shared.workspaces import WorkspaceStore
+
+REASON = "canceled_by_api"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cancelling:
+    """What cancelling needs. clock: epoch milliseconds."""
+
+    calls: CallStore
+    workspaces: WorkspaceStore
+    livekit_secret: LiveKitSecretCache
+    durations: Durations
+    clock: Callable[[], int]
+
+
+def cancel(parts: Cancelling, call: Call) -> None:
+    """Returns once the call is canceled or certain to be hung up; repeating it changes nothing.
+
+    Raises RequestRefused (409) when the call has ended otherwise, StoreError when nothing could be written.
+    """
+    seen: Call | None = call
+    # Each turn loses at most to one change of state, and a call has few.
+    for _ in range(10):
+        if seen is None:
+            raise StoreError("the call is gone")
+        if seen.ended:
+            if seen.events[-1].get("reason") != REASON and (seen.hangup or {}).get("reason") != REASON:
+                raise RequestRefused(409, "call_ended", f"The call has already ended: {seen.status}")
+            return
+        if seen.status == "queued":
+            ended = end_call(
+                parts.calls, seen, Outcome("canceled", "canceled_by_api"), parts.durations, parts.clock
+            )
+            if ended is not None:
+                if not ended.attempts:
+                    # No process has ever worked on it: it has neither room nor slot.
+                    clear(parts.calls, parts.workspaces, ended)
+                return
+        else:
+            if seen.hangup is not None or parts.calls.ask_to_hang_up(seen, REASON, parts.clock()).won:
+                hang_up_now(parts, seen)
+                return
+        seen = parts.calls.get(call.callId)
+    raise StoreError("the call changed at every attempt")
+
+
+def hang_up_now(parts: Cancelling, call: Call) -> None:
+    """Best effort: the request is written, and the reconciler repeats this until the phone is gone."""
+    # Imported here: the LiveKit client takes longer to import than every other route to answer.
+    from dial_worker.livekit_sip import connect
+
+    async def hang_up() -> None:
+        async with connect(parts.livekit_secret.get(), parts.durations.livekit_request) as livekit:
+            if call.status == "dialing":
+                # While it rings the room stays: a dial under way would make it again, without an agent.
+                await livekit.remove_participant(call.roomName, call.identity)
+            else:
+                await livekit.delete_room(call.roomName)
+
+    try:
+        asyncio.run(hang_up())
+    except (LiveKitError, StoreError, ValueError) as exc:
+        logger.warning("not hung up at once", extra={"call_id": call.callId, "reason": str(exc)})

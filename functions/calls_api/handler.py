@@ -1,0 +1,76 @@
+"""Every route of a client's but the one that places a call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from calls_api.cancel import Cancelling, cancel
+from calls_api.reading import call_of_workspace, call_view, list_calls, list_query
+from calls_api.settings import Settings
+from shared import aws
+from shared.authorization import api_key, authorized_workspace
+from shared.call import Call
+from shared.call_store import CallStore
+from shared.clock import now_ms
+from shared.http_api import Answer, Event, answer, header, respond
+from shared.livekit_secret import LiveKitSecretCache
+from shared.telemetry import logger
+from shared.workspaces import WorkspaceCache, WorkspaceStore
+
+settings = Settings.from_environment(os.environ)
+dynamodb = aws.client("dynamodb")
+calls = CallStore(dynamodb, settings.calls_table)
+workspaces = WorkspaceStore(dynamodb, settings.workspaces_table)
+workspace_cache = WorkspaceCache(workspaces, settings.durations.workspace_cache)
+cancelling = Cancelling(
+    calls=calls,
+    workspaces=workspaces,
+    livekit_secret=LiveKitSecretCache(
+        aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
+    ),
+    durations=settings.durations,
+    clock=now_ms,
+)
+
+
+def lambda_handler(event: Event, context: Any) -> Answer:
+    return respond(event, route)
+
+
+def route(event: Event) -> Answer:
+    return ROUTES[event["routeKey"]](event)
+
+
+def get_call(event: Event) -> Answer:
+    return answer(200, call_view(_call(event)))
+
+
+def get_calls(event: Event) -> Answer:
+    return answer(200, list_calls(calls, _workspace_id(event), list_query(event)))
+
+
+def post_cancel(event: Event) -> Answer:
+    call = _call(event)
+    cancel(cancelling, call)
+    logger.info("cancel accepted", extra={"call_id": call.callId})
+    return answer(
+        200, {"status": "success", "message": "The call is canceled or being hung up", "callId": call.callId}
+    )
+
+
+ROUTES: dict[str, Callable[[Event], Answer]] = {
+    "GET /v1/api/call": get_calls,
+    "GET /v1/api/call/{callId}": get_call,
+    "POST /v1/api/call/{callId}/cancel": post_cancel,
+}
+
+
+def _workspace_id(event: Event) -> str:
+    given = header(event, "x-workspace-id")
+    return authorized_workspace(workspace_cache, given, api_key(event)).workspaceId
+
+
+def _call(event: Event) -> Call:
+    return call_of_workspace(calls, _workspace_id(event), event["pathParameters"]["callId"])

@@ -1,0 +1,157 @@
+"""What a client reads of a call, and of all its calls."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from shared.call import Call, Status, compact, event_id, iso, json_object, snapshot
+from shared.call_store import CallStore
+from shared.errors import FieldError, RequestRefused
+from shared.http_api import Event
+
+_CALL_ID = re.compile(r"[0-9a-f]{24}")
+_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,3})?Z")
+_PARTITION_KEY = re.compile(r"CALL#[0-9a-f]{24}")
+
+
+def call_of_workspace(calls: CallStore, workspace_id: str, call_id: str) -> Call:
+    """Raises RequestRefused (404) when there is none, or when it is another workspace's."""
+    call = calls.get(call_id) if _CALL_ID.fullmatch(call_id) else None
+    if call is None or call.workspaceId != workspace_id:
+        raise RequestRefused(404, "call_not_found", "This workspace has no such call")
+    return call
+
+
+def call_view(call: Call) -> str:
+    """A call as JSON text: as its last webhook tells it, and what it was placed with, verbatim."""
+    fields = {name: compact(value) for name, value in snapshot(call, len(call.events)).items()}
+    fields |= {
+        "callbackUrl": compact(call.callbackUrl),
+        "dynamicVariables": call.dynamicVariables or "null",
+        "metadata": call.metadata or "null",
+        "events": "[" + ",".join(_event_view(call, n) for n in range(1, len(call.events) + 1)) + "]",
+    }
+    return json_object(fields)
+
+
+def _event_view(call: Call, sequence: int) -> str:
+    entry = call.events[sequence - 1]
+    fields = {
+        "id": compact(event_id(call.callId, sequence)),
+        "type": compact(entry["type"]),
+        "timestamp": compact(iso(entry["at"])),
+        "sequence": str(sequence),
+    }
+    if "data" in entry:
+        fields["report"] = entry["data"]
+    return json_object(fields)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ListQuery:
+    """A valid query of the list. cursor: where the page before ended (createdAt, partition key)."""
+
+    status: str | None = None
+    agent: str | None = None
+    to: str | None = None
+    created_after: str | None = None
+    created_before: str | None = None
+    limit: int = 20
+    cursor: tuple[str, str] | None = None
+
+
+def list_query(event: Event) -> ListQuery:
+    """Raises RequestRefused (400) with every parameter that is wrong or unknown."""
+    given: Mapping[str, str] = event.get("queryStringParameters") or {}
+    readers: dict[str, Callable[[str], Any]] = {
+        "status": _status,
+        "agent": str,
+        "to": _to,
+        "created_after": _time,
+        "created_before": _time,
+        "limit": _limit,
+        "cursor": _cursor,
+    }
+    errors, fields = [], {}
+    for name, text in given.items():
+        if name not in readers:
+            errors.append(FieldError(name[:128], "is not a parameter of this request"))
+            continue
+        try:
+            fields[name] = readers[name](text)
+        except ValueError as exc:
+            errors.append(FieldError(name, str(exc)))
+    if errors:
+        message = "; ".join(f"{error.field} {error.message}" for error in errors)
+        raise RequestRefused(400, "invalid_request", message, errors)
+    return ListQuery(**fields)
+
+
+def list_calls(calls: CallStore, workspace_id: str, query: ListQuery) -> str:
+    """One page, newest first, as JSON text. A page may be short and still have a cursor."""
+    found, last = calls.page_of_workspace(
+        workspace_id,
+        limit=query.limit,
+        agent=query.agent,
+        to=query.to,
+        created_after=query.created_after,
+        created_before=query.created_before,
+        start=query.cursor,
+    )
+    shown = [
+        compact(snapshot(call, len(call.events)))
+        for call in found
+        if query.status is None or call.status == query.status
+    ]
+    return json_object(
+        {
+            "status": compact("success"),
+            "calls": "[" + ",".join(shown) + "]",
+            "cursor": compact(None if last is None else _write_cursor(last)),
+        }
+    )
+
+
+def _write_cursor(last: tuple[str, str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(last).encode()).decode().rstrip("=")
+
+
+def _cursor(text: str) -> tuple[str, str]:
+    # It says only where in the asker's own workspace to go on: one that is forged shows nothing else.
+    try:
+        created_at, key = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
+        if not (_TIME.fullmatch(created_at) and _PARTITION_KEY.fullmatch(key)):
+            raise ValueError
+    except (ValueError, TypeError, binascii.Error):
+        raise ValueError("is not a cursor of this API") from None
+    return created_at, key
+
+
+def _status(text: str) -> str:
+    if text not in get_args(Status):
+        raise ValueError(f"must be one of {', '.join(get_args(Status))}")
+    return text
+
+
+def _to(text: str) -> str:
+    # A literal + in a query string arrives as a space.
+    return "+" + text[1:] if text.startswith(" ") else text
+
+
+def _time(text: str) -> str:
+    if not _TIME.fullmatch(text):
+        raise ValueError("must be a time like 2026-11-24T09:30:00.000Z")
+    seconds, _, rest = text.rstrip("Z").partition(".")
+    return f"{seconds}.{rest:0<3}Z"
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:4]) <= 100 and len(text) <= 3):
+        raise ValueError("must be a whole number from 1 to 100")
+    return int(text)

@@ -1,0 +1,30 @@
+"""What calls_api reads from its environment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from shared.durations import Durations
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """Names and URLs of the resources template.yaml hands over."""
+
+    calls_table: str
+    workspaces_table: str
+    webhook_queue_url: str
+    livekit_secret_name: str
+    durations: Durations
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Raises KeyError with the name of a variable that is missing."""
+        return cls(
+            calls_table=environment["CALLS_TABLE"],
+            workspaces_table=environment["WORKSPACES_TABLE"],
+            webhook_queue_url=environment["WEBHOOK_QUEUE_URL"],
+            livekit_secret_name=environment["LIVEKIT_SECRET_NAME"],
+            durations=Durations.from_environment(environment),
+        )

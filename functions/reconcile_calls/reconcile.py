@@ -1,0 +1,294 @@
+"""Every minute: everything that is due is looked at, what has ended is ended, what was lost is sent again.
+
+The index of what is due may be stale, so each decision rests on a consistent read of the item, and each write
+repeats what was read as its condition. A run is bounded: pages of every shard side by side, until the index is
+empty or its time or its LiveKit requests are spent; what is left is the oldest of the next run.
+
+    queued       past its time in the queue: `expired`; else a message again
+    dialing      its worker is dead once the lease is over: answered, still ringing, or absent on two looks
+    in_progress  too long: hung up; absent on two looks: ended; without an agent on two looks: hung up
+    ended        its room and slot cleared, out of the index
+    deliveries   a message again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+from collections.abc import Awaitable, Callable, Iterator
+
+from dial_worker.livekit_sip import LiveKit
+from dial_worker.outcomes import ANSWERED, answered_outcome, left_outcome
+from shared.call import Call, Outcome
+from shared.call_store import CallStore
+from shared.delivery_store import Delivery, DeliveryStore
+from shared.durations import Durations
+from shared.ending import clear, end_call
+from shared.errors import LiveKitError, RingonceError
+from shared.queues import Queue
+from shared.table_keys import SHARDS
+from shared.telemetry import count, logger
+from shared.workspaces import WorkspaceStore
+
+# LiveKit Cloud allows 1,000 requests a minute; the dial workers need theirs.
+LIVEKIT_REQUESTS = 500
+
+
+class RequestsSpent(RingonceError):
+    """This run has asked LiveKit often enough; the rest stays due."""
+
+
+@dataclasses.dataclass(slots=True)
+class Reconciling:
+    """What a run needs. clock: epoch ms. time_left: whether another round may begin."""
+
+    calls: CallStore
+    deliveries: DeliveryStore
+    workspaces: WorkspaceStore
+    dial_queue: Queue
+    webhook_queue: Queue
+    livekit: LiveKit
+    durations: Durations
+    clock: Callable[[], int]
+    time_left: Callable[[], bool]
+    requests_left: int = LIVEKIT_REQUESTS
+    done: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def spend_request(self) -> None:
+        """Raises RequestsSpent when this run may not ask LiveKit again."""
+        if self.requests_left <= 0:
+            raise RequestsSpent
+        self.requests_left -= 1
+
+
+async def reconcile(parts: Reconciling) -> collections.Counter[str]:
+    """One run. Returns how often it did what."""
+    paused = await asyncio.to_thread(parts.workspaces.paused)
+    now = parts.clock()
+    pages = [parts.calls.due(shard, now) for shard in range(SHARDS)]
+    while pages and parts.time_left():
+        keys = await asyncio.gather(*(asyncio.to_thread(_next_page, shard) for shard in pages))
+        pages = [shard for shard, page in zip(pages, keys, strict=True) if page is not None]
+        await _round(parts, [key for page in keys if page for key in page], paused)
+    logger.info("reconciled", extra={"done": dict(parts.done), "requests_left": parts.requests_left})
+    return parts.done
+
+
+def _next_page(pages: Iterator[list[tuple[str, str]]]) -> list[tuple[str, str]] | None:
+    return next(pages, None)
+
+
+async def _round(parts: Reconciling, keys: list[tuple[str, str]], paused: bool) -> None:
+    calls, deliveries = await asyncio.to_thread(parts.calls.get_many, keys)
+    now = parts.clock()
+    due = [call for call in calls if call.checkAt is not None and call.checkAt <= now]
+    rooms = await _rooms(parts, due)
+    work = [_guarded(parts, call, _call(parts, call, rooms, paused)) for call in due]
+    work += [_delivery(parts, row) for row in deliveries if row.checkAt is not None and row.checkAt <= now]
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, BaseException):
+            logger.error("not reconciled", exc_info=result)
+            count("ReconcileErrors")
+
+
+async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, int] | None:
+    """Rooms that exist, with their number of participants: few requests for many calls. None: not known."""
+    names = [call.roomName for call in calls if call.status == "in_progress" or call.ended]
+    if not names:
+        return {}
+    try:
+        return await parts.livekit.rooms_present(names, parts.spend_request)
+    except (LiveKitError, RequestsSpent) as exc:
+        logger.warning("rooms not listed", extra={"livekit": str(exc)})
+        return None
+
+
+async def _guarded(parts: Reconciling, call: Call, work: Awaitable[str]) -> None:
+    """LiveKit's failure moves a call behind those that need nothing of it."""
+    try:
+        parts.done[await work] += 1
+    except (LiveKitError, RequestsSpent) as exc:
+        logger.warning("LiveKit not asked", extra={"call_id": call.callId, "livekit": str(exc)})
+        await _postpone(parts, call, parts.durations.second_look)
+        parts.done["postponed"] += 1
+
+
+async def _call(parts: Reconciling, call: Call, rooms: dict[str, int] | None, paused: bool) -> str:
+    match call.status:
+        case "queued":
+            return await _queued(parts, call, paused)
+        case "dialing":
+            return await _dialing(parts, call)
+        case "in_progress":
+            return await _in_progress(parts, call, rooms)
+        case _:
+            return await _ended(parts, call, rooms)
+
+
+async def _queued(parts: Reconciling, call: Call, paused: bool) -> str:
+    now = parts.clock()
+    if call.leaseUntil >= now:
+        return await _postpone_to(parts, call, call.leaseUntil)
+    if now >= call.queueDeadline and not paused:
+        return await _end(parts, call, Outcome("expired", "expired", retryable=True))
+    if await _postpone(parts, call, parts.durations.queued_check) == "lost":
+        return "lost"
+    await asyncio.to_thread(
+        parts.dial_queue.send,
+        {"callId": call.callId, "workspaceId": call.workspaceId},
+        group=call.workspaceId,
+    )
+    count("DialMessagesRepeated")
+    return "sent_again"
+
+
+async def _dialing(parts: Reconciling, call: Call) -> str:
+    """A dial whose worker is alive is left to it, but for a request to hang up."""
+    now = parts.clock()
+    if call.leaseUntil >= now:
+        if call.hangup is None:
+            return await _postpone_to(parts, call, call.leaseUntil)
+        parts.spend_request()
+        await parts.livekit.remove_participant(call.roomName, call.identity)
+        return await _postpone(parts, call, parts.durations.second_look)
+    longest = (call.ringTimeoutSeconds + call.maxDurationSeconds) * parts.durations.scale
+    if now >= (call.dialedAt or 0) + int((longest + parts.durations.end_margin) * 1000):
+        # LiveKit could not be asked for so long that no call of its can be left.
+        return await _end(parts, call, left_outcome(call.left))
+    parts.spend_request()
+    view = await parts.livekit.view_room(call.roomName, call.identity)
+    if view.call_status is None:
+        if call.left is not None or call.hangup is not None or _missing_long_enough(parts, call.missingSince):
+            return await _end(parts, call, left_outcome(call.left))
+        return await _missing(parts, call)
+    if call.hangup is not None:
+        parts.spend_request()
+        if view.call_status in ANSWERED:
+            await parts.livekit.delete_room(call.roomName)
+        else:
+            await parts.livekit.remove_participant(call.roomName, call.identity)
+        return await _postpone(parts, call, parts.durations.second_look)
+    if view.call_status in ANSWERED and call.leaseId is not None:
+        check_at = now + int(parts.durations.second_look * 1000)
+        write = await asyncio.to_thread(parts.calls.answered, call.callId, call.leaseId, check_at, now)
+        if write.won:
+            count("CallsAnswered")
+        return "answered" if write.won else "lost"
+    # It still rings; LiveKit gives up by itself.
+    return await _note(parts, call, parts.durations.second_look, missingSince=None)
+
+
+async def _in_progress(parts: Reconciling, call: Call, rooms: dict[str, int] | None) -> str:
+    now = parts.clock()
+    limit = (call.answeredAt or 0) + int(call.maxDurationSeconds * parts.durations.scale * 1000)
+    if now >= limit + int(parts.durations.end_margin * 1000):
+        # The published bound: whatever LiveKit says or does not say.
+        return await _end(parts, call, Outcome("failed", "outcome_unknown"))
+    if call.hangup is None and now >= limit:
+        return await _hang_up(parts, call, "max_duration")
+    if call.hangup is not None:
+        return await _hang_up(parts, call, call.hangup["reason"])
+    if rooms is None:
+        return await _postpone(parts, call, parts.durations.second_look)
+    if rooms.get(call.roomName, 0) >= 2:
+        return await _alive(parts, call, limit)
+    if call.roomName in rooms:
+        parts.spend_request()
+        view = await parts.livekit.view_room(call.roomName, call.identity)
+        if view.call_status is not None and view.agent_present:
+            return await _alive(parts, call, limit)
+        if view.call_status is not None:
+            if _missing_long_enough(parts, call.agentMissingSince):
+                return await _hang_up(parts, call, "agent_left")
+            return await _note(
+                parts,
+                call,
+                parts.durations.second_look,
+                missingSince=None,
+                agentMissingSince=call.agentMissingSince or now,
+            )
+    if _missing_long_enough(parts, call.missingSince):
+        return await _end(parts, call, answered_outcome(None))
+    return await _missing(parts, call)
+
+
+async def _alive(parts: Reconciling, call: Call, limit: int) -> str:
+    seconds = min(parts.durations.live_check, max(0.0, (limit - parts.clock()) / 1000))
+    await _note(parts, call, seconds, missingSince=None, agentMissingSince=None)
+    return "alive"
+
+
+async def _hang_up(parts: Reconciling, call: Call, reason: str) -> str:
+    """The request first, then the room, then the end once the phone is seen to be gone."""
+    if call.hangup is None:
+        write = await asyncio.to_thread(parts.calls.ask_to_hang_up, call, reason, parts.clock())
+        if not write.won or write.call is None:
+            return "lost"
+        call = write.call
+    parts.spend_request()
+    await parts.livekit.delete_room(call.roomName)
+    parts.spend_request()
+    view = await parts.livekit.view_room(call.roomName, call.identity)
+    if view.call_status is not None:
+        return await _postpone(parts, call, parts.durations.second_look)
+    return await _end(parts, call, answered_outcome(None))
+
+
+async def _ended(parts: Reconciling, call: Call, rooms: dict[str, int] | None) -> str:
+    if call.dialedAt is None and call.leaseUntil >= parts.clock():
+        # Its worker may still make the room.
+        return await _postpone_to(parts, call, call.leaseUntil)
+    if rooms is None or call.roomName in rooms:
+        parts.spend_request()
+        await parts.livekit.delete_room(call.roomName)
+    await asyncio.to_thread(clear, parts.calls, parts.workspaces, call)
+    return "cleared"
+
+
+async def _delivery(parts: Reconciling, row: Delivery) -> None:
+    check_at = parts.clock() + int(parts.durations.webhook_grace * 1000)
+    if not await asyncio.to_thread(parts.deliveries.postpone, row, check_at):
+        return
+    await asyncio.to_thread(
+        parts.webhook_queue.send, {"callId": row.callId, "sequence": row.sequence}, group=row.workspaceId
+    )
+    parts.done["deliveries_sent_again"] += 1
+
+
+# ── what several of them do ─────────────────────────────────────────────────────────────────────────
+
+
+async def _end(parts: Reconciling, call: Call, outcome: Outcome) -> str:
+    ended = await asyncio.to_thread(end_call, parts.calls, call, outcome, parts.durations, parts.clock)
+    if ended is None:
+        return "lost"
+    count("CallsEndedByReconciler")
+    if ended.attempts:
+        parts.spend_request()
+        await parts.livekit.delete_room(ended.roomName)
+    await asyncio.to_thread(clear, parts.calls, parts.workspaces, ended)
+    return "ended"
+
+
+def _missing_long_enough(parts: Reconciling, since: int | None) -> bool:
+    return since is not None and parts.clock() - since >= parts.durations.second_look * 1000
+
+
+async def _missing(parts: Reconciling, call: Call) -> str:
+    return await _note(parts, call, parts.durations.second_look, missingSince=call.missingSince or parts.clock())
+
+
+async def _note(parts: Reconciling, call: Call, seconds: float, **since: int | None) -> str:
+    check_at = parts.clock() + int(seconds * 1000)
+    write = await asyncio.to_thread(parts.calls.note_missing, call, check_at, **since)
+    return "noted" if write.won else "lost"
+
+
+async def _postpone(parts: Reconciling, call: Call, seconds: float) -> str:
+    return await _postpone_to(parts, call, parts.clock() + int(seconds * 1000))
+
+
+async def _postpone_to(parts: Reconciling, call: Call, check_at: int) -> str:
+    write = await asyncio.to_thread(parts.calls.postpone, call, check_at)
+    return "postponed" if write.won else "lost"

@@ -1,0 +1,31 @@
+"""Who may act for a workspace: the one rule of every route that a client calls."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from shared.errors import RequestRefused
+from shared.http_api import Event, header
+from shared.workspaces import Workspace, WorkspaceCache
+
+
+def authorized_workspace(workspaces: WorkspaceCache, workspace_id: str | None, api_key: str | None) -> Workspace:
+    """The workspace this request may act for. Raises RequestRefused: 400 no id, 401 key, 403 workspace."""
+    if not workspace_id:
+        raise RequestRefused(400, "missing_workspace", "The header x-workspace-id is required")
+    workspace = workspaces.get(workspace_id) if "#" not in workspace_id and len(workspace_id) <= 64 else None
+    if workspace is None or workspace.disabled:
+        raise RequestRefused(403, "workspace_not_allowed", "This workspace is unknown or disabled")
+    if workspace.apiKeyHashes:
+        given = hashlib.sha256((api_key or "").encode()).hexdigest()
+        # Every hash is compared, each in constant time: how long it takes tells nothing.
+        if sum(hmac.compare_digest(given, known) for known in workspace.apiKeyHashes) == 0:
+            raise RequestRefused(401, "invalid_api_key", "The API key is missing or wrong")
+    return workspace
+
+
+def api_key(event: Event) -> str | None:
+    """`x-api-key`, or `Authorization: Bearer`."""
+    scheme, _, token = (header(event, "authorization") or "").partition(" ")
+    return header(event, "x-api-key") or (token.strip() if scheme.lower() == "bearer" else None)
