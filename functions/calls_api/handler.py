@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from calls_api.cancel import Cancelling, cancel
+from calls_api.deliveries import deliveries_view, replay
 from calls_api.reading import call_of_workspace, call_view, list_calls, list_query
 from calls_api.settings import Settings
 from shared import aws
@@ -14,14 +15,18 @@ from shared.authorization import api_key, authorized_workspace
 from shared.call import Call
 from shared.call_store import CallStore
 from shared.clock import now_ms
+from shared.delivery_store import DeliveryStore
 from shared.http_api import Answer, Event, answer, header, respond
 from shared.livekit_secret import LiveKitSecretCache
+from shared.queues import Queue
 from shared.telemetry import logger
 from shared.workspaces import WorkspaceCache, WorkspaceStore
 
 settings = Settings.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")
 calls = CallStore(dynamodb, settings.calls_table)
+deliveries = DeliveryStore(dynamodb, settings.calls_table)
+webhook_queue = Queue(aws.client("sqs"), settings.webhook_queue_url)
 workspaces = WorkspaceStore(dynamodb, settings.workspaces_table)
 workspace_cache = WorkspaceCache(workspaces, settings.durations.workspace_cache)
 cancelling = Cancelling(
@@ -60,10 +65,32 @@ def post_cancel(event: Event) -> Answer:
     )
 
 
+def get_deliveries(event: Event) -> Answer:
+    return answer(200, deliveries_view(deliveries, _call(event)))
+
+
+def post_replay(event: Event) -> Answer:
+    call = _call(event)
+    sequence = event["pathParameters"]["sequence"]
+    replay(deliveries, webhook_queue, call, sequence, settings.durations, now_ms())
+    logger.info("replay accepted", extra={"call_id": call.callId, "sequence": sequence})
+    return answer(
+        200,
+        {
+            "status": "success",
+            "message": "The event is sent again",
+            "callId": call.callId,
+            "sequence": int(sequence),
+        },
+    )
+
+
 ROUTES: dict[str, Callable[[Event], Answer]] = {
     "GET /v1/api/call": get_calls,
     "GET /v1/api/call/{callId}": get_call,
     "POST /v1/api/call/{callId}/cancel": post_cancel,
+    "GET /v1/api/call/{callId}/deliveries": get_deliveries,
+    "POST /v1/api/call/{callId}/deliveries/{sequence}/replay": post_replay,
 }
 
 

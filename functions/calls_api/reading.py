@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
+import datetime
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -14,9 +14,11 @@ from shared.call import Call, Status, compact, event_id, iso, json_object, snaps
 from shared.call_store import CallStore
 from shared.errors import FieldError, RequestRefused
 from shared.http_api import Event
+from shared.phone_number import e164
 
 _CALL_ID = re.compile(r"[0-9a-f]{24}")
-_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,3})?Z")
+_AGENT = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,3})?Z")
 _PARTITION_KEY = re.compile(r"CALL#[0-9a-f]{24}")
 
 
@@ -71,7 +73,7 @@ def list_query(event: Event) -> ListQuery:
     given: Mapping[str, str] = event.get("queryStringParameters") or {}
     readers: dict[str, Callable[[str], Any]] = {
         "status": _status,
-        "agent": str,
+        "agent": _agent,
         "to": _to,
         "created_after": _time,
         "created_before": _time,
@@ -87,10 +89,17 @@ def list_query(event: Event) -> ListQuery:
             fields[name] = readers[name](text)
         except ValueError as exc:
             errors.append(FieldError(name, str(exc)))
+    query = ListQuery(**fields)
+    earliest, latest = query.created_after or "0", query.created_before or "9"
+    # DynamoDB refuses a range that ends before it starts, and a start outside of the range.
+    if earliest > latest:
+        errors.append(FieldError("created_before", "must not be before created_after"))
+    elif query.cursor is not None and not earliest <= query.cursor[0] <= latest:
+        errors.append(FieldError("cursor", "belongs to a query with other times"))
     if errors:
         message = "; ".join(f"{error.field} {error.message}" for error in errors)
         raise RequestRefused(400, "invalid_request", message, errors)
-    return ListQuery(**fields)
+    return query
 
 
 def list_calls(calls: CallStore, workspace_id: str, query: ListQuery) -> str:
@@ -128,7 +137,7 @@ def _cursor(text: str) -> tuple[str, str]:
         created_at, key = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
         if not (_TIME.fullmatch(created_at) and _PARTITION_KEY.fullmatch(key)):
             raise ValueError
-    except (ValueError, TypeError, binascii.Error):
+    except (ValueError, TypeError, RecursionError):
         raise ValueError("is not a cursor of this API") from None
     return created_at, key
 
@@ -139,16 +148,30 @@ def _status(text: str) -> str:
     return text
 
 
+def _agent(text: str) -> str:
+    if not _AGENT.fullmatch(text):
+        raise ValueError("must have 1 to 128 of A-Z, a-z, 0-9, _ and -")
+    return text
+
+
 def _to(text: str) -> str:
     # A literal + in a query string arrives as a space.
-    return "+" + text[1:] if text.startswith(" ") else text
+    return e164("+" + text[1:] if text.startswith(" ") else text)
 
 
 def _time(text: str) -> str:
-    if not _TIME.fullmatch(text):
+    if not (_TIME.fullmatch(text) and _exists(text)):
         raise ValueError("must be a time like 2026-11-24T09:30:00.000Z")
     seconds, _, rest = text.rstrip("Z").partition(".")
     return f"{seconds}.{rest:0<3}Z"
+
+
+def _exists(text: str) -> bool:
+    try:
+        datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _limit(text: str) -> int:

@@ -98,19 +98,23 @@ class LiveKit:
                 agent = agent or participant.state == ParticipantInfo.State.ACTIVE
         return RoomView(status, agent)
 
-    async def rooms_present(self, names: list[str], before_request: Callable[[], None]) -> dict[str, int]:
-        """Those of the named rooms that exist, with their number of participants. Few requests.
+    async def rooms_present(self, names: list[str], before_request: Callable[[], None]) -> dict[str, bool]:
+        """Those of the named rooms that exist, and whether phone and agent are surely in it. Few requests.
 
+        LiveKit counts agents among the publishers but not among the participants (livekit/livekit
+        pkg/rtc/room.go `updateProto`): one participant and two publishers are a phone and an agent.
         before_request is called before each; what it raises ends the listing.
         """
-        present: dict[str, int] = {}
+        present: dict[str, bool] = {}
         for start in range(0, len(names), ROOMS_PER_REQUEST):
             before_request()
             with _livekit_errors():
                 answer = await self._client.room.list_rooms(
                     api.ListRoomsRequest(names=names[start : start + ROOMS_PER_REQUEST])
                 )
-            present |= {room.name: room.num_participants for room in answer.rooms}
+            present |= {
+                room.name: room.num_participants >= 1 and room.num_publishers >= 2 for room in answer.rooms
+            }
         return present
 
     async def dial(

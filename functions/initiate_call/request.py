@@ -5,34 +5,47 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_core import PydanticCustomError
 
 from shared.errors import FieldError, RequestRefused
 from shared.json_text import members
+from shared.phone_number import e164
+from webhook_dispatch.address_guard import AddressRefused, Policy, check_url
 
 MAXIMUM_BODY_BYTES = 64 * 1024
 MAXIMUM_CONTEXT_BYTES = 32 * 1024
 
-_PUNCTUATION = re.compile(r"[ .()\-]")
-_E164 = re.compile(r"\+[1-9]\d{6,14}", re.ASCII)
+# A field's name goes back to the client in the error, no longer than this.
+_NAME_CHARACTERS = 128
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def _number(value: str) -> str:
-    number = _PUNCTUATION.sub("", value)
-    if not _E164.fullmatch(number):
-        raise PydanticCustomError(
-            "invalid_number", "must be a phone number in E.164: +, then 7 to 15 digits, the first not 0"
-        )
-    return number
+    try:
+        return e164(value)
+    except ValueError as exc:
+        raise PydanticCustomError("invalid_number", "{reason}", {"reason": str(exc)}) from exc
 
 
-def _url(value: str) -> str:
+def _url(value: str, info: ValidationInfo) -> str:
     if len(value) > 2048:
         raise PydanticCustomError("invalid_url", "must be at most 2,048 characters")
+    try:
+        check_url(value, cast(Policy, info.context))
+    except AddressRefused as exc:
+        raise PydanticCustomError("invalid_url", "{reason}", {"reason": str(exc)}) from exc
     return value
 
 
@@ -57,6 +70,11 @@ def _absent_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
 
+def _whole(value: Any) -> Any:
+    # JSON has one kind of number: 40.0 is 40, and some languages write it so.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class _Body(BaseModel):
     """Types and bounds of the fields; `null` in an optional one means absent."""
 
@@ -68,8 +86,8 @@ class _Body(BaseModel):
     dynamic_variables: Annotated[dict[str, Any], AfterValidator(_variables)] | None = None
     metadata: dict[str, Any] | None = None
     from_: Annotated[str, AfterValidator(_number)] | None = Field(default=None, alias="from")
-    ring_timeout_seconds: Annotated[int, Field(ge=10, le=60)] | None = None
-    max_duration_seconds: Annotated[int, Field(ge=30, le=14_400)] | None = None
+    ring_timeout_seconds: Annotated[Annotated[int, Field(ge=10, le=60)] | None, BeforeValidator(_whole)] = None
+    max_duration_seconds: Annotated[Annotated[int, Field(ge=30, le=14_400)] | None, BeforeValidator(_whole)] = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,13 +109,17 @@ _MESSAGES = {
     "extra_forbidden": "is not a field of this request",
     "string_type": "must be a string",
     "dict_type": "must be an object",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
+}
+# Of fields with one rule: what is said whichever part of it was broken.
+_RULES = {
+    "call_agent_id": "must be a string of 1 to 128 of A-Z, a-z, 0-9, _ and -",
+    "ring_timeout_seconds": "must be a whole number from 10 to 60",
+    "max_duration_seconds": "must be a whole number from 30 to 14400",
 }
 
 
-def parse_request(body: bytes) -> CallRequest:
-    """Raises RequestRefused: 413 when too large, 400 with every field that is wrong."""
+def parse_request(body: bytes, callbacks: Policy) -> CallRequest:
+    """callbacks: where webhooks may go. Raises RequestRefused: 413 when too large, 400 with every wrong field."""
     if len(body) > MAXIMUM_BODY_BYTES:
         raise RequestRefused(413, "too_large", "The body may have at most 64 KiB")
     if not body.strip():
@@ -106,10 +128,10 @@ def parse_request(body: bytes) -> CallRequest:
     errors: list[FieldError] = []
     parsed: _Body | None = None
     try:
-        parsed = _Body.model_validate({name: value for name, (value, _) in fields.items()})
+        parsed = _Body.model_validate({name: value for name, (value, _) in fields.items()}, context=callbacks)
     except ValidationError as exc:
         errors = [
-            FieldError(str(error["loc"][0]), _message(error), error["type"])
+            FieldError(str(error["loc"][0])[:_NAME_CHARACTERS], _message(error), error["type"])
             for error in exc.errors(include_url=False, include_input=False)
         ]
     texts = {
@@ -118,7 +140,8 @@ def parse_request(body: bytes) -> CallRequest:
         if name in fields and fields[name][0] is not None
     }
     if sum(len(text.encode()) for text in texts.values()) > MAXIMUM_CONTEXT_BYTES:
-        errors += [FieldError(name, "together at most 32 KiB as JSON", "too_large") for name in texts]
+        message = "is too large: dynamic_variables and metadata together may have at most 32 KiB as JSON"
+        errors += [FieldError(name, message) for name in texts]
     if errors or parsed is None:
         only = {error.code for error in errors}
         code = only.pop() if len(only) == 1 else "invalid_request"
@@ -142,11 +165,20 @@ def parse_request(body: bytes) -> CallRequest:
 
 def canonical(body: bytes) -> str:
     """The request as one text, whatever its white space and key order: what an Idempotency-Key covers."""
-    return json.dumps({name: value for name, (value, _) in members(body).items()}, sort_keys=True)
+    fields = {
+        name: json.loads(text, parse_int=_as_written, parse_float=_as_written)
+        for name, (_, text) in members(body).items()
+    }
+    return json.dumps(fields, sort_keys=True)
+
+
+def _as_written(number: str) -> dict[str, str]:
+    # Read as numbers, 1e400 and 1e500 would be the same. No valid body can hold this key.
+    return {"\ud800": number}
 
 
 def _message(error: Any) -> str:
-    kind = error["type"]
-    if kind == "string_pattern_mismatch":
-        return "must have 1 to 128 of A-Z, a-z, 0-9, _ and -"
-    return _MESSAGES.get(kind, str(error["msg"]).replace("Input should be", "must be"))
+    kind, field = error["type"], error["loc"][0]
+    if kind not in ("missing", "extra_forbidden") and field in _RULES:
+        return _RULES[field]
+    return _MESSAGES.get(kind, str(error["msg"]))

@@ -92,8 +92,11 @@ async def _round(parts: Reconciling, keys: list[tuple[str, str]], paused: bool) 
             count("ReconcileErrors")
 
 
-async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, int] | None:
-    """Rooms that exist, with their number of participants: few requests for many calls. None: not known."""
+async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, bool] | None:
+    """Rooms that exist, and whether phone and agent are surely there: few requests for many calls.
+
+    None: not known.
+    """
     names = [call.roomName for call in calls if call.status == "in_progress" or call.ended]
     if not names:
         return {}
@@ -114,7 +117,7 @@ async def _guarded(parts: Reconciling, call: Call, work: Awaitable[str]) -> None
         parts.done["postponed"] += 1
 
 
-async def _call(parts: Reconciling, call: Call, rooms: dict[str, int] | None, paused: bool) -> str:
+async def _call(parts: Reconciling, call: Call, rooms: dict[str, bool] | None, paused: bool) -> str:
     match call.status:
         case "queued":
             return await _queued(parts, call, paused)
@@ -179,7 +182,7 @@ async def _dialing(parts: Reconciling, call: Call) -> str:
     return await _note(parts, call, parts.durations.second_look, missingSince=None)
 
 
-async def _in_progress(parts: Reconciling, call: Call, rooms: dict[str, int] | None) -> str:
+async def _in_progress(parts: Reconciling, call: Call, rooms: dict[str, bool] | None) -> str:
     now = parts.clock()
     limit = (call.answeredAt or 0) + int(call.maxDurationSeconds * parts.durations.scale * 1000)
     if now >= limit + int(parts.durations.end_margin * 1000):
@@ -191,7 +194,7 @@ async def _in_progress(parts: Reconciling, call: Call, rooms: dict[str, int] | N
         return await _hang_up(parts, call, call.hangup["reason"])
     if rooms is None:
         return await _postpone(parts, call, parts.durations.second_look)
-    if rooms.get(call.roomName, 0) >= 2:
+    if rooms.get(call.roomName, False):
         return await _alive(parts, call, limit)
     if call.roomName in rooms:
         parts.spend_request()
@@ -235,7 +238,7 @@ async def _hang_up(parts: Reconciling, call: Call, reason: str) -> str:
     return await _end(parts, call, answered_outcome(None))
 
 
-async def _ended(parts: Reconciling, call: Call, rooms: dict[str, int] | None) -> str:
+async def _ended(parts: Reconciling, call: Call, rooms: dict[str, bool] | None) -> str:
     if call.dialedAt is None and call.leaseUntil >= parts.clock():
         # Its worker may still make the room.
         return await _postpone_to(parts, call, call.leaseUntil)

@@ -102,6 +102,8 @@ class Call:
     missingSince: int | None = None
     agentMissingSince: int | None = None
     endedAt: int | None = None
+    # Epoch ms: a receiver answered 410, no more webhooks of this call.
+    webhooksStoppedAt: int | None = None
     # In the index of what is due, while there is anything to do.
     dueShard: int | None = None
     checkAt: int | None = None

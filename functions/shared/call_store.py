@@ -280,6 +280,15 @@ class CallStore:
             mine=lambda call: call.checkAt == check_at,
         )
 
+    def stop_webhooks(self, call_id: str, now: int) -> None:
+        """The receiver wants no more webhooks of this call. The first word stays."""
+        self._update(
+            call_id,
+            "SET webhooksStoppedAt = if_not_exists(webhooksStoppedAt, :now)",
+            "attribute_exists(pk)",
+            {":now": now},
+        )
+
     # ── what is due ─────────────────────────────────────────────────────────────────────────────
 
     def due(self, shard: int, now: int) -> Iterator[list[tuple[str, str]]]:

@@ -17,13 +17,21 @@ from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-# pending: attempts go on. delivered: a 2xx came. dead: the last attempt failed. stopped: the receiver said 410.
+# pending: attempts go on. delivered: a 2xx came. dead: the last attempt failed. stopped: the receiver said 410,
+# to this event or to an earlier one of the call.
 State = Literal["pending", "delivered", "dead", "stopped"]
+
+# An item has room for so many attempts with their answers.
+MAXIMUM_ATTEMPTS_LISTED = 200
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event's delivery. Times are epoch ms; attempts hold at, status or error, ms, answer."""
+    """One event's delivery. Times are epoch ms; attempts hold at, status or error, ms, answer.
+
+    attempt: how many there were on the present schedule, which a replay begins anew. replayed: by a client,
+    who wants it sent though the call's webhooks were stopped.
+    """
 
     callId: str
     workspaceId: str
@@ -32,6 +40,7 @@ class Delivery:
     attempt: int
     nextAttemptAt: int
     attempts: tuple[dict[str, Any], ...] = ()
+    replayed: bool = False
     leaseId: str | None = None
     leaseUntil: int = 0
     checkAt: int | None = None
@@ -123,6 +132,46 @@ class DeliveryStore:
             "leaseId = :lease",
             values,
         )
+
+    def replay(self, call_id: str, sequence: int, now: int, check_at: int) -> Delivery | None:
+        """Makes a delivery due again from the beginning of its schedule; what was attempted stays listed.
+
+        None: an attempt is under way, or it has been attempted 200 times.
+        """
+        return self._update(
+            call_id,
+            sequence,
+            "SET #state = :pending, attempt = :zero, nextAttemptAt = :now, checkAt = :check, "
+            "dueShard = :shard, replayed = :yes REMOVE expiresAt, leaseId, leaseUntil",
+            "attribute_exists(pk) AND (attribute_not_exists(leaseUntil) OR leaseUntil < :now) "
+            "AND size(attempts) < :most",
+            {
+                ":pending": "pending",
+                ":zero": 0,
+                ":now": now,
+                ":check": check_at,
+                ":shard": due_shard(call_id),
+                ":yes": True,
+                ":most": MAXIMUM_ATTEMPTS_LISTED,
+            },
+        )
+
+    def of_call(self, call_id: str) -> list[Delivery]:
+        """All deliveries of a call, in the order of its events."""
+        request: dict[str, Any] = {
+            "TableName": self._table,
+            "KeyConditionExpression": "pk = :pk AND begins_with(sk, :prefix)",
+            "ExpressionAttributeValues": to_wire({":pk": f"CALL#{call_id}", ":prefix": "DELIVERY#"}),
+            "ConsistentRead": True,
+        }
+        found: list[Delivery] = []
+        while True:
+            with store_errors():
+                answer = self._client.query(**request)
+            found += [Delivery.from_item(from_wire(item)) for item in answer["Items"]]
+            if "LastEvaluatedKey" not in answer:
+                return found
+            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
     def postpone(self, seen: Delivery, check_at: int) -> bool:
         """Moves the next look at a pending delivery, unless somebody else has moved it."""

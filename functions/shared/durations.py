@@ -56,6 +56,8 @@ class Durations:
     webhook_connect: float = 5
     webhook_attempt: float = 15
     webhook_lease: float = 45
+    # An event waits at most so long for the one before it of the same call in the same batch.
+    webhook_order: float = 1
     # Longer waits than this have no message: the reconciler brings the delivery back.
     webhook_message: float = 60
     # How much a delivery's message may be late before the reconciler sends another.

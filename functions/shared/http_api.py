@@ -6,7 +6,6 @@ Source: AWS, "Create AWS Lambda proxy integrations for HTTP APIs".
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,7 +29,7 @@ def body_bytes(event: Event) -> bytes:
         return body.encode("utf-8", "surrogatepass") if isinstance(body, str) else b""
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error as exc:
+    except ValueError as exc:  # binascii.Error, or text that is not ASCII
         raise RequestRefused(400, "invalid_body", "The body is not valid base64") from exc
 
 

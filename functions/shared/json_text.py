@@ -16,14 +16,23 @@ from shared.errors import RequestRefused
 MAXIMUM_DEPTH = 32
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_STRING_OR_SPACE = re.compile(r'"(?:[^"\\]|\\.)*"|[ \t\n\r]+')
+# Possessive, and the closing quote is not required: a text of 64 KiB is read once, whatever it holds.
+_STRING = r'"(?:[^"\\]++|\\.)*+"?'
+_STRINGS = re.compile(_STRING, re.DOTALL)
+_STRING_OR_SPACE = re.compile(_STRING + r"|[ \t\n\r]+", re.DOTALL)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
+    _refuse_twice([key for key, _ in pairs])
+    return dict(pairs)
+
+
+def _refuse_twice(keys: list[str]) -> None:
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            raise ValueError(f"the key {json.dumps(key[:128])} stands twice in one object")
+        seen.add(key)
 
 
 def _constant(text: str) -> Any:
@@ -48,8 +57,7 @@ def members(body: bytes) -> dict[str, tuple[Any, str]]:
         text = body.decode("utf-8")
         _check_depth(text)
         pairs = list(_scan(text))
-        if len({key for key, _, _ in pairs}) != len(pairs):
-            raise ValueError("a key stands twice in one object")
+        _refuse_twice([key for key, _, _ in pairs])
         # An escaped lone surrogate (\ud800) is the only thing that decodes but cannot be encoded.
         for key, value, _ in pairs:
             json.dumps([key, value], ensure_ascii=False).encode()
@@ -65,9 +73,14 @@ def ascii_compact(text: str) -> str:
         token = match.group()
         if not token.startswith('"'):
             return ""
-        return "".join(char if char.isascii() else json.dumps(char)[1:-1] for char in token)
+        return "".join(_escaped(char) for char in token)
 
     return _STRING_OR_SPACE.sub(replace, text)
+
+
+def _escaped(char: str) -> str:
+    # JSON allows a plain DEL, HTTP headers do not (RFC 9110, section 5.5), and json.dumps leaves it.
+    return "\\u007f" if char == "\x7f" else char if char.isascii() else json.dumps(char)[1:-1]
 
 
 def _scan(text: str) -> Iterator[tuple[str, Any, str]]:
@@ -106,7 +119,7 @@ def _skip(text: str, at: int) -> int:
 
 def _check_depth(text: str) -> None:
     depth = 0
-    for char in re.sub(r'"(?:[^"\\]|\\.)*"', "", text):
+    for char in _STRINGS.sub("", text):
         if char in "{[":
             depth += 1
             if depth > MAXIMUM_DEPTH:
@@ -121,5 +134,5 @@ def _said(exc: Exception) -> str:
     if isinstance(exc, UnicodeEncodeError):
         return "a string holds half of a surrogate pair"
     if isinstance(exc, json.JSONDecodeError):
-        return f"{exc.msg} at character {exc.pos}"
+        return f"{exc.msg.removesuffix(' at').rstrip(': ')} at character {exc.pos}"
     return str(exc)

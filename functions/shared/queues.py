@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from shared.errors import QueueError
+from shared.telemetry import logger
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
 # SQS takes no longer delay; what is due later than this comes back through the reconciler.
 MAXIMUM_DELAY_SECONDS = 900
+
+# SQS takes no more messages in one request.
+MAXIMUM_BATCH = 10
 
 
 class Queue:
@@ -38,3 +43,22 @@ class Queue:
             return self._client.send_message(**request)["MessageId"]
         except (ClientError, BotoCoreError) as exc:
             raise QueueError(str(type(exc).__name__)) from exc
+
+    def send_batch(self, messages: Sequence[tuple[dict[str, Any], str]]) -> set[int]:
+        """Sends messages (body, group) in as few requests as SQS allows. Returns the places of those that it
+        did not confirm: they may be sent again.
+        """
+        failed: set[int] = set()
+        for start in range(0, len(messages), MAXIMUM_BATCH):
+            entries: list[Any] = [
+                {"Id": str(start + n), "MessageBody": json.dumps(body), "MessageGroupId": group}
+                for n, (body, group) in enumerate(messages[start : start + MAXIMUM_BATCH])
+            ]
+            try:
+                answer = self._client.send_message_batch(QueueUrl=self._url, Entries=entries)
+            except (ClientError, BotoCoreError):
+                logger.exception("messages not sent")
+                failed |= {int(entry["Id"]) for entry in entries}
+            else:
+                failed |= {int(entry["Id"]) for entry in answer.get("Failed", [])}
+        return failed

@@ -10,6 +10,7 @@ Items of WorkspacesTable, by `workspaceId` (a workspace's own id has no `#`):
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from shared.dynamo import from_wire, store_errors, to_wire
+from shared.errors import StoreError, StoreUnclear
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -28,9 +30,11 @@ SWITCH = "#switch"
 class Workspace:
     """One tenant.
 
-    apiKeyHashes: SHA-256 (hex) of the keys in force; empty means open to whoever knows the id.
+    apiKeyHashes: `key_hash` of the keys in force; empty means nobody, unless `open`. open: without keys, whoever
+    knows the id may act for it.
     agents: the agent ids it may dispatch; empty means any. allowedCallingCodes: `+1`, `+44`, ...; empty means
-    nobody. callsPerSecond: INVITEs its trunk takes. webhookSecrets: one, or two during a rotation.
+    nobody. callsPerSecond: INVITEs its trunk takes. webhookSecrets: one, or two during a rotation, the newest
+    first. version: goes up with each update.
     """
 
     workspaceId: str
@@ -39,6 +43,7 @@ class Workspace:
     sipTrunkId: str
     fromNumbers: tuple[str, ...]
     apiKeyHashes: frozenset[str] = frozenset()
+    open: bool = False
     agents: frozenset[str] = frozenset()
     allowedCallingCodes: frozenset[str] = frozenset()
     allowSpecialNumbers: bool = False
@@ -48,9 +53,14 @@ class Workspace:
     webhookSecrets: tuple[str, ...] = ()
     disabled: bool = False
     createdAt: str = ""
+    version: int = 0
 
     @classmethod
     def from_item(cls, item: dict[str, Any]) -> Workspace:
+        """Skips attributes it does not know. Raises StoreError when one it cannot do without is missing."""
+        missing = [name for name in ("name", "agentName", "sipTrunkId") if name not in item]
+        if missing:
+            raise StoreError(f"workspace {item['workspaceId']} has no {', '.join(missing)}")
         known = {name: item[name] for name in cls.__slots__ if name in item}
         for name in ("fromNumbers", "webhookSecrets"):
             known[name] = tuple(known.get(name, ()))
@@ -71,6 +81,11 @@ class Workspace:
         return item
 
 
+def key_hash(api_key: str) -> str:
+    """What is stored of an API key. It has 256 random bits, so one round of SHA-256 cannot be turned back."""
+    return hashlib.sha256(api_key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 class WorkspaceStore:
     """The workspaces of one table. Every method raises StoreError or StoreUnclear when DynamoDB fails."""
 
@@ -86,6 +101,77 @@ class WorkspaceStore:
         """Writes the workspace whole, whatever was there."""
         with store_errors():
             self._client.put_item(TableName=self._table, Item=to_wire(workspace.to_item()))
+
+    # ── what the operator does ──────────────────────────────────────────────────────────────────
+
+    def create(self, workspace: Workspace) -> bool:
+        """Writes a new workspace; False, and nothing written, when the id is taken."""
+        try:
+            with store_errors():
+                self._client.put_item(
+                    TableName=self._table,
+                    Item=to_wire(workspace.to_item()),
+                    ConditionExpression="attribute_not_exists(workspaceId)",
+                )
+        except (ClientError, StoreUnclear) as exc:
+            # A repeat by the client library loses against its own first try: what is there tells whose it is.
+            there = self.get(workspace.workspaceId)
+            if there is None and isinstance(exc, StoreUnclear):
+                raise
+            return there == workspace
+        return True
+
+    def update(self, workspace_id: str, change: Callable[[Workspace], Workspace]) -> Workspace | None:
+        """Applies `change` to the workspace as it is; None when there is none.
+
+        Two updates at the same time both hold: the later one's `change` is called again, on what the other
+        left. So it must be one that may be repeated. What it raises ends the update, with nothing written.
+        Only what changed is written; attributes that this code does not know stay.
+        """
+        for _ in range(20):
+            seen = self.get(workspace_id)
+            if seen is None:
+                return None
+            changed = change(seen)
+            if changed == seen:
+                return seen
+            changed = dataclasses.replace(changed, version=seen.version + 1)
+            try:
+                if self._change(seen, changed):
+                    return changed
+            except StoreUnclear:
+                # Written or not? The next turn sees.
+                continue
+        raise StoreError(f"workspace {workspace_id} is changed by others again and again")
+
+    def all(self) -> list[Workspace]:
+        """Every workspace, by id. Reads the whole table."""
+        request: dict[str, Any] = {"TableName": self._table, "ConsistentRead": True}
+        found: list[Workspace] = []
+        while True:
+            with store_errors():
+                page = self._client.scan(**request)
+            items = [from_wire(item) for item in page["Items"]]
+            found += [Workspace.from_item(item) for item in items if "#" not in item["workspaceId"]]
+            if "LastEvaluatedKey" not in page:
+                return sorted(found, key=lambda workspace: workspace.workspaceId)
+            request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+    def _change(self, seen: Workspace, changed: Workspace) -> bool:
+        """Writes the attributes in which the two differ, unless the item has changed since it was seen."""
+        before, after = seen.to_item(), changed.to_item()
+        differing = [name for name in before | after if before.get(name) != after.get(name)]
+        # Aliases throughout: `name`, `open` and others are reserved words.
+        sets = [f"#{name} = :{name}" for name in differing if name in after]
+        removes = [f"#{name}" for name in differing if name not in after]
+        unchanged = "#version = :seen" if seen.version else "(#version = :seen OR attribute_not_exists(#version))"
+        return self._update(
+            seen.workspaceId,
+            f"SET {', '.join(sets)}" + (f" REMOVE {', '.join(removes)}" if removes else ""),
+            f"attribute_exists(workspaceId) AND {unchanged}",
+            {f":{name}": after[name] for name in differing if name in after} | {":seen": seen.version},
+            {f"#{name}": name for name in differing},
+        )
 
     # ── slots ───────────────────────────────────────────────────────────────────────────────────
 
@@ -136,10 +222,16 @@ class WorkspaceStore:
 
     def paused(self) -> bool:
         """Whether an operator has stopped all dialling."""
-        return "pausedAt" in (self._get(SWITCH) or {})
+        return self.paused_at() is not None
+
+    def paused_at(self) -> int | None:
+        """Since when dialling is stopped, epoch ms; None when it is not."""
+        paused_at: int | None = (self._get(SWITCH) or {}).get("pausedAt")
+        return paused_at
 
     def pause(self, now: int) -> None:
-        self._update(SWITCH, "SET pausedAt = :now", None, {":now": now})
+        """Stops all dialling. Repeating it changes nothing."""
+        self._update(SWITCH, "SET pausedAt = if_not_exists(pausedAt, :now)", None, {":now": now})
 
     def resume(self) -> None:
         self._update(SWITCH, "REMOVE pausedAt", None, {})
@@ -151,7 +243,15 @@ class WorkspaceStore:
             )
         return from_wire(answer["Item"]) if "Item" in answer else None
 
-    def _update(self, key: str, update: str, condition: str | None, values: dict[str, Any]) -> bool:
+    def _update(
+        self,
+        key: str,
+        update: str,
+        condition: str | None,
+        values: dict[str, Any],
+        names: dict[str, str] | None = None,
+    ) -> bool:
+        """Whether it was written; False when the condition did not hold."""
         request: dict[str, Any] = {
             "TableName": self._table,
             "Key": to_wire({"workspaceId": key}),
@@ -161,6 +261,8 @@ class WorkspaceStore:
             request["ConditionExpression"] = condition
         if values:
             request["ExpressionAttributeValues"] = to_wire(values)
+        if names:
+            request["ExpressionAttributeNames"] = names
         try:
             with store_errors():
                 self._client.update_item(**request)

@@ -67,7 +67,7 @@ def _check_public_url(parts: SplitResult, host: str, port: int | None, policy: P
         raise AddressRefused(f"must use port {', '.join(map(str, sorted(policy.ports)))}")
     if not host.isascii():
         raise AddressRefused("must write its host name in ASCII (punycode)")
-    if _is_literal(host):
+    if "[" in parts.netloc or _is_literal(host):
         raise AddressRefused("must name a host, not an IP address")
     labels = host.split(".")
     if len(labels) < 2 or len(host) > 253 or not all(_is_label(label) for label in labels):

@@ -12,7 +12,7 @@ import datetime
 import random
 import secrets
 from collections.abc import Callable
-from typing import Any
+from email.utils import parsedate_to_datetime
 
 import httpcore
 import httpx
@@ -34,6 +34,11 @@ ANSWER_CHARACTERS = 500
 METADATA_HEADER_BYTES = 4 * 1024
 USER_AGENT = "Ringonce-Webhooks/1"
 
+GONE = 410
+# 4xx that say "not now" rather than "not like this": time-out, conflict, too early, too many.
+WORTH_REPEATING = frozenset({408, 409, 425, 429})
+REFUSED_ATTEMPTS = 3
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delivering:
@@ -50,15 +55,13 @@ class Delivering:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attempted:
-    """What came of a POST. status: HTTP's, None when there was no answer and `error` says why."""
+    """What came of a POST. status: HTTP's, None when there was no answer and `error` says why. retry_after:
+    seconds the receiver asks for."""
 
     status: int | None = None
     error: str | None = None
     answer: str = ""
-
-    @property
-    def delivered(self) -> bool:
-        return self.status is not None and 200 <= self.status < 300
+    retry_after: float | None = None
 
 
 async def deliver(parts: Delivering, call_id: str, sequence: int) -> None:
@@ -81,17 +84,46 @@ async def deliver(parts: Delivering, call_id: str, sequence: int) -> None:
     call = await asyncio.to_thread(parts.calls.get, call_id)
     if call is None or call.callbackUrl is None or sequence > len(call.events):
         raise StoreError(f"delivery {sequence} of call {call_id} has no event")
+    if call.webhooksStoppedAt is not None and not delivery.replayed:
+        attempted = Attempted(error="the receiver answered 410 to an earlier event")
+        await _finish(parts, call, delivery, attempted, "stopped", None, now)
+        return
     attempted = await _post(parts, call, call.callbackUrl, sequence)
-    attempt = {
-        "at": now,
-        "ms": parts.clock() - now,
-        **{
-            name: value
-            for name, value in dataclasses.asdict(attempted).items()
-            if value is not None and value != ""
-        },
-    }
-    await _finish(parts, call, delivery, attempted, attempt)
+    if attempted.status == GONE:
+        await asyncio.to_thread(parts.calls.stop_webhooks, call_id, parts.clock())
+    state, delay = what_follows(attempted, delivery.attempt, parts.durations)
+    await _finish(parts, call, delivery, attempted, state, delay, now)
+
+
+def what_follows(attempted: Attempted, attempts: int, durations: Durations) -> tuple[State, float | None]:
+    """The delivery's state after attempt number `attempts` (1-based), and the seconds until the next.
+
+    A receiver's Retry-After makes the wait longer, never shorter, and never longer than the longest wait. A
+    refusal that another try will not change (4xx) is tried three times, everything else to the schedule's end.
+    """
+    status = attempted.status
+    if status is not None and 200 <= status < 300:
+        return "delivered", None
+    if status == GONE:
+        return "stopped", None
+    schedule = durations.webhook_schedule
+    refused = status is not None and 400 <= status < 500 and status not in WORTH_REPEATING
+    if attempts >= (REFUSED_ATTEMPTS if refused else len(schedule)):
+        return "dead", None
+    asked = min(attempted.retry_after or 0, max(schedule))
+    return "pending", max(schedule[attempts], asked) * random.uniform(1, 1.1)
+
+
+def retry_after_seconds(value: str | None, now: datetime.datetime) -> float | None:
+    """RFC 9110's Retry-After, seconds or a date; None when there is none or it makes no sense."""
+    if value is None:
+        return None
+    if value.strip().isascii() and value.strip().isdigit():
+        return float(value.strip()[:9])
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
+    except (ValueError, TypeError):
+        return None
 
 
 def signed_headers(
@@ -120,7 +152,7 @@ async def _post(parts: Delivering, call: Call, url: str, sequence: int) -> Attem
     headers = signed_headers(
         workspace.webhookSecrets,
         event_id(call.callId, sequence),
-        datetime.datetime.fromtimestamp(parts.clock() // 1000, datetime.UTC),
+        _now(parts),
         body,
         call.metadata,
     )
@@ -129,7 +161,11 @@ async def _post(parts: Delivering, call: Call, url: str, sequence: int) -> Attem
             asyncio.timeout(parts.durations.webhook_attempt),
             parts.client.stream("POST", url, content=body.encode(), headers=headers) as answer,
         ):
-            return Attempted(answer.status_code, answer=await _beginning(answer))
+            return Attempted(
+                answer.status_code,
+                answer=await _beginning(answer),
+                retry_after=retry_after_seconds(answer.headers.get("retry-after"), _now(parts)),
+            )
     except TimeoutError:
         return Attempted(error="no answer in time")
     except AddressRefused as exc:
@@ -146,6 +182,10 @@ _HTTPCORE_ERRORS = (
 )
 
 
+def _now(parts: Delivering) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(parts.clock() // 1000, datetime.UTC)
+
+
 async def _beginning(answer: httpx.Response) -> str:
     """The first characters of what the receiver said, for the operator; no more than 8 KiB are read."""
     read = b""
@@ -157,14 +197,15 @@ async def _beginning(answer: httpx.Response) -> str:
 
 
 async def _finish(
-    parts: Delivering, call: Call, delivery: Delivery, attempted: Attempted, attempt: dict[str, Any]
-) -> None:
+    parts: Delivering, call: Call, delivery: Delivery, attempted: Attempted, state: State, delay: float | None,
+    began: int,
+) -> None:  # fmt: skip
     now = parts.clock()
-    delay = _next_delay(parts.durations, delivery.attempt)
-    state: State = "delivered" if attempted.delivered else "pending" if delay is not None else "dead"
     next_at = now + int((delay or 0) * 1000)
     by_message = delay is not None and delay < parts.durations.webhook_message
     check_at = next_at + int(parts.durations.webhook_grace * 1000) if by_message else next_at
+    told = {"status": attempted.status, "error": attempted.error, "answer": attempted.answer or None}
+    attempt = {"at": began, "ms": now - began} | {name: value for name, value in told.items() if value is not None}
     finished = await asyncio.to_thread(parts.deliveries.finish, delivery, attempt, state, next_at, check_at)
     extra = {
         "call_id": call.callId,
@@ -179,17 +220,10 @@ async def _finish(
         return
     logger.info("webhook", extra=extra)
     count("WebhookAttempts", outcome=state)
-    if state == "pending" and by_message:
+    if by_message:
         await asyncio.to_thread(
             parts.webhook_queue.send,
             {"callId": call.callId, "sequence": delivery.sequence},
             group=call.workspaceId,
             delay_seconds=delay or 0,
         )
-
-
-def _next_delay(durations: Durations, attempts: int) -> float | None:
-    """Seconds until the attempt after number `attempts`, with up to a tenth of jitter; None after the last."""
-    if attempts >= len(durations.webhook_schedule):
-        return None
-    return durations.webhook_schedule[attempts] * random.uniform(1, 1.1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from shared.call_store import CallStore
 from shared.delivery_store import DeliveryStore
 from shared.durations import Durations
+from shared.errors import QueueError, RingonceError
 from shared.queues import Queue
 from shared.telemetry import count, logger
 
@@ -18,34 +20,68 @@ class FanningOut:
 
     deliveries: DeliveryStore
     webhook_queue: Queue
-    dead_letters: Queue
     durations: Durations
     clock: Callable[[], int]
 
 
-def fan_out(parts: FanningOut, record: dict[str, Any]) -> None:
-    """One stream record (NEW_AND_OLD_IMAGES). Repeating it changes nothing but sends hints again.
+def fan_out(parts: FanningOut, dead_letters: Queue, records: Sequence[dict[str, Any]]) -> int | None:
+    """Stream records (NEW_AND_OLD_IMAGES), in order. Returns the place of the first that failed, or None.
 
-    A record that cannot be read goes to the dead-letter queue as `{"callId"}`, so that the shard goes on; a
-    redrive makes its deliveries from the call itself. Raises StoreError or QueueError when AWS fails: the
-    stream hands the record out again.
+    The rows first, then their messages: a death in between leaves rows that are due, which are found.
+    Repeating a record changes nothing but sends its hints again. One that cannot be read goes to the
+    dead-letter queue as `{"callId"}`, so that the shard goes on; a redrive makes its deliveries from the call.
     """
+    hints: list[tuple[dict[str, Any], str]] = []
+    places: list[int] = []
+    failed: int | None = None
+    for place, record in enumerate(records):
+        try:
+            for hint in _rows_of(parts, dead_letters, record):
+                hints.append(hint)
+                places.append(place)
+        except RingonceError:
+            logger.exception("fan out failed", extra={"event_id": record.get("eventID")})
+            failed = place
+            break
+    not_sent = [places[n] for n in parts.webhook_queue.send_batch(hints)]
+    return min([*not_sent, *([failed] if failed is not None else [])], default=None)
+
+
+def _rows_of(parts: FanningOut, dead_letters: Queue, record: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     try:
         call_id, workspace_id, sequences = new_events(record["dynamodb"])
     except (KeyError, TypeError, ValueError, AttributeError):
         logger.exception("stream record not readable", extra={"event_id": record.get("eventID")})
         count("PoisonRecords")
-        parts.dead_letters.send({"callId": _call_id_of_keys(record), "eventId": record.get("eventID")})
+        dead_letters.send({"callId": _call_id_of_keys(record), "eventId": record.get("eventID")})
+        return []
+    return [make_row(parts, call_id, workspace_id, sequence) for sequence in sequences]
+
+
+def deliver_all(parts: FanningOut, calls: CallStore, call_id: str) -> None:
+    """Makes the deliveries of all events of a call that have none, and sends a hint for each that is pending.
+
+    For a message `{"callId"}`: a stream record that could not be read, or an operator's redrive.
+    Raises StoreError or QueueError when AWS fails.
+    """
+    call = calls.get(call_id)
+    if call is None or call.callbackUrl is None:
+        logger.warning("no deliveries to make", extra={"call_id": call_id})
         return
-    for sequence in sequences:
-        hint(parts, call_id, workspace_id, sequence)
+    for sequence in range(1, len(call.events) + 1):
+        make_row(parts, call_id, call.workspaceId, sequence)
+    pending = [row for row in parts.deliveries.of_call(call_id) if row.state == "pending"]
+    hints = [({"callId": call_id, "sequence": row.sequence}, call.workspaceId) for row in pending]
+    if parts.webhook_queue.send_batch(hints):
+        raise QueueError("not every hint was sent")
 
 
-def hint(parts: FanningOut, call_id: str, workspace_id: str, sequence: int) -> None:
-    """The row first, then its message: a death in between leaves a row that is due, which is found."""
+def make_row(parts: FanningOut, call_id: str, workspace_id: str, sequence: int) -> tuple[dict[str, Any], str]:
+    """The delivery of one event, if there is none yet. Returns its message and group, still to be sent."""
     now = parts.clock()
-    parts.deliveries.create(call_id, workspace_id, sequence, now, now + int(parts.durations.webhook_grace * 1000))
-    parts.webhook_queue.send({"callId": call_id, "sequence": sequence}, group=workspace_id)
+    check_at = now + int(parts.durations.webhook_grace * 1000)
+    parts.deliveries.create(call_id, workspace_id, sequence, now, check_at)
+    return {"callId": call_id, "sequence": sequence}, workspace_id
 
 
 def new_events(change: dict[str, Any]) -> tuple[str, str, range]:

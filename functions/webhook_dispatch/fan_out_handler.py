@@ -9,27 +9,23 @@ from shared import aws
 from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
 from shared.durations import Durations
-from shared.errors import RingonceError
 from shared.queues import Queue
-from shared.telemetry import logger
 from webhook_dispatch.fan_out import FanningOut, fan_out
 
 sqs = aws.client("sqs")
 parts = FanningOut(
     deliveries=DeliveryStore(aws.client("dynamodb"), os.environ["CALLS_TABLE"]),
     webhook_queue=Queue(sqs, os.environ["WEBHOOK_QUEUE_URL"]),
-    dead_letters=Queue(sqs, os.environ["WEBHOOK_DEAD_LETTER_QUEUE_URL"]),
     durations=Durations.from_environment(os.environ),
     clock=now_ms,
 )
+dead_letters = Queue(sqs, os.environ["WEBHOOK_DEAD_LETTER_QUEUE_URL"])
 
 
 def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Stops at the first record that fails: the stream goes on from there."""
-    for record in event["Records"]:
-        try:
-            fan_out(parts, record)
-        except RingonceError:
-            logger.exception("fan out failed", extra={"event_id": record["eventID"]})
-            return {"batchItemFailures": [{"itemIdentifier": record["dynamodb"]["SequenceNumber"]}]}
-    return {"batchItemFailures": []}
+    """Names the first record that failed: the stream goes on from there."""
+    records = event["Records"]
+    failed = fan_out(parts, dead_letters, records)
+    if failed is None:
+        return {"batchItemFailures": []}
+    return {"batchItemFailures": [{"itemIdentifier": records[failed]["dynamodb"]["SequenceNumber"]}]}

@@ -1,0 +1,116 @@
+# Everything a person does with this project. A target sets up what it needs by itself: a machine needs only
+# make, Python 3.11 or newer and pip. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+ARCH ?= arm64
+UV_VERSION := 0.13.9
+
+# The first Python that is new enough and really runs: a pyenv shim may exist and not run.
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.version_info < (3, 11) and sys.exit(1); print(sys.executable)' 2>/dev/null && break; done)
+UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo $(CURDIR)/.tools/uv/bin/uv)
+
+# An environment's stamp carries the content it was made from, so a second run costs nothing and a changed
+# requirements file or a vanished interpreter makes the environment anew.
+stamp = .venv$(1)/.ringonce-$(shell (echo "$(PYTHON)"; cat requirements-$(2).txt) | cksum | tr ' ' '-')
+DEV := $(call stamp,,dev)
+AWS := $(call stamp,-aws,aws)
+SAM := $(call stamp,-sam,sam)
+
+# The functions' third-party packages for the local stack, with a copy of the file they came from.
+PACKAGES := .local/packages/.ringonce-$(shell (echo "$(AWS)"; cat functions/requirements.txt) | cksum | tr ' ' '-')
+
+# Validating and building never leave the machine: no profile, no instance metadata, any region, and a folder
+# for the SAM CLI whose date of the last look for a newer version lies in the future.
+SAM_CLI_FOLDER := .venv-sam/sam-cli
+SAM_ENV := SAM_CLI_TELEMETRY=0 __SAM_CLI_APP_DIR=$(SAM_CLI_FOLDER) AWS_DEFAULT_REGION=us-east-1 \
+	AWS_EC2_METADATA_DISABLED=true PATH="$(CURDIR)/.venv-sam/bin:$(dir $(UV)):$$PATH"
+
+export UV
+
+.PHONY: help setup demo run stop test check build lock bench clean
+
+help: ## Lists the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(DEV) $(AWS) $(SAM) $(PACKAGES) ## Makes the environments .venv, .venv-aws and .venv-sam, and installs the functions' packages
+
+demo: $(DEV) $(AWS) $(PACKAGES) ## Places three calls on the local stack and shows what happens, then stops
+	@.venv/bin/python -m local.demo
+
+run: $(DEV) $(AWS) $(PACKAGES) ## Leaves the local stack running until Ctrl-C or `make stop`
+	@.venv/bin/python -m local.stack
+
+stop: ## Stops the local stack that `make run` started
+	@$(PYTHON) -m local.stack stop
+
+test: $(DEV) $(AWS) $(PACKAGES) ## Runs every test: unit, integration and infra, then the whole stack (e2e)
+	.venv/bin/python -m pytest -m "not e2e"
+	.venv/bin/python -m pytest -m e2e
+
+check: $(DEV) $(SAM) ## Lints, formats (without writing), type-checks, and validates the template
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	$(SAM_ENV) sam validate --lint
+	$(SAM_ENV) cfn-lint template.yaml
+
+BUILD_DIR := .aws-sam/$(if $(filter arm64,$(ARCH)),build,build-$(ARCH))
+build: $(SAM) ## Builds what `sam deploy` uploads; ARCH=x86_64 builds one that runs on such a machine, beside it
+	mkdir -p .aws-sam
+	sed 's/^    Architectures: .*/    Architectures: [$(ARCH)]/' template.yaml > .aws-sam/template-$(ARCH).yaml
+	$(SAM_ENV) UV_REQUIRE_HASHES=1 UV_NO_BUILD=1 sam build --config-file "$(CURDIR)/samconfig.toml" \
+		--template-file .aws-sam/template-$(ARCH).yaml --base-dir . --build-dir $(BUILD_DIR)
+	$(PYTHON) infra/finish_build.py $(BUILD_DIR)
+
+bench: $(DEV) $(AWS) $(PACKAGES) ## Measures the request path and the webhooks on the local stack
+	@.venv/bin/python -m bench
+
+# The functions' versions are those that the tests ran with: they are cut out of the dev resolution.
+LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
+lock: | $(UV) ## Compiles the requirements files from pyproject.toml; UPGRADE=1 takes the newest versions
+	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) pyproject.toml --group dev -o requirements-dev.txt
+	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) pyproject.toml -c requirements-dev.txt -o functions/requirements.txt
+	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group aws -o requirements-aws.txt
+	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group sam -o requirements-sam.txt
+
+clean: ## Removes everything that the other targets made
+	rm -rf .venv .venv-aws .venv-sam .tools .local .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ── the environments ──
+.tools/uv/bin/uv $(CURDIR)/.tools/uv/bin/uv:
+	@$(PYTHON) -m pip --version >/dev/null || { echo "ringonce needs pip for $(PYTHON)" >&2; exit 1; }
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .tools/uv uv==$(UV_VERSION)
+
+define environment
+	@test -n "$(PYTHON)" || { echo "ringonce needs Python 3.11 or newer on PATH" >&2; exit 1; }
+	rm -rf $(1)
+	$(UV) venv --quiet --python "$(PYTHON)" $(1)
+	$(UV) pip sync --quiet --python $(1) --require-hashes --compile-bytecode $(2)
+endef
+
+$(DEV): | $(UV)
+	$(call environment,.venv,requirements-dev.txt)
+	touch $@
+
+$(AWS): | $(UV)
+	$(call environment,.venv-aws,requirements-aws.txt)
+	touch $@
+
+$(PACKAGES): | $(AWS)
+	rm -rf .local/packages
+	$(UV) pip install --quiet --python .venv-aws --target .local/packages --require-hashes --compile-bytecode \
+		-r functions/requirements.txt
+	cp functions/requirements.txt .local/packages/installed-requirements.txt
+	touch $@
+
+$(SAM): | $(UV)
+	$(call environment,.venv-sam,requirements-sam.txt)
+	mkdir -p $(SAM_CLI_FOLDER)
+	echo '{"lastVersionCheck": 4102444800, "telemetryEnabled": false}' > $(SAM_CLI_FOLDER)/metadata.json
+	touch $@

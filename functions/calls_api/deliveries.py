@@ -1,0 +1,65 @@
+"""What was sent about a call, and sending it again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.call import Call, compact, event_id, iso
+from shared.delivery_store import Delivery, DeliveryStore
+from shared.durations import Durations
+from shared.errors import RequestRefused
+from shared.queues import Queue
+
+
+def deliveries_view(deliveries: DeliveryStore, call: Call) -> str:
+    """Every event of the call with every attempt at its webhook, as JSON text.
+
+    An event whose delivery is still being made is `pending` without attempts; a call without a callback URL
+    has no deliveries.
+    """
+    rows = {row.sequence: row for row in deliveries.of_call(call.callId)} if call.callbackUrl else {}
+    shown = [
+        _delivery_view(call, sequence, rows.get(sequence))
+        for sequence in range(1, len(call.events) + 1)
+        if call.callbackUrl
+    ]
+    return compact({"status": "success", "callId": call.callId, "deliveries": shown})
+
+
+def replay(
+    deliveries: DeliveryStore, webhook_queue: Queue, call: Call, sequence: str, durations: Durations, now: int
+) -> None:
+    """Sends one event again, from the beginning of its schedule: the same id, the same bytes.
+
+    Raises RequestRefused: 404 when there is no such delivery, 409 while an attempt is under way.
+    """
+    number = int(sequence[:6]) if sequence.isascii() and sequence.isdigit() else 0
+    if not 1 <= number <= len(call.events) or deliveries.get(call.callId, number) is None:
+        raise RequestRefused(404, "delivery_not_found", "This call has no such delivery")
+    check_at = now + int(durations.webhook_grace * 1000)
+    if deliveries.replay(call.callId, number, now, check_at) is None:
+        raise RequestRefused(
+            409, "attempt_under_way", "An attempt is under way, or this event was attempted 200 times"
+        )
+    webhook_queue.send({"callId": call.callId, "sequence": number}, group=call.workspaceId)
+
+
+def _delivery_view(call: Call, sequence: int, row: Delivery | None) -> dict[str, Any]:
+    pending = row is None or row.state == "pending"
+    return {
+        "id": event_id(call.callId, sequence),
+        "sequence": sequence,
+        "type": call.events[sequence - 1]["type"],
+        "state": "pending" if row is None else row.state,
+        "nextAttemptAt": iso(row.nextAttemptAt) if row is not None and pending else None,
+        "attempts": [
+            {
+                "at": iso(attempt["at"]),
+                "milliseconds": attempt["ms"],
+                "status": attempt.get("status"),
+                "error": attempt.get("error"),
+                "answer": attempt.get("answer"),
+            }
+            for attempt in (row.attempts if row is not None else ())
+        ],
+    }

@@ -1,0 +1,320 @@
+"""`python -m local.demo`: starts the local stack, places three calls, shows what happens as it happens, stops.
+
+A call that is answered, one that is busy and one that nobody answers, each through the real HTTP route. The
+timeline merges what three witnesses say: the call's record (GET /v1/api/call/{callId}), LiveKit's stand-in and the
+webhook receiver. Ends with 1, and the end of the log of the function at fault, when anything is missing.
+
+With a real LiveKit (see `local.stack`) it places one call, to the number in the variable TO.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from local import stack
+
+# Witnesses are asked in turns, so a line is held for this long in case another has an earlier one.
+MERGE_SECONDS = 0.25
+ASK_EVERY_SECONDS = 0.05
+
+EXAMPLE: dict[str, Any] = {
+    "to": "+1234567890",
+    "call_agent_id": "a1b2c3d4e5f6a7b8c9d0e1f2",
+    "dynamic_variables": {
+        "firstName": "Ada",
+        "lastName": "Lovelace",
+        "Zipcode": "94105",
+        "address": "12 Analytical Way",
+        "email": "ada@example.com",
+    },
+    "metadata": {"crmId": "0042", "campaign": {"name": "autumn", "wave": 2}},
+}
+
+
+class DemoFailed(Exception):
+    """Something is missing. `suspects`: the functions whose logs may tell why."""
+
+    def __init__(self, what: str, *suspects: str) -> None:
+        super().__init__(what)
+        self.suspects = suspects
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A call to place and the end it must have."""
+
+    title: str
+    to: str
+    status: str | None
+    reason: str | None
+
+
+@dataclass(slots=True)
+class Watched:
+    """One call under way: what each witness has said so far. Times are epoch milliseconds."""
+
+    placed_at: int
+    call_id: str
+    room: str
+    record: dict[str, Any] = field(default_factory=dict)
+    hooks: list[dict[str, Any]] = field(default_factory=list)
+    waiting: list[tuple[int, str, str, str]] = field(default_factory=list)
+    livekit_sequence: int = 0
+    room_closed: bool = False
+    hung_up: bool = False
+
+
+# ── printing ────────────────────────────────────────────────────────────────────────────────────
+
+_COLOURS = {"call": "36", "livekit": "35", "webhook": "32", "client": "1", "dim": "2", "bad": "31"}
+
+
+def coloured(text: str, kind: str) -> str:
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        return text
+    return f"\x1b[{_COLOURS[kind]}m{text}\x1b[0m"
+
+
+def show(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def show_line(milliseconds: int, who: str, what: str, detail: str) -> None:
+    show(f"{milliseconds:>9,}  {coloured(f'{who:<8}', who)}  {what:<15} {coloured(detail, 'dim')}".rstrip())
+
+
+def show_due(watched: Watched, everything: bool = False) -> None:
+    """Prints, in the order of their times, the lines that no witness can come before any more."""
+    limit = now() - int(MERGE_SECONDS * 1000)
+    watched.waiting.sort(key=lambda line: line[0])
+    while watched.waiting and (everything or watched.waiting[0][0] <= limit):
+        at, who, what, detail = watched.waiting.pop(0)
+        show_line(at - watched.placed_at, who, what, detail)
+
+
+# ── the witnesses ───────────────────────────────────────────────────────────────────────────────
+
+
+def now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def fetch(url: str, headers: dict[str, str] | None = None, body: bytes | None = None) -> tuple[int, Any]:
+    """The status and the decoded JSON of an answer, whatever its status."""
+    request = urllib.request.Request(url, body, headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=35) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as exc:
+        content = exc.read()
+        try:
+            return exc.code, json.loads(content)
+        except ValueError:
+            return exc.code, content.decode(errors="replace")
+
+
+def credentials(info: dict[str, Any]) -> dict[str, str]:
+    return {"x-workspace-id": info["workspaceId"], "x-api-key": info["apiKey"]}
+
+
+def ask_record(info: dict[str, Any], watched: Watched) -> None:
+    status, call = fetch(f"{info['apiUrl']}/v1/api/call/{watched.call_id}", credentials(info))
+    if status != 200:
+        raise DemoFailed(f"GET /v1/api/call/{watched.call_id}: {status} {call}", "CallsApi")
+    for event in call["events"][len(watched.record.get("events", ())) :]:
+        at = datetime.datetime.fromisoformat(event["timestamp"])
+        detail = ""
+        if event["type"] == "call.ended":
+            code = f", SIP {call['sipStatusCode']}" if call["sipStatusCode"] else ""
+            detail = f"{call['status']}: {call['endReason']}{code}"
+        name = event["type"].removeprefix("call.")
+        watched.waiting.append((int(at.timestamp() * 1000), "call", name, detail))
+    watched.record = call
+
+
+def ask_livekit(info: dict[str, Any], watched: Watched) -> None:
+    _, answer = fetch(f"{info['liveKitUrl']}/_standin/events?after={watched.livekit_sequence}")
+    for event in answer["events"]:
+        watched.livekit_sequence = event["sequence"]
+        if event.get("roomName") != watched.room:
+            continue
+        line: tuple[str, str] | None = None
+        match event["kind"]:
+            case "room_started":
+                line = ("room created", event["roomName"])
+            case "participant_joined" if event.get("participantKind") == "AGENT":
+                line = ("agent joined", event["identity"])
+            case "invite":
+                line = ("INVITE", f"to {event['number']}")
+            case "ringing":
+                line = ("ringing", "")
+            case "active":
+                line = ("picked up", "")
+            case "hangup":
+                line = ("hung up", "")
+                watched.hung_up = True
+            case "room_finished":
+                line = ("room closed", "")
+                watched.room_closed = True
+        if line:
+            watched.waiting.append((event["atMs"], "livekit", *line))
+
+
+def ask_receiver(info: dict[str, Any], watched: Watched, metadata: object) -> None:
+    _, answer = fetch(f"{info['receiverUrl']}/_receiver/events?callId={watched.call_id}")
+    for hook in answer["events"][len(watched.hooks) :]:
+        if not hook["verified"]:
+            raise DemoFailed(f"the signature of {hook['type']} is not genuine: {hook['error']}", "Deliver")
+        if json.loads(hook["body"])["metadata"] != metadata:
+            raise DemoFailed(f"{hook['type']} came without the request's metadata", "Deliver")
+        detail = f"{hook['id']}  signature verified"
+        watched.waiting.append((hook["receivedAtMs"], "webhook", hook["type"], detail))
+    watched.hooks = answer["events"]
+
+
+# ── one call ────────────────────────────────────────────────────────────────────────────────────
+
+
+def place(info: dict[str, Any], scene: Scene, in_full: bool) -> tuple[Watched, object]:
+    """POSTs the scene's call; returns what to watch and the metadata it was sent with."""
+    body = {**EXAMPLE, "to": scene.to, "callback_url": f"{info['receiverUrl']}/ringonce"}
+    show(f"\n{coloured(scene.title, 'client')}\n")
+    if in_full:
+        show(coloured(json.dumps(body, indent=2), "dim") + "\n")
+    show(f"{'ms':>9}  {'who':<8}  what")
+    show_line(0, "client", "POST", f"/v1/api/call  to {scene.to}")
+    started = now()
+    headers = {**credentials(info), "content-type": "application/json"}
+    status, answer = fetch(f"{info['apiUrl']}/v1/api/call", headers, json.dumps(body).encode())
+    if status != 200:
+        raise DemoFailed(f"POST /v1/api/call: {status} {answer}", "InitiateCall")
+    watched = Watched(started, answer["callId"], answer["roomName"])
+    watched.waiting.append((now(), "client", "200 accepted", f"callId {answer['callId']}"))
+    return watched, body["metadata"]
+
+
+def missing(watched: Watched) -> DemoFailed | None:
+    """What has not happened yet, and whose part it was; None when the call is over and told of in full."""
+    status = watched.record.get("status", "queued")
+    if status == "queued":
+        return DemoFailed("the call was not dialled", "DialWorker")
+    if status == "dialing":
+        return DemoFailed("the dial has no outcome", "DialWorker", "LivekitEvents")
+    if not watched.record.get("endedAt"):
+        return DemoFailed("the call has not ended", "LivekitEvents" if watched.hung_up else "DialWorker")
+    told = {hook["sequence"] for hook in watched.hooks}
+    silent = [event["type"] for event in watched.record["events"] if event["sequence"] not in told]
+    if silent:
+        return DemoFailed(f"no webhook for {', '.join(silent)}", "FanOut", "Deliver")
+    return None
+
+
+def watch(running: stack.Running, scene: Scene, deadline_seconds: float, in_full: bool) -> None:
+    """Places the scene's call and shows it until its end. Raises DemoFailed when something is missing."""
+    info = running.info
+    simulated = not stack.real_livekit()
+    watched, metadata = place(info, scene, in_full)
+    until = time.monotonic() + deadline_seconds
+    while True:
+        ask_record(info, watched)
+        if simulated:
+            ask_livekit(info, watched)
+        ask_receiver(info, watched, metadata)
+        show_due(watched)
+        gap = missing(watched)
+        if gap is None and not watched.waiting and (watched.room_closed or not simulated):
+            break
+        if time.monotonic() > until:
+            show_due(watched, everything=True)
+            raise gap or DemoFailed("the room was not closed", "DialWorker", "LivekitEvents")
+        running.check()
+        stack.pause(ASK_EVERY_SECONDS)
+    judge(info, scene, watched, simulated)
+
+
+def judge(info: dict[str, Any], scene: Scene, watched: Watched, simulated: bool) -> None:
+    """Checks the three promises on a finished call, and sums it up."""
+    call = watched.record
+    ends = [event for event in call["events"] if event["type"] == "call.ended"]
+    if len(ends) != 1:
+        raise DemoFailed(f"the call ended {len(ends)} times", "DialWorker", "LivekitEvents")
+    if scene.status and (call["status"], call["endReason"]) != (scene.status, scene.reason):
+        raise DemoFailed(
+            f"expected {scene.status}: {scene.reason}, got {call['status']}: {call['endReason']}", "DialWorker"
+        )
+    rang = ""
+    if simulated:
+        _, placed = fetch(f"{info['liveKitUrl']}/_standin/calls")
+        invites = sum(one["roomName"] == watched.room for one in placed["calls"])
+        if invites != 1:
+            raise DemoFailed(f"the phone was rung {invites} times", "DialWorker")
+        rang = "rang once, "
+    show(
+        f"\n{'':>9}  {call['status']}: {rang}ended once, {len(watched.hooks)} of {len(call['events'])}"
+        " events delivered and verified"
+    )
+
+
+# ── the whole ───────────────────────────────────────────────────────────────────────────────────
+
+
+def scenes() -> Sequence[Scene]:
+    if stack.real_livekit():
+        to = os.environ.get("TO")
+        if not to:
+            raise stack.StackError("LIVEKIT_URL is set: set TO to the number to call")
+        return [Scene("A call through a real LiveKit", to, None, None)]
+    return [
+        Scene("1. A call that is answered", EXAMPLE["to"], "completed", "hangup"),
+        Scene("2. A call to a busy phone", "+15550000001", "busy", "busy"),
+        Scene("3. A call that nobody answers", "+15550000002", "no_answer", "no_answer"),
+    ]
+
+
+def perform(state: Path) -> None:
+    wanted = scenes()
+    show("Ringonce, on an emulated AWS in this user's own processes")
+    began = time.monotonic()
+    with stack.stack(state, progress=lambda text: show(coloured(f"  {text} ...", "dim"))) as running:
+        show(coloured(f"  ready after {time.monotonic() - began:.1f} s", "dim"))
+        try:
+            for scene in wanted:
+                watch(running, scene, 300 if stack.real_livekit() else 30, in_full=scene is wanted[0])
+        except (DemoFailed, OSError) as exc:
+            suspects = exc.suspects if isinstance(exc, DemoFailed) else ()
+            show(coloured(f"\nfailed: {exc}", "bad"))
+            for name in (*suspects, "aws"):
+                show(f"\n── end of {running.state}/logs/{name}.log")
+                show(stack.tail(running.state / "logs" / f"{name}.log"))
+            raise
+    show(f"\nDone in {time.monotonic() - began:.0f} s. `make run` leaves the stack running for calls of your own.")
+
+
+def main() -> int:
+    stack.stop_on_signals()
+    try:
+        # A folder of its own: a stack that `make run` started is left alone.
+        perform(stack.state_folder(".local/demo"))
+    except stack.Stopped:
+        show("\nstopped")
+        return 130
+    except stack.StackError as exc:
+        show(f"\nfailed: {exc}")
+        return 1
+    except (DemoFailed, OSError):
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The API's plain address in front of the emulator: `python -m local.front --port 0 --target URL`.
+
+The emulator serves an HTTP API below /_aws/execute-api/. This server forwards to there what comes to its own
+paths, byte for byte, and answers as API Gateway does where the emulator does not
+(https://docs.aws.amazon.com/apigateway/latest/developerguide/http-api-develop-integrations-lambda.html and
+.../limits.html):
+
+- an error in a function: 500 {"message":"Internal Server Error"}; the emulator sends its text, with 502
+- no answer within 30 s: 503 {"message":"Service Unavailable"}
+- a body of more than 10 MB: 413 {"message":"Request Entity Too Large"}
+- headers that come more than once are joined with commas
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from local.serving import serve
+
+MAX_BODY_BYTES = 10 * 1024 * 1024
+TIMEOUT_SECONDS = 30.0
+
+# Of one connection only (RFC 9110, section 7.6.1), or made anew by the next one.
+_HOP = {
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "content-length",
+}
+# What the emulator adds to every answer and API Gateway does not.
+_EMULATORS = {"server", "date", "access-control-expose-headers", "x-amz-request-id", "x-amz-id-2"}
+
+TARGET = web.AppKey("target", str)
+CLIENT = web.AppKey("client", aiohttp.ClientSession)
+
+
+def create_app(target: str) -> web.Application:
+    """target: the URL of the API's stage in the emulator, without a slash at its end."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app[TARGET] = target
+
+    async def open_client(app: web.Application) -> None:
+        app[CLIENT] = aiohttp.ClientSession(
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        )
+
+    async def close_client(app: web.Application) -> None:
+        await app[CLIENT].close()
+
+    app.on_startup.append(open_client)
+    app.on_cleanup.append(close_client)
+    app.router.add_route("*", "/{path:.*}", forward)
+    return app
+
+
+def message(status: int, text: str) -> web.Response:
+    """An answer of API Gateway itself."""
+    return web.json_response({"message": text}, status=status, dumps=_compact)
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Headers of a request as an HTTP API hands them over: one value a name."""
+    values: CIMultiDict[list[str]] = CIMultiDict()
+    for name, value in headers:
+        values.setdefault(name, []).append(value)
+    return {name: ",".join(found) for name, found in values.items() if name.lower() not in _HOP}
+
+
+async def forward(request: web.Request) -> web.Response:
+    started = time.monotonic()
+    answer = await _forward(request)
+    elapsed = (time.monotonic() - started) * 1000
+    print(f"{request.method} {request.raw_path} {answer.status} {elapsed:.0f} ms", flush=True)
+    return answer
+
+
+async def _forward(request: web.Request) -> web.Response:
+    try:
+        body = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        return message(413, "Request Entity Too Large")
+    headers = joined(request.headers.items())
+    headers["X-Forwarded-For"] = request.remote or "127.0.0.1"
+    headers["X-Forwarded-Proto"] = "http"
+    headers["X-Forwarded-Port"] = str(request.url.port)
+    try:
+        async with request.app[CLIENT].request(
+            request.method,
+            URL(request.app[TARGET] + request.raw_path, encoded=True),
+            headers=headers,
+            data=body or None,
+            allow_redirects=False,
+        ) as answer:
+            content = await answer.read()
+    except (aiohttp.ClientError, TimeoutError) as exc:
+        print(f"no answer from the emulator: {type(exc).__name__} {exc}", flush=True)
+        return message(503, "Service Unavailable")
+    if answer.status == 502 and _is_function_error(content):
+        print(f"function error: {content.decode(errors='replace')}", flush=True)
+        return message(500, "Internal Server Error")
+    kept: CIMultiDict[str] = CIMultiDict(
+        (name, value)
+        for name, value in answer.headers.items()
+        if name.lower() not in _HOP and name.lower() not in _EMULATORS
+    )
+    return web.Response(status=answer.status, headers=kept, body=content)
+
+
+def _is_function_error(content: bytes) -> bool:
+    """Whether these are Lambda's words for an invocation that failed, not an answer that a function gave."""
+    try:
+        decoded = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(decoded, dict) and {"errorMessage", "errorType"} <= decoded.keys()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m local.front", description="The API's plain address.")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port (default)")
+    parser.add_argument("--target", required=True, help="URL of the API's stage in the emulator")
+    given = parser.parse_args()
+    serve(create_app(given.target.rstrip("/")), given.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The knobs of the stand-in: how long things take, and what goes wrong. Set by `PUT /_standin/faults`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from local.livekit.phone import OUTCOMES
+from local.livekit.wire import HTTP_STATUS
+
+# Besides Twirp codes, a method can fail below Twirp: the connection is cut, no answer ever comes, a proxy's
+# HTML page with 502, a plain-text 401.
+TRANSPORT_FAILURES = ("cut", "hang", "html502", "text401")
+
+
+def _known_outcome(outcome: str) -> str:
+    if outcome not in OUTCOMES:
+        raise ValueError(f"unknown outcome {outcome!r}; known: {', '.join(OUTCOMES)}")
+    return outcome
+
+
+def _known_failure(failure: str) -> str:
+    if failure not in HTTP_STATUS and failure not in TRANSPORT_FAILURES:
+        raise ValueError(f"unknown failure {failure!r}; known: {', '.join((*HTTP_STATUS, *TRANSPORT_FAILURES))}")
+    return failure
+
+
+Seconds = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Outcome = Annotated[str, AfterValidator(_known_outcome)]
+
+
+class Knobs(BaseModel):
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, validate_by_name=True, frozen=True)
+
+
+class WebhookFaults(Knobs):
+    """Probabilities per event and address. A reordered event is held back for `reorder_seconds`, so that
+    later ones of its room overtake it. `only`: the event names this is about (None: all)."""
+
+    drop: Probability = 0
+    duplicate: Probability = 0
+    reorder: Probability = 0
+    reorder_seconds: Seconds = 0.5
+    delay_seconds: Seconds = 0
+    only: tuple[str, ...] | None = None
+
+
+class NumberFaults(Knobs):
+    """What one number does, whatever its digits say."""
+
+    outcome: Outcome = "answer"
+    ring_seconds: Seconds | None = None
+    talk_seconds: Seconds | None = None
+
+
+class MethodFaults(Knobs):
+    """How a method fails: with `probability`, the first `times` requests (None: always), before or `after`
+    it has done its work, and how long each of its requests waits."""
+
+    fail: Annotated[str, AfterValidator(_known_failure)] | None = None
+    probability: Probability = 1
+    times: int | None = None
+    after: bool = False
+    delay_seconds: Seconds = 0
+
+
+class Faults(Knobs):
+    """All knobs. Seconds are real ones. `seed` makes every random choice repeatable."""
+
+    agent_join_seconds: Seconds = 0.2
+    ring_seconds: Seconds = 1.0
+    talk_seconds: Seconds = 5.0
+    seed: int | None = None
+    webhooks: WebhookFaults = WebhookFaults()
+    numbers: dict[str, NumberFaults] = {}
+    rates: dict[Outcome, Probability] = {}
+    create_room: MethodFaults | None = None
+    list_rooms: MethodFaults | None = None
+    delete_room: MethodFaults | None = None
+    list_participants: MethodFaults | None = None
+    get_participant: MethodFaults | None = None
+    remove_participant: MethodFaults | None = None
+    create_dispatch: MethodFaults | None = None
+    list_dispatch: MethodFaults | None = None
+    delete_dispatch: MethodFaults | None = None
+    create_sip_participant: Annotated[MethodFaults | None, Field(alias="createSIPParticipant")] = None
+
+    @model_validator(mode="after")
+    def _rates_are_shares(self) -> Self:
+        if sum(self.rates.values()) > 1:
+            raise ValueError("the rates add up to more than 1")
+        return self
+
+    def of_method(self, method: str) -> MethodFaults | None:
+        """The knob of an RPC such as CreateRoom."""
+        for name, knob in Faults.model_fields.items():
+            if (knob.alias or "").lower() == method.lower():
+                faults: MethodFaults | None = getattr(self, name)
+                return faults
+        return None
+
+    def durations(self, number: str) -> tuple[float, float]:
+        """Seconds that a number rings, and talks."""
+        own = self.numbers.get(number) or NumberFaults()
+        ring = self.ring_seconds if own.ring_seconds is None else own.ring_seconds
+        return ring, self.talk_seconds if own.talk_seconds is None else own.talk_seconds
+
+    def changed_by(self, knobs: dict[str, Any]) -> Faults:
+        """These faults with some knobs replaced; None puts a knob back to its default.
+
+        Raises pydantic.ValidationError, which names each unknown or wrong knob."""
+        merged = self.model_dump(by_alias=True, exclude_unset=True) | knobs
+        known = {field.alias for field in Faults.model_fields.values()}
+        return Faults.model_validate(
+            {name: value for name, value in merged.items() if value is not None or name not in known}
+        )

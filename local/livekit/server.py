@@ -1,0 +1,260 @@
+"""LiveKit's Twirp routes. Source: livekit/protocol `livekit/*.twirp.go`, livekit/livekit `pkg/service`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from google.protobuf.json_format import MessageToJson, Parse, ParseError
+from google.protobuf.message import DecodeError, Message
+from livekit.protocol import agent_dispatch, models, room, sip
+
+from local.livekit import control, phone
+from local.livekit.faults import TRANSPORT_FAILURES
+from local.livekit.state import DIAL_LIMIT, LiveKit, Settings
+from local.livekit.wire import BadToken, Failure, TwirpError, read_token, require_grant, twirp_error
+
+MAX_BODY_BYTES = 10 * 1024 * 1024
+MAX_NAME_BYTES, MAX_METADATA_BYTES = 256, 512 * 1024
+BAD_GATEWAY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
+
+
+class TransportFailure(Exception):
+    """The request fails below Twirp, in one of the ways of `faults.TRANSPORT_FAILURES`."""
+
+
+def create_app(settings: Settings) -> web.Application:
+    """The stand-in as an aiohttp application. When it shuts down, it ends every call and delivery."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+
+    async def lifetime(app: web.Application) -> Any:
+        app[control.LIVEKIT] = LiveKit(settings)
+        yield
+        await app[control.LIVEKIT].notifier.close()
+
+    async def stop(app: web.Application) -> None:
+        await app[control.LIVEKIT].reset()
+
+    app.cleanup_ctx.append(lifetime)
+    app.on_shutdown.append(stop)
+    app.router.add_get("/", health)
+    app.router.add_route("*", "/twirp/livekit.{method:.*}", twirp)
+    app.add_routes(control.routes)
+    return app
+
+
+async def health(request: web.Request) -> web.Response:
+    return web.Response(text="OK")
+
+
+async def create_room(livekit: LiveKit, asked: room.CreateRoomRequest, _: web.Request) -> models.Room:
+    if not asked.name:
+        raise twirp_error("invalid_argument", "room name is required")
+    _check_lengths(asked.name, asked.metadata, *(wanted.metadata for wanted in asked.agents))
+    return livekit.get_or_create_room(asked).info
+
+
+async def list_rooms(livekit: LiveKit, asked: room.ListRoomsRequest, _: web.Request) -> room.ListRoomsResponse:
+    found = [open_room.info for name, open_room in livekit.rooms.items() if not asked.names or name in asked.names]
+    return room.ListRoomsResponse(rooms=found)
+
+
+async def delete_room(livekit: LiveKit, asked: room.DeleteRoomRequest, _: web.Request) -> Message:
+    livekit.close_room(livekit.find_room(asked.room), models.DisconnectReason.ROOM_DELETED)
+    return room.DeleteRoomResponse()
+
+
+async def list_participants(livekit: LiveKit, asked: room.ListParticipantsRequest, _: web.Request) -> Message:
+    found = livekit.rooms.get(asked.room)
+    inside = [member.info for member in found.members.values()] if found else []
+    return room.ListParticipantsResponse(participants=inside)
+
+
+async def get_participant(livekit: LiveKit, asked: room.RoomParticipantIdentity, _: web.Request) -> Message:
+    return livekit.find_member(asked.room, asked.identity).info
+
+
+async def remove_participant(livekit: LiveKit, asked: room.RoomParticipantIdentity, _: web.Request) -> Message:
+    member = livekit.find_member(asked.room, asked.identity)
+    livekit.leave(member, models.DisconnectReason.PARTICIPANT_REMOVED)
+    return room.RemoveParticipantResponse()
+
+
+async def create_dispatch(
+    livekit: LiveKit, asked: agent_dispatch.CreateAgentDispatchRequest, _: web.Request
+) -> agent_dispatch.AgentDispatch:
+    _check_lengths(asked.room, asked.metadata)
+    into = livekit.get_or_create_room(room.CreateRoomRequest(name=asked.room))
+    return livekit.dispatch_agent(into, asked.agent_name, asked.metadata)
+
+
+async def list_dispatch(
+    livekit: LiveKit, asked: agent_dispatch.ListAgentDispatchRequest, _: web.Request
+) -> agent_dispatch.ListAgentDispatchResponse:
+    kept = livekit.find_room(asked.room).dispatches.values()
+    return agent_dispatch.ListAgentDispatchResponse(
+        agent_dispatches=[one for one in kept if asked.dispatch_id in ("", one.id)]
+    )
+
+
+async def delete_dispatch(
+    livekit: LiveKit, asked: agent_dispatch.DeleteAgentDispatchRequest, _: web.Request
+) -> agent_dispatch.AgentDispatch:
+    deleted = livekit.find_room(asked.room).dispatches.pop(asked.dispatch_id, None)
+    if not deleted:
+        raise twirp_error("not_found", "requested agent dispatch does not exist")
+    return deleted
+
+
+async def create_sip_participant(
+    livekit: LiveKit, asked: sip.CreateSIPParticipantRequest, request: web.Request
+) -> sip.SIPParticipantInfo:
+    """Places a call. Every request that gets this far rings the phone: nothing is deduplicated."""
+    if not asked.sip_trunk_id and not asked.HasField("trunk"):
+        raise twirp_error("invalid_argument", "missing sip trunk id")
+    if not asked.sip_call_to or "@" in asked.sip_call_to:
+        raise twirp_error("invalid_argument", "sip_call_to should be a phone number or SIP user")
+    if not asked.room_name:
+        raise twirp_error("invalid_argument", "missing room name")
+    _check_lengths(asked.room_name, asked.participant_metadata)
+
+    script = phone.choose_script(livekit, asked.sip_call_to)
+    if script.refused:
+        refusal = (script.outcome, asked.sip_call_to, asked.room_name)
+        if not (script.first_time_only and refusal in livekit.refused_once):
+            livekit.refused_once.add(refusal)
+            raise TwirpError(script.refused)
+
+    # The header is the server's own; the Python client never sends it.
+    told = request.headers.get("X-Twirp-Timeout-Ms", "")
+    limit = int(told) / 1000 if told.isdecimal() else livekit.scaled(DIAL_LIMIT)
+    call = livekit.dial(asked, script, limit if asked.wait_until_answered else float("inf"))
+    if script.reply == "never":
+        raise TransportFailure("hang")
+    if script.reply in ("cut while ringing", "502 while ringing"):
+        await call.rang.wait()
+        raise TransportFailure("cut" if script.reply == "cut while ringing" else "html502")
+    if asked.wait_until_answered:
+        if failure := await asyncio.shield(call.answered):
+            raise TwirpError(failure)
+        if script.reply == "cut when answered":
+            raise TransportFailure("cut")
+    return sip.SIPParticipantInfo(
+        participant_id=call.participant_id,
+        participant_identity=call.identity,
+        room_name=call.room_name,
+        sip_call_id=call.sip_call_id,
+    )
+
+
+def _check_lengths(name: str, *metadata: str) -> None:
+    """LiveKit's limits (livekit `pkg/config/config.go` `LimitConfig`)."""
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise twirp_error("invalid_argument", f"room name exceeds limit of {MAX_NAME_BYTES}")
+    if any(len(text.encode()) > MAX_METADATA_BYTES for text in metadata):
+        raise twirp_error("invalid_argument", f"metadata size exceeds limit of {MAX_METADATA_BYTES}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """An RPC: what it takes, the grant it needs, what it does."""
+
+    takes: type[Message]
+    grant: str
+    does: Callable[[LiveKit, Any, web.Request], Awaitable[Message]]
+
+
+METHODS = {
+    "RoomService/CreateRoom": Method(room.CreateRoomRequest, "video.roomCreate", create_room),
+    "RoomService/ListRooms": Method(room.ListRoomsRequest, "video.roomList", list_rooms),
+    "RoomService/DeleteRoom": Method(room.DeleteRoomRequest, "video.roomCreate", delete_room),
+    "RoomService/ListParticipants": Method(room.ListParticipantsRequest, "video.roomAdmin", list_participants),
+    "RoomService/GetParticipant": Method(room.RoomParticipantIdentity, "video.roomAdmin", get_participant),
+    "RoomService/RemoveParticipant": Method(room.RoomParticipantIdentity, "video.roomAdmin", remove_participant),
+    "AgentDispatchService/CreateDispatch": Method(
+        agent_dispatch.CreateAgentDispatchRequest, "video.roomAdmin", create_dispatch
+    ),
+    "AgentDispatchService/ListDispatch": Method(
+        agent_dispatch.ListAgentDispatchRequest, "video.roomAdmin", list_dispatch
+    ),
+    "AgentDispatchService/DeleteDispatch": Method(
+        agent_dispatch.DeleteAgentDispatchRequest, "video.roomAdmin", delete_dispatch
+    ),
+    "SIP/CreateSIPParticipant": Method(sip.CreateSIPParticipantRequest, "sip.call", create_sip_participant),
+}
+
+
+async def twirp(request: web.Request) -> web.Response:
+    """One RPC, and its answer: a message, a Twirp error in JSON, or a failure below Twirp."""
+    livekit = request.app[control.LIVEKIT]
+    path = request.match_info["method"]
+    name = path.partition("/")[2]
+    livekit.requests[name] += 1
+    livekit.user_agents.add(request.headers.get("User-Agent", ""))
+    livekit.note("request", method=name, requestId=request.headers.get("X-Livekit-Request-Id", ""))
+    try:
+        method = METHODS.get(path)
+        if not method or request.method != "POST" or request.content_type not in _CONTENT_TYPES:
+            raise twirp_error("bad_route", f"no handler for path {request.path!r}")
+        header = request.headers.get("Authorization")
+        claims = read_token(header, livekit.settings.api_key, livekit.settings.api_secret)
+        message = _parse(method.takes(), await request.read(), request.content_type)
+        require_grant(claims, method.grant, getattr(message, "room", ""))
+        failure = await _failure_of_method(livekit, name, after=False)
+        if failure:
+            raise failure
+        answer = await method.does(livekit, message, request)
+        if failure := await _failure_of_method(livekit, name, after=True):
+            raise failure
+    except BadToken as error:
+        return web.Response(status=401, text=str(error))
+    except TwirpError as error:
+        return error.failure.response()
+    except TransportFailure as error:
+        return await _fail_below_twirp(livekit, request, str(error))
+    if request.content_type == "application/json":
+        return web.Response(text=MessageToJson(answer), content_type="application/json")
+    return web.Response(body=answer.SerializeToString(), content_type="application/protobuf")
+
+
+_CONTENT_TYPES = ("application/protobuf", "application/json")
+
+
+def _parse(message: Message, body: bytes, content_type: str) -> Message:
+    try:
+        if content_type == "application/json":
+            Parse(body, message)
+        else:
+            message.ParseFromString(body)
+    except (DecodeError, ParseError) as error:
+        raise twirp_error("malformed", "the request could not be decoded") from error
+    return message
+
+
+async def _failure_of_method(livekit: LiveKit, name: str, after: bool) -> Exception | None:
+    """What the faults say about this request, before or after the method has done its work."""
+    faults = livekit.faults.of_method(name)
+    if not faults:
+        return None
+    if faults.delay_seconds and not after:
+        await asyncio.sleep(faults.delay_seconds)
+    spent = faults.times is not None and livekit.method_failures[name] >= faults.times
+    if not faults.fail or faults.after != after or spent or livekit.dice(name) >= faults.probability:
+        return None
+    livekit.method_failures[name] += 1
+    if faults.fail in TRANSPORT_FAILURES:
+        return TransportFailure(faults.fail)
+    return TwirpError(Failure(faults.fail, "fault of the stand-in"))
+
+
+async def _fail_below_twirp(livekit: LiveKit, request: web.Request, how: str) -> web.Response:
+    if how == "hang":
+        await livekit.stopped.wait()
+    if how in ("hang", "cut") and request.transport:
+        request.transport.abort()
+    if how == "text401":
+        return web.Response(status=401, text="invalid API key")
+    return web.Response(status=502, text=BAD_GATEWAY_PAGE, content_type="text/html")

@@ -1,0 +1,169 @@
+"""LiveKit's webhooks: signed events, one queue for each address and room, and LiveKit's retries.
+
+Sources: livekit/protocol `webhook/resource_url_notifier.go`, `webhook/resource_queue.go`;
+hashicorp/go-retryablehttp `client.go`; livekit `pkg/telemetry/events.go` for what an event holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import aiohttp
+import jwt
+from google.protobuf.json_format import MessageToDict
+from livekit.protocol import models
+from livekit.protocol.webhook import WebhookEvent
+
+if TYPE_CHECKING:
+    from local.livekit.state import LiveKit
+
+# LiveKit's own, in seconds; scaled.
+RETRY_WAITS = (1, 2, 4, 8)
+MAX_AGE = 30
+QUEUE_DEPTH = 200
+TOKEN_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Signed:
+    """An event as it goes over the wire; the same on every attempt."""
+
+    id: str
+    name: str
+    room_name: str
+    body: bytes
+    token: str
+
+
+class Notifier:
+    """Sends the events of one server to its webhook addresses."""
+
+    def __init__(self, livekit: LiveKit) -> None:
+        self._livekit = livekit
+        # By address and room; each event with the monotonic second it was queued at.
+        self._queues: dict[tuple[str, str], deque[tuple[float, Signed]]] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    def forget(self) -> None:
+        """Drops what is queued. The tasks that deliver have been ended before."""
+        self._queues.clear()
+
+    async def close(self) -> None:
+        if self._session:
+            await self._session.close()
+
+    def notify(
+        self,
+        name: str,
+        room: models.Room,
+        participant: models.ParticipantInfo | None = None,
+        track: models.TrackInfo | None = None,
+    ) -> None:
+        """Queues an event for each address. Of track events only the ids of room and participant are told."""
+        event = WebhookEvent(event=name, id=f"EV_{uuid.uuid4().hex[:12]}", created_at=int(time.time()))
+        if track:
+            room = models.Room(sid=room.sid, name=room.name)
+            event.track.CopyFrom(track)
+        event.room.CopyFrom(room)
+        if participant:
+            if track:
+                participant = models.ParticipantInfo(sid=participant.sid, identity=participant.identity)
+            event.participant.CopyFrom(participant)
+        signed = self._sign(event)
+        for url in self._livekit.webhook_urls:
+            self._send(url, signed)
+
+    def _sign(self, event: WebhookEvent) -> Signed:
+        body = json.dumps(MessageToDict(event), separators=(",", ":")).encode()
+        now = int(time.time())
+        claims = {
+            "iss": self._livekit.settings.api_key,
+            "iat": now,
+            "nbf": now,
+            "exp": now + TOKEN_SECONDS,
+            "sha256": base64.b64encode(hashlib.sha256(body).digest()).decode(),
+        }
+        token = jwt.encode(claims, self._livekit.settings.api_secret, algorithm="HS256")
+        return Signed(event.id, event.event, event.room.name, body, token)
+
+    def _send(self, url: str, signed: Signed) -> None:
+        """Puts an event into its queue, or does with it what the faults say."""
+        faults = self._livekit.faults.webhooks
+        if faults.only is not None and signed.name not in faults.only:
+            self._enqueue(url, signed)
+            return
+        if self._livekit.dice("webhook") < faults.drop:
+            self._livekit.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="fault")
+            return
+        delay = faults.delay_seconds + (
+            faults.reorder_seconds if self._livekit.dice("webhook") < faults.reorder else 0
+        )
+        for _ in range(2 if self._livekit.dice("webhook") < faults.duplicate else 1):
+            if delay:
+                self._livekit.spawn(self._enqueue_later(url, signed, delay))
+            else:
+                self._enqueue(url, signed)
+
+    async def _enqueue_later(self, url: str, signed: Signed, delay: float) -> None:
+        await asyncio.sleep(delay)
+        self._enqueue(url, signed)
+
+    def _enqueue(self, url: str, signed: Signed) -> None:
+        key = (url, signed.room_name)
+        if key not in self._queues:
+            self._queues[key] = deque([(time.monotonic(), signed)])
+            self._livekit.spawn(self._drain(key))
+        elif len(self._queues[key]) < QUEUE_DEPTH:
+            self._queues[key].append((time.monotonic(), signed))
+        else:
+            self._livekit.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="queue is full")
+
+    async def _drain(self, key: tuple[str, str]) -> None:
+        url, queue = key[0], self._queues[key]
+        try:
+            while queue:
+                queued_at, signed = queue.popleft()
+                if time.monotonic() - queued_at > self._livekit.scaled(MAX_AGE):
+                    self._livekit.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="too old")
+                else:
+                    await self._deliver(url, signed)
+        finally:
+            self._queues.pop(key, None)
+
+    async def _deliver(self, url: str, signed: Signed) -> None:
+        """Posts until an answer is final. Only connection errors, 429 and 5xx but 501 are tried again."""
+        for attempt, wait in enumerate((*RETRY_WAITS, None), start=1):
+            status, retry_after = await self._post(url, signed)
+            final = status is not None and status != 429 and (status < 500 or status == 501)
+            kind = "webhook_delivered" if final else "webhook_failed"
+            told = {"url": url, "event": signed.name, "id": signed.id, "roomName": signed.room_name}
+            self._livekit.note(kind, **told, attempt=attempt, status=status)
+            if final or wait is None:
+                return
+            wanted = status in {429, 503} and retry_after.isdecimal()
+            await asyncio.sleep(int(retry_after) if wanted else self._livekit.scaled(wait))
+
+    async def _post(self, url: str, signed: Signed) -> tuple[int | None, str]:
+        """One attempt: the HTTP status (None: no answer) and the Retry-After header. It has no time-out."""
+        if not self._session:
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=None), connector=aiohttp.TCPConnector(limit=0)
+            )
+        headers = {
+            "Content-Type": "application/webhook+json",
+            "User-Agent": "LiveKit",
+            "Authorization": signed.token,
+        }
+        try:
+            async with self._session.post(url, data=signed.body, headers=headers, allow_redirects=False) as answer:
+                return answer.status, answer.headers.get("Retry-After", "")
+        except (aiohttp.ClientError, OSError):
+            return None, ""

@@ -1,0 +1,154 @@
+"""LiveKit's wire protocol: Twirp errors, SIP codes as Twirp errors, and access tokens.
+
+Sources: twitchtv/twirp `ServerHTTPStatusFromErrorCode`; livekit/protocol `livekit/sip.go`
+(`sipCodeToGRPCCode`, `SIPStatus.TwirpErrorMeta`), `auth/verifier.go`; livekit/sip `pkg/sip/errors.go`;
+livekit/livekit `pkg/service/auth.go`.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jwt
+from aiohttp import web
+from google.protobuf.any_pb2 import Any as AnyMessage
+from livekit.protocol import sip
+
+HTTP_STATUS = {
+    "canceled": 408, "unknown": 500, "invalid_argument": 400, "malformed": 400, "deadline_exceeded": 408,
+    "not_found": 404, "bad_route": 404, "already_exists": 409, "permission_denied": 403,
+    "unauthenticated": 401, "resource_exhausted": 429, "failed_precondition": 412, "aborted": 409,
+    "out_of_range": 400, "unimplemented": 501, "internal": 500, "unavailable": 503, "data_loss": 500,
+}  # fmt: skip
+GRPC_CODE = {
+    "canceled": 1, "invalid_argument": 3, "deadline_exceeded": 4, "not_found": 5, "permission_denied": 7,
+    "resource_exhausted": 8, "failed_precondition": 9, "aborted": 10, "out_of_range": 11,
+    "unauthenticated": 16,
+}  # fmt: skip
+# SIP answers by Twirp code; any other 5xx is failed_precondition, anything else invalid_argument.
+SIP_CODES = {
+    "resource_exhausted": {440, 480, 486, 600},
+    "permission_denied": {401, 402, 403, 433, 470, 603, 607, 608},
+    "unauthenticated": {407, 428, 436, 437, 438, 494},
+    "not_found": {301, 302, 404, 410, 481, 604},
+    "invalid_argument": {505, 513},
+    "failed_precondition": {409, 412, 482, 483},
+    "deadline_exceeded": {408, 504},
+    "aborted": {487, 491},
+    "out_of_range": {416},
+}
+SIP_REASONS = {404: "Not Found", 600: "Busy Everywhere", 603: "Decline"}
+CLOCK_LEEWAY_SECONDS = 60
+# What LiveKit puts before errors that came over its internal RPC.
+RPC_PREFIX = "twirp error unknown: "
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A Twirp error: its code, message and metadata (empty: left out of the JSON)."""
+
+    code: str
+    message: str
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self) -> web.Response:
+        body: dict[str, Any] = {"code": self.code, "msg": self.message}
+        if self.meta:
+            body["meta"] = dict(self.meta)
+        return web.json_response(body, status=HTTP_STATUS[self.code])
+
+
+class TwirpError(Exception):
+    """A request is answered with `failure`."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class BadToken(Exception):
+    """The access token is malformed, forged or expired: HTTP 401 with the reason as plain text."""
+
+
+def twirp_error(code: str, message: str) -> TwirpError:
+    return TwirpError(Failure(code, message))
+
+
+def sip_reason(status: int) -> str:
+    """The usual reason phrase of a SIP status code, or '' when it has none."""
+    if status not in sip.SIPStatusCode.values():
+        return ""
+    name = sip.SIPStatusCode.Name(status)
+    return (
+        SIP_REASONS.get(status)
+        or name.removeprefix("SIP_STATUS_").removeprefix("GLOBAL_").replace("_", " ").title()
+    )
+
+
+def sip_failure(status: int, reason: str) -> Failure:
+    """What CreateSIPParticipant answers when the carrier answered the INVITE with `status` (300-699)."""
+    default = "failed_precondition" if 500 <= status < 600 else "invalid_argument"
+    code = next((code for code, statuses in SIP_CODES.items() if status in statuses), default)
+    origin = (
+        "INVITE failed: " if status in {400, 404, 480, 486, 488} else "unexpected status from INVITE response: "
+    )
+    message = f"{origin}sip status: {status}" + (f": {reason}" if reason else "")
+    detail = AnyMessage()
+    detail.Pack(sip.SIPStatus(code=status, status=reason))  # type: ignore[arg-type]
+    # google.rpc.Status {code 1, message 2, details 3}: its Python classes are not a dependency.
+    details = (
+        bytes((0x08, GRPC_CODE[code]))
+        + _length_delimited(2, message.encode())
+        + _length_delimited(3, detail.SerializeToString())
+    )
+    return Failure(
+        code,
+        RPC_PREFIX + message,
+        {
+            "sip_status_code": str(status),
+            "sip_status": reason or str(status),
+            "error_details": base64.b64encode(details).decode(),
+        },
+    )
+
+
+def _length_delimited(number: int, payload: bytes) -> bytes:
+    size = len(payload)
+    length = bytes((size,)) if size < 128 else bytes((size & 0x7F | 0x80, size >> 7))
+    return bytes((number << 3 | 2,)) + length + payload
+
+
+def read_token(header: str | None, api_key: str, api_secret: str) -> dict[str, Any]:
+    """Checks an Authorization header and returns the token's claims.
+
+    Raises BadToken, or TwirpError when there is no header at all."""
+    if header is None:
+        raise twirp_error("unauthenticated", "permissions denied")
+    if not header.startswith("Bearer "):
+        raise BadToken("invalid authorization header. Must start with Bearer ")
+    token = header.removeprefix("Bearer ")
+    try:
+        issuer = jwt.decode(token, options={"verify_signature": False}).get("iss")
+        if issuer != api_key:
+            raise BadToken("invalid API key")
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            api_secret,
+            algorithms=["HS256"],
+            leeway=CLOCK_LEEWAY_SECONDS,
+            options={"require": ["exp"]},
+        )
+    except jwt.InvalidTokenError as error:
+        raise BadToken(f"invalid authorization token: {error}") from error
+    return claims
+
+
+def require_grant(claims: Mapping[str, Any], grant: str, room: str) -> None:
+    """Raises TwirpError unless the claims hold `grant` ("video.roomAdmin": for this very room)."""
+    section, _, name = grant.partition(".")
+    grants = claims.get(section) or {}
+    if not grants.get(name) or (name == "roomAdmin" and grants.get("room") != room):
+        raise twirp_error("unauthenticated", "permissions denied")

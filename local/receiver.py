@@ -1,0 +1,242 @@
+"""A customer's webhook endpoint: takes webhooks on any path, verifies them with `standardwebhooks`, and keeps
+everything it got. Through `/_receiver/` it is told how to misbehave. `python -m local.receiver` runs it as a
+process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.alias_generators import to_camel
+from standardwebhooks import Webhook, WebhookVerificationError
+from standardwebhooks.webhooks import EmptyWebhookSecretError
+
+from local.serving import serve
+
+MAX_BODY_BYTES = 1024 * 1024
+DRIP_SECONDS = 0.2
+ANY_PATH = "*"
+
+
+class Behaviour(BaseModel):
+    """How a path answers, the first `times` times (None: always). `big_body`: bytes of body to send."""
+
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, validate_by_name=True, frozen=True)
+    status: Annotated[int, Field(ge=200, le=599)] | None = None
+    retry_after: int | str | None = None
+    redirect_to: str | None = None
+    hang: bool = False
+    drip: bool = False
+    big_body: int | None = None
+    times: int | None = None
+
+
+@dataclass
+class Receiver:
+    """What was received, and how to answer."""
+
+    secrets: tuple[str, ...]
+    events: list[dict[str, Any]] = field(default_factory=list)
+    behaviours: dict[str, Behaviour] = field(default_factory=dict)
+    uses: dict[str, int] = field(default_factory=dict)
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def next_behaviour(self, path: str) -> Behaviour:
+        """How to answer this request: what was set for its path, else for any path, while it lasts."""
+        for key in (path, ANY_PATH):
+            behaviour = self.behaviours.get(key)
+            used = self.uses.get(key, 0)
+            if behaviour and (behaviour.times is None or used < behaviour.times):
+                self.uses[key] = used + 1
+                return behaviour
+        return Behaviour()
+
+
+RECEIVER = web.AppKey("receiver", Receiver)
+routes = web.RouteTableDef()
+_BEHAVIOURS = TypeAdapter(dict[str, Behaviour | None])
+_SECRETS = TypeAdapter(list[str])
+
+
+def create_app(secrets: Sequence[str] = ()) -> web.Application:
+    """The receiver as an aiohttp application. A webhook is verified if it is signed with one of `secrets`
+    (`whsec_...`)."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+
+    async def set_up(app: web.Application) -> None:
+        app[RECEIVER] = Receiver(tuple(secrets))
+
+    async def stop(app: web.Application) -> None:
+        app[RECEIVER].stopped.set()
+
+    app.on_startup.append(set_up)
+    app.on_shutdown.append(stop)
+    app.add_routes(routes)
+    app.router.add_post("/{path:.*}", receive)
+    return app
+
+
+def verify(secrets: Sequence[str], body: bytes, headers: Mapping[str, str]) -> str | None:
+    """Why a webhook is not genuine; None when it is."""
+    error = "no secret is set"
+    for secret in secrets:
+        try:
+            Webhook(secret).verify(body, dict(headers), json_parse=False)
+        except (WebhookVerificationError, ValueError) as raised:
+            error = str(raised)
+        else:
+            return None
+    return error
+
+
+async def receive(request: web.Request) -> web.StreamResponse:
+    """Takes a webhook: 204, unless its path was told otherwise. An unverified one is kept and marked."""
+    receiver = request.app[RECEIVER]
+    body = await request.read()
+    error = verify(receiver.secrets, body, request.headers)
+    event = _decode(body)
+    behaviour = receiver.next_behaviour(request.path)
+    receiver.events.append(
+        {
+            "number": len(receiver.events) + 1,
+            "receivedAtMs": time.time_ns() // 1_000_000,
+            "path": request.path,
+            "headers": {name.lower(): value for name, value in request.headers.items()},
+            "body": body.decode(errors="replace"),
+            "verified": error is None,
+            "error": error,
+            "id": request.headers.get("webhook-id"),
+            "type": event.get("type"),
+            "sequence": event.get("sequence"),
+            "callId": _call_id(event),
+            "behaviour": behaviour.model_dump(by_alias=True, exclude_defaults=True),
+        }
+    )
+    return await _answer(receiver, request, behaviour)
+
+
+async def _answer(receiver: Receiver, request: web.Request, behaviour: Behaviour) -> web.StreamResponse:
+    headers = {}
+    if behaviour.retry_after is not None:
+        headers["Retry-After"] = str(behaviour.retry_after)
+    if behaviour.redirect_to:
+        headers["Location"] = behaviour.redirect_to
+        return web.Response(status=behaviour.status or 302, headers=headers)
+    if behaviour.hang:
+        await receiver.stopped.wait()
+    if behaviour.drip:
+        return await _drip(receiver, request, web.StreamResponse(status=behaviour.status or 200, headers=headers))
+    if behaviour.big_body is not None:
+        return web.Response(status=behaviour.status or 200, headers=headers, body=b"x" * behaviour.big_body)
+    return web.Response(status=behaviour.status or 204, headers=headers)
+
+
+async def _drip(receiver: Receiver, request: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
+    """One byte at a time, until the client goes away."""
+    await answer.prepare(request)
+    try:
+        while not receiver.stopped.is_set():
+            await answer.write(b".")
+            await asyncio.sleep(DRIP_SECONDS)
+    except ConnectionError:
+        pass
+    return answer
+
+
+def _decode(body: bytes) -> dict[str, Any]:
+    try:
+        decoded = json.loads(body)
+    except ValueError:
+        return {}
+    return decoded if isinstance(decoded, dict) else {}
+
+
+def _call_id(event: Mapping[str, Any]) -> Any:
+    data = event.get("data")
+    return data.get("callId") if isinstance(data, dict) else None
+
+
+@routes.get("/_receiver/events")
+async def events(request: web.Request) -> web.Response:
+    """Everything received, in order. `?callId=`, `?path=`, `?after=` (a `number`) filter."""
+    query = request.query
+    after = query.get("after", "0")
+    found = [
+        event
+        for event in request.app[RECEIVER].events[int(after) if after.isdecimal() else 0 :]
+        if query.get("callId", event["callId"]) == event["callId"]
+        and query.get("path", event["path"]) == event["path"]
+    ]
+    return web.json_response({"events": found})
+
+
+@routes.post("/_receiver/reset")
+async def reset(request: web.Request) -> web.Response:
+    """Forgets events and behaviours, and lets go of the requests it holds. Secrets stay."""
+    receiver = request.app[RECEIVER]
+    receiver.stopped.set()
+    receiver.events.clear()
+    receiver.behaviours.clear()
+    receiver.uses.clear()
+    receiver.stopped = asyncio.Event()
+    return web.json_response({})
+
+
+@routes.put("/_receiver/behaviour")
+async def set_behaviour(request: web.Request) -> web.Response:
+    """`{path: {"status", "retryAfter", "redirectTo", "hang", "drip", "bigBody", "times"}}`; the path `*` is
+    any other path; null: as usual again. Paths that are not named stay as they are."""
+    receiver = request.app[RECEIVER]
+    try:
+        told = _BEHAVIOURS.validate_json(await request.read())
+    except ValidationError as error:
+        problems = {".".join(map(str, found["loc"])): found["msg"] for found in error.errors()}
+        return web.json_response({"errors": problems}, status=400)
+    for path, behaviour in told.items():
+        receiver.uses.pop(path, None)
+        receiver.behaviours.pop(path, None)
+        if behaviour:
+            receiver.behaviours[path] = behaviour
+    in_force = {
+        path: one.model_dump(by_alias=True, exclude_defaults=True) for path, one in receiver.behaviours.items()
+    }
+    return web.json_response(in_force)
+
+
+@routes.put("/_receiver/secrets")
+async def set_secrets(request: web.Request) -> web.Response:
+    """A list of `whsec_...`: what to verify with from now on."""
+    try:
+        secrets = _SECRETS.validate_json(await request.read())
+        for secret in secrets:
+            Webhook(secret)
+    except (EmptyWebhookSecretError, ValueError) as error:
+        return web.json_response({"errors": {"body": str(error)}}, status=400)
+    request.app[RECEIVER].secrets = tuple(secrets)
+    return web.json_response({"secrets": len(secrets)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m local.receiver", description="A webhook receiver.")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port (default)")
+    parser.add_argument("--secret", action="append", default=[], help="whsec_...; may be given twice")
+    parser.add_argument("--certificate", help="a PEM file: serve https")
+    parser.add_argument("--key", help="the PEM file of the certificate's key")
+    given = parser.parse_args()
+    tls = None
+    if given.certificate:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(given.certificate, given.key)
+    serve(create_app(given.secret), given.port, tls)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,665 @@
+"""The whole system in this user's own processes: `python -m local.stack`, ended by Ctrl-C or
+`python -m local.stack stop`.
+
+An emulated AWS on which template.yaml is deployed, the API's plain address in front of it, a LiveKit stand-in
+and a webhook receiver. Prints one line `READY {json}` and writes the same JSON to `stack.json` in the state
+folder: apiUrl, workspaceId, apiKey, webhookSecret, liveKitUrl, liveKitApiKey, liveKitApiSecret, receiverUrl,
+awsEndpointUrl, timeScale, logs (a folder), resources {logical id: physical id; a queue's is its URL}, pids.
+
+Environment:
+    PORT                the API's port; any free one without it
+    TIME_SCALE          factor on every duration of the system, 0.05 without it
+    RINGONCE_LOCAL_DIR  the state folder, .local without it: stacks with different ones run side by side
+    LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, SIP_TRUNK_ID, AGENT_NAME
+                        a real LiveKit in place of the stand-in; time then runs as it does (TIME_SCALE 1)
+    FROM_NUMBERS, CALLING_CODES
+                        with those: the trunk's numbers, and the calling codes that may be called ("+1,+44")
+
+Every server binds 127.0.0.1. However this process ends, the others end too (`local/tether`).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from local.stream_poller import Record
+    from local.template_for_emulator import Adapted, StreamMapping
+
+ROOT = Path(__file__).resolve().parents[1]
+FUNCTIONS = ROOT / "functions"
+PACKAGES = ROOT / ".local" / "packages"
+TETHER = ROOT / "local" / "tether"
+AWS_PYTHON = ROOT / ".venv-aws" / "bin" / "python"
+
+REGION = "us-east-1"
+STACK_NAME = "ringonce-local"
+# The only credentials that the emulator takes for the account's root; they open nothing else.
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+START_SECONDS = 60.0
+GRACE_SECONDS = 2.0
+
+
+class StackError(Exception):
+    """The stack cannot start or has lost a process. `str()` says which, with the end of its log."""
+
+
+class Stopped(Exception):
+    """A signal asked for the end."""
+
+
+# ── signals: a flag, looked at between steps, so that none interrupts the start of a process ─────
+
+stopping = threading.Event()
+
+
+def stop_on_signals() -> None:
+    """From here on SIGINT, SIGTERM and SIGHUP set `stopping`."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, note)
+
+
+def pause(seconds: float) -> None:
+    """Sleeps. Raises Stopped as soon as a signal asks for the end."""
+    if stopping.wait(seconds):
+        raise Stopped
+
+
+# ── processes ───────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def fail_if_dead(self) -> None:
+        """Raises StackError if the process has ended."""
+        code = self.process.poll()
+        if code is not None:
+            raise StackError(f"{self.name} ended with {code}\n{tail(self.log)}")
+
+
+@dataclass(slots=True)
+class Running:
+    """The parts of a running stack, and what its users are told (`info`)."""
+
+    state: Path
+    time_scale: float
+    children: dict[str, Child] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    done: threading.Event = field(default_factory=threading.Event)
+    broken: BaseException | None = None
+
+    def in_background(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Runs `work` in a thread until it returns; if it fails before the end, the stack is broken."""
+
+        def guarded() -> None:
+            try:
+                work(*arguments)
+            except Exception as exc:
+                if not self.done.is_set():
+                    self.broken = exc
+
+        threading.Thread(target=guarded, name=work.__name__, daemon=True).start()
+
+    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Child:
+        """Starts a process in a session of its own; what it prints goes to `logs/<name>.log`."""
+        log = self.state / "logs" / f"{name}.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.children[name] = Child(name, process, log)
+        return self.children[name]
+
+    def check(self) -> None:
+        """Raises StackError if a process, or what runs in the background, has ended by itself."""
+        for child in self.children.values():
+            child.fail_if_dead()
+        if self.broken:
+            raise StackError(f"the stack's own part failed: {self.broken!r}") from self.broken
+
+    def stop(self) -> None:
+        """Ends every process. The emulator keeps nothing, and its group holds the functions' processes."""
+        self.done.set()
+        for child in self.children.values():
+            number = signal.SIGKILL if child.name == "aws" else signal.SIGTERM
+            _signal_group(child.process.pid, number)
+        until = time.monotonic() + GRACE_SECONDS
+        for child in self.children.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.0, until - time.monotonic()))
+            _signal_group(child.process.pid, signal.SIGKILL)
+            child.process.wait()
+
+
+def _signal_group(group: int, number: int) -> None:
+    # A group whose leader is dead may still have members; one without members is no longer there.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def tail(log: Path, lines: int = 30) -> str:
+    """The last lines of a log; a message in its place when there is none."""
+    if not log.exists() or not (text := log.read_text(errors="replace")):
+        return f"({log.name} is empty)"
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def wait_for(found: Callable[[], Any], what: str, running: Running, seconds: float = START_SECONDS) -> Any:
+    """What `found` returns, once it is true. Raises StackError after `seconds` or when a process ends."""
+    until = time.monotonic() + seconds
+    pause(0)
+    while not (result := found()):
+        running.check()
+        if time.monotonic() > until:
+            raise StackError(f"{what} was not ready within {seconds:.0f} s")
+        pause(0.02)
+    return result
+
+
+def ready_line(child: Child) -> str | None:
+    """The URL that a server of this package prints when it accepts connections."""
+    for line in child.log.read_text(errors="replace").splitlines(keepends=True):
+        # A line without its end is still being written.
+        if line.startswith("READY ") and line.endswith("\n"):
+            url: str = json.loads(line.removeprefix("READY "))["url"]
+            return url
+    return None
+
+
+@contextlib.contextmanager
+def reserved_port(port: int = 0) -> Iterator[int]:
+    """A port that nobody else is given in the meantime: bound here, but not listening, so that a server may
+    take it with SO_REUSEADDR, as they all do. Raises StackError when `port` is in use."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            holder.bind(("127.0.0.1", port))
+        except OSError as exc:
+            raise StackError(f"port {port} is in use: {exc.strerror}") from exc
+        yield holder.getsockname()[1]
+
+
+# ── the state folder ────────────────────────────────────────────────────────────────────────────
+
+
+def state_folder(default: str = ".local") -> Path:
+    return (ROOT / os.environ.get("RINGONCE_LOCAL_DIR", default)).resolve()
+
+
+@contextlib.contextmanager
+def locked(state: Path) -> Iterator[None]:
+    """Holds the state folder's lock, which ends with this process. Raises StackError when another has it."""
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise StackError(f"a stack is running in {state} (process {lock.read()})") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def running_pid(state: Path) -> int | None:
+    """The process that holds the state folder's lock; None when nobody does."""
+    try:
+        with (state / "lock").open("r+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(lock.read())
+    except (FileNotFoundError, ValueError):
+        pass
+    return None
+
+
+def clear(state: Path) -> None:
+    """Removes what a stack leaves for itself; the logs stay until the next one starts."""
+    shutil.rmtree(state / "tmp", ignore_errors=True)
+    (state / "stack.json").unlink(missing_ok=True)
+
+
+# ── the emulated AWS ────────────────────────────────────────────────────────────────────────────
+
+
+def child_environment(state: Path) -> dict[str, str]:
+    """The environment without the user's AWS settings, tied to this process."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "LIVEKIT_"))}
+    return {
+        **kept,
+        **CREDENTIALS,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "PYTHONPATH": str(TETHER),
+        "PYTHONUNBUFFERED": "1",
+        "RINGONCE_STACK_PID": str(os.getpid()),
+        "TMPDIR": str(state / "tmp"),
+    }
+
+
+def start_emulator(running: Running, port: int) -> Child:
+    return running.start(
+        "aws",
+        [str(AWS_PYTHON), "-m", "ministack"],
+        {
+            **child_environment(running.state),
+            "GATEWAY_PORT": str(port),
+            "MINISTACK_HOST": "127.0.0.1",
+            "BIND_HOST": "127.0.0.1",
+            # It listens on every address otherwise.
+            "IOT_MTLS_ENABLED": "0",
+            "MINISTACK_REGION": REGION,
+            # The functions' execution roles are enforced: what the template does not allow fails here too.
+            "AUTH": "true",
+            # It looks for containers of its own at start and end.
+            "DOCKER_HOST": f"unix://{running.state}/no-docker.sock",
+            "RINGONCE_TEMPORARY_FOLDER": str(running.state / "tmp"),
+        },
+    )
+
+
+def aws_client(service: Any, endpoint: str) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        service,
+        endpoint_url=endpoint,
+        region_name=REGION,
+        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        # An invocation is answered when it ends, and is not to be repeated.
+        config=Config(connect_timeout=5, read_timeout=930, retries={"total_max_attempts": 1}),
+    )
+
+
+def answers(url: str) -> bool:
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def zipped(folder: Path) -> bytes:
+    """The functions' sources as a deployment package; their third-party packages come by PYTHONPATH."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*.py")):
+            archive.write(path, path.relative_to(folder))
+    return buffer.getvalue()
+
+
+def function_environments(running: Running, api_url: str, functions: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The variables that only the local stack sets, by function; `""`: of all."""
+    everywhere = {
+        "TIME_SCALE": str(running.time_scale),
+        "ALLOW_LOOPBACK_CALLBACKS": "1",
+        "PUBLIC_API_URL": api_url,
+        "PYTHONPATH": os.pathsep.join([str(TETHER), str(PACKAGES)]),
+    }
+    logs = running.state / "logs"
+    return {"": everywhere} | {name: {"RINGONCE_FUNCTION_LOG": str(logs / f"{name}.log")} for name in functions}
+
+
+def deploy(endpoint: str, adapted: Adapted, package: bytes, code_uri: str) -> dict[str, str]:
+    """Creates the stack; returns the physical ids by logical id. Raises StackError with the reason."""
+    s3 = aws_client("s3", endpoint)
+    bucket, key = code_uri.removeprefix("s3://").split("/", 1)
+    s3.create_bucket(Bucket=bucket)
+    s3.put_object(Bucket=bucket, Key=key, Body=package)
+    cloudformation = aws_client("cloudformation", endpoint)
+    cloudformation.create_stack(
+        StackName=STACK_NAME, TemplateBody=json.dumps(adapted.template), Capabilities=["CAPABILITY_IAM"]
+    )
+    until = time.monotonic() + START_SECONDS
+    while (status := _stack_status(cloudformation)) == "CREATE_IN_PROGRESS":
+        if time.monotonic() > until:
+            raise StackError("template.yaml was not deployed in time")
+        pause(0.05)
+    if status != "CREATE_COMPLETE":
+        events = cloudformation.describe_stack_events(StackName=STACK_NAME)["StackEvents"]
+        reasons = [
+            f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason', '')}"
+            for event in reversed(events)
+            if event["ResourceStatus"].endswith("FAILED")
+        ]
+        raise StackError("template.yaml was not deployed: " + "\n".join([status, *reasons]))
+    found = cloudformation.describe_stack_resources(StackName=STACK_NAME)["StackResources"]
+    return {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in found}
+
+
+def _stack_status(cloudformation: Any) -> str:
+    status: str = cloudformation.describe_stacks(StackName=STACK_NAME)["Stacks"][0]["StackStatus"]
+    return status
+
+
+# ── what the stack does in the emulator's place ─────────────────────────────────────────────────
+
+
+def poll_stream(running: Running, mapping: StreamMapping) -> None:
+    """Hands the stream's records to its function until the stack is done."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from local import stream_poller
+
+    endpoint, resources = running.info["awsEndpointUrl"], running.info["resources"]
+    functions = aws_client("lambda", endpoint)
+    queues = aws_client("sqs", endpoint)
+    function = resources[mapping.function]
+    function_arn = functions.get_function(FunctionName=function)["Configuration"]["FunctionArn"]
+    table = aws_client("dynamodb", endpoint).describe_table(TableName=resources[mapping.table])["Table"]
+    stream_arn = table["LatestStreamArn"]
+    settings = stream_poller.Settings.from_properties(mapping.properties).scaled(running.time_scale)
+
+    def invoke(event: dict[str, Any]) -> object:
+        try:
+            answer = functions.invoke(FunctionName=function, Payload=json.dumps(event).encode())
+        except (ClientError, BotoCoreError) as exc:
+            raise stream_poller.NotInvoked(str(exc)) from exc
+        payload = answer["Payload"].read()
+        if "FunctionError" in answer:
+            raise stream_poller.FunctionFailed(payload.decode(errors="replace"))
+        return json.loads(payload) if payload else None
+
+    def batches(shard_id: str) -> stream_poller.Batches:
+        def give_up(records: Sequence[Record], condition: str, attempts: int) -> None:
+            if mapping.on_failure is None:
+                return
+            body = stream_poller.failure_record(
+                records,
+                condition,
+                attempts,
+                function_arn=function_arn,
+                stream_arn=stream_arn,
+                shard_id=shard_id,
+            )
+            queues.send_message(QueueUrl=resources[mapping.on_failure], MessageBody=json.dumps(body))
+
+        return stream_poller.Batches(
+            settings, invoke, give_up, wait=lambda seconds: running.done.wait(seconds * running.time_scale)
+        )
+
+    stream_poller.poll(aws_client("dynamodbstreams", endpoint), stream_arn, settings, batches, running.done)
+
+
+def run_schedule(running: Running, logical_id: str, seconds: float) -> None:
+    """Invokes a function every so many seconds, asynchronously, with the event that EventBridge sends."""
+    functions = aws_client("lambda", running.info["awsEndpointUrl"])
+    log = running.state / "logs" / "schedule.log"
+    while not running.done.wait(seconds):
+        event = {
+            "version": "0",
+            "id": str(uuid.uuid4()),
+            "detail-type": "Scheduled Event",
+            "source": "aws.events",
+            "account": "000000000000",
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "region": REGION,
+            "resources": [],
+            "detail": {},
+        }
+        try:
+            functions.invoke(
+                FunctionName=running.info["resources"][logical_id],
+                InvocationType="Event",
+                Payload=json.dumps(event).encode(),
+            )
+        except Exception as exc:  # the next one may get through
+            with log.open("a") as lines:
+                print(logical_id, exc, file=lines)
+
+
+# ── LiveKit, the receiver, the workspace ────────────────────────────────────────────────────────
+
+
+def real_livekit() -> bool:
+    return bool(os.environ.get("LIVEKIT_URL"))
+
+
+def livekit_settings(running: Running, webhook_url: str) -> tuple[str, str, str, Child | None]:
+    """LiveKit's URL, API key and secret, and the stand-in's process if it is one (the URL is then empty)."""
+    if real_livekit():
+        missing = [name for name in ("LIVEKIT_API_KEY", "LIVEKIT_API_SECRET") if not os.environ.get(name)]
+        if missing:
+            raise StackError(f"LIVEKIT_URL is set, but {' and '.join(missing)} not")
+        url = os.environ["LIVEKIT_URL"].replace("wss://", "https://").replace("ws://", "http://")
+        return url, os.environ["LIVEKIT_API_KEY"], os.environ["LIVEKIT_API_SECRET"], None
+    key, secret = "API" + secrets.token_hex(6), secrets.token_urlsafe(32)
+    child = running.start(
+        "livekit",
+        [
+            *(sys.executable, "-m", "local.livekit", "--port", "0"),
+            *("--webhook-url", webhook_url, "--time-scale", str(running.time_scale)),
+            *("--api-key", key, "--api-secret", secret),
+        ],
+        child_environment(running.state),
+    )
+    return "", key, secret, child
+
+
+def write_workspace(running: Running) -> None:
+    """Writes the workspace `demo`, as `info` says."""
+    sys.path.insert(0, str(FUNCTIONS))
+    from shared.workspaces import Workspace, WorkspaceStore
+
+    def listed(name: str, default: str) -> list[str]:
+        return [part for part in os.environ.get(name, default).split(",") if part] if real_livekit() else [default]
+
+    info = running.info
+    store = WorkspaceStore(aws_client("dynamodb", info["awsEndpointUrl"]), info["resources"]["WorkspacesTable"])
+    store.put(
+        Workspace(
+            workspaceId=info["workspaceId"],
+            name="Demo",
+            agentName=os.environ.get("AGENT_NAME", "outbound-caller"),
+            sipTrunkId=os.environ.get("SIP_TRUNK_ID", "ST_localstandin"),
+            fromNumbers=tuple(listed("FROM_NUMBERS", "+15550009999")),
+            apiKeyHashes=frozenset({hashlib.sha256(info["apiKey"].encode()).hexdigest()}),
+            allowedCallingCodes=frozenset(listed("CALLING_CODES", "+1")),
+            maxConcurrentCalls=50,
+            callsPerMinute=3000,
+            callsPerSecond=10,
+            webhookSecrets=(info["webhookSecret"],),
+            createdAt=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+    )
+
+
+# ── the whole ───────────────────────────────────────────────────────────────────────────────────
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def check_packages() -> None:
+    """Raises StackError unless the environments that `make setup` makes are there and up to date."""
+    installed = PACKAGES / "installed-requirements.txt"
+    if not AWS_PYTHON.exists() or not installed.exists():
+        raise StackError("run `make setup` first")
+    if installed.read_bytes() != (FUNCTIONS / "requirements.txt").read_bytes():
+        raise StackError("functions/requirements.txt has changed: run `make setup`")
+
+
+@contextlib.contextmanager
+def stack(state: Path, port: int = 0, progress: Callable[[str], None] = say) -> Iterator[Running]:
+    """A running stack; all of it ends with the context.
+
+    progress: told what is being done. Raises StackError when something does not start, Stopped when a signal
+    comes before it is ready.
+    """
+    check_packages()
+    scale = 1.0 if real_livekit() else float(os.environ.get("TIME_SCALE", "0.05"))
+    running = Running(state, scale)
+    with locked(state):
+        clear(state)
+        shutil.rmtree(state / "logs", ignore_errors=True)
+        (state / "logs").mkdir()
+        (state / "tmp").mkdir()
+        try:
+            _start(running, port, progress)
+            yield running
+        finally:
+            running.stop()
+            clear(state)
+
+
+def _start(running: Running, port: int, progress: Callable[[str], None]) -> None:
+    with reserved_port(port) as api_port, reserved_port() as aws_port:
+        api_url, endpoint = f"http://127.0.0.1:{api_port}", f"http://127.0.0.1:{aws_port}"
+        progress("starting the emulated AWS, LiveKit and the webhook receiver")
+        start_emulator(running, aws_port)
+        livekit_url, livekit_key, livekit_secret, livekit = livekit_settings(
+            running, f"{api_url}/v1/livekit/events"
+        )
+        webhook_secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+        receiver = running.start(
+            "receiver",
+            [sys.executable, "-m", "local.receiver", "--port", "0", "--secret", webhook_secret],
+            child_environment(running.state),
+        )
+        pause(0)
+
+        progress("translating template.yaml")
+        os.environ.setdefault("AWS_DEFAULT_REGION", REGION)
+        from local import template_for_emulator
+
+        code_uri = "s3://ringonce-local-code/functions.zip"
+        translated = template_for_emulator.translate(ROOT / "template.yaml", code_uri)
+        names = [n for n, r in translated["Resources"].items() if r["Type"] == "AWS::Lambda::Function"]
+        adapted = template_for_emulator.adapt(
+            translated, function_environments(running, api_url, names), running.time_scale
+        )
+        wait_for(lambda: answers(f"{endpoint}/_ministack/health"), "the emulated AWS", running)
+        if livekit:
+            livekit_url = wait_for(lambda: ready_line(livekit), "the LiveKit stand-in", running)
+        receiver_url = wait_for(lambda: ready_line(receiver), "the webhook receiver", running)
+
+        progress("deploying template.yaml")
+        resources = deploy(endpoint, adapted, zipped(FUNCTIONS), code_uri)
+        pause(0)
+        aws_client("secretsmanager", endpoint).create_secret(
+            Name="ringonce/livekit",
+            SecretString=json.dumps({"url": livekit_url, "apiKey": livekit_key, "apiSecret": livekit_secret}),
+        )
+        target = f"{endpoint}/_aws/execute-api/{resources['HttpApi']}/$default"
+        front = running.start(
+            "front",
+            [sys.executable, "-m", "local.front", "--port", str(api_port), "--target", target],
+            child_environment(running.state),
+        )
+        wait_for(lambda: ready_line(front), "the API", running)
+    running.info = {
+        "apiUrl": api_url,
+        "workspaceId": "demo",
+        "apiKey": "rk_" + secrets.token_urlsafe(24),
+        "webhookSecret": webhook_secret,
+        "liveKitUrl": livekit_url,
+        "liveKitApiKey": livekit_key,
+        "liveKitApiSecret": livekit_secret,
+        "receiverUrl": receiver_url,
+        "awsEndpointUrl": endpoint,
+        "timeScale": running.time_scale,
+        "logs": str(running.state / "logs"),
+        "resources": resources,
+        "pids": {"stack": os.getpid()} | {c.name: c.process.pid for c in running.children.values()},
+    }
+    write_workspace(running)
+    for mapping in adapted.stream_mappings:
+        running.in_background(poll_stream, running, mapping)
+    for schedule in adapted.schedules:
+        seconds = schedule.seconds * running.time_scale
+        running.in_background(run_schedule, running, schedule.function, seconds)
+
+
+def run(state: Path, port: int, output: TextIO) -> None:
+    """Runs a stack until a signal, telling on `output` when it is ready."""
+    with stack(state, port) as running:
+        text = json.dumps(running.info)
+        # Whole or not at all: tests read it as soon as it is there.
+        (state / "stack.json.new").write_text(text)
+        (state / "stack.json.new").replace(state / "stack.json")
+        print("READY", text, file=output, flush=True)
+        while True:
+            pause(0.5)
+            running.check()
+
+
+def stop(state: Path) -> None:
+    """Ends the stack of a state folder, if there is one, and waits until it has."""
+    pid = running_pid(state)
+    if pid is None:
+        say("no local stack is running")
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + 3 * GRACE_SECONDS
+        while running_pid(state) == pid:
+            if time.monotonic() > until:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        say(f"stopped the local stack (process {pid})")
+    clear(state)
+
+
+def main(arguments: Sequence[str]) -> int:
+    state = state_folder()
+    if arguments == ["stop"]:
+        stop(state)
+        return 0
+    if arguments:
+        say(__doc__)
+        return 2
+    stop_on_signals()
+    try:
+        run(state, int(os.environ.get("PORT") or 0), sys.stdout)
+    except Stopped:
+        say("stopped")
+    except StackError as exc:
+        say(f"local stack: {exc}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

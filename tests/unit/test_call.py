@@ -1,0 +1,96 @@
+"""The record's story: snapshots, webhook bodies, JSON as text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from shared.call import Call, event, snapshot, webhook_body
+from shared.errors import RequestRefused
+from shared.json_text import ascii_compact, members
+
+CALL = Call(
+    callId="0" * 24,
+    workspaceId="demo",
+    callAgentId="agent-1",
+    to="+12025550123",
+    roomName="agent-1-x7k2m9p4q1",
+    jobId="job",
+    createdAt="2026-11-24T09:00:00.000Z",
+    status="completed",
+    events=(
+        event("call.queued", 1_000),
+        event("call.dialing", 2_000, **{"from": "+15550001111"}),
+        event("call.answered", 5_000),
+        event("agent.summary", 6_000, data='{"text": "fine",  "score": 1.0}'),
+        event("call.ended", 65_400, status="completed", reason="hangup", retryable=False),
+    ),
+    ringTimeoutSeconds=40,
+    maxDurationSeconds=1800,
+    queueDeadline=9_999,
+    metadata='{"big": 12345678901234567890123, "one": 1.0, "z": 1, "a": "\\u00e9"}',
+)
+
+
+def test_a_snapshot_is_the_call_as_it_was_after_that_event() -> None:
+    seen = [(s["status"], s["from"], s["answeredAt"]) for s in (snapshot(CALL, n) for n in range(1, 6))]
+    answered = "1970-01-01T00:00:05.000Z"
+    assert seen == [
+        ("queued", None, None),
+        ("dialing", "+15550001111", None),
+        ("in_progress", "+15550001111", answered),
+        ("in_progress", "+15550001111", answered),
+        ("completed", "+15550001111", answered),
+    ]
+    assert snapshot(CALL, 5)["durationSeconds"] == 60
+
+
+def test_a_body_never_changes_whatever_happens_to_the_call_later() -> None:
+    import dataclasses
+
+    before = [webhook_body(dataclasses.replace(CALL, events=CALL.events[:n]), n) for n in range(1, 6)]
+    later = dataclasses.replace(CALL, status="failed", leaseId="x", left={"reason": "X"}, checkAt=1)
+    assert [webhook_body(later, n) for n in range(1, 6)] == before
+
+
+def test_a_body_carries_metadata_and_reports_as_they_were_written() -> None:
+    body = webhook_body(CALL, 4)
+    assert body.endswith(f'"metadata":{CALL.metadata}}}')
+    assert '"report":{"text": "fine",  "score": 1.0}' in body
+    parsed = json.loads(body)
+    assert (parsed["id"], parsed["sequence"]) == (f"evt_{'0' * 24}_4", 4)
+
+
+def test_an_event_that_does_not_exist_has_no_body() -> None:
+    with pytest.raises(IndexError):
+        webhook_body(CALL, 6)
+
+
+def test_the_members_text_is_kept_as_written() -> None:
+    body = '{ "a" : {"x": 1.0, "y":[1e400, 12345678901234567890]} , "b":"\\u00e9 é \\n" }'
+    assert {key: text for key, (_, text) in members(body.encode()).items()} == {
+        "a": '{"x": 1.0, "y":[1e400, 12345678901234567890]}',
+        "b": '"\\u00e9 é \\n"',
+    }
+
+
+@pytest.mark.parametrize("text", ["", " ", "[]", "null", '{"a":1', '{"a":1}}', "{'a':1}", '{"a":NaN}', '{"a":1,}'])
+def test_what_is_not_one_object_is_refused(text: str) -> None:
+    with pytest.raises(RequestRefused) as refused:
+        members(text.encode())
+    assert refused.value.status == 400
+
+
+def test_a_header_gets_the_same_json_in_ascii() -> None:
+    text = '{ "a b" : "é \\" 😀 \\u00e9",\n "n" : [1.0, 2] }'
+    compacted = ascii_compact(text)
+    assert compacted.isascii()
+    assert compacted == '{"a b":"\\u00e9 \\" \\ud83d\\ude00 \\u00e9","n":[1.0,2]}'
+    assert json.loads(compacted) == json.loads(text)
+
+
+def test_a_record_survives_its_way_to_the_table_and_back() -> None:
+    from shared.dynamo import from_wire, to_wire
+
+    assert Call.from_item(from_wire(to_wire(CALL.to_item()))) == CALL

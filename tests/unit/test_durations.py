@@ -1,0 +1,48 @@
+"""How the production durations nest; the template's own numbers are held against them in tests/infra."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from shared.durations import Durations
+
+D = Durations()
+LONGEST_RING = 60
+
+
+def test_livekits_answer_comes_within_its_own_limit() -> None:
+    """LiveKit itself gives a waiting dial 80 s (livekit.md A2)."""
+    assert LONGEST_RING + D.answer_margin <= 80
+
+
+def test_a_message_without_a_record_outlives_every_request() -> None:
+    assert D.orphan_read < D.orphan_step < D.orphan_drop
+
+
+def test_two_looks_are_further_apart_than_livekit_needs_to_join_a_room() -> None:
+    assert D.second_look >= 30
+    assert D.second_look < D.live_check
+
+
+def test_an_attempt_at_a_webhook_is_over_before_its_lease() -> None:
+    assert D.webhook_connect < D.webhook_attempt < D.webhook_lease
+
+
+def test_webhooks_are_retried_for_three_days() -> None:
+    assert 3 * 86400 <= sum(D.webhook_schedule) <= 3.6 * 86400
+    assert len(D.webhook_schedule) == 10
+
+
+def test_every_duration_is_scaled_by_the_same_factor() -> None:
+    scaled = D.scaled(0.5)
+    for field in dataclasses.fields(D):
+        full, half = getattr(D, field.name), getattr(scaled, field.name)
+        if isinstance(full, tuple):
+            assert half == tuple(value / 2 for value in full)
+        else:
+            assert half == full / 2
+
+
+def test_the_factor_comes_from_the_environment_and_is_one_without_it() -> None:
+    assert Durations.from_environment({}) == D
+    assert Durations.from_environment({"TIME_SCALE": "0.05"}).scale == 0.05
