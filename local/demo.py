@@ -293,9 +293,9 @@ def perform(state: Path) -> None:
         except (DemoFailed, OSError) as exc:
             suspects = exc.suspects if isinstance(exc, DemoFailed) else ()
             show(coloured(f"\nfailed: {exc}", "bad"))
-            for name in (*suspects, "aws"):
+            for name in (*suspects, *(["stream"] if "FanOut" in suspects else []), "aws"):
                 show(f"\n── end of {running.state}/logs/{name}.log")
-                show(stack.tail(running.state / "logs" / f"{name}.log"))
+                show(stack.tail(running.state / "logs" / f"{name}.log", 15))
             raise
     show(f"\nDone in {time.monotonic() - began:.0f} s. `make run` leaves the stack running for calls of your own.")
 

@@ -8,12 +8,14 @@ paths, byte for byte, and answers as API Gateway does where the emulator does no
 - an error in a function: 500 {"message":"Internal Server Error"}; the emulator sends its text, with 502
 - no answer within 30 s: 503 {"message":"Service Unavailable"}
 - a body of more than 10 MB: 413 {"message":"Request Entity Too Large"}
+- OPTIONS where no CORS is configured and no route takes it: 404, as for any unknown route
 - headers that come more than once are joined with commas
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Iterable
@@ -109,7 +111,7 @@ async def _forward(request: web.Request) -> web.Response:
             request.method,
             URL(request.app[TARGET] + request.raw_path, encoded=True),
             headers=headers,
-            data=body or None,
+            data=io.BytesIO(body) if body else None,
             allow_redirects=False,
         ) as answer:
             content = await answer.read()
@@ -119,6 +121,8 @@ async def _forward(request: web.Request) -> web.Response:
     if answer.status == 502 and _is_function_error(content):
         print(f"function error: {content.decode(errors='replace')}", flush=True)
         return message(500, "Internal Server Error")
+    if request.method == "OPTIONS" and answer.status == 403 and b"CORS not configured" in content:
+        return message(404, "Not Found")
     kept: CIMultiDict[str] = CIMultiDict(
         (name, value)
         for name, value in answer.headers.items()

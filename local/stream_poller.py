@@ -178,6 +178,9 @@ class Batches:
                 if failed is None:
                     return True
                 reported = True
+                log.warning(
+                    "a batch of %d failed from its record %d on, says the function", len(batch), failed + 1
+                )
             except FunctionFailed as exc:
                 log.warning("a batch of %d failed: %s", len(batch), exc)
                 failed = 0

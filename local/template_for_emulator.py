@@ -38,6 +38,9 @@ LEFT_OUT = (
 # Durations, in seconds, that follow the time scale.
 SCALED = {"DialWorker": "Timeout", "DialQueue": "VisibilityTimeout"}
 
+# A machine has few cores: each process of a function that starts takes one for a second.
+PARAMETERS = {"MaximumDialBatches": 3}
+
 _METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "x-amazon-apigateway-any-method"}
 _RATE = re.compile(r"rate\((\d+) (minute|hour|day)s?\)")
 _SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
@@ -66,10 +69,14 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Adapted:
-    """What is deployed to the emulator, and what the stack does in its place."""
+    """What is deployed to the emulator, and what the stack does in its place.
+
+    routes: `METHOD /path` of the API and the function (logical id) behind it.
+    """
 
     template: dict[str, Any]
     functions: tuple[str, ...]
+    routes: tuple[tuple[str, str], ...]
     stream_mappings: tuple[StreamMapping, ...]
     schedules: tuple[Schedule, ...]
 
@@ -109,7 +116,7 @@ def adapt(
         name: int(parameter["Default"])
         for name, parameter in translated.get("Parameters", {}).items()
         if parameter["Type"] == "Number"
-    }
+    } | PARAMETERS
     resources: dict[str, Resource] = _with_numbers(translated["Resources"], numbers)
     functions = tuple(name for name, res in resources.items() if res["Type"] == "AWS::Lambda::Function")
 
@@ -148,7 +155,7 @@ def adapt(
         for name, output in translated.get("Outputs", {}).items()
         if not gone.intersection(_references(output))
     }
-    return Adapted(template, functions, mappings, schedules)
+    return Adapted(template, functions, tuple(_routes(resources)), mappings, schedules)
 
 
 def _take_stream_mappings(resources: dict[str, Resource]) -> tuple[StreamMapping, ...]:
@@ -164,6 +171,13 @@ def _take_stream_mappings(resources: dict[str, Resource]) -> tuple[StreamMapping
                 taken.append(StreamMapping(properties["FunctionName"]["Ref"], table, queue, properties))
                 del resources[name]
     return tuple(taken)
+
+
+def _routes(resources: Mapping[str, Resource]) -> Iterator[tuple[str, str]]:
+    for res in resources.values():
+        if res["Type"] == "AWS::ApiGatewayV2::Route":
+            integration = resources[next(_references(res["Properties"]["Target"]))]
+            yield res["Properties"]["RouteKey"], next(_references(integration["Properties"]["IntegrationUri"]))
 
 
 def _take_schedules(resources: dict[str, Resource]) -> tuple[Schedule, ...]:
@@ -256,7 +270,7 @@ def _with_numbers(value: Any, numbers: Mapping[str, int]) -> Any:
 
 
 def _references(value: object) -> Iterator[str]:
-    """The logical ids that `value` refers to."""
+    """The names of resources and parameters that `value` refers to."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key == "Ref":
@@ -265,7 +279,8 @@ def _references(value: object) -> Iterator[str]:
                 yield inner.split(".")[0] if isinstance(inner, str) else inner[0]
             elif key == "Fn::Sub":
                 text, names = (inner, {}) if isinstance(inner, str) else inner
-                yield from (match.split(".")[0] for match in re.findall(r"\$\{([^!}]+)\}", text))
+                names_in_text = (match.split(".")[0] for match in re.findall(r"\$\{([^!}]+)\}", text))
+                yield from (name for name in names_in_text if not name.startswith("AWS::"))
                 yield from _references(names)
             else:
                 yield from _references(inner)

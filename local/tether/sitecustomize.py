@@ -1,11 +1,12 @@
 """Ties a process of the local stack to the stack. Python imports this module at start-up, wherever this
 folder is on PYTHONPATH: in the emulator, in the functions' processes that it starts, and in the servers beside it.
 
-Two duties:
+Three duties:
 - The process ends with the one that started it and with the stack, however those ended: a killed process
   cannot stop its children, so the children look.
 - A function's process writes what it prints, as it prints it, to a file of the function. The emulator hands
   its output on only when an invocation has ended, and only the message of an import error.
+- A function's process dies where a test or the console wants it to (`deaths.py`).
 """
 
 from __future__ import annotations
@@ -66,3 +67,7 @@ if log_path := os.environ.get("RINGONCE_FUNCTION_LOG"):
     function_log = open(log_path, "a", buffering=1)  # noqa: SIM115  (open as long as the process)
     sys.stderr = Copied(sys.stderr, function_log)
     sys.stdout = Answers(sys.stdout, function_log)
+if os.environ.get("RINGONCE_DEATHS"):
+    import deaths
+
+    deaths.install()

@@ -1,0 +1,124 @@
+"""Lets a function's process die at a chosen point of one call, as a crash, a kill or a lost machine would.
+
+The product knows nothing of this: on the local stack the points are wrapped from outside when their modules are
+imported. A death is a file in the folder RINGONCE_DEATHS,
+`{"function": "DialWorker", "point": "CallStore.fence", "when": "before"|"during"|"after", "call": "<callId>"}`.
+The first process that comes to that point with that call takes the file (renames it to `.done`) and is gone at
+once: no exception handler, no `finally`, nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.machinery
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# Everything that leaves a process: each a point to die before or after; what awaits, to die during, too.
+POINTS: dict[str, tuple[str, ...]] = {
+    "shared.call_store": (
+        "CallStore.create",
+        "CallStore.take_lease",
+        "CallStore.wait",
+        "CallStore.fence",
+        "CallStore.unfence",
+        "CallStore.answered",
+        "CallStore.note_left",
+        "CallStore.ask_to_hang_up",
+        "CallStore.end",
+        "CallStore.postpone",
+        "CallStore.leave_due",
+    ),
+    "shared.workspaces": ("WorkspaceStore.take_slot", "WorkspaceStore.free_slot"),
+    "shared.delivery_store": ("DeliveryStore.create", "DeliveryStore.take", "DeliveryStore.finish"),
+    "shared.queues": ("Queue.send", "Queue.send_batch"),
+    "dial_worker.livekit_sip": ("LiveKit.create_room", "LiveKit.dial"),
+    "webhook_dispatch.transport": ("GuardedTransport.handle_async_request",),
+}
+
+DURING_SECONDS = 0.3
+
+
+class Points(MetaPathFinder):
+    """Wraps a module's points right after it is imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in POINTS:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_and_wrap(module: ModuleType) -> None:
+                run(module)
+                for point in POINTS[fullname]:
+                    owner, name = point.split(".")
+                    wrap(getattr(module, owner), point, name)
+
+            spec.loader.exec_module = exec_and_wrap  # type: ignore[method-assign]
+        return spec
+
+
+def wrap(owner: type, point: str, name: str) -> None:
+    original: Callable[..., Any] = getattr(owner, name)
+
+    @functools.wraps(original)
+    def plain(*given: Any, **named: Any) -> Any:
+        die_if_asked(point, "before", given, named)
+        result = original(*given, **named)
+        die_if_asked(point, "after", given, named)
+        return result
+
+    @functools.wraps(original)
+    async def awaited(*given: Any, **named: Any) -> Any:
+        die_if_asked(point, "before", given, named)
+        task = asyncio.ensure_future(original(*given, **named))
+        if asked(point, "during", given, named):
+            await asyncio.wait([task], timeout=DURING_SECONDS)
+            die_if_asked(point, "during", given, named)
+        try:
+            return await task
+        finally:
+            die_if_asked(point, "after", given, named)
+
+    setattr(owner, name, awaited if inspect.iscoroutinefunction(original) else plain)
+
+
+def asked(point: str, when: str, given: tuple[Any, ...], named: dict[str, Any]) -> Path | None:
+    """The file that asks for a death here, if there is one."""
+    folder = Path(os.environ["RINGONCE_DEATHS"])
+    for path in folder.glob("*.json"):
+        try:
+            death = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue  # Another process has just taken it.
+        here = death["point"] == point and death["when"] == when
+        if here and death["function"] in os.environ.get("AWS_LAMBDA_FUNCTION_NAME", ""):
+            headers = [dict(getattr(value, "headers", {})) for value in given]
+            if death["call"] in repr((given[1:], named, headers)):
+                return path
+    return None
+
+
+def die_if_asked(point: str, when: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    path = asked(point, when, given, named)
+    if path is not None:
+        try:
+            path.rename(path.with_suffix(".done"))
+        except OSError:
+            return
+        os._exit(137)
+
+
+def install() -> None:
+    sys.meta_path.insert(0, Points())

@@ -1,0 +1,82 @@
+"""A client of the local stack: places calls, and looks at what became of them from every side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import boto3
+import httpx
+
+
+class Client:
+    """info: what the stack's READY line says."""
+
+    def __init__(self, info: dict[str, Any]) -> None:
+        self.info = info
+        headers = {"x-workspace-id": info["workspaceId"], "x-api-key": info["apiKey"]}
+        self.api = httpx.Client(base_url=info["apiUrl"], headers=headers, timeout=60)
+        self.livekit = httpx.Client(base_url=info["liveKitUrl"], timeout=30)
+        self.receiver = httpx.Client(base_url=info["receiverUrl"], timeout=30)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in (self.api, self.livekit, self.receiver):
+            client.close()
+
+    def aws(self, service: Any) -> Any:
+        return boto3.client(
+            service,
+            endpoint_url=self.info["awsEndpointUrl"],
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+
+    def call_id_of(self, idempotency_key: str) -> str:
+        """The id that a call of this key has, known before it is placed (docs/architecture.md)."""
+        text = json.dumps([self.info["workspaceId"], idempotency_key])
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def post(self, to: str, key: str | None = None, **fields: Any) -> httpx.Response:
+        body = {"to": to, "call_agent_id": "agent-1", "callback_url": f"{self.info['receiverUrl']}/{key}"} | fields
+        return self.api.post("/v1/api/call", json=body, headers={"idempotency-key": key} if key else {})
+
+    def place(self, to: str, key: str | None = None, **fields: Any) -> str:
+        answer = self.post(to, key, **fields)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["callId"])
+
+    def call(self, call_id: str) -> dict[str, Any]:
+        answer = self.api.get(f"/v1/api/call/{call_id}")
+        view = answer.json()
+        assert isinstance(view, dict)
+        return view
+
+    def rings(self, number: str) -> int:
+        """How often this number was rung, by the stand-in's own count."""
+        return len(self.livekit.get("/_standin/calls", params={"number": number}).json()["calls"])
+
+    def received(self, call_id: str) -> list[dict[str, Any]]:
+        events = self.receiver.get("/_receiver/events", params={"callId": call_id}).json()["events"]
+        assert isinstance(events, list)
+        return events
+
+    def active_calls(self) -> set[str]:
+        """The ids that hold a slot of the workspace."""
+        answer = self.aws("dynamodb").get_item(
+            TableName=self.info["resources"]["WorkspacesTable"],
+            Key={"workspaceId": {"S": f"{self.info['workspaceId']}#slots"}},
+            ConsistentRead=True,
+        )
+        return set(answer.get("Item", {}).get("activeCalls", {}).get("SS", []))
+
+    def due(self) -> int:
+        """How many items are in the index of what is due."""
+        answer = self.aws("dynamodb").scan(
+            TableName=self.info["resources"]["CallsTable"], IndexName="due", Select="COUNT"
+        )
+        return int(answer["Count"])
