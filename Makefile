@@ -32,7 +32,7 @@ SAM_ENV := SAM_CLI_TELEMETRY=0 __SAM_CLI_APP_DIR=$(SAM_CLI_FOLDER) AWS_DEFAULT_R
 
 export UV
 
-.PHONY: help setup demo run stop test check build lock bench clean
+.PHONY: help setup demo run stop admin test check build lock bench clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ run: $(DEV) $(AWS) $(PACKAGES) ## Leaves the local stack running until Ctrl-C or
 
 stop: ## Stops the local stack that `make run` started
 	@$(PYTHON) -m local.stack stop
+
+admin: $(DEV) ## The operator's command: make admin ARGS="--local workspace list"
+	@.venv/bin/python -m admin $(ARGS)
 
 test: $(DEV) $(AWS) $(PACKAGES) ## Runs every test: unit, integration and infra, then the whole stack (e2e)
 	.venv/bin/python -m pytest -m "not e2e"
@@ -85,7 +88,7 @@ clean: ## Removes everything that the other targets made
 # ── the environments ──
 .tools/uv/bin/uv $(CURDIR)/.tools/uv/bin/uv:
 	@$(PYTHON) -m pip --version >/dev/null || { echo "ringonce needs pip for $(PYTHON)" >&2; exit 1; }
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .tools/uv uv==$(UV_VERSION)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target .tools/uv uv==$(UV_VERSION)
 
 define environment
 	@test -n "$(PYTHON)" || { echo "ringonce needs Python 3.11 or newer on PATH" >&2; exit 1; }

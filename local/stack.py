@@ -480,11 +480,17 @@ def warm_up(running: Running, adapted: Adapted) -> None:
         answer = functions.invoke(FunctionName=running.info["resources"][name], Payload=b'{"Records": []}')
         return answer["Payload"].read().decode() if "FunctionError" in answer else None
 
-    with ThreadPoolExecutor(len(adapted.functions)) as pool:
-        for name, failed in zip(adapted.functions, pool.map(failure, adapted.functions), strict=True):
-            if failed:
-                log = tail(running.state / "logs" / f"{name}.log")
-                raise StackError(f"the function {name} does not start: {failed}\n{log}")
+    pool = ThreadPoolExecutor(len(adapted.functions))
+    try:
+        started = {name: pool.submit(failure, name) for name in adapted.functions}
+        wait_for(lambda: all(one.done() for one in started.values()), "every function", running)
+    finally:
+        # When the end has come, the emulator's end lets go of those that wait.
+        pool.shutdown(wait=False, cancel_futures=True)
+    for name, one in started.items():
+        if failed := one.result():
+            log = tail(running.state / "logs" / f"{name}.log")
+            raise StackError(f"the function {name} does not start: {failed}\n{log}")
 
 
 def request_status(method: str, url: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shared.call import Call, compact, event_id, iso
-from shared.delivery_store import Delivery, DeliveryStore
+from shared.delivery_store import MAXIMUM_ATTEMPTS_LISTED, Delivery, DeliveryStore
 from shared.durations import Durations
 from shared.errors import RequestRefused
 from shared.queues import Queue
@@ -34,12 +34,14 @@ def replay(
     Raises RequestRefused: 404 when there is no such delivery, 409 while an attempt is under way.
     """
     number = int(sequence[:6]) if sequence.isascii() and sequence.isdigit() else 0
-    if not 1 <= number <= len(call.events) or deliveries.get(call.callId, number) is None:
+    if call.callbackUrl is None or not 1 <= number <= len(call.events):
         raise RequestRefused(404, "delivery_not_found", "This call has no such delivery")
     check_at = now + int(durations.webhook_grace * 1000)
-    if deliveries.replay(call.callId, number, now, check_at) is None:
+    if deliveries.replay(call.callId, call.workspaceId, number, now, check_at) is None:
         raise RequestRefused(
-            409, "attempt_under_way", "An attempt is under way, or this event was attempted 200 times"
+            409,
+            "attempt_under_way",
+            f"An attempt is under way, or this event was attempted {MAXIMUM_ATTEMPTS_LISTED} times",
         )
     webhook_queue.send({"callId": call.callId, "sequence": number}, group=call.workspaceId)
 

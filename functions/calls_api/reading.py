@@ -156,7 +156,7 @@ def _agent(text: str) -> str:
 
 def _to(text: str) -> str:
     # A literal + in a query string arrives as a space.
-    return e164("+" + text[1:] if text.startswith(" ") else text)
+    return e164("+" + text[1:] if text.startswith(" ") and "+" not in text else text)
 
 
 def _time(text: str) -> str:

@@ -28,13 +28,14 @@ _ROOM_ALPHABET = string.ascii_lowercase + string.digits
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accepting:
-    """What accepting a request needs. clock: epoch milliseconds."""
+    """What accepting a request needs. clock: epoch milliseconds. look_up: answers soon or raises OSError."""
 
     calls: CallStore
     workspaces: WorkspaceCache
     dial_queue: Queue
     durations: Durations
     callback_policy: address_guard.Policy
+    look_up: address_guard.LookUp
     clock: Callable[[], int]
 
 
@@ -90,7 +91,7 @@ def check_allowed(workspace: Workspace, request: CallRequest) -> None:
     """Raises RequestRefused (403) with every field this workspace may not use so."""
     errors = []
     if not any(request.to.startswith(code) for code in workspace.allowedCallingCodes):
-        errors.append(FieldError("to", "this workspace may not call this country", "number_not_allowed"))
+        errors.append(FieldError("to", "is in a country that this workspace may not call", "number_not_allowed"))
     if workspace.agents and request.call_agent_id not in workspace.agents:
         errors.append(FieldError("call_agent_id", "is not an agent of this workspace", "agent_not_allowed"))
     if request.from_number is not None and request.from_number not in workspace.fromNumbers:
@@ -100,10 +101,24 @@ def check_allowed(workspace: Workspace, request: CallRequest) -> None:
         raise RequestRefused(403, errors[0].code, message, errors)
 
 
+def _check_callback_name(parts: Accepting, request: CallRequest) -> None:
+    if request.callback_url is None:
+        return
+    try:
+        address_guard.check_name(request.callback_url, parts.callback_policy, parts.look_up)
+    except address_guard.AddressRefused as exc:
+        error = FieldError("callback_url", str(exc), "invalid_url")
+        raise RequestRefused(400, error.code, f"{error.field} {error.message}", [error]) from exc
+
+
 def _place(
     parts: Accepting, workspace: Workspace, request: CallRequest, call_id: str, request_hash: str | None
 ) -> tuple[Call, bool]:
-    """Sends the message, writes the record. The call of that id, and whether it is the one just made."""
+    """Sends the message, writes the record. The call of that id, and whether it is the one just made.
+
+    Raises RequestRefused (400) when the callback URL's name is that of a private address.
+    """
+    _check_callback_name(parts, request)
     now = parts.clock()
     message = {"callId": call_id, "workspaceId": workspace.workspaceId}
     job_id = parts.dial_queue.send(message, group=workspace.workspaceId)

@@ -15,6 +15,7 @@ from shared.http_api import Answer, Event, answer, body_bytes, header, respond
 from shared.queues import Queue
 from shared.telemetry import count, logger, masked
 from shared.workspaces import WorkspaceCache, WorkspaceStore
+from webhook_dispatch.address_guard import resolve_within
 
 settings = Settings.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")
@@ -26,6 +27,7 @@ parts = Accepting(
     dial_queue=Queue(aws.client("sqs"), settings.dial_queue_url),
     durations=settings.durations,
     callback_policy=settings.callback_policy,
+    look_up=resolve_within(settings.durations.name_lookup),
     clock=now_ms,
 )
 

@@ -7,6 +7,7 @@ taken under a lease, so that nothing is posted twice at the same time, however m
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from botocore.exceptions import ClientError
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 # to this event or to an earlier one of the call.
 State = Literal["pending", "delivered", "dead", "stopped"]
 
-# An item has room for so many attempts with their answers.
-MAXIMUM_ATTEMPTS_LISTED = 200
+# With so many attempts listed, each with an answer of up to 2 KB, no more schedules begin: an item has 400 KB.
+MAXIMUM_ATTEMPTS_LISTED = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class DeliveryStore:
             "#state = :pending AND nextAttemptAt <= :now AND "
             "(attribute_not_exists(leaseUntil) OR leaseUntil < :now)",
             {":lease": lease, ":until": until, ":now": now, ":one": 1, ":pending": "pending"},
-            lease,
+            mine=lambda there: there.leaseId == lease,
         )
 
     def finish(
@@ -131,21 +132,29 @@ class DeliveryStore:
             f"SET {assignments} REMOVE {removed}",
             "leaseId = :lease",
             values,
+            mine=lambda there: there.state == state and there.attempts[-1:] == (attempt,),
         )
 
-    def replay(self, call_id: str, sequence: int, now: int, check_at: int) -> Delivery | None:
-        """Makes a delivery due again from the beginning of its schedule; what was attempted stays listed.
+    def replay(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> Delivery | None:
+        """Makes a delivery due again from the beginning of its schedule; what was attempted stays listed. One
+        that was never made is made.
 
-        None: an attempt is under way, or it has been attempted 200 times.
+        None: an attempt is under way, or MAXIMUM_ATTEMPTS_LISTED have been made.
         """
         return self._update(
             call_id,
             sequence,
             "SET #state = :pending, attempt = :zero, nextAttemptAt = :now, checkAt = :check, "
-            "dueShard = :shard, replayed = :yes REMOVE expiresAt, leaseId, leaseUntil",
-            "attribute_exists(pk) AND (attribute_not_exists(leaseUntil) OR leaseUntil < :now) "
-            "AND size(attempts) < :most",
+            "dueShard = :shard, replayed = :yes, callId = :call, workspaceId = :workspace, "
+            "#sequence = :sequence, attempts = if_not_exists(attempts, :none) "
+            "REMOVE expiresAt, leaseId, leaseUntil",
+            "(attribute_not_exists(leaseUntil) OR leaseUntil < :now) "
+            "AND (attribute_not_exists(attempts) OR size(attempts) < :most)",
             {
+                ":call": call_id,
+                ":workspace": workspace_id,
+                ":sequence": sequence,
+                ":none": [],
                 ":pending": "pending",
                 ":zero": 0,
                 ":now": now,
@@ -186,7 +195,7 @@ class DeliveryStore:
 
     def _update(
         self, call_id: str, sequence: int, update: str, condition: str, values: dict[str, Any],
-        own_lease: str | None = None,
+        mine: Callable[[Delivery], bool] = lambda there: False,
     ) -> Delivery | None:  # fmt: skip
         try:
             with store_errors():
@@ -195,7 +204,9 @@ class DeliveryStore:
                     Key=call_key(call_id, sort_key(sequence)),
                     UpdateExpression=update,
                     ConditionExpression=condition,
-                    ExpressionAttributeNames={"#state": "state"},
+                    ExpressionAttributeNames={
+                        name: name[1:] for name in ("#state", "#sequence") if name in update + condition
+                    },
                     ExpressionAttributeValues=to_wire(values),
                     ReturnValues="ALL_NEW",
                     ReturnValuesOnConditionCheckFailure="ALL_OLD",
@@ -203,6 +214,6 @@ class DeliveryStore:
         except ClientError as exc:
             item: Any = exc.response.get("Item")
             there = Delivery.from_item(from_wire(item)) if item else None
-            # The SDK sent our request twice: the first had won.
-            return there if there is not None and own_lease and there.leaseId == own_lease else None
+            # The SDK may have sent our request twice: then the first had won.
+            return there if there is not None and mine(there) else None
         return Delivery.from_item(from_wire(answer["Attributes"]))

@@ -17,6 +17,8 @@ class Durations:
 
     # How long a process may go on with a workspace, key or secret it has read.
     workspace_cache: float = 60
+    # A callback URL's name is looked up for so long when a call is accepted.
+    name_lookup: float = 1
     # A message whose record is missing: read for so long, then wait in such steps, then drop it.
     orphan_read: float = 1
     orphan_step: float = 2

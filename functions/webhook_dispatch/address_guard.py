@@ -8,21 +8,31 @@ address that was just checked, and to no other (transport.py).
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import SplitResult, urlsplit
 
 DEFAULT_PORTS = frozenset({443})
 
-# 64:ff9b::/96 and 2002::/16 carry an IPv4 address to whatever a gateway makes of it.
-_TRANSLATED = (
-    ipaddress.IPv6Network("64:ff9b::/96"),
-    ipaddress.IPv6Network("64:ff9b:1::/48"),
-    ipaddress.IPv6Network("2002::/16"),
-    ipaddress.IPv6Network("2001::/32"),
-    ipaddress.IPv6Network("::/96"),
+# A name and a port to all its addresses. Raises OSError (TimeoutError is one) when there is no answer.
+LookUp = Callable[[str, int], list[str]]
+
+# Everything else of IPv6 is local, multicast, mapped IPv4 or not given out
+# (https://www.iana.org/assignments/ipv6-address-space).
+_IPV6_UNICAST = ipaddress.IPv6Network("2000::/3")
+
+# What `ipaddress` takes for public, in some version of Python, and is not
+# (https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry). Those that carry
+# an IPv4 address inside take it to whatever a gateway makes of it.
+_NOT_PUBLIC = (
+    ipaddress.IPv4Network("192.0.0.0/24"),  # IETF protocols
+    ipaddress.IPv4Network("192.88.99.0/24"),  # 6to4 relays
+    ipaddress.IPv6Network("2001::/23"),  # Teredo (carries IPv4), benchmarks, ORCHID
+    ipaddress.IPv6Network("2002::/16"),  # 6to4 (carries IPv4)
+    ipaddress.IPv6Network("3fff::/20"),  # documentation
 )
 
 
@@ -76,28 +86,45 @@ def _check_public_url(parts: SplitResult, host: str, port: int | None, policy: P
         raise AddressRefused("must name a public host")
 
 
-def check_addresses(host: str, addresses: Iterable[str], policy: Policy) -> list[str]:
+def check_addresses(addresses: Iterable[str], policy: Policy) -> list[str]:
     """The addresses of a host, if every one is public (one private among public ones is an attack).
 
     Raises AddressRefused otherwise, and when there are none.
     """
     found = list(addresses)
     if not found:
-        raise AddressRefused(f"{host} has no address")
+        raise AddressRefused("names a host that has no address")
     for address in found:
-        if not is_public(address) and not (policy.loopback and ipaddress.ip_address(address).is_loopback):
-            raise AddressRefused(f"{host} resolves to an address that is not public")
+        if not is_public(address) and not (policy.loopback and _is_loopback(address)):
+            raise AddressRefused("names a host with an address that is not public")
     return found
 
 
+def check_name(url: str, policy: Policy, look_up: LookUp) -> None:
+    """Raises AddressRefused when the name in this URL (one that `check_url` passed) resolves, and to an address
+    that is not public.
+
+    A name that does not resolve, or not in time, passes: the check that binds is made at every connection.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if policy.loopback and _is_loopback(host):
+        return
+    try:
+        found = look_up(host, parts.port or 443)
+    except OSError:
+        return
+    if found:
+        check_addresses(found, policy)
+
+
 def is_public(address: str) -> bool:
-    """Whether this IP address (without a zone) is one of the public Internet's."""
+    """Whether this IP address is one of the public Internet's."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            return False
-        if any(ip in network for network in _TRANSLATED):
-            return False
+    if isinstance(ip, ipaddress.IPv6Address) and ip not in _IPV6_UNICAST:
+        return False
+    if any(ip in network for network in _NOT_PUBLIC):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
@@ -105,6 +132,24 @@ def resolve(host: str, port: int) -> list[str]:
     """All addresses of a host, by the system's resolver. Raises OSError when it has no answer."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def resolve_within(seconds: float) -> LookUp:
+    """`resolve`, with an answer in so many seconds or TimeoutError.
+
+    getaddrinfo cannot be called off, so it runs in a thread that the caller leaves behind. There are few of
+    them: while all hang, later look-ups wait their time and go without an answer.
+    """
+    threads = concurrent.futures.ThreadPoolExecutor(4, thread_name_prefix="look-up")
+
+    def look_up(host: str, port: int) -> list[str]:
+        answer = threads.submit(resolve, host, port)
+        try:
+            return answer.result(seconds)
+        finally:
+            answer.cancel()
+
+    return look_up
 
 
 def _is_literal(host: str) -> bool:
@@ -133,6 +178,6 @@ def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False

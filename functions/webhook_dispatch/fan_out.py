@@ -50,12 +50,15 @@ def fan_out(parts: FanningOut, dead_letters: Queue, records: Sequence[dict[str, 
 def _rows_of(parts: FanningOut, dead_letters: Queue, record: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     try:
         call_id, workspace_id, sequences = new_events(record["dynamodb"])
-    except (KeyError, TypeError, ValueError, AttributeError):
+        return [make_row(parts, call_id, workspace_id, sequence) for sequence in sequences]
+    except RingonceError:
+        raise
+    except Exception:
+        # Whatever it is, it must not hold the shard: the record in the table has all that a redrive needs.
         logger.exception("stream record not readable", extra={"event_id": record.get("eventID")})
         count("PoisonRecords")
         dead_letters.send({"callId": _call_id_of_keys(record), "eventId": record.get("eventID")})
         return []
-    return [make_row(parts, call_id, workspace_id, sequence) for sequence in sequences]
 
 
 def deliver_all(parts: FanningOut, calls: CallStore, call_id: str) -> None:

@@ -11,17 +11,24 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import httpcore
 import httpx
 
-from webhook_dispatch.address_guard import Policy, check_addresses, check_url, resolve
+from webhook_dispatch.address_guard import LookUp, Policy, check_addresses, check_url, resolve
+
+# A look-up cannot be called off: one that hangs keeps its thread for as long as the system's resolver tries. So
+# look-ups have threads of their own, not those that talk to AWS, and enough for batches full of dead names.
+LOOK_UP_THREADS = 32
 
 
 class _GuardedBackend(httpcore.AsyncNetworkBackend):
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, look_up: LookUp) -> None:
         self._policy = policy
+        self._look_up = look_up
+        self._threads = ThreadPoolExecutor(LOOK_UP_THREADS, thread_name_prefix="look-up")
         self._network = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -35,14 +42,16 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
         give_up = time.monotonic() + (timeout or 0)
         try:
             async with asyncio.timeout(timeout):
-                found = await asyncio.to_thread(resolve, host, port)
+                found = await asyncio.get_running_loop().run_in_executor(self._threads, self._look_up, host, port)
         except TimeoutError as exc:
             raise httpcore.ConnectTimeout(f"{host} was not resolved in time") from exc
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:
             raise httpcore.ConnectError(f"{host} has no address") from exc
-        failure: Exception = httpcore.ConnectError(f"{host} has no address")
-        for address in check_addresses(host, found, self._policy):
-            left = give_up - time.monotonic() if timeout else None
+        addresses = check_addresses(found, self._policy)
+        failure: Exception = httpcore.ConnectTimeout(f"no address of {host} was reached in time")
+        for place, address in enumerate(addresses):
+            # Each has its share of the time: one that does not answer leaves some to the next.
+            left = (give_up - time.monotonic()) / (len(addresses) - place) if timeout else None
             if left is not None and left <= 0:
                 break
             try:
@@ -50,6 +59,9 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
                 failure = exc
         raise failure
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def sleep(self, seconds: float) -> None:
         await self._network.sleep(seconds)
@@ -68,15 +80,21 @@ class _AnswerStream(httpx.AsyncByteStream):
 
 
 class GuardedTransport(httpx.AsyncBaseTransport):
-    """Raises AddressRefused for a URL or address that may not be called, httpcore's errors for the rest."""
+    """Raises AddressRefused for a URL or address that may not be called, httpcore's errors for the rest.
 
-    def __init__(self, policy: Policy, ssl_context: ssl.SSLContext | None = None) -> None:
+    ssl_context: instead of the one that trusts certifi's authorities. look_up: the system's resolver.
+    """
+
+    def __init__(
+        self, policy: Policy, ssl_context: ssl.SSLContext | None = None, look_up: LookUp = resolve
+    ) -> None:
         self._policy = policy
+        self._backend = _GuardedBackend(policy, look_up)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl_context or httpx.create_ssl_context(),
             max_connections=20,
             keepalive_expiry=30,
-            network_backend=_GuardedBackend(policy),
+            network_backend=self._backend,
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -97,10 +115,12 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         )
         return httpx.Response(
             answer.status,
-            headers=answer.headers,
+            # Many tenants share one client: it must not carry one's cookies into another's webhook.
+            headers=[(name, value) for name, value in answer.headers if name.lower() != b"set-cookie"],
             stream=_AnswerStream(cast(AsyncIterator[bytes], answer.stream)),
             extensions=answer.extensions,
         )
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+        self._backend.close()

@@ -35,7 +35,7 @@ def rings(info: dict[str, Any]) -> bool:
         return bool(json.loads(answer.read())["calls"])
 
 
-@pytest.mark.parametrize("moment", ["starting", "translating", "deploying", "READY"])
+@pytest.mark.parametrize("moment", ["starting", "translating", "deploying", "starting the functions", "READY"])
 def test_ctrl_c_leaves_nothing_behind(moment: str, tmp_path: Path) -> None:
     state = tmp_path / "state"
     with launched(state) as stack:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from local.stream_poller import Settings
-from local.template_for_emulator import LEFT_OUT, SCALED, Adapted, Schedule, adapt, translate
+from local.template_for_emulator import LEFT_OUT, PARAMETERS, SCALED, Adapted, Schedule, adapt, translate
 
 TEMPLATE = Path(__file__).parents[2] / "template.yaml"
 
@@ -56,6 +56,7 @@ def test_a_route_leads_to_the_function_that_the_template_names(
     assert integration["IntegrationUri"] == wanted
     assert "${InitiateCall.Arn}" in json.dumps(wanted)
     assert (integration["IntegrationType"], integration["PayloadFormatVersion"]) == ("AWS_PROXY", "2.0")
+    assert ("POST /v1/api/call", "InitiateCall") in adapted.routes
     assert "Body" not in adapted.template["Resources"]["HttpApi"]["Properties"]
 
 
@@ -81,12 +82,13 @@ def test_the_poller_knows_every_comparison_of_the_mappings_filters(adapted: Adap
     assert not settings.wants({"dynamodb": {**call["dynamodb"], "Keys": {"sk": {"S": "DELIVERY#000001"}}}})
 
 
-def test_the_queues_mappings_are_deployed_as_they_are(translated: dict[str, Any], adapted: Adapted) -> None:
+def test_the_queues_mappings_are_deployed(adapted: Adapted) -> None:
     deployed = of_type(adapted.template, "AWS::Lambda::EventSourceMapping")
     assert set(deployed) == {"DialFromQueue", "DeliverFromQueue"}
     # The emulator compares this with a number, and would be handed the parameter's text.
     concurrency = deployed["DialFromQueue"]["Properties"]["ScalingConfig"]["MaximumConcurrency"]
-    assert concurrency == translated["Parameters"]["MaximumDialBatches"]["Default"]
+    assert concurrency == PARAMETERS["MaximumDialBatches"]
+    assert type(concurrency) is int
 
 
 def test_the_schedule_is_left_to_the_stack_with_its_permission(adapted: Adapted) -> None:
@@ -129,6 +131,7 @@ def test_nothing_else_is_missing_or_changed(translated: dict[str, Any], adapted:
         "AWS::Lambda::Permission",
         "AWS::Events::Rule",
         "AWS::ApiGatewayV2::Api",
+        "AWS::IAM::Role",
         "AWS::Logs::LogGroup",  # their retention is a Number parameter
         *LEFT_OUT,
     )
@@ -136,6 +139,28 @@ def test_nothing_else_is_missing_or_changed(translated: dict[str, Any], adapted:
         if resource["Type"] not in touched and name not in SCALED:
             assert adapted.template["Resources"][name] == resource
     assert "Transform" not in adapted.template
+
+
+def test_roles_allow_what_they_allow_and_the_batch_of_it(translated: dict[str, Any], adapted: Adapted) -> None:
+    def statements(template: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        return {
+            name: [
+                statement
+                for policy in role["Properties"].get("Policies", [])
+                for statement in policy["PolicyDocument"]["Statement"]
+            ]
+            for name, role in of_type(template, "AWS::IAM::Role").items()
+        }
+
+    before, after = statements(translated), statements(adapted.template)
+    assert before.keys() == after.keys()
+    for name in before:
+        for told, deployed in zip(before[name], after[name], strict=True):
+            actions = [told["Action"]] if isinstance(told["Action"], str) else told["Action"]
+            extra = ["sqs:SendMessageBatch"] if "sqs:SendMessage" in actions else []
+            found = [deployed["Action"]] if isinstance(deployed["Action"], str) else deployed["Action"]
+            assert found == actions + extra
+            assert deployed == {**told, "Action": deployed["Action"]}
 
 
 def test_resources_that_the_emulator_refuses_go_with_what_refers_to_them() -> None:

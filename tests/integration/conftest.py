@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.system import System
-
-
-@pytest.fixture(scope="session")
-def whole_system() -> Iterator[System]:
-    system = System()
-    yield system
-    system.close()
 
 
 @pytest.fixture

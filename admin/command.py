@@ -1,0 +1,227 @@
+"""The command line: what may be said, and how it ends: 0 done, 1 refused or failed, 2 not understood."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from admin import keys, place, switch, webhook_secrets, workspaces
+from admin.terminal import AdminError, Terminal, UsageError
+from shared.errors import StoreError, StoreUnclear
+
+_EXAMPLES = """\
+examples:
+  python -m admin --stack ringonce-prod workspace create acme --agent-name outbound --trunk ST_abc \\
+      --from +12025550100 --allow +1 --allow +44
+  python -m admin --stack ringonce-prod key create acme
+  python -m admin --local workspace list --json
+  python -m admin --stack ringonce-prod switch pause
+
+A change is seen by running processes within a minute, `switch pause` by the next dial.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command. Raises SystemExit (2) when it does not understand its arguments."""
+    words = parser()
+    given = words.parse_args(arguments)
+    terminal = Terminal(sys.stdin, sys.stdout, sys.stderr, as_json=given.json, assume_yes=given.yes)
+    where = given.table or given.stack or "AWS"
+    try:
+        found = place.find(given, os.environ)
+        where = found.name
+        given.run(found, terminal, given)
+    except UsageError as exc:
+        words.error(str(exc))
+    except AdminError as exc:
+        return _failed(terminal, str(exc))
+    except StoreError as exc:
+        if not isinstance(exc.__cause__, ClientError | BotoCoreError):
+            return _failed(terminal, str(exc))
+        unclear = isinstance(exc, StoreUnclear) and not _never_sent(exc.__cause__)
+        advice = " If this was a change, look whether it was made before you repeat it." if unclear else ""
+        return _failed(terminal, place.explain(exc.__cause__, where) + advice)
+    except (ClientError, BotoCoreError) as exc:
+        return _failed(terminal, place.explain(exc, where))
+    except KeyboardInterrupt:
+        terminal.stderr.write("\n")
+        return 130
+    return 0
+
+
+def _failed(terminal: Terminal, text: str) -> int:
+    print(f"admin: {' '.join(text.split())}", file=terminal.stderr)
+    return 1
+
+
+def _never_sent(cause: ClientError | BotoCoreError) -> bool:
+    """Without credentials a request cannot even be signed."""
+    return isinstance(cause, place.CREDENTIAL_ERRORS)
+
+
+# ── the words ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="admin",
+        description="Ringonce's workspaces, their keys, and the switch that stops all dialling.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.set_defaults(table=None, stack=None, local=False, profile=None, region=None, json=False, yes=False)
+    everywhere = argparse.ArgumentParser(add_help=False)
+    for holder in (top, everywhere):
+        _options_of_every_command(holder)
+    groups = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def group(name: str, text: str) -> Callable[..., argparse.ArgumentParser]:
+        verbs = groups.add_parser(name, help=text, description=text, allow_abbrev=False)
+        adding = verbs.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+        def command(verb: str, run: Callable[..., None], text: str, on_workspace: bool = True) -> Any:
+            made = adding.add_parser(verb, help=text, description=text, parents=[everywhere], allow_abbrev=False)
+            made.set_defaults(run=run)
+            if on_workspace:
+                made.add_argument("workspace", metavar="WORKSPACE", type=workspace_id)
+            return made
+
+        return command
+
+    command = group("workspace", "Tenants: who may call whom, from which trunk, how many at a time.")
+    create = command("create", workspaces.create, "Makes a workspace, a key and a webhook secret.")
+    create.add_argument("--agent-name", required=True, type=label, help="name of the LiveKit agent worker")
+    create.add_argument(
+        "--trunk", required=True, type=sip_trunk, metavar="ST_...", help="LiveKit's outbound trunk"
+    )
+    create.add_argument(
+        "--no-key", action="store_true", help="no API key: open to whoever knows the id (behind IAM, or privately)"
+    )
+    create.add_argument(
+        "--allow-special-numbers",
+        action="store_true",
+        default=None,
+        help="premium and shared-cost numbers and satellite ranges may be called too",
+    )
+    _limits_and_lists(create)
+    update = command("update", workspaces.update, "Changes what is named, leaves the rest.")
+    update.add_argument("--agent-name", type=label, help="name of the LiveKit agent worker")
+    update.add_argument("--trunk", type=sip_trunk, metavar="ST_...", help="LiveKit's outbound trunk")
+    update.add_argument(
+        "--allow-special-numbers",
+        action=argparse.BooleanOptionalAction,
+        help="whether premium and shared-cost numbers and satellite ranges may be called",
+    )
+    update.add_argument(
+        "--open",
+        action=argparse.BooleanOptionalAction,
+        help="whether a workspace without keys takes requests from whoever knows its id",
+    )
+    _limits_and_lists(update)
+    _repeated(update, "--remove-from", "remove_from_numbers", e164, "+NUMBER", "takes a number away")
+    _repeated(update, "--disallow", "disallow", calling_code, "+CODE", "takes a calling code away")
+    _repeated(update, "--remove-agent", "remove_agents", agent_id, "ID", "takes an agent id away")
+    update.add_argument("--any-agent", action="store_true", help="lift the limit to certain agent ids")
+    command("show", workspaces.show, "Shows one workspace.")
+    command("list", workspaces.list_all, "Lists all workspaces.", on_workspace=False)
+    command("disable", workspaces.disable, "Refuses all requests of a workspace; its waiting calls fail.")
+    command("enable", workspaces.enable, "Lets a disabled workspace call again.")
+
+    command = group("key", "API keys: shown once, stored as SHA-256, as many at once as are needed.")
+    command("create", keys.create, "Makes a key and shows it, once.")
+    command("list", keys.list_all, "Lists the keys by their ids, the beginnings of their hashes.")
+    revoke = command("revoke", keys.revoke, "Ends a key.")
+    revoke.add_argument("key", metavar="KEY_ID", type=key_id, help="as `key list` shows it")
+    revoke.add_argument(
+        "--open", action="store_true", help="with the last key: from then on whoever knows the id needs none"
+    )
+
+    command = group("webhook-secret", "What webhooks are signed with; two during a rotation.")
+    rotate = command("rotate", webhook_secrets.rotate, "Makes a new secret, shows it once, and signs with both.")
+    rotate.add_argument("--drop-old", action="store_true", help="sign with the new one only, at once")
+    command("drop-old", webhook_secrets.drop_old, "Ends a rotation: only the newest secret signs.")
+
+    command = group("switch", "Stops all dialling of all workspaces; calls wait.")
+    command("pause", switch.pause, "Stops all dialling; calls under way go on, others wait.", on_workspace=False)
+    command("resume", switch.resume, "Dials again.", on_workspace=False)
+    command("status", switch.status, "Says whether dialling is paused.", on_workspace=False)
+    return top
+
+
+def _options_of_every_command(holder: argparse.ArgumentParser) -> None:
+    """Before the command or after it. Only what is given is set, so that neither place undoes the other."""
+
+    def option(name: str, **details: Any) -> None:
+        where.add_argument(name, default=argparse.SUPPRESS, **details)
+
+    where = holder.add_argument_group("which table")
+    option("--stack", metavar="NAME", help="the one of this CloudFormation stack (or RINGONCE_STACK)")
+    option("--table", metavar="NAME", help="the one of this name (or WORKSPACES_TABLE)")
+    option("--local", action="store_true", help="the one of the local stack that `make run` started")
+    option("--profile", metavar="NAME", help="AWS profile")
+    option("--region", metavar="NAME", help="AWS region")
+    where = holder.add_argument_group("how to talk")
+    option("--json", action="store_true", help="print JSON")
+    option("--yes", action="store_true", help="do not ask before something is lost")
+
+
+def _limits_and_lists(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--name", type=label, help="for people")
+    _repeated(command, "--from", "from_numbers", e164, "+NUMBER", "number of the trunk; the first is the default")
+    _repeated(command, "--allow", "allow", calling_code, "+CODE", "calling code that may be called; none: nobody")
+    _repeated(command, "--agent", "agents", agent_id, "ID", "agent id that may be used; none: any")
+    command.add_argument("--max-concurrent-calls", type=between(1, 250), metavar="1-250", help="calls at a time")
+    command.add_argument("--calls-per-minute", type=between(1, 60_000), metavar="1-60000", help="calls accepted")
+    command.add_argument("--calls-per-second", type=between(1, 100), metavar="1-100", help="what the trunk takes")
+
+
+def _repeated(
+    command: argparse.ArgumentParser, name: str, dest: str, kind: Callable[[str], str], metavar: str, text: str
+) -> None:
+    command.add_argument(
+        name, dest=dest, action="append", default=[], type=kind, metavar=metavar, help=f"{text} (may be repeated)"
+    )
+
+
+# ── what a word may be ──────────────────────────────────────────────────────────────────────────────
+
+
+def _matching(pattern: str, what: str) -> Callable[[str], str]:
+    compiled = re.compile(pattern, re.ASCII)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return text
+
+    return check
+
+
+workspace_id = _matching(r"[A-Za-z0-9_-]{1,64}", "a workspace id: 1 to 64 of A-Z, a-z, 0-9, _ and -")
+agent_id = _matching(r"[A-Za-z0-9_-]{1,128}", "an agent id: 1 to 128 of A-Z, a-z, 0-9, _ and -")
+sip_trunk = _matching(r"ST_[A-Za-z0-9_-]{1,61}", "the id of a LiveKit SIP trunk: ST_...")
+calling_code = _matching(r"\+[1-9]\d{0,6}", "a calling code: + and 1 to 7 digits, the first not 0")
+e164 = _matching(r"\+[1-9]\d{6,14}", "a phone number in E.164: + and 7 to 15 digits, the first not 0")
+key_id = _matching(r"[0-9a-f]{8,64}", "a key's id: 8 hex digits, as `key list` shows them")
+
+
+def label(text: str) -> str:
+    if not (1 <= len(text) <= 128 and text.isprintable() and text == text.strip()):
+        raise argparse.ArgumentTypeError("must be 1 to 128 printable characters, without space around them")
+    return text
+
+
+def between(least: int, most: int) -> Callable[[str], int]:
+    def check(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return check

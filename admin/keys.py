@@ -1,0 +1,125 @@
+"""`admin key`: create, list, revoke.
+
+A key is shown once and stored as its SHA-256; the first eight hex digits of that are its id, since there is
+nothing else to know it by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import secrets
+
+from admin.place import Place
+from admin.terminal import AdminError, Terminal, table
+from shared.workspaces import Workspace, key_hash
+
+
+def create(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    confirmed = place.existing(arguments.workspace)
+    if confirmed.open:
+        terminal.confirm(
+            f"{confirmed.workspaceId} is open. With a key, requests without one are refused, within a minute.",
+            "Make a key?",
+        )
+    key = new_key()
+    hashed = key_hash(key)
+
+    def change(seen: Workspace) -> Workspace:
+        if seen.open and not confirmed.open:
+            raise changed_meanwhile(seen)
+        return dataclasses.replace(seen, apiKeyHashes=seen.apiKeyHashes | {hashed}, open=False)
+
+    workspace = place.updated(confirmed.workspaceId, change)
+    given = {
+        "workspaceId": workspace.workspaceId,
+        "apiKey": key,
+        "keyId": _id(hashed),
+        "apiKeyIds": key_ids(workspace),
+    }
+    terminal.give(given, key)
+    terminal.say(
+        f"\nKey {_id(hashed)} of {workspace.workspaceId}, one of {len(workspace.apiKeyHashes)}. Keep it now: only "
+        "its hash is stored. Running processes know it within a minute."
+    )
+
+
+def list_all(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    workspace = place.existing(arguments.workspace)
+    ids = key_ids(workspace)
+    if ids:
+        text = table(("key", "sha-256"), [(_id(hashed), hashed) for hashed in sorted(workspace.apiKeyHashes)])
+    elif workspace.open:
+        text = f"{workspace.workspaceId} has no keys and is open to whoever knows its id."
+    else:
+        text = f"{workspace.workspaceId} has no keys: every request is refused."
+    terminal.give({"workspaceId": workspace.workspaceId, "apiKeyIds": ids, "open": workspace.open}, text)
+
+
+def revoke(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    confirmed = place.existing(arguments.workspace)
+    hashed = _only(confirmed, arguments.key)
+    others = len(confirmed.apiKeyHashes) - 1
+    if arguments.open and others:
+        raise AdminError(f"--open goes with the last key only, and {confirmed.workspaceId} has {others} more")
+    if arguments.open:
+        consequence = f"{_id(hashed)} is the last key. {opened(confirmed.workspaceId)}"
+    elif others:
+        consequence = f"Within a minute requests with the key {_id(hashed)} are refused."
+    else:
+        consequence = (
+            f"{_id(hashed)} is the last key. Within a minute every request of {confirmed.workspaceId} is refused, "
+            "until there is a new key."
+        )
+    terminal.confirm(consequence, "Revoke it?")
+
+    def change(seen: Workspace) -> Workspace:
+        if hashed in seen.apiKeyHashes and seen.apiKeyHashes != confirmed.apiKeyHashes:
+            # It may have become the last one, or no longer be it.
+            raise changed_meanwhile(seen)
+        rest = seen.apiKeyHashes - {hashed}
+        return dataclasses.replace(seen, apiKeyHashes=rest, open=seen.open or (arguments.open and not rest))
+
+    workspace = place.updated(confirmed.workspaceId, change)
+    given = {"workspaceId": workspace.workspaceId, "apiKeyIds": key_ids(workspace), "open": workspace.open}
+    left = ", ".join(key_ids(workspace)) or ("none, it is open" if workspace.open else "none, all is refused")
+    terminal.give(given, f"Revoked {_id(hashed)}. Keys of {workspace.workspaceId} now: {left}.")
+
+
+def new_key() -> str:
+    """256 random bits: `rk_` and 43 characters."""
+    return "rk_" + secrets.token_urlsafe(32)
+
+
+def key_ids(workspace: Workspace) -> list[str]:
+    return sorted(_id(hashed) for hashed in workspace.apiKeyHashes)
+
+
+def opened(workspace_id: str) -> str:
+    """What open means, in plain words."""
+    return (
+        f"Whoever knows the id {workspace_id} can place calls with it: no key is asked for. "
+        "Keep the API behind IAM or in a private network."
+    )
+
+
+def changed_meanwhile(workspace: Workspace) -> AdminError:
+    return AdminError(
+        f"somebody else has just changed {workspace.workspaceId}; nothing was changed now: look, and repeat"
+    )
+
+
+def _id(hashed: str) -> str:
+    return hashed[:8]
+
+
+def _only(workspace: Workspace, beginning: str) -> str:
+    """The one hash that begins so."""
+    found = [hashed for hashed in workspace.apiKeyHashes if hashed.startswith(beginning)]
+    if not found:
+        raise AdminError(f"{workspace.workspaceId} has no key {beginning}; `key list` shows them")
+    if len(found) > 1:
+        raise AdminError(
+            f"{len(found)} keys begin with {beginning}: give more of the SHA-256 that `key list` shows"
+        )
+    return found[0]

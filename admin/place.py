@@ -1,0 +1,152 @@
+"""Which table the command works on, and what AWS says when it cannot be reached, in one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+
+import boto3
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+)
+
+from admin.terminal import AdminError, UsageError
+from local.stack import CREDENTIALS, REGION, state_folder
+from shared.aws import CONFIG
+from shared.workspaces import Workspace, WorkspaceStore
+
+_BAD_CREDENTIALS = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "IncompleteSignatureException",
+    "InvalidClientTokenId",
+    "InvalidSignatureException",
+    "MissingAuthenticationTokenException",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
+}
+CREDENTIAL_ERRORS = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    CredentialRetrievalError,
+    TokenRetrievalError,
+    SSOError,
+)
+_LOG_IN = "set AWS_PROFILE or pass --profile, run `aws sso login`, or set AWS_ACCESS_KEY_ID and the rest"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """name: as people are told it. api_url: where clients of this table's stack send calls, if known."""
+
+    store: WorkspaceStore
+    name: str
+    api_url: str | None = None
+    local: bool = False
+
+    def existing(self, workspace_id: str) -> Workspace:
+        """Raises AdminError when there is no such workspace."""
+        return self._found(workspace_id, self.store.get(workspace_id))
+
+    def updated(self, workspace_id: str, change: Callable[[Workspace], Workspace]) -> Workspace:
+        """As WorkspaceStore.update. Raises AdminError when there is no such workspace."""
+        return self._found(workspace_id, self.store.update(workspace_id, change))
+
+    def _found(self, workspace_id: str, workspace: Workspace | None) -> Workspace:
+        if workspace is None:
+            raise AdminError(f"no workspace {workspace_id} in {self.name}; `workspace list` shows them")
+        return workspace
+
+
+def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Place:
+    """The place that the options name, or else the environment.
+
+    Raises UsageError when none or more than one is named, AdminError when it is not there, and botocore's
+    errors.
+    """
+    if sum(map(bool, (arguments.table, arguments.stack, arguments.local))) > 1:
+        raise UsageError("name one of --table, --stack and --local")
+    if arguments.local:
+        return _local(arguments)
+    table, stack = arguments.table, arguments.stack
+    if not (table or stack):
+        table, stack = environment.get("WORKSPACES_TABLE"), environment.get("RINGONCE_STACK")
+    if not (table or stack):
+        raise UsageError(
+            "name the table: --stack NAME (the CloudFormation stack), --table NAME or --local, or set "
+            "RINGONCE_STACK or WORKSPACES_TABLE"
+        )
+    session = boto3.Session(profile_name=arguments.profile, region_name=arguments.region)
+    api_url = None
+    if not table:
+        outputs = _outputs(session, stack)
+        table, api_url = outputs.get("WorkspacesTableName"), outputs.get("ApiUrl")
+        if not table:
+            raise AdminError(f"the stack {stack} has no output WorkspacesTableName: is it one of Ringonce's?")
+    client = session.client("dynamodb", config=CONFIG)
+    return Place(WorkspaceStore(client, table), f"table {table} in {client.meta.region_name}", api_url)
+
+
+def _local(arguments: argparse.Namespace) -> Place:
+    if arguments.profile or arguments.region:
+        raise UsageError("--profile and --region are for AWS; the local stack has neither")
+    path = state_folder() / "stack.json"
+    try:
+        info = json.loads(path.read_text())
+        endpoint, table = info["awsEndpointUrl"], info["resources"]["WorkspacesTable"]
+    except FileNotFoundError as exc:
+        raise AdminError("no local stack is running: start it with `make run`") from exc
+    except (OSError, ValueError, LookupError, TypeError) as exc:
+        raise AdminError(f"{path} cannot be read ({type(exc).__name__}): restart `make run`") from exc
+    client = boto3.client(
+        "dynamodb",
+        endpoint_url=endpoint,
+        region_name=REGION,
+        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        config=CONFIG,
+    )
+    name = f"table {table} in the local stack at {endpoint}"
+    return Place(WorkspaceStore(client, table), name, info.get("apiUrl"), local=True)
+
+
+def _outputs(session: boto3.Session, stack: str) -> dict[str, str]:
+    client = session.client("cloudformation", config=CONFIG)
+    try:
+        found = client.describe_stacks(StackName=stack)["Stacks"][0]
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] == "ValidationError":
+            region = client.meta.region_name
+            raise AdminError(f"no stack {stack} in {region} in the account of these credentials") from exc
+        raise
+    return {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
+
+
+def explain(exc: ClientError | BotoCoreError, name: str) -> str:
+    """One line on what AWS needs. name: of the place. Goes by types and codes, never by the messages' text."""
+    if isinstance(exc, ClientError):
+        code, message = exc.response["Error"]["Code"], exc.response["Error"].get("Message", "")
+        if code in _BAD_CREDENTIALS:
+            return f"AWS does not accept these credentials ({code}): {_LOG_IN}"
+        if code in ("AccessDenied", "AccessDeniedException"):
+            return (
+                "these credentials may not do this; needed are GetItem, PutItem, UpdateItem and Scan on the table "
+                f"and cloudformation:DescribeStacks for --stack. {message}"
+            )
+        if code == "ResourceNotFoundException":
+            return f"there is no {name} in the account of these credentials"
+        return f"AWS refused: {code}. {message}"
+    if isinstance(exc, CREDENTIAL_ERRORS):
+        return f"no AWS credentials ({exc}): {_LOG_IN}"
+    if isinstance(exc, NoRegionError):
+        return "no AWS region: pass --region, set AWS_DEFAULT_REGION, or name one in the profile"
+    return f"{name}: {exc}"

@@ -1,0 +1,61 @@
+"""What the command reads and prints: tables for people, JSON for scripts, questions before anything is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+
+class AdminError(Exception):
+    """The command cannot do what was asked; `str()` is the one line that says why."""
+
+
+class UsageError(AdminError):
+    """It was asked for something that makes no sense, or not told enough."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Terminal:
+    """as_json: stdout holds one JSON value and nothing else. assume_yes: nothing is asked."""
+
+    stdin: TextIO
+    stdout: TextIO
+    stderr: TextIO
+    as_json: bool = False
+    assume_yes: bool = False
+
+    def confirm(self, consequence: str, question: str) -> None:
+        """Asks before something is lost. Raises AdminError unless the answer is yes."""
+        if self.assume_yes:
+            return
+        if not self.stdin.isatty():
+            raise AdminError(f"{consequence} There is no terminal to ask on: repeat with --yes to do it.")
+        # On stderr, so that the output can be redirected while the question is still seen.
+        print(f"{consequence}\n{question} [y/N] ", end="", file=self.stderr, flush=True)
+        if self.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise AdminError("nothing was changed")
+
+    def say(self, text: str = "") -> None:
+        """For people: kept out of the way of a script that reads stdout."""
+        print(text, file=self.stderr if self.as_json else self.stdout)
+
+    def give(self, value: Any, text: str) -> None:
+        """The result, as JSON or as text."""
+        print(json.dumps(value, indent=2) if self.as_json else text, file=self.stdout)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns, each as wide as its widest cell."""
+    lines = [[name.upper() for name in header], *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def card(facts: Sequence[tuple[str, str]]) -> str:
+    """One thing's facts, a line each."""
+    width = max(len(name) for name, _ in facts)
+    return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in facts)

@@ -1,0 +1,71 @@
+"""`admin webhook-secret`: rotate, drop-old.
+
+During a rotation every webhook carries two signatures, so that a receiver may change over at its own time:
+rotate, give the receiver the new secret, then drop the old one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import dataclasses
+import secrets
+
+from admin.keys import changed_meanwhile
+from admin.place import Place
+from admin.terminal import Terminal
+from shared.workspaces import Workspace
+
+
+def rotate(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    confirmed = place.existing(arguments.workspace)
+    kept = () if arguments.drop_old else confirmed.webhookSecrets[:1]
+    lost = len(confirmed.webhookSecrets) - len(kept)
+    if lost:
+        terminal.confirm(
+            f"Within a minute {_secrets(lost)} of {confirmed.workspaceId} will sign no more: receivers that know "
+            "no newer one will refuse its webhooks.",
+            "Rotate?",
+        )
+    secret = new_secret()
+    workspace = _set(place, confirmed, (secret, *kept))
+    given = {"workspaceId": workspace.workspaceId, "webhookSecret": secret, "webhookSecretCount": 1 + len(kept)}
+    terminal.give(given, secret)
+    terminal.say("\nKeep it now: it is not shown again.")
+    if kept:
+        terminal.say(
+            "Webhooks are signed with this one and the one before. When the receivers know it: "
+            f"admin webhook-secret drop-old {workspace.workspaceId}"
+        )
+
+
+def drop_old(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    confirmed = place.existing(arguments.workspace)
+    lost = len(confirmed.webhookSecrets[1:])
+    if lost:
+        terminal.confirm(
+            f"Within a minute {_secrets(lost)} of {confirmed.workspaceId} will sign no more.", "Drop the old?"
+        )
+    workspace = _set(place, confirmed, confirmed.webhookSecrets[:1])
+    left = len(workspace.webhookSecrets)
+    given = {"workspaceId": workspace.workspaceId, "webhookSecretCount": left}
+    terminal.give(given, f"{_secrets(lost)} dropped; {workspace.workspaceId} signs with {left or 'none'}.")
+
+
+def new_secret() -> str:
+    """As Standard Webhooks has them: `whsec_` and 32 random bytes in base64."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def _set(place: Place, confirmed: Workspace, to: tuple[str, ...]) -> Workspace:
+    def change(seen: Workspace) -> Workspace:
+        # `to` may be there already, when this is a repeat of a write that got through.
+        if seen.webhookSecrets not in (confirmed.webhookSecrets, to):
+            raise changed_meanwhile(seen)
+        return dataclasses.replace(seen, webhookSecrets=to)
+
+    return place.updated(confirmed.workspaceId, change)
+
+
+def _secrets(number: int) -> str:
+    return "1 secret" if number == 1 else f"{number} secrets"

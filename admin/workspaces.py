@@ -1,0 +1,245 @@
+"""`admin workspace`: create, show, list, update, disable, enable."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from admin.keys import key_ids, new_key, opened
+from admin.place import Place
+from admin.terminal import AdminError, Terminal, UsageError, card, table
+from admin.webhook_secrets import new_secret
+from shared.call import iso
+from shared.clock import now_ms
+from shared.workspaces import Workspace, key_hash
+
+
+def create(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    key = None if arguments.no_key else new_key()
+    secret = new_secret()
+    workspace = Workspace(
+        workspaceId=arguments.workspace,
+        name=arguments.name or arguments.workspace,
+        agentName=arguments.agent_name,
+        sipTrunkId=arguments.trunk,
+        fromNumbers=tuple(dict.fromkeys(arguments.from_numbers)),
+        apiKeyHashes=frozenset({key_hash(key)} if key else ()),
+        open=key is None,
+        agents=frozenset(arguments.agents),
+        allowedCallingCodes=frozenset(arguments.allow),
+        webhookSecrets=(secret,),
+        createdAt=iso(now_ms()),
+        version=1,
+    )
+    workspace = dataclasses.replace(workspace, **_scalars(arguments))
+    if not place.store.create(workspace):
+        raise AdminError(f"the workspace {workspace.workspaceId} exists already; `workspace update` changes it")
+    given: dict[str, Any] = {"workspace": as_json(workspace), "apiKey": key, "webhookSecret": secret}
+    shown = [("API key", key)] if key else []
+    terminal.give(given, as_text(workspace) + "\n\n" + card([*shown, ("Webhook secret", secret)]))
+    terminal.say(
+        "\nKeep them now: the key is stored as a hash only, and neither is shown again."
+        if key
+        else "\nKeep it now: it is not shown again."
+    )
+    _warn(terminal, workspace)
+    terminal.say(f"\nNext, place a call:\n\n{_curl(place, workspace, key)}")
+
+
+def show(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    workspace = place.existing(arguments.workspace)
+    calls = sorted(place.store.active_calls(workspace.workspaceId))
+    under_way = f"{len(calls)} of {workspace.maxConcurrentCalls}"
+    terminal.give(
+        as_json(workspace) | {"activeCalls": calls}, as_text(workspace, [("Calls under way", under_way)])
+    )
+
+
+def list_all(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    workspaces = place.store.all()
+    header = ("workspace", "name", "state", "access", "may call", "at a time", "a minute")
+    rows = [
+        (
+            workspace.workspaceId,
+            workspace.name,
+            _state(workspace),
+            _access(workspace),
+            _listed(workspace.allowedCallingCodes) or "nobody",
+            str(workspace.maxConcurrentCalls),
+            str(workspace.callsPerMinute),
+        )
+        for workspace in workspaces
+    ]
+    text = table(header, rows) if rows else f"No workspaces yet: {place.name}."
+    terminal.give([as_json(workspace) for workspace in workspaces], text)
+
+
+def update(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    scalars = _scalars(arguments)
+    lists = (
+        *(arguments.from_numbers, arguments.allow, arguments.agents),
+        *(arguments.remove_from_numbers, arguments.disallow, arguments.remove_agents),
+    )
+    if not (scalars or any(lists) or arguments.any_agent or arguments.open is not None):
+        raise UsageError("say what to change; `workspace update --help` lists it")
+    if arguments.any_agent and (arguments.agents or arguments.remove_agents):
+        raise UsageError("--any-agent goes without --agent and --remove-agent")
+
+    def change(seen: Workspace) -> Workspace:
+        if arguments.open and seen.apiKeyHashes:
+            raise AdminError(
+                f"{seen.workspaceId} has {_access(seen)}: revoke every one, the last with `key revoke --open`"
+            )
+        from_numbers = _with(seen.fromNumbers, arguments.from_numbers, arguments.remove_from_numbers, "number")
+        codes = _with(seen.allowedCallingCodes, arguments.allow, arguments.disallow, "allowed calling code")
+        agents = _with(seen.agents, arguments.agents, arguments.remove_agents, "agent id")
+        if arguments.any_agent:
+            agents = []
+        elif seen.agents and not agents:
+            raise AdminError(
+                "without its last agent id the workspace could use any agent: say so with --any-agent"
+            )
+        return dataclasses.replace(
+            seen,
+            fromNumbers=tuple(from_numbers),
+            allowedCallingCodes=frozenset(codes),
+            agents=frozenset(agents),
+            open=seen.open if arguments.open is None else arguments.open,
+            **scalars,
+        )
+
+    # What cannot be done is refused before anything is asked.
+    change(place.existing(arguments.workspace))
+    if arguments.open:
+        terminal.confirm(opened(arguments.workspace), "Open it?")
+    if arguments.any_agent:
+        terminal.confirm(f"{arguments.workspace} will be able to use any agent id.", "Lift the limit?")
+    workspace = place.updated(arguments.workspace, change)
+    terminal.give(as_json(workspace), as_text(workspace))
+    _warn(terminal, workspace)
+
+
+def disable(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    place.existing(arguments.workspace)
+    terminal.confirm(
+        f"Within a minute {arguments.workspace} is refused everything, and its calls that still wait will fail; "
+        "those under way go on.",
+        "Disable it?",
+    )
+    workspace = place.updated(arguments.workspace, lambda seen: dataclasses.replace(seen, disabled=True))
+    terminal.give(as_json(workspace), f"{workspace.workspaceId} is disabled.")
+
+
+def enable(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    workspace = place.updated(arguments.workspace, lambda seen: dataclasses.replace(seen, disabled=False))
+    terminal.give(as_json(workspace), f"{workspace.workspaceId} is enabled.")
+    _warn(terminal, workspace)
+
+
+# ── what is shown ───────────────────────────────────────────────────────────────────────────────────
+
+
+def as_json(workspace: Workspace) -> dict[str, Any]:
+    """What scripts get: everything but the secrets."""
+    fields = dataclasses.asdict(workspace)
+    del fields["apiKeyHashes"], fields["webhookSecrets"]
+    return {
+        name: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value
+        for name, value in fields.items()
+    } | {"apiKeyIds": key_ids(workspace), "webhookSecretCount": len(workspace.webhookSecrets)}
+
+
+def as_text(workspace: Workspace, more: Sequence[tuple[str, str]] = ()) -> str:
+    secrets = {0: "none: webhooks cannot be sent", 1: "1", 2: "2, a rotation is under way"}
+    return card(
+        [
+            ("Workspace", workspace.workspaceId),
+            ("Name", workspace.name),
+            ("State", _state(workspace)),
+            ("Access", _access(workspace)),
+            ("API keys", ", ".join(key_ids(workspace)) or "none"),
+            ("May call", _listed(workspace.allowedCallingCodes) or "nobody"),
+            ("Special numbers", "allowed" if workspace.allowSpecialNumbers else "refused"),
+            ("From", ", ".join(workspace.fromNumbers) or "the trunk's own"),
+            ("Agent worker", workspace.agentName),
+            ("Agents", _listed(workspace.agents) or "any"),
+            ("SIP trunk", workspace.sipTrunkId),
+            ("Calls at a time", str(workspace.maxConcurrentCalls)),
+            ("Calls a minute", str(workspace.callsPerMinute)),
+            ("Dials a second", str(workspace.callsPerSecond)),
+            ("Webhook secrets", secrets.get(len(workspace.webhookSecrets), str(len(workspace.webhookSecrets)))),
+            ("Created", workspace.createdAt),
+            *more,
+        ]
+    )
+
+
+# ── parts ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _scalars(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The plain attributes that were given."""
+    given = {
+        "name": arguments.name,
+        "agentName": arguments.agent_name,
+        "sipTrunkId": arguments.trunk,
+        "allowSpecialNumbers": arguments.allow_special_numbers,
+        "maxConcurrentCalls": arguments.max_concurrent_calls,
+        "callsPerMinute": arguments.calls_per_minute,
+        "callsPerSecond": arguments.calls_per_second,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _with(there: Sequence[str] | frozenset[str], add: list[str], remove: list[str], what: str) -> list[str]:
+    """`there` in its order, with and without. Raises AdminError when what is to go is not there."""
+    absent = [entry for entry in remove if entry not in there]
+    if absent:
+        raise AdminError(f"{', '.join(absent)} is no {what} of this workspace; it has {_listed(there) or 'none'}")
+    return [entry for entry in dict.fromkeys((*there, *add)) if entry not in remove]
+
+
+def _warn(terminal: Terminal, workspace: Workspace) -> None:
+    """What an operator may not have meant."""
+    if not workspace.allowedCallingCodes:
+        terminal.say(
+            "\nIt may call nobody until countries are named: "
+            f"admin workspace update {workspace.workspaceId} --allow +1 --allow +44"
+        )
+    if not workspace.apiKeyHashes:
+        terminal.say(
+            f"\nOPEN. {opened(workspace.workspaceId)}"
+            if workspace.open
+            else f"\nIt has no key, so every request is refused: admin key create {workspace.workspaceId}"
+        )
+
+
+def _curl(place: Place, workspace: Workspace, key: str | None) -> str:
+    # On AWS a number to fill in: a copied line must not ring a stranger.
+    to = "+15550000000" if place.local and "+1" in workspace.allowedCallingCodes else "NUMBER"
+    agent = min(workspace.agents, default="a1b2c3d4e5f6a7b8c9d0e1f2")
+    lines = [
+        f"curl {place.api_url or 'https://YOUR_API'}/v1/api/call",
+        f"-H 'x-workspace-id: {workspace.workspaceId}'",
+        *([f"-H 'x-api-key: {key}'"] if key else []),
+        "-H 'content-type: application/json'",
+        f"-d '{json.dumps({'to': to, 'call_agent_id': agent})}'",
+    ]
+    return " \\\n  ".join(lines)
+
+
+def _state(workspace: Workspace) -> str:
+    return "disabled" if workspace.disabled else "active"
+
+
+def _access(workspace: Workspace) -> str:
+    if workspace.apiKeyHashes:
+        return "1 key" if len(workspace.apiKeyHashes) == 1 else f"{len(workspace.apiKeyHashes)} keys"
+    return "open: whoever knows the id" if workspace.open else "nobody: no key"
+
+
+def _listed(entries: Sequence[str] | frozenset[str]) -> str:
+    return ", ".join(sorted(entries))

@@ -1,0 +1,80 @@
+"""A batch of messages from WebhookQueue: side by side, and one call's events in their order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from shared.telemetry import logger
+from webhook_dispatch.deliver import Delivering, deliver
+from webhook_dispatch.fan_out import FanningOut, deliver_all
+
+
+async def deliver_batch(parts: Delivering, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Attempts every message's delivery; one that raises touches no other and is reported by its own id."""
+    results = await asyncio.gather(*in_order(parts, records), return_exceptions=True)
+    failed = []
+    for record, result in zip(records, results, strict=True):
+        if isinstance(result, BaseException):
+            logger.error("delivery failed", exc_info=result, extra={"message": record["body"]})
+            failed.append({"itemIdentifier": record["messageId"]})
+    return {"batchItemFailures": failed}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Turn:
+    """One record's place among those of its call. left: its POST has begun, or there will be none."""
+
+    left: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    done: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+
+def in_order(parts: Delivering, records: Sequence[dict[str, Any]]) -> list[asyncio.Task[None]]:
+    """A task for each record. One call's events in a batch leave in their order: a later one when the one before
+    is done, or left `webhook_order` ago, so that no endpoint holds up its own events for long.
+    """
+    tasks: dict[int, asyncio.Task[None]] = {}
+    last_of_call: dict[str, Turn] = {}
+    for place, record in sorted(enumerate(records), key=lambda entry: _sequence(entry[1])):
+        call_id = str(_message(record).get("callId"))
+        before, turn = last_of_call.get(call_id), Turn()
+        last_of_call[call_id] = turn
+        tasks[place] = asyncio.create_task(deliver_after(parts, before, turn, record))
+    return [tasks[place] for place in range(len(records))]
+
+
+async def deliver_after(parts: Delivering, before: Turn | None, turn: Turn, record: dict[str, Any]) -> None:
+    """Raises ValueError when the message is not one of ours."""
+    try:
+        if before is not None:
+            await before.left.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(before.done.wait(), parts.durations.webhook_order)
+        match _message(record):
+            case {"callId": str(call_id), "sequence": int(sequence)}:
+                await deliver(parts, call_id, sequence, turn.left.set)
+            case {"callId": str(call_id)}:
+                fanning_out = FanningOut(parts.deliveries, parts.webhook_queue, parts.durations, parts.clock)
+                await asyncio.to_thread(deliver_all, fanning_out, parts.calls, call_id)
+            case _:
+                raise ValueError("not a delivery message")
+    finally:
+        turn.left.set()
+        turn.done.set()
+
+
+def _message(record: dict[str, Any]) -> dict[str, Any]:
+    try:
+        body = json.loads(record["body"])
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _sequence(record: dict[str, Any]) -> int:
+    sequence = _message(record).get("sequence")
+    return sequence if isinstance(sequence, int) else 0

@@ -1,0 +1,82 @@
+"""What schemathesis makes up from infra/openapi.yaml, valid and not, is answered as the page says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.openapi_page import ROOT, operations
+
+EXAMPLES = 15
+SECONDS = 45
+
+CONFIGURATION = """
+warnings = false
+
+[cache]
+enabled = false
+
+[generation]
+database = "none"
+deterministic = true
+
+# For a method that a path does not have, API Gateway answers 404, not 405.
+[phases.coverage]
+unexpected-methods = []
+
+[checks.unsupported_method]
+enabled = false
+
+# The examples share one Idempotency-Key and have different bodies.
+[[operations]]
+include-operation-id = "placeCall"
+
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", "401", "403", "404", "422"]
+
+# Each is valid by itself; made up together they contradict each other.
+[[operations]]
+include-operation-id = "listCalls"
+
+[operations.parameters]
+created_after = "2020-01-01T00:00:00Z"
+created_before = "2999-12-31T23:59:59Z"
+cursor = {cursor}
+"""
+
+
+def test_made_up_requests_are_answered_as_the_page_says(stack: dict[str, Any], tmp_path: Path) -> None:
+    headers = {"x-workspace-id": stack["workspaceId"], "x-api-key": stack["apiKey"]}
+    configuration = tmp_path / "schemathesis.toml"
+    configuration.write_text(CONFIGURATION.format(cursor=json.dumps(real_cursor(stack["apiUrl"], headers))))
+    run = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "schemathesis"),
+            *("--no-color", "--config-file", str(configuration), "run", str(ROOT / "infra" / "openapi.yaml")),
+            *("--url", stack["apiUrl"], "--max-examples", str(EXAMPLES), "--max-time", str(SECONDS)),
+            *(f"--header={name}: {value}" for name, value in headers.items()),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=4 * SECONDS,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " ".join(f"Tested: {len(operations())}".split()) in " ".join(run.stdout.split())
+
+
+def real_cursor(api: str, headers: dict[str, str]) -> str:
+    """Two calls are placed, so that a page of one has another behind it."""
+    with httpx.Client(base_url=api, headers=headers, timeout=30) as client:
+        for _ in range(2):
+            body = {"to": "+15550000001", "call_agent_id": "agent-1"}
+            client.post("/v1/api/call", json=body).raise_for_status()
+        cursor = client.get("/v1/api/call", params={"limit": "1"}).raise_for_status().json()["cursor"]
+    assert isinstance(cursor, str)
+    return cursor

@@ -1,0 +1,553 @@
+"""infra/openapi.yaml says what the code does, and the code does nothing else."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import datetime
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import jwt
+import pytest
+import schemathesis
+from botocore.exceptions import ConnectTimeoutError
+
+from initiate_call.request import MAXIMUM_BODY_BYTES, MAXIMUM_CONTEXT_BYTES
+from shared.call import ENDED, EndReason, Status
+from shared.delivery_store import State
+from shared.durations import Durations
+from tests.bad_requests import BAD_QUERIES, BAD_REQUESTS, BadQuery, BadRequest
+from tests.openapi_page import PAGE, ROOT, at, examples, media_types, operations, resolved, validator
+from tests.system import (
+    API_KEY,
+    LIVEKIT_KEY,
+    LIVEKIT_SECRET,
+    TEMPLATE,
+    WEBHOOK_SECRET,
+    Context,
+    System,
+    demo_workspace,
+    http_event,
+)
+from webhook_dispatch.deliver import METADATA_HEADER_BYTES, signed_headers
+
+# API Gateway's own: no function can be made to answer so.
+GATEWAYS = {"429", "500"}
+
+
+@pytest.fixture
+def system(whole_system: System) -> System:
+    whole_system.reset()
+    return whole_system
+
+
+# ── the page by itself ──────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_is_openapi_3_1() -> None:
+    schemathesis.openapi.from_dict(PAGE).validate()
+
+
+def test_every_reference_leads_somewhere() -> None:
+    def check(value: Any) -> None:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                assert at(value["$ref"].removeprefix("#")) is not None
+            for entry in value.values():
+                check(entry)
+        elif isinstance(value, list):
+            for entry in value:
+                check(entry)
+
+    check(PAGE)
+
+
+def test_every_part_is_used() -> None:
+    text = (ROOT / "infra" / "openapi.yaml").read_text()
+    for kind, parts in PAGE["components"].items():
+        for name in parts:
+            used = f"#/components/{kind}/{name}" in text or f"- {name}: []" in text
+            assert used, f"{kind}/{name}"
+
+
+@pytest.mark.parametrize("media_type", sorted(set(media_types())))
+def test_every_example_is_valid(media_type: str) -> None:
+    assert examples(media_type)
+    for value in examples(media_type).values():
+        validator(f"{media_type}/schema").validate(value)
+
+
+def test_every_example_in_the_text_is_json() -> None:
+    blocks = re.findall(r"```json\n(.*?)```", PAGE["info"]["description"], re.DOTALL)
+    assert blocks
+    for block in blocks:
+        validator("/components/schemas/Error").validate(json.loads(block))
+
+
+# ── routes, codes, words ────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_has_the_routes_of_the_template() -> None:
+    routes = {
+        f"{event['Properties']['Method']} {event['Properties']['Path']}"
+        for resource in TEMPLATE["Resources"].values()
+        for event in resource.get("Properties", {}).get("Events", {}).values()
+        if event["Type"] == "HttpApi"
+    }
+    assert routes == set(operations())
+
+
+def sources() -> Iterator[ast.AST]:
+    for path in sorted((ROOT / "functions").rglob("*.py")):
+        yield from ast.walk(ast.parse(path.read_text(), str(path)))
+
+
+def calls_of(name: str) -> Iterator[ast.Call]:
+    for node in sources():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
+            yield node
+
+
+def strings(node: ast.AST | None) -> set[str]:
+    """Every word that an expression can stand for; names of variables and attributes do not count."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return {node.value}
+    if isinstance(node, ast.IfExp):
+        return strings(node.body) | strings(node.orelse)
+    return set()
+
+
+def codes_of_the_code() -> set[str]:
+    found = {"invalid_request"}  # FieldError's default.
+    for call in calls_of("RequestRefused"):
+        found |= strings(call.args[1])
+    for call in calls_of("FieldError"):
+        found |= strings(call.args[2]) if len(call.args) > 2 else set()
+    for call in calls_of("PydanticCustomError"):
+        found |= strings(call.args[0])
+    return found
+
+
+def codes_of(schema: Any) -> set[str]:
+    """The error codes that a response's schema allows."""
+    if "$ref" in schema:
+        schema = at(schema["$ref"].removeprefix("#"))
+    code = schema.get("properties", {}).get("code", {})
+    found = set(code.get("enum", [])) | ({code["const"]} if "const" in code else set())
+    for part in (*schema.get("allOf", ()), *schema.get("oneOf", ())):
+        found |= codes_of(part)
+    return found
+
+
+def codes_of_the_page() -> dict[str, dict[str, set[str]]]:
+    """Route → status → codes."""
+    return {
+        route: {
+            status: codes_of(at(f"{resolved(f'{operation}/responses/{status}')}/content/application~1json/schema"))
+            for status in at(operation)["responses"]
+            if status != "200"
+        }
+        for route, operation in operations().items()
+    }
+
+
+def test_every_error_code_of_the_code_is_on_the_page_and_no_other() -> None:
+    page = {code for route in codes_of_the_page().values() for codes in route.values() for code in codes}
+    assert page == codes_of_the_code()
+
+
+def test_the_text_names_every_code_of_its_answer() -> None:
+    for route, operation in operations().items():
+        for status, codes in codes_of_the_page()[route].items():
+            text = at(resolved(f"{operation}/responses/{status}"))["description"]
+            assert not {code for code in codes if f"`{code}`" not in text}, (route, status)
+
+
+def test_statuses_and_reasons_are_those_of_the_code() -> None:
+    schemas = PAGE["components"]["schemas"]
+    assert schemas["Status"]["enum"] == list(get_args(Status))
+    assert schemas["EndReason"]["enum"] == list(get_args(EndReason))
+    assert schemas["DeliveryState"]["enum"] == list(get_args(State))
+    assert set(schemas["EndStatus"]["enum"]) == ENDED
+
+
+def test_the_table_of_reasons_is_that_of_the_code() -> None:
+    """Status and reason of every end that the code can write; hanging up an answered call completes it."""
+    rows = re.findall(r"^\| `(\w+)` \| ([`\w, ]+) \|", PAGE["info"]["description"], re.MULTILINE)
+    page = {(status, reason) for reason, cell in rows[1:] for status in re.findall(r"\w+", cell)}
+    code = {
+        (status, reason)
+        for call in calls_of("Outcome")
+        for status in strings(call.args[0])
+        for reason in strings(call.args[1])
+    }
+    hung_up = {reason for call in calls_of("_hang_up") for reason in strings(call.args[-1])} | {"canceled_by_api"}
+    assert page == code | {("completed", reason) for reason in hung_up}
+    assert {reason for _, reason in page} == set(get_args(EndReason))
+
+
+def test_event_types_are_those_of_the_webhooks() -> None:
+    assert PAGE["components"]["schemas"]["EventType"]["enum"] == list(PAGE["webhooks"])
+    written = {kind for call in calls_of("event") for kind in strings(call.args[0])}
+    assert written == set(PAGE["webhooks"])
+
+
+def test_the_numbers_of_the_text_are_those_of_the_code() -> None:
+    assert PAGE["x-webhook-attempts-after-seconds"] == list(Durations().webhook_schedule)
+    assert PAGE["x-maximum-body-bytes"] == MAXIMUM_BODY_BYTES
+    assert PAGE["x-maximum-context-bytes"] == MAXIMUM_CONTEXT_BYTES
+    assert PAGE["x-maximum-metadata-header-bytes"] == METADATA_HEADER_BYTES
+    text = " ".join(PAGE["info"]["description"].split())
+    assert "at once, then after 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h and 24 h" in text
+    assert f"Answer 2xx within {Durations().webhook_attempt} seconds" in text
+    assert Durations().end_margin == 600
+    assert Durations().queue_ttl == 3600
+
+
+# ── what the page refuses, the code refuses ─────────────────────────────────────────────────────
+
+CALL_REQUEST = "/components/schemas/CallRequest"
+
+# Rules that JSON Schema has no words for; the text has them.
+_SIZES = re.compile("over 32 KiB|too large a context")
+_RESERVED = re.compile(r"https://\S*(localhost|\.local|\.internal|\.lan|\.home|\.arpa|\.localdomain)[./]")
+
+
+def in_words_only(bad: BadRequest) -> bool:
+    url = json.loads(bad.body).get("callback_url") or ""
+    too_long = len(url.partition("://")[2].partition("/")[0]) > 253
+    return bool(too_long or _SIZES.search(bad.name) or _RESERVED.search(url.lower()))
+
+
+FIELD_CASES = [bad for bad in BAD_REQUESTS if bad.status == 400 and bad.fields]
+
+
+@pytest.mark.parametrize("bad", FIELD_CASES, ids=lambda bad: bad.name)
+def test_the_page_refuses_what_the_code_refuses(bad: BadRequest) -> None:
+    # Python itself reads no integers longer than this.
+    body = json.loads(bad.body, parse_int=lambda text: int(text) if len(text) < 4000 else float(text))
+    assert list(validator(CALL_REQUEST).iter_errors(body)) or in_words_only(bad)
+
+
+@pytest.mark.parametrize("bad", BAD_QUERIES, ids=lambda bad: bad.name)
+def test_the_page_refuses_the_queries_that_the_code_refuses(bad: BadQuery) -> None:
+    place = f"{operations()['GET /v1/api/call']}/parameters"
+    parameters = {entry["name"]: f"{place}/{n}/schema" for n, entry in enumerate(at(place))}
+    for name, text in bad.query.items():
+        if name[:128] not in bad.fields:
+            continue
+        if name not in parameters:
+            continue
+        value: Any = int(text) if name == "limit" and re.fullmatch("-?[0-9]{1,9}", text) else text
+        if list(validator(parameters[name]).iter_errors(value)):
+            continue
+        # Times that do not exist, and cursors that are none, match a pattern all the same.
+        assert name in ("cursor", "created_after", "created_before"), (name, text)
+
+
+@pytest.mark.parametrize(
+    ("field", "least", "most"),
+    [
+        (name, schema["minimum"], schema["maximum"])
+        for name, schema in PAGE["components"]["schemas"]["CallRequest"]["properties"].items()
+        if "minimum" in schema
+    ],
+)
+def test_the_bounds_of_numbers_are_those_of_the_code(system: System, field: str, least: int, most: int) -> None:
+    small = {"to": "+12025550123", "call_agent_id": "a"}
+    for value, status in ((least, 200), (most, 200), (least - 1, 400), (most + 1, 400)):
+        assert system.post(small | {field: value})["statusCode"] == status
+    default = at(f"{CALL_REQUEST}/properties/{field}")["default"]
+    stored = {"ring_timeout_seconds": "ringTimeoutSeconds", "max_duration_seconds": "maxDurationSeconds"}[field]
+    call_id = json.loads(system.post(small)["body"])["callId"]
+    assert system.item(call_id)[stored] == default
+
+
+# ── what the code answers, the page allows ──────────────────────────────────────────────────────
+
+
+class Answers:
+    """Checks real answers against the page, and remembers which were seen."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[str, str]] = set()
+        self.codes: set[tuple[str, str, str]] = set()
+
+    def check(self, route: str, answer: dict[str, Any], status: int) -> dict[str, Any]:
+        assert answer["statusCode"] == status, answer
+        body = json.loads(answer["body"])
+        response = resolved(f"{operations()[route]}/responses/{status}")
+        validator(f"{response}/content/application~1json/schema").validate(body)
+        check_headers(response, answer["headers"])
+        self.seen.add((route, str(status)))
+        if "code" in body:
+            self.codes.add((route, str(status), body["code"]))
+        assert isinstance(body, dict)
+        return body
+
+
+def check_headers(response: str, headers: dict[str, str]) -> None:
+    assert headers["content-type"] == "application/json"
+    described = {name: resolved(f"{response}/headers/{name}") for name in at(response).get("headers", {})}
+    assert set(headers) - {"content-type"} <= set(described)
+    for name, place in described.items():
+        if name in headers:
+            validator(f"{place}/schema").validate(headers[name])
+        else:
+            assert not at(place).get("required"), name
+
+
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    return Answers()
+
+
+POST_CALL, LIST, GET_CALL = "POST /v1/api/call", "GET /v1/api/call", "GET /v1/api/call/{callId}"
+CANCEL = "POST /v1/api/call/{callId}/cancel"
+DELIVERIES = "GET /v1/api/call/{callId}/deliveries"
+REPLAY = "POST /v1/api/call/{callId}/deliveries/{sequence}/replay"
+LIVEKIT = "POST /v1/livekit/events"
+
+
+@pytest.mark.parametrize(
+    "name", examples(f"{operations()[POST_CALL]}/requestBody/content/application~1json"), ids=str
+)
+def test_every_example_of_a_call_is_accepted(system: System, answers: Answers, name: str) -> None:
+    body = examples(f"{operations()[POST_CALL]}/requestBody/content/application~1json")[name]
+    answer = system.post(body, {"idempotency-key": "a"})
+    told = answers.check(POST_CALL, answer, 200)
+    example = examples(f"{operations()[POST_CALL]}/responses/200/content/application~1json")["accepted"]
+    assert list(told) == list(example)
+    answers.check(POST_CALL, system.post(body, {"idempotency-key": "a"}), 200)
+    view = answers.check(GET_CALL, system.api(GET_CALL, told["callId"]), 200)
+    assert view["metadata"] == body.get("metadata")
+
+
+def test_the_example_of_curl_is_accepted(system: System) -> None:
+    [body] = re.findall(r"-d '([^']+)'", PAGE["info"]["description"])
+    assert system.post(body.encode(), {"content-type": "application/x-www-form-urlencoded"})["statusCode"] == 200
+
+
+ENDS = {
+    "+15550000000": "completed",
+    "+15550000001": "busy",
+    "+15550000002": "no_answer",
+    "+15550000003": "rejected",
+    "+15550000004": "failed",
+    "+15550000006": "failed",
+    "+15550000009": "completed",  # Dialled again: a second call.queued.
+}
+
+
+def test_calls_in_every_state_are_as_the_page_says(system: System, answers: Answers) -> None:
+    seen = set()
+    for number, end in ENDS.items():
+        call_id = system.place(number, ring_timeout_seconds=10)
+        view = answers.check(GET_CALL, system.api(GET_CALL, call_id), 200)
+        seen.add(view["status"])
+        system.run_until(lambda call_id=call_id: system.ended(call_id))  # type: ignore[misc]
+        view = answers.check(GET_CALL, system.api(GET_CALL, call_id), 200)
+        assert view["status"] == end
+        seen.add(end)
+    talking = system.place("+15550000012")
+    system.run_until(lambda: system.item(talking)["status"] == "in_progress")
+    seen.add(answers.check(GET_CALL, system.api(GET_CALL, talking), 200)["status"])
+    answers.check(CANCEL, system.api(CANCEL, talking), 200)
+    system.run_until(lambda: system.ended(talking))
+    answers.check(GET_CALL, system.api(GET_CALL, talking), 200)
+    waiting = system.place()
+    answers.check(CANCEL, system.api(CANCEL, waiting), 200)
+    seen.add(answers.check(GET_CALL, system.api(GET_CALL, waiting), 200)["status"])
+    assert seen >= {"queued", "in_progress", "completed", "busy", "no_answer", "rejected", "failed", "canceled"}
+    example = examples(f"{operations()[GET_CALL]}/responses/200/content/application~1json")["ended"]
+    assert list(answers.check(GET_CALL, system.api(GET_CALL, waiting), 200)) == list(example)
+
+    page = answers.check(LIST, system.api(LIST, query={"limit": "2"}), 200)
+    assert page["cursor"] is not None
+    query = {"cursor": page["cursor"], "status": "busy", "to": "+15550000001", "agent": "agent-1"}
+    answers.check(LIST, system.api(LIST, query=query), 200)
+    assert list(page["calls"][0]) == list(
+        examples(f"{operations()[LIST]}/responses/200/content/application~1json")["page"]["calls"][0]
+    )
+
+
+def test_webhooks_are_as_the_page_says(system: System) -> None:
+    metadata = {"orderId": "order-7", "name": "Zoë"}
+    kinds: set[str] = set()
+    for number, count in (("+15550000000", 4), ("+15550000001", 3), ("+15550000009", 6)):
+        call_id = system.place(number, metadata=metadata)
+        system.run_until(lambda call_id=call_id, count=count: len(system.received(call_id)) == count)  # type: ignore[misc]
+        for event in system.received(call_id):
+            kinds.add(check_webhook(event["body"], event["headers"]))
+    assert kinds == set(PAGE["webhooks"])
+    bare = system.place("+15550000001", metadata=None)
+    system.run_until(lambda: len(system.received(bare)) == 3)
+    assert all("metadata" not in event["headers"] for event in system.received(bare))
+    for event in system.received(bare):
+        check_webhook(event["body"], event["headers"])
+
+
+def check_webhook(text: str, headers: dict[str, str]) -> str:
+    """Checks one webhook; returns its type."""
+    body = json.loads(text)
+    kind = body["type"]
+    operation = f"/webhooks/{kind}/post"
+    media_type = f"{operation}/requestBody/content/application~1json"
+    validator(f"{media_type}/schema").validate(body)
+    example = next(iter(examples(media_type).values()))
+    assert list(body) == list(example)
+    assert list(body["data"]) == list(example["data"])
+    described = set()
+    for n in range(len(at(operation)["parameters"])):
+        place = resolved(f"{operation}/parameters/{n}")
+        name = at(place)["name"]
+        described.add(name)
+        if at(place).get("required") or name in headers:
+            validator(f"{place}/schema").validate(headers[name])
+    assert body["id"] == headers["webhook-id"]
+    transport = {"accept-encoding", "content-length", "content-type", "host", "user-agent", "connection", "accept"}
+    assert set(headers) - transport <= described
+    assert headers["content-type"] == "application/json"
+    assert isinstance(kind, str)
+    return kind
+
+
+def test_two_signatures_are_as_the_page_says() -> None:
+    at_ = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)
+    headers = signed_headers((WEBHOOK_SECRET, WEBHOOK_SECRET), f"evt_{'0' * 24}_1", at_, "{}", "{}")
+    validator("/components/parameters/WebhookSignature/schema").validate(headers["webhook-signature"])
+    assert len(headers["webhook-signature"].split()) == 2
+
+
+def test_deliveries_are_as_the_page_says(system: System, answers: Answers) -> None:
+    call_id = system.place("+15550000001")
+    bare = system.place("+15550000001", callback_url=None)
+    assert answers.check(DELIVERIES, system.api(DELIVERIES, bare), 200)["deliveries"] == []
+    [pending] = answers.check(DELIVERIES, system.api(DELIVERIES, call_id), 200)["deliveries"]
+    assert (pending["state"], pending["attempts"]) == ("pending", [])
+    behaviour = {"/hook": {"status": 500, "times": 1}}
+    system.http.put(f"{system.servers.receiver_url}/_receiver/behaviour", json=behaviour).raise_for_status()
+    system.run_until(lambda: len(system.received(call_id)) >= 3)
+    shown = answers.check(DELIVERIES, system.api(DELIVERIES, call_id), 200)["deliveries"]
+    assert [delivery["sequence"] for delivery in shown] == [1, 2, 3]
+    example = examples(f"{operations()[DELIVERIES]}/responses/200/content/application~1json")["deliveries"]
+    assert list(shown[0]) == list(example["deliveries"][0])
+    assert list(shown[0]["attempts"][0]) == list(example["deliveries"][0]["attempts"][0])
+
+    path = {"callId": call_id, "sequence": "1"}
+    answers.check(REPLAY, system.api(REPLAY, path=path), 200)
+    answers.check(REPLAY, system.api(REPLAY, path=path | {"sequence": "99"}), 404)
+    taken = system.modules["calls_api"].deliveries.take(call_id, 1, "lease", 2**42, 2**42 + 60_000)
+    assert taken is not None
+    answers.check(REPLAY, system.api(REPLAY, path=path), 409)
+
+
+def livekit_event(body: bytes, key: str = LIVEKIT_KEY) -> dict[str, Any]:
+    claims = {
+        "iss": key,
+        "exp": int(time.time()) + 60,
+        "sha256": base64.b64encode(hashlib.sha256(body).digest()).decode(),
+    }
+    token = jwt.encode(claims, LIVEKIT_SECRET, algorithm="HS256")
+    return http_event(LIVEKIT, body, {"authorization": token}, in_base64=True)
+
+
+def test_livekits_events_are_as_the_page_says(system: System, answers: Answers) -> None:
+    handler = system.handlers["livekit_events"]
+    media_type = f"{operations()[LIVEKIT]}/requestBody/content/application~1webhook+json"
+    for example in examples(media_type).values():
+        answers.check(LIVEKIT, handler(livekit_event(json.dumps(example).encode()), Context(10)), 200)
+    answers.check(LIVEKIT, handler(livekit_event(b"nonsense"), Context(10)), 400)
+    answers.check(LIVEKIT, handler(livekit_event(b"{}", "another"), Context(10)), 401)
+    broken = livekit_event(b"{}") | {"body": "not base64!"}
+    answers.check(LIVEKIT, handler(broken, Context(10)), 400)
+
+
+def test_refusals_are_as_the_page_says(system: System, answers: Answers) -> None:
+    system.workspaces.put(demo_workspace(agents=frozenset({"agent-1"})))
+    good = {"to": "+12025550123", "call_agent_id": "agent-1"}
+    wanted: dict[str, tuple[Any, dict[str, str], int]] = {
+        "invalid_json": (b"{", {}, 400),
+        "invalid_request": ({}, {}, 400),
+        "invalid_number": (good | {"to": "1"}, {}, 400),
+        "invalid_url": (good | {"callback_url": "ftp://example.com"}, {}, 400),
+        "invalid_variables": (good | {"dynamic_variables": {"a": {}}}, {}, 400),
+        "missing_workspace": (good, {"x-workspace-id": ""}, 400),
+        "invalid_idempotency_key": (good, {"idempotency-key": ""}, 400),
+        "invalid_api_key": (good, {"x-api-key": "x"}, 401),
+        "workspace_not_allowed": (good, {"x-workspace-id": "x"}, 403),
+        "number_not_allowed": (good | {"to": "+442079460000"}, {}, 403),
+        "agent_not_allowed": (good | {"call_agent_id": "agent-2"}, {}, 403),
+        "from_not_allowed": (good | {"from": "+12025550199"}, {}, 403),
+        "too_large": (b" " * (MAXIMUM_BODY_BYTES + 1), {}, 413),
+    }
+    for code, (body, headers, status) in wanted.items():
+        assert answers.check(POST_CALL, system.post(body, headers), status)["code"] == code
+    key = {"idempotency-key": "a"}
+    system.post(good, key)
+    answers.check(POST_CALL, system.post(good | {"metadata": {}}, key), 422)
+    event = http_event(POST_CALL, headers={"x-workspace-id": "demo", "x-api-key": API_KEY})
+    broken = event | {"body": "not base64!", "isBase64Encoded": True}
+    answers.check(POST_CALL, system.handlers["initiate_call"](broken, Context(10)), 400)
+
+    answers.check(LIST, system.api(LIST, query={"limit": "0"}), 400)
+    ended = system.place("+15550000001")
+    system.run_until(lambda: system.ended(ended))
+    answers.check(CANCEL, system.api(CANCEL, ended), 409)
+    for route in (LIST, GET_CALL, CANCEL, DELIVERIES, REPLAY):
+        path = {"callId": "0" * 24, "sequence": "1"}
+        answers.check(route, system.api(route, path=path, headers={"x-workspace-id": ""}), 400)
+        answers.check(route, system.api(route, path=path, headers={"x-api-key": ""}), 401)
+        answers.check(route, system.api(route, path=path, headers={"x-workspace-id": "x"}), 403)
+        if route != LIST:
+            answers.check(route, system.api(route, path=path), 404)
+
+
+def test_failures_are_as_the_page_says(system: System, answers: Answers) -> None:
+    """Whatever AWS does not answer becomes a 503 with Retry-After."""
+    call_id = system.place()
+    system.api(GET_CALL, call_id)
+
+    def lose(**_: Any) -> None:
+        raise ConnectTimeoutError(endpoint_url="https://aws")
+
+    clients = [
+        system.modules["initiate_call"].dynamodb,
+        system.modules["calls_api"].dynamodb,
+        system.modules["livekit_events"].livekit_secret._client,
+    ]
+    system.modules["livekit_events"].livekit_secret._secret = None
+    for client in clients:
+        client.meta.events.register_first("before-send", lose)
+    try:
+        answers.check(POST_CALL, system.post({"to": "+12025550123", "call_agent_id": "a"}), 503)
+        for route in (LIST, GET_CALL, CANCEL, DELIVERIES, REPLAY):
+            answers.check(route, system.api(route, path={"callId": call_id, "sequence": "1"}), 503)
+        answer = system.handlers["livekit_events"](livekit_event(b"{}"), Context(10))
+        answers.check(LIVEKIT, answer, 503)
+    finally:
+        for client in clients:
+            client.meta.events.unregister("before-send", lose)
+
+
+def test_every_answer_of_the_page_was_seen(answers: Answers) -> None:
+    """Of the tests above, which therefore run together."""
+    page = {
+        (route, status)
+        for route, operation in operations().items()
+        for status in at(operation)["responses"]
+        if status not in GATEWAYS
+    }
+    assert answers.seen == page
+    codes = {
+        (route, status, code)
+        for route, statuses in codes_of_the_page().items()
+        for status, found in statuses.items()
+        for code in found
+    }
+    assert answers.codes == codes

@@ -1,0 +1,146 @@
+"""The API's plain address in front of a scripted emulator: what API Gateway would do, it does."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from yarl import URL
+
+from local import front
+
+Talk = Callable[[aiohttp.ClientSession, str], Awaitable[None]]
+ALL_BYTES = bytes(range(256)) * 4
+
+
+def through_the_front(handler: Callable[[web.Request], Awaitable[web.StreamResponse]], talk: Talk) -> None:
+    """Runs `talk` with a client and the front's address; `handler` is the emulator behind it."""
+
+    async def run() -> None:
+        emulator = web.Application(client_max_size=front.MAX_BODY_BYTES * 2)
+        emulator.router.add_route("*", "/stage{path:.*}", handler)
+        async with TestServer(emulator, host="127.0.0.1") as behind:
+            app = front.create_app(f"http://127.0.0.1:{behind.port}/stage")
+            async with (
+                TestServer(app, host="127.0.0.1") as before,
+                aiohttp.ClientSession(auto_decompress=False) as client,
+            ):
+                await talk(client, f"http://127.0.0.1:{before.port}")
+
+    asyncio.run(run())
+
+
+def test_a_request_arrives_byte_for_byte_and_so_does_its_answer() -> None:
+    seen: dict[str, Any] = {}
+
+    async def emulator(request: web.Request) -> web.Response:
+        seen.update(
+            path=request.raw_path, method=request.method, headers=request.headers, body=await request.read()
+        )
+        return web.Response(status=207, body=ALL_BYTES[::-1], headers={"X-Own": "1", "Content-Encoding": "gzip"})
+
+    async def talk(client: aiohttp.ClientSession, url: str) -> None:
+        headers = {"content-type": "application/webhook+json", "authorization": "token"}
+        path = "/v1/a%2Fb/c?x=1&x=%20&empty="
+        target = URL(url + path, encoded=True)
+        async with client.put(target, data=ALL_BYTES, headers=headers) as answer:
+            assert (answer.status, await answer.read()) == (207, ALL_BYTES[::-1])
+            assert answer.headers["X-Own"] == "1"
+        assert seen["path"] == "/stage" + path
+        assert (seen["method"], seen["body"]) == ("PUT", ALL_BYTES)
+        assert seen["headers"]["content-type"] == "application/webhook+json"
+        assert seen["headers"]["authorization"] == "token"
+        assert seen["headers"]["x-forwarded-for"] == "127.0.0.1"
+
+    through_the_front(emulator, talk)
+
+
+def test_no_header_is_invented_and_repeated_ones_are_joined() -> None:
+    seen: dict[str, list[str]] = {}
+
+    async def emulator(request: web.Request) -> web.Response:
+        for name in request.headers:
+            seen[name.lower()] = request.headers.getall(name)
+        return web.Response()
+
+    async def talk(client: aiohttp.ClientSession, url: str) -> None:
+        skipped = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+        async with client.post(url, headers=[("X-A", "1"), ("X-A", "2")], skip_auto_headers=skipped) as answer:
+            assert answer.status == 200
+        assert seen["x-a"] == ["1,2"]
+        assert not seen.keys() & {name.lower() for name in skipped}
+
+    through_the_front(emulator, talk)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (502, {"errorMessage": "KeyError: 'x'", "errorType": "Runtime.HandlerError"}, 500),
+        (502, {"status": "error", "message": "what a function itself answered"}, 502),
+        (404, {"message": "Not Found"}, 404),
+    ],
+)
+def test_only_a_functions_failure_becomes_api_gateways_answer(status: int, body: object, expected: int) -> None:
+    async def emulator(request: web.Request) -> web.Response:
+        return web.json_response(body, status=status)
+
+    async def talk(client: aiohttp.ClientSession, url: str) -> None:
+        async with client.get(url) as answer:
+            assert answer.status == expected
+            if expected == 500:
+                assert await answer.read() == b'{"message":"Internal Server Error"}'
+            else:
+                assert await answer.json() == body
+
+    through_the_front(emulator, talk)
+
+
+def test_options_without_cors_is_an_unknown_route() -> None:
+    async def emulator(request: web.Request) -> web.Response:
+        return web.json_response({"message": "CORS not configured"}, status=403)
+
+    async def talk(client: aiohttp.ClientSession, url: str) -> None:
+        async with client.options(url) as answer:
+            assert (answer.status, await answer.read()) == (404, b'{"message":"Not Found"}')
+
+    through_the_front(emulator, talk)
+
+
+def test_too_large_a_body_is_refused_without_asking_a_function() -> None:
+    asked = []
+
+    async def emulator(request: web.Request) -> web.Response:
+        asked.append(await request.read())
+        return web.Response()
+
+    async def talk(client: aiohttp.ClientSession, url: str) -> None:
+        async with client.post(url, data=io.BytesIO(b"x" * (front.MAX_BODY_BYTES + 1))) as answer:
+            assert answer.status == 413
+            assert await answer.read() == b'{"message":"Request Entity Too Large"}'
+        assert not asked
+
+    through_the_front(emulator, talk)
+
+
+def test_no_answer_in_time_is_service_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "TIMEOUT_SECONDS", 0.1)
+    finished = asyncio.Event()
+
+    async def emulator(request: web.Request) -> web.Response:
+        await finished.wait()
+        return web.Response()
+
+    async def talk(client: aiohttp.ClientSession, url: str) -> None:
+        async with client.get(url) as answer:
+            assert answer.status == 503
+            assert await answer.read() == b'{"message":"Service Unavailable"}'
+        finished.set()
+
+    through_the_front(emulator, talk)

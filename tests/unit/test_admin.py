@@ -1,0 +1,971 @@
+"""The operator's command, as it is typed: what it prints, asks, writes and refuses."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.client import BaseClient
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    ReadTimeoutError,
+    SSOTokenLoadError,
+    UnauthorizedSSOTokenError,
+)
+from botocore.loaders import create_loader
+from moto import mock_aws
+
+from admin.command import main
+from shared.workspaces import Workspace, WorkspaceStore, key_hash
+
+TABLE = "Workspaces"
+ROOT = Path(__file__).resolve().parents[2]
+LOADER = create_loader()
+CREATE = "workspace create acme --agent-name outbound --trunk ST_1 --from +12025550100 --allow +1"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Said:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def value(self) -> Any:
+        return json.loads(self.out)
+
+
+class Terminal(io.StringIO):
+    """A person at the keyboard who types `text`."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+Admin = Callable[..., Said]
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No credentials, region, profile or table from the machine that the tests run on."""
+    for name in (
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
+        *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "RINGONCE_STACK", "WORKSPACES_TABLE"),
+        *("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_ROLE_ARN"),
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("RINGONCE_LOCAL_DIR", str(tmp_path))
+    # Each command makes a session of its own; reading AWS's service descriptions once is enough.
+    monkeypatch.setattr("botocore.session.create_loader", lambda paths: LOADER)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Admin:
+    """Runs a command line. stdin: what a person types; None when there is no person."""
+
+    def command(line: str, stdin: str | None = None) -> Said:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "stdin", io.StringIO() if stdin is None else Terminal(stdin))
+        try:
+            code = main(shlex.split(line))
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        out, err = capsys.readouterr()
+        return Said(code, out, err)
+
+    return command
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkspaceStore]:
+    """An account with one workspaces' table."""
+    with mock_aws():
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+        client = boto3.client("dynamodb")
+        client.create_table(
+            TableName=TABLE,
+            AttributeDefinitions=[{"AttributeName": "workspaceId", "AttributeType": "S"}],
+            KeySchema=[{"AttributeName": "workspaceId", "KeyType": "HASH"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
+        yield WorkspaceStore(client, TABLE)
+
+
+@pytest.fixture
+def admin(run: Admin, store: WorkspaceStore, monkeypatch: pytest.MonkeyPatch) -> Admin:
+    monkeypatch.setenv("WORKSPACES_TABLE", TABLE)
+    return run
+
+
+@pytest.fixture
+def key(admin: Admin) -> str:
+    """The key of the workspace `acme`."""
+    said = admin(CREATE + " --json")
+    assert said.code == 0, said.err
+    found = said.value["apiKey"]
+    assert isinstance(found, str)
+    return found
+
+
+def there(store: WorkspaceStore, workspace_id: str = "acme") -> Workspace:
+    workspace = store.get(workspace_id)
+    assert workspace is not None
+    return workspace
+
+
+def one_line(said: Said) -> str:
+    """The one line on stderr of a command that failed, without a traceback and with nothing on stdout."""
+    assert (said.code, said.out) == (1, ""), said
+    assert said.err.startswith("admin: ")
+    assert said.err.count("\n") == 1
+    assert said.err.endswith("\n")
+    return said.err
+
+
+# ── workspace create ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_create_tells_a_person_the_key_the_secret_and_the_next_step(admin: Admin, store: WorkspaceStore) -> None:
+    said = admin(CREATE + " --name 'Acme Corp'")
+    assert said.code == 0
+    keys = set(re.findall(r"rk_[A-Za-z0-9_-]{43}\b", said.out))
+    secrets = re.findall(r"whsec_[A-Za-z0-9+/=]{44}", said.out)
+    assert len(keys) == len(secrets) == 1
+    workspace = there(store)
+    assert workspace.apiKeyHashes == {key_hash(keys.pop())}
+    assert workspace.webhookSecrets == tuple(secrets)
+    assert "Name             Acme Corp\n" in said.out
+    assert "curl https://YOUR_API/v1/api/call" in said.out
+    assert "-H 'x-workspace-id: acme'" in said.out
+    assert "-H 'x-api-key: rk_" in said.out
+    # Nobody is rung by a line that is copied as it stands.
+    assert '"to": "NUMBER"' in said.out
+    assert "neither is shown again" in said.out
+    assert said.err == ""
+
+
+def test_create_writes_what_it_was_told(admin: Admin, store: WorkspaceStore) -> None:
+    line = (
+        "workspace create acme --name Acme --agent-name outbound --trunk ST_1 "
+        "--from +12025550100 --from +12025550101 --allow +1 --allow +44 --agent sales --agent support "
+        "--allow-special-numbers --max-concurrent-calls 250 --calls-per-minute 60000 --calls-per-second 100 --json"
+    )
+    value = admin(line).value
+    workspace = there(store)
+    assert workspace == Workspace(
+        workspaceId="acme",
+        name="Acme",
+        agentName="outbound",
+        sipTrunkId="ST_1",
+        fromNumbers=("+12025550100", "+12025550101"),
+        apiKeyHashes=frozenset({key_hash(value["apiKey"])}),
+        agents=frozenset({"sales", "support"}),
+        allowedCallingCodes=frozenset({"+1", "+44"}),
+        allowSpecialNumbers=True,
+        maxConcurrentCalls=250,
+        callsPerMinute=60000,
+        callsPerSecond=100,
+        webhookSecrets=(value["webhookSecret"],),
+        createdAt=workspace.createdAt,
+        version=1,
+    )
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", workspace.createdAt)
+    assert len(base64.b64decode(value["webhookSecret"].removeprefix("whsec_"))) == 32
+
+
+def test_create_for_scripts_prints_one_json_value_and_talks_on_stderr(admin: Admin) -> None:
+    said = admin(CREATE + " --json")
+    assert set(said.value) == {"workspace", "apiKey", "webhookSecret"}
+    assert said.value["workspace"]["apiKeyIds"] == [key_hash(said.value["apiKey"])[:8]]
+    assert "curl" in said.err
+
+
+def test_create_never_overwrites(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    before = there(store)
+    assert "exists already" in one_line(admin(CREATE + " --yes"))
+    assert there(store) == before
+
+
+def test_create_without_countries_says_that_it_may_call_nobody(admin: Admin, store: WorkspaceStore) -> None:
+    said = admin("workspace create acme --agent-name outbound --trunk ST_1")
+    assert (
+        "may call nobody until countries are named: admin workspace update acme --allow +1 --allow +44" in said.out
+    )
+    assert there(store).allowedCallingCodes == frozenset()
+    assert not there(store).allowSpecialNumbers
+
+
+def test_create_without_a_key_says_in_plain_words_that_it_is_open(admin: Admin, store: WorkspaceStore) -> None:
+    said = admin(CREATE + " --no-key")
+    assert "OPEN. Whoever knows the id acme can place calls with it: no key is asked for." in said.out
+    assert "IAM or in a private network" in said.out
+    assert "rk_" not in said.out
+    assert there(store).open
+    assert there(store).apiKeyHashes == frozenset()
+
+
+def test_create_without_a_key_says_so_to_scripts_too(admin: Admin) -> None:
+    said = admin(CREATE + " --no-key --json")
+    assert said.value["apiKey"] is None
+    assert said.value["workspace"]["open"]
+    assert "OPEN. Whoever knows the id" in said.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "workspace create bad/id --agent-name a --trunk ST_1",
+        "workspace create acme#slots --agent-name a --trunk ST_1",
+        f"workspace create {'w' * 65} --agent-name a --trunk ST_1",
+        "workspace create acme --trunk ST_1",
+        "workspace create acme --agent-name a",
+        "workspace create acme --agent-name a --trunk TR_1",
+        "workspace create acme --agent-name '' --trunk ST_1",
+        "workspace create acme --agent-name 'a\tb' --trunk ST_1",
+        f"{CREATE} --allow 1",
+        f"{CREATE} --allow +0",
+        f"{CREATE} --allow +12345678",
+        f"{CREATE} --allow +",
+        f"{CREATE} --allow +\u0661",
+        f"{CREATE} --from 12025550100",
+        f"{CREATE} --from '+1 202 555 0100'",
+        f"{CREATE} --from +123456",
+        f"{CREATE} --from +1234567890123456",
+        f"{CREATE} --agent 'a b'",
+        f"{CREATE} --agent {'a' * 129}",
+        f"{CREATE} --max-concurrent-calls 0",
+        f"{CREATE} --max-concurrent-calls 251",
+        f"{CREATE} --calls-per-minute 0",
+        f"{CREATE} --calls-per-minute 60001",
+        f"{CREATE} --calls-per-second 0",
+        f"{CREATE} --calls-per-second 101",
+        f"{CREATE} --calls-per-second 1.5",
+        f"{CREATE} --calls-per-second \u00b2",
+        f"{CREATE} --name 'two\nlines'",
+        f"{CREATE} --max 5",
+        "workspace update acme",
+        "workspace update acme --any-agent --agent a",
+        "workspace show",
+        "workspace list acme",
+        "workspace",
+        "key revoke acme",
+        "key revoke acme XYZ",
+        "switch off",
+        "",
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_sent(
+    run: Admin, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    failing(monkeypatch, aws_error("Sent"))
+    said = run(f"--table {TABLE} --region eu-west-1 {words}")
+    assert (said.code, said.out) == (2, "")
+    assert "usage: admin" in said.err
+
+
+# ── workspace show, list ────────────────────────────────────────────────────────────────────────────
+
+
+def test_show_tells_everything_but_the_secrets(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    store.take_slot("acme", "call-1", 10)
+    said = admin("workspace show acme")
+    for line in (
+        "Workspace        acme",
+        "State            active",
+        "Access           1 key",
+        f"API keys         {key_hash(key)[:8]}",
+        "May call         +1",
+        "Special numbers  refused",
+        "From             +12025550100",
+        "Agents           any",
+        "Webhook secrets  1",
+        "Calls under way  1 of 10",
+    ):
+        assert line in said.out.splitlines()
+    for hidden in (key, key_hash(key), *there(store).webhookSecrets):
+        assert hidden not in said.out
+
+
+def test_show_for_scripts(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    store.take_slot("acme", "call-1", 10)
+    said = admin("workspace show acme --json")
+    assert said.value == {
+        "workspaceId": "acme",
+        "name": "acme",
+        "agentName": "outbound",
+        "sipTrunkId": "ST_1",
+        "fromNumbers": ["+12025550100"],
+        "open": False,
+        "agents": [],
+        "allowedCallingCodes": ["+1"],
+        "allowSpecialNumbers": False,
+        "maxConcurrentCalls": 10,
+        "callsPerMinute": 60,
+        "callsPerSecond": 1,
+        "disabled": False,
+        "createdAt": there(store).createdAt,
+        "version": 1,
+        "apiKeyIds": [key_hash(key)[:8]],
+        "webhookSecretCount": 1,
+        "activeCalls": ["call-1"],
+    }
+    assert said.err == ""
+
+
+def test_list_is_a_table_for_people(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    admin("workspace create zoo --name 'A longer name' --agent-name a --trunk ST_2 --no-key")
+    admin("workspace disable zoo --yes")
+    store.pause(1)
+    assert admin("workspace list").out == (
+        "WORKSPACE  NAME           STATE     ACCESS                      MAY CALL  AT A TIME  A MINUTE\n"
+        "acme       acme           active    1 key                       +1        10         60\n"
+        "zoo        A longer name  disabled  open: whoever knows the id  nobody    10         60\n"
+    )
+
+
+def test_list_for_scripts(admin: Admin, key: str) -> None:
+    value = admin("workspace list --json").value
+    assert [workspace["workspaceId"] for workspace in value] == ["acme"]
+
+
+def test_list_of_an_empty_table(admin: Admin) -> None:
+    assert admin("workspace list").out == f"No workspaces yet: table {TABLE} in eu-west-1.\n"
+    assert admin("workspace list --json").value == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("workspace show", "workspace update --allow +44", "workspace disable", "workspace enable"),
+        *("key create", "key list", "key revoke 01234567", "webhook-secret rotate", "webhook-secret drop-old"),
+    ],
+)
+def test_an_unknown_workspace_is_named(admin: Admin, store: WorkspaceStore, line: str) -> None:
+    group, verb, *rest = line.split()
+    said = admin(" ".join([group, verb, "nobody", *rest]) + " --yes")
+    assert f"no workspace nobody in table {TABLE} in eu-west-1" in one_line(said)
+    assert store.all() == []
+
+
+# ── workspace update, disable, enable ───────────────────────────────────────────────────────────────
+
+
+def test_update_changes_what_is_named_and_leaves_the_rest(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    before = there(store)
+    line = (
+        "workspace update acme --name New --agent-name other --trunk ST_2 --from +12025550199 --allow +44 "
+        "--disallow +1 --agent sales --allow-special-numbers --max-concurrent-calls 20 --calls-per-minute 90 "
+        "--calls-per-second 5"
+    )
+    said = admin(line)
+    assert said.code == 0
+    assert "May call         +44" in said.out.splitlines()
+    assert there(store) == dataclasses.replace(
+        before,
+        name="New",
+        agentName="other",
+        sipTrunkId="ST_2",
+        fromNumbers=("+12025550100", "+12025550199"),
+        allowedCallingCodes=frozenset({"+44"}),
+        agents=frozenset({"sales"}),
+        allowSpecialNumbers=True,
+        maxConcurrentCalls=20,
+        callsPerMinute=90,
+        callsPerSecond=5,
+        version=2,
+    )
+
+
+def test_update_takes_back_what_was_allowed(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    admin("workspace update acme --allow-special-numbers --from +12025550101")
+    said = admin("workspace update acme --no-allow-special-numbers --remove-from +12025550100 --json")
+    assert said.value["allowSpecialNumbers"] is False
+    assert said.value["fromNumbers"] == ["+12025550101"]
+
+
+def test_update_that_takes_the_last_country_says_so(admin: Admin, key: str) -> None:
+    assert "may call nobody" in admin("workspace update acme --disallow +1").out
+
+
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [
+        ("--disallow +4", "+4 is no allowed calling code of this workspace; it has +1"),
+        ("--remove-from +12025550101", "+12025550101 is no number of this workspace; it has +12025550100"),
+        ("--remove-agent sales", "sales is no agent id of this workspace; it has none"),
+    ],
+)
+def test_update_cannot_take_away_what_is_not_there(
+    admin: Admin, key: str, store: WorkspaceStore, option: str, what: str
+) -> None:
+    before = there(store)
+    assert what in one_line(admin(f"workspace update acme --name New {option}"))
+    assert there(store) == before
+
+
+def test_update_does_not_lift_the_limit_to_agents_by_accident(
+    admin: Admin, key: str, store: WorkspaceStore
+) -> None:
+    admin("workspace update acme --agent sales")
+    assert "--any-agent" in one_line(admin("workspace update acme --remove-agent sales --yes"))
+    assert there(store).agents == {"sales"}
+    assert "nothing was changed" in admin("workspace update acme --any-agent", stdin="n\n").err
+    assert there(store).agents == {"sales"}
+    assert admin("workspace update acme --any-agent", stdin="y\n").code == 0
+    assert there(store).agents == frozenset()
+
+
+def test_two_updates_at_the_same_time_both_hold(
+    admin: Admin, key: str, store: WorkspaceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = WorkspaceStore(boto3.client("dynamodb"), TABLE)
+    change_item = WorkspaceStore._change
+    turns = 0
+
+    def overtaken(self: WorkspaceStore, seen: Workspace, changed: Workspace) -> bool:
+        nonlocal turns
+        turns += 1
+        if turns == 1:
+            # Between this command's read and its write another operator's command is done.
+            others.update("acme", lambda there: dataclasses.replace(there, name="Theirs"))
+        return change_item(self, seen, changed)
+
+    monkeypatch.setattr(WorkspaceStore, "_change", overtaken)
+    assert admin("workspace update acme --allow +44").code == 0
+    assert there(store).name == "Theirs"
+    assert there(store).allowedCallingCodes == {"+1", "+44"}
+    assert there(store).version == 3
+
+
+def test_disable_asks_and_enable_does_not(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    said = admin("workspace disable acme", stdin="y\n")
+    assert (said.code, said.out) == (0, "acme is disabled.\n")
+    assert "calls that still wait will fail" in said.err
+    assert said.err.endswith("Disable it? [y/N] ")
+    assert there(store).disabled
+    assert admin("workspace enable acme").out == "acme is enabled.\n"
+    assert not there(store).disabled
+
+
+# ── questions ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("typed", ["n\n", "\n", "no\n", "yess\n", ""])
+def test_whatever_is_not_yes_changes_nothing(admin: Admin, key: str, store: WorkspaceStore, typed: str) -> None:
+    before = there(store)
+    said = admin("workspace disable acme", stdin=typed)
+    assert (said.code, said.out) == (1, "")
+    assert said.err.endswith("admin: nothing was changed\n")
+    assert there(store) == before
+
+
+@pytest.mark.parametrize("typed", ["y\n", "Y\n", "yes\n", " YES \n"])
+def test_yes_is_yes(admin: Admin, key: str, store: WorkspaceStore, typed: str) -> None:
+    assert admin("workspace disable acme", stdin=typed).code == 0
+    assert there(store).disabled
+
+
+def test_without_a_terminal_nothing_is_destroyed_unless_yes_is_said(
+    admin: Admin, key: str, store: WorkspaceStore
+) -> None:
+    before = there(store)
+    assert "repeat with --yes" in one_line(admin("workspace disable acme"))
+    assert there(store) == before
+    said = admin("workspace disable acme --yes")
+    assert (said.code, said.err) == (0, "")
+    assert there(store).disabled
+
+
+def test_a_question_stays_out_of_the_json(admin: Admin, key: str) -> None:
+    said = admin("workspace disable acme --json", stdin="y\n")
+    assert said.value["disabled"]
+    assert "[y/N]" in said.err
+
+
+def test_an_interrupt_at_the_question_changes_nothing(
+    admin: Admin, key: str, store: WorkspaceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Terminal) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Terminal, "readline", interrupted)
+    assert admin("workspace disable acme", stdin="").code == 130
+    assert not there(store).disabled
+
+
+# ── keys ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_keys_live_side_by_side_and_are_stored_as_hashes(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    said = admin("key create acme")
+    second, _, rest = said.out.partition("\n")
+    assert re.fullmatch(r"rk_[A-Za-z0-9_-]{43}", second)
+    assert f"Key {key_hash(second)[:8]} of acme, one of 2." in rest
+    third = admin("key create acme --json").value["apiKey"]
+    assert there(store).apiKeyHashes == {key_hash(key), key_hash(second), key_hash(third)}
+
+
+def test_key_create_for_scripts_prints_the_key_and_its_id(admin: Admin, key: str) -> None:
+    said = admin("key create acme --json")
+    made = key_hash(said.value["apiKey"])[:8]
+    assert said.value["keyId"] == made
+    assert said.value["apiKeyIds"] == sorted([key_hash(key)[:8], made])
+
+
+def test_key_list_shows_ids_and_no_key(admin: Admin, key: str) -> None:
+    said = admin("key list acme")
+    assert said.out == f"KEY       SHA-256\n{key_hash(key)[:8]}  {key_hash(key)}\n"
+    assert admin("key list acme --json").value == {
+        "workspaceId": "acme",
+        "apiKeyIds": [key_hash(key)[:8]],
+        "open": False,
+    }
+
+
+def test_a_revoked_key_is_gone_and_the_other_stays(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    second = admin("key create acme --json").value
+    said = admin(f"key revoke acme {key_hash(key)[:8]}", stdin="y\n")
+    assert said.out == f"Revoked {key_hash(key)[:8]}. Keys of acme now: {second['keyId']}.\n"
+    assert there(store).apiKeyHashes == {key_hash(second["apiKey"])}
+
+
+def test_revoke_that_is_not_confirmed_leaves_the_key(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    assert admin(f"key revoke acme {key_hash(key)[:8]}", stdin="n\n").code == 1
+    assert there(store).apiKeyHashes == {key_hash(key)}
+
+
+def test_revoking_the_last_key_does_not_open_the_workspace(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    said = admin(f"key revoke acme {key_hash(key)[:8]}", stdin="y\n")
+    assert said.code == 0
+    assert "is the last key" in said.err
+    assert "every request of acme is refused" in said.err
+    assert "none, all is refused" in said.out
+    assert (there(store).apiKeyHashes, there(store).open) == (frozenset(), False)
+    assert "every request is refused" in admin("key list acme").out
+    assert "nobody: no key" in admin("workspace list").out
+
+
+def test_revoking_the_last_key_opens_only_when_asked_and_confirmed(
+    admin: Admin, key: str, store: WorkspaceStore
+) -> None:
+    line = f"key revoke acme {key_hash(key)[:8]} --open"
+    assert admin(line, stdin="n\n").code == 1
+    assert there(store).apiKeyHashes == {key_hash(key)}
+    said = admin(line, stdin="y\n")
+    assert "Whoever knows the id acme can place calls with it" in said.err
+    assert (there(store).apiKeyHashes, there(store).open) == (frozenset(), True)
+    assert "open to whoever knows its id" in admin("key list acme").out
+
+
+def test_revoke_opens_nothing_while_other_keys_remain(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    admin("key create acme")
+    said = admin(f"key revoke acme {key_hash(key)[:8]} --open --yes")
+    assert "--open goes with the last key only, and acme has 1 more" in one_line(said)
+    assert len(there(store).apiKeyHashes) == 2
+
+
+def test_revoke_of_an_unknown_key(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    unknown = "0" * 8 if not key_hash(key).startswith("0" * 8) else "1" * 8
+    assert f"acme has no key {unknown}" in one_line(admin(f"key revoke acme {unknown} --yes"))
+    assert there(store).apiKeyHashes == {key_hash(key)}
+
+
+def test_revoke_by_an_id_of_two_keys_asks_for_more_of_it(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    twins = frozenset({"0123456789" + "a" * 54, "0123456789" + "b" * 54})
+    store.update("acme", lambda seen: dataclasses.replace(seen, apiKeyHashes=twins))
+    assert "2 keys begin with 01234567" in one_line(admin("key revoke acme 01234567 --yes"))
+    assert admin("key revoke acme 0123456789a --yes").code == 0
+    assert there(store).apiKeyHashes == {"0123456789" + "b" * 54}
+
+
+def test_a_key_that_became_the_last_meanwhile_is_not_revoked_as_one_of_two(
+    admin: Admin, key: str, store: WorkspaceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin("key create acme")
+
+    def typed_late(self: Terminal) -> str:
+        store.update("acme", lambda seen: dataclasses.replace(seen, apiKeyHashes=frozenset({key_hash(key)})))
+        return "y\n"
+
+    monkeypatch.setattr(Terminal, "readline", typed_late)
+    said = admin(f"key revoke acme {key_hash(key)[:8]}", stdin="")
+    assert said.code == 1
+    assert "somebody else has just changed acme" in said.err
+    assert there(store).apiKeyHashes == {key_hash(key)}
+
+
+def test_the_first_key_of_an_open_workspace_closes_it_after_a_question(
+    admin: Admin, store: WorkspaceStore
+) -> None:
+    admin(CREATE + " --no-key")
+    assert "repeat with --yes" in one_line(admin("key create acme"))
+    assert there(store).open
+    said = admin("key create acme", stdin="y\n")
+    assert "requests without one are refused" in said.err
+    assert not there(store).open
+    assert len(there(store).apiKeyHashes) == 1
+
+
+def test_update_opens_only_a_workspace_without_keys(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    assert "acme has 1 key" in one_line(admin("workspace update acme --open --yes"))
+    admin(f"key revoke acme {key_hash(key)[:8]} --yes")
+    assert admin("workspace update acme --open", stdin="n\n").code == 1
+    assert not there(store).open
+    said = admin("workspace update acme --open", stdin="y\n")
+    assert "OPEN. Whoever knows the id acme" in said.out
+    assert there(store).open
+    assert "It has no key, so every request is refused" in admin("workspace update acme --no-open").out
+    assert not there(store).open
+
+
+# ── webhook secrets ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rotate_signs_with_the_new_and_the_old_secret(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    (old,) = there(store).webhookSecrets
+    said = admin("webhook-secret rotate acme")
+    new, _, rest = said.out.partition("\n")
+    assert there(store).webhookSecrets == (new, old)
+    assert new != old
+    assert len(base64.b64decode(new.removeprefix("whsec_"), validate=True)) == 32
+    assert "admin webhook-secret drop-old acme" in rest
+    assert old not in said.out
+    assert "2, a rotation is under way" in admin("workspace show acme").out
+
+
+def test_rotate_for_scripts(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    said = admin("webhook-secret rotate acme --json")
+    assert said.value == {
+        "workspaceId": "acme",
+        "webhookSecret": there(store).webhookSecrets[0],
+        "webhookSecretCount": 2,
+    }
+
+
+def test_a_second_rotation_keeps_the_newest_and_asks_before_it_drops_the_oldest(
+    admin: Admin, key: str, store: WorkspaceStore
+) -> None:
+    admin("webhook-secret rotate acme")
+    newest, oldest = there(store).webhookSecrets
+    assert "1 secret of acme will sign no more" in admin("webhook-secret rotate acme", stdin="n\n").err
+    assert there(store).webhookSecrets == (newest, oldest)
+    third = admin("webhook-secret rotate acme --yes --json").value["webhookSecret"]
+    assert there(store).webhookSecrets == (third, newest)
+
+
+def test_rotate_can_drop_all_old_secrets_at_once(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    assert "repeat with --yes" in one_line(admin("webhook-secret rotate acme --drop-old"))
+    new = admin("webhook-secret rotate acme --drop-old", stdin="y\n").out.partition("\n")[0]
+    assert there(store).webhookSecrets == (new,)
+
+
+def test_drop_old_ends_a_rotation(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    new = admin("webhook-secret rotate acme --json").value["webhookSecret"]
+    assert admin("webhook-secret drop-old acme", stdin="n\n").code == 1
+    assert len(there(store).webhookSecrets) == 2
+    assert admin("webhook-secret drop-old acme", stdin="y\n").out == "1 secret dropped; acme signs with 1.\n"
+    assert there(store).webhookSecrets == (new,)
+    # Nothing is lost, so nothing is asked.
+    assert admin("webhook-secret drop-old acme --json").value == {"workspaceId": "acme", "webhookSecretCount": 1}
+
+
+def test_of_two_rotations_at_the_same_time_one_is_refused(
+    admin: Admin, key: str, store: WorkspaceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = WorkspaceStore.update
+    theirs: list[str] = []
+
+    def overtaken(self: WorkspaceStore, workspace_id: str, change: Callable[[Workspace], Workspace]) -> Any:
+        if not theirs:
+            theirs.append("whsec_theirs")
+            update(store, "acme", lambda seen: dataclasses.replace(seen, webhookSecrets=("whsec_theirs",)))
+        return update(self, workspace_id, change)
+
+    monkeypatch.setattr(WorkspaceStore, "update", overtaken)
+    assert "somebody else has just changed acme" in one_line(admin("webhook-secret rotate acme"))
+    # The secret that the other operator was shown still signs.
+    assert there(store).webhookSecrets == ("whsec_theirs",)
+
+
+# ── the switch ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_switch_pauses_and_resumes_without_a_question(admin: Admin, store: WorkspaceStore) -> None:
+    assert admin("switch status").out == "Dialling is on.\n"
+    said = admin("switch pause")
+    assert said.code == 0
+    assert said.out.startswith("Dialling is paused since 2")
+    assert store.paused()
+    paused = admin("switch status --json").value
+    assert paused["paused"] is True
+    assert admin("switch pause --json").value == paused
+    assert admin("switch resume --json").value == {"paused": False, "pausedAt": None}
+    assert not store.paused()
+
+
+# ── which table ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def stack(monkeypatch: pytest.MonkeyPatch, name: str, outputs: dict[str, str]) -> None:
+    """An account with one CloudFormation stack, with these outputs."""
+    call = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def answer(self: BaseClient, operation: str, parameters: dict[str, Any]) -> Any:
+        if operation != "DescribeStacks":
+            return call(self, operation, parameters)
+        if parameters["StackName"] != name:
+            raise aws_error("ValidationError", f"Stack with id {parameters['StackName']} does not exist")
+        return {"Stacks": [{"Outputs": [{"OutputKey": k, "OutputValue": v} for k, v in outputs.items()]}]}
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", answer)
+
+
+@pytest.mark.usefixtures("store")
+def test_a_stack_names_its_table_and_its_api(run: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack(monkeypatch, "ringonce", {"WorkspacesTableName": TABLE, "ApiUrl": "https://api.example"})
+    said = run(f"--stack ringonce {CREATE}")
+    assert "curl https://api.example/v1/api/call" in said.out
+
+
+@pytest.mark.usefixtures("store")
+def test_options_stand_before_or_after_the_command(run: Admin) -> None:
+    before, after = run(f"--table {TABLE} --json workspace list"), run(f"workspace list --table {TABLE} --json")
+    assert before == after == Said(0, "[]\n", "")
+
+
+@pytest.mark.usefixtures("store")
+def test_the_environment_names_the_place_when_no_option_does(run: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack(monkeypatch, "ringonce", {"WorkspacesTableName": TABLE})
+    monkeypatch.setenv("RINGONCE_STACK", "ringonce")
+    assert run("workspace list --json").value == []
+    monkeypatch.setenv("WORKSPACES_TABLE", "Elsewhere")
+    assert "there is no table Elsewhere" in one_line(run("workspace list"))
+    assert run(f"workspace list --table {TABLE} --json").value == []
+    assert run("workspace list --stack ringonce --json").value == []
+
+
+def test_without_any_place_it_says_what_it_needs(run: Admin) -> None:
+    said = run("workspace list")
+    assert said.code == 2
+    for needed in ("--stack NAME", "--table NAME", "--local", "RINGONCE_STACK", "WORKSPACES_TABLE"):
+        assert needed in said.err.splitlines()[-1]
+
+
+def test_two_places_are_one_too_many(run: Admin) -> None:
+    said = run("--table a workspace list --local")
+    assert said.code == 2
+    assert "name one of --table, --stack and --local" in said.err
+
+
+def test_the_local_stack_has_no_region(run: Admin) -> None:
+    assert run("--local --region eu-west-1 workspace list").code == 2
+
+
+@pytest.mark.usefixtures("store")
+def test_a_stack_that_is_not_there(run: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack(monkeypatch, "other", {})
+    assert "no stack ringonce in eu-west-1" in one_line(run("--stack ringonce workspace list"))
+
+
+@pytest.mark.usefixtures("store")
+def test_a_stack_of_something_else(run: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack(monkeypatch, "other", {"Anything": "else"})
+    assert "has no output WorkspacesTableName" in one_line(run("--stack other workspace list"))
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("line", ["workspace list", "workspace show acme", CREATE, "switch pause"])
+def test_a_table_that_is_not_there(run: Admin, line: str) -> None:
+    said = run(f"--table Elsewhere {line}")
+    assert "there is no table Elsewhere in eu-west-1 in the account of these credentials" in one_line(said)
+
+
+@pytest.mark.usefixtures("store")
+def test_the_region_may_be_given(run: Admin) -> None:
+    said = run(f"--table {TABLE} --region us-west-2 workspace list")
+    assert f"there is no table {TABLE} in us-west-2" in one_line(said)
+
+
+# ── the local stack ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_local_without_a_stack_says_how_to_start_one(run: Admin) -> None:
+    assert "no local stack is running: start it with `make run`" in one_line(run("--local workspace list"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"awsEndpointUrl": "x", "resources": 5}'])
+def test_local_with_a_file_that_says_nothing(run: Admin, tmp_path: Path, text: str) -> None:
+    (tmp_path / "stack.json").write_text(text)
+    assert "stack.json cannot be read" in one_line(run("--local workspace list"))
+
+
+def test_local_works_on_the_stack_that_is_running(
+    run: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = {
+        "awsEndpointUrl": "http://127.0.0.1:4566",
+        "apiUrl": "http://127.0.0.1:8000",
+        "resources": {"WorkspacesTable": TABLE},
+    }
+    (tmp_path / "stack.json").write_text(json.dumps(info))
+    sent: list[tuple[str, str, Any, str]] = []
+
+    def answer(self: BaseClient, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        credentials = self._request_signer._credentials  # type: ignore[attr-defined]
+        sent.append((operation, parameters["TableName"], self.meta.endpoint_url, credentials.access_key))
+        return {}
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", answer)
+    said = run(f"--local {CREATE}")
+    assert sent == [("PutItem", TABLE, "http://127.0.0.1:4566", "test")]
+    assert "curl http://127.0.0.1:8000/v1/api/call" in said.out
+    # A number of the stand-in's, so that the line works as it stands.
+    assert '"to": "+15550000000"' in said.out
+
+
+def test_local_with_a_stack_that_has_died(run: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = {"awsEndpointUrl": "http://127.0.0.1:4566", "resources": {"WorkspacesTable": TABLE}}
+    (tmp_path / "stack.json").write_text(json.dumps(info))
+    failing(monkeypatch, EndpointConnectionError(endpoint_url="http://127.0.0.1:4566"))
+    assert "in the local stack at http://127.0.0.1:4566" in one_line(run("--local workspace list"))
+
+
+# ── AWS says no ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: ClientError | BotoCoreError) -> None:
+    """Every request to AWS ends like this."""
+
+    def fail(self: BaseClient, operation: str, parameters: dict[str, Any]) -> None:
+        raise error
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", fail)
+
+
+def aws_error(code: str, message: str = "", status: int = 400) -> ClientError:
+    return ClientError(
+        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},  # type: ignore[typeddict-item]
+        "GetItem",
+    )
+
+
+LINES = (
+    *("workspace list", "workspace show acme", CREATE, "key create acme", "switch status", "switch pause"),
+    *("webhook-secret rotate acme", "workspace update acme --allow +44", "workspace list --stack ringonce"),
+)
+
+
+def with_place(line: str) -> str:
+    return line if "--stack" in line else f"{line} --table {TABLE}"
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_without_credentials_it_says_what_it_needs(run: Admin, line: str) -> None:
+    said = one_line(run(with_place(line) + " --region eu-west-1"))
+    assert "no AWS credentials" in said
+    assert "AWS_PROFILE" in said
+    # Nothing was sent, so nothing can have been written.
+    assert "before you repeat" not in said
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_without_a_region_it_says_what_it_needs(run: Admin, line: str) -> None:
+    said = one_line(run(with_place(line)))
+    assert "no AWS region: pass --region" in said
+
+
+def test_an_unknown_profile_is_named(run: Admin) -> None:
+    said = one_line(run(f"--table {TABLE} --profile nobodys workspace list"))
+    assert "nobodys" in said
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_access_denied_says_what_is_needed(run: Admin, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    failing(
+        monkeypatch, aws_error("AccessDeniedException", "User: x is not authorized\nto perform: dynamodb:GetItem")
+    )
+    said = one_line(run(with_place(line) + " --region eu-west-1"))
+    assert "GetItem, PutItem, UpdateItem and Scan on the table" in said
+    assert "User: x is not authorized to perform: dynamodb:GetItem" in said
+
+
+@pytest.mark.parametrize("code", ["ExpiredTokenException", "UnrecognizedClientException", "ExpiredToken"])
+def test_credentials_that_aws_does_not_accept(run: Admin, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    failing(monkeypatch, aws_error(code))
+    said = one_line(run(f"--table {TABLE} --region eu-west-1 workspace list"))
+    assert f"AWS does not accept these credentials ({code})" in said
+
+
+@pytest.mark.parametrize("error", [SSOTokenLoadError(error_msg="no token"), UnauthorizedSSOTokenError()])
+def test_a_login_that_has_ended(run: Admin, monkeypatch: pytest.MonkeyPatch, error: BotoCoreError) -> None:
+    failing(monkeypatch, error)
+    assert "aws sso login" in one_line(run(f"--table {TABLE} --region eu-west-1 workspace list"))
+
+
+def test_any_other_refusal_is_one_line_too(run: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, aws_error("ProvisionedThroughputExceededException", "Too fast"))
+    said = one_line(run(f"--table {TABLE} --region eu-west-1 workspace list"))
+    assert "ProvisionedThroughputExceededException. Too fast" in said
+
+
+@pytest.mark.parametrize(
+    "error", [ReadTimeoutError(endpoint_url="https://dynamodb"), aws_error("InternalServerError", "", 500)]
+)
+def test_a_change_whose_outcome_is_unknown_says_so(
+    run: Admin, monkeypatch: pytest.MonkeyPatch, error: ClientError | BotoCoreError
+) -> None:
+    failing(monkeypatch, error)
+    said = one_line(run(f"--table {TABLE} --region eu-west-1 switch pause"))
+    assert "look whether it was made before you repeat it" in said
+
+
+def test_an_item_that_is_damaged_is_one_line_too(admin: Admin, store: WorkspaceStore) -> None:
+    boto3.client("dynamodb").put_item(TableName=TABLE, Item={"workspaceId": {"S": "half"}})
+    assert "workspace half has no name, agentName, sipTrunkId" in one_line(admin("workspace show half"))
+
+
+# ── how it is started ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("start", [("-m", "admin"), ("admin",)])
+def test_it_starts_as_a_module_and_as_a_folder(start: Sequence[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *start, "workspace", "list", "--local"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "admin: no local stack is running: start it with `make run`\n"
+
+
+def test_without_its_packages_it_says_what_to_install() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", "-m", "admin", "workspace", "list"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "is missing: run `make setup`" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,82 @@
+"""JSON is read strictly and kept as it was written, in time that grows with its length and no faster."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import RequestRefused
+from shared.json_text import ascii_compact, members
+
+FUNCTIONS = Path(__file__).parents[2] / "functions"
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+OBJECTS = st.dictionaries(TEXTS, VALUES, max_size=5)
+
+
+@given(OBJECTS, st.booleans(), st.sampled_from([None, 1, "\t"]))
+def test_every_member_is_kept_as_it_was_written(value: dict[str, Any], escaped: bool, indent: Any) -> None:
+    text = json.dumps(value, ensure_ascii=escaped, indent=indent)
+    found = members(text.encode())
+    assert {key: member for key, (member, _) in found.items()} == value
+    assert list(found) == list(value)
+    for key, (_, written) in found.items():
+        assert written in text
+        assert json.loads(written) == value[key]
+
+
+@given(OBJECTS, st.booleans(), st.sampled_from([None, 1, "\t"]))
+def test_a_header_of_json_holds_the_same_in_printable_ascii(
+    value: dict[str, Any], escaped: bool, indent: Any
+) -> None:
+    header = ascii_compact(json.dumps(value, ensure_ascii=escaped, indent=indent))
+    assert json.loads(header) == value
+    assert header.isascii()
+    assert header.isprintable()
+
+
+@given(st.binary() | TEXTS.map(str.encode) | OBJECTS.map(lambda value: json.dumps(value).encode()[:-1]))
+def test_whatever_comes_is_read_or_refused(body: bytes) -> None:
+    try:
+        found = members(body)
+    except RequestRefused as exc:
+        refused = exc
+    else:
+        assert json.loads(body) == {key: value for key, (value, _) in found.items()}
+        return
+    assert (refused.status, refused.code) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        """b'{"a":"' + b'\\\\"' * 500_000""",
+        """b'{' + b'"\\\\' * 500_000""",
+        """b'{"a":' + b'"' * 1_000_000""",
+        """b'{"a":' + b'[' * 1_000_000""",
+        """b'{' + b','.join(b'"%d":1' % n for n in range(100_000)) + b',"99999":1}'""",
+        """b'{' + b' ' * 1_000_000""",
+    ],
+)
+def test_a_megabyte_made_to_be_slow_is_refused_at_once(body: str) -> None:
+    """In a process of its own, because nothing else ends a regular expression that tries everything."""
+    code = (
+        "from shared.json_text import members\nfrom shared.errors import RequestRefused\n"
+        f"try:\n    members({body})\nexcept RequestRefused as refused:\n    print(refused.code)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=FUNCTIONS, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert run.stdout == "invalid_json\n"

@@ -1,0 +1,453 @@
+"""The workspaces' table: what is written under which condition, slots, pacing, the switch, the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import boto3
+import pytest
+from botocore.exceptions import ReadTimeoutError
+from moto import mock_aws
+
+from shared.dynamo import from_wire, to_wire
+from shared.errors import StoreError, StoreUnclear
+from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
+
+TABLE = "Workspaces"
+ACME = Workspace(
+    workspaceId="acme",
+    name="Acme",
+    agentName="outbound",
+    sipTrunkId="ST_1",
+    fromNumbers=("+12025550100",),
+    apiKeyHashes=frozenset({"a" * 64}),
+    allowedCallingCodes=frozenset({"+1"}),
+    webhookSecrets=("whsec_AAAA",),
+    createdAt="2026-11-24T00:00:00.000Z",
+    version=1,
+)
+
+
+class OneAtATime:
+    """A client whose requests happen one after the other, as DynamoDB promises for one item, and which can fail.
+
+    lose: how many answers of the next `put_item` and `update_item` requests are lost on the way, after the write.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self.lose = 0
+        self.requests: list[str] = []
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        def request(**arguments: Any) -> Any:
+            with self._lock:
+                self.requests.append(operation)
+                answer = getattr(self._client, operation)(**arguments)
+                if self.lose and operation in ("put_item", "update_item"):
+                    self.lose -= 1
+                    raise ReadTimeoutError(endpoint_url="https://dynamodb")
+                return answer
+
+        return request
+
+
+@pytest.fixture
+def client() -> Iterator[OneAtATime]:
+    with mock_aws():
+        dynamodb = boto3.client("dynamodb", region_name="us-east-1")
+        dynamodb.create_table(
+            TableName=TABLE,
+            AttributeDefinitions=[{"AttributeName": "workspaceId", "AttributeType": "S"}],
+            KeySchema=[{"AttributeName": "workspaceId", "KeyType": "HASH"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
+        yield OneAtATime(dynamodb)
+
+
+@pytest.fixture
+def store(client: OneAtATime) -> WorkspaceStore:
+    return WorkspaceStore(cast(Any, client), TABLE)
+
+
+def raw(client: OneAtATime, key: str) -> dict[str, Any]:
+    answer = client.get_item(TableName=TABLE, Key=to_wire({"workspaceId": key}), ConsistentRead=True)
+    return from_wire(answer["Item"]) if "Item" in answer else {}
+
+
+def write(client: OneAtATime, item: dict[str, Any]) -> None:
+    client.put_item(TableName=TABLE, Item=to_wire(item))
+
+
+def named(name: str) -> Callable[[Workspace], Workspace]:
+    return lambda seen: dataclasses.replace(seen, name=name)
+
+
+def allowing(code: str) -> Callable[[Workspace], Workspace]:
+    return lambda seen: dataclasses.replace(seen, allowedCallingCodes=seen.allowedCallingCodes | {code})
+
+
+# ── the workspace ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_workspace_is_read_as_it_was_created(store: WorkspaceStore) -> None:
+    assert store.create(ACME)
+    assert store.get("acme") == ACME
+
+
+def test_an_unknown_workspace_is_none(store: WorkspaceStore) -> None:
+    assert store.get("nobody") is None
+
+
+def test_create_never_overwrites(store: WorkspaceStore) -> None:
+    store.create(ACME)
+    assert not store.create(dataclasses.replace(ACME, name="Another", createdAt="2026-11-25T00:00:00.000Z"))
+    assert store.get("acme") == ACME
+
+
+def test_create_that_is_not_answered_but_was_written_has_succeeded(
+    store: WorkspaceStore, client: OneAtATime
+) -> None:
+    client.lose = 1
+    assert store.create(ACME)
+
+
+def test_create_that_is_not_answered_finds_somebody_elses_workspace(
+    store: WorkspaceStore, client: OneAtATime
+) -> None:
+    class Unheard(OneAtATime):
+        def put_item(self, **arguments: Any) -> Any:
+            raise ReadTimeoutError(endpoint_url="https://dynamodb")
+
+    store.create(ACME)
+    deaf = WorkspaceStore(cast(Any, Unheard(client)), TABLE)
+    assert not deaf.create(dataclasses.replace(ACME, name="Another"))
+    with pytest.raises(StoreUnclear):
+        deaf.create(dataclasses.replace(ACME, workspaceId="new"))
+
+
+def test_an_item_without_what_it_needs_is_an_error_that_names_it(
+    store: WorkspaceStore, client: OneAtATime
+) -> None:
+    write(client, {"workspaceId": "half", "name": "Half"})
+    with pytest.raises(StoreError, match="half has no agentName, sipTrunkId"):
+        store.get("half")
+
+
+def test_update_changes_what_it_says_and_counts_the_version(store: WorkspaceStore) -> None:
+    store.create(ACME)
+    updated = store.update("acme", named("New"))
+    assert updated == store.get("acme") == dataclasses.replace(ACME, name="New", version=2)
+
+
+def test_update_of_an_unknown_workspace_makes_none(store: WorkspaceStore) -> None:
+    assert store.update("nobody", named("New")) is None
+    assert store.get("nobody") is None
+
+
+def test_update_keeps_attributes_it_does_not_know(store: WorkspaceStore, client: OneAtATime) -> None:
+    write(client, ACME.to_item() | {"ofALaterVersion": {"deep": [1]}})
+    store.update("acme", named("New"))
+    assert raw(client, "acme")["ofALaterVersion"] == {"deep": [1]}
+
+
+def test_update_that_empties_a_set_removes_it(store: WorkspaceStore, client: OneAtATime) -> None:
+    store.create(ACME)
+    store.update("acme", lambda seen: dataclasses.replace(seen, apiKeyHashes=frozenset()))
+    assert "apiKeyHashes" not in raw(client, "acme")
+
+
+def test_update_takes_an_item_without_a_version(store: WorkspaceStore, client: OneAtATime) -> None:
+    item = ACME.to_item()
+    del item["version"]
+    write(client, item)
+    updated = store.update("acme", named("New"))
+    assert updated is not None
+    assert updated.version == 1
+
+
+def test_update_that_changes_nothing_writes_nothing(store: WorkspaceStore, client: OneAtATime) -> None:
+    store.create(ACME)
+    client.requests.clear()
+    assert store.update("acme", named("Acme")) == ACME
+    assert client.requests == ["get_item"]
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_of_two_updates_at_the_same_time_both_hold(store: WorkspaceStore, version: int) -> None:
+    store.put(dataclasses.replace(ACME, version=version))
+    turns = 0
+
+    def slow(seen: Workspace) -> Workspace:
+        nonlocal turns
+        turns += 1
+        if turns == 1:
+            # Somebody else is done between this one's read and its write.
+            store.update("acme", allowing("+44"))
+        return allowing("+49")(seen)
+
+    store.update("acme", slow)
+    there = store.get("acme")
+    assert there is not None
+    assert there.allowedCallingCodes == {"+1", "+44", "+49"}
+    assert (there.version, turns) == (version + 2, 2)
+
+
+def test_updates_from_many_threads_all_hold(store: WorkspaceStore) -> None:
+    store.create(ACME)
+    codes = [f"+{number}" for number in range(30, 38)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda code: store.update("acme", allowing(code)), codes))
+    there = store.get("acme")
+    assert there is not None
+    assert there.allowedCallingCodes == {"+1", *codes}
+
+
+def test_update_does_not_bring_back_a_workspace_deleted_meanwhile(
+    store: WorkspaceStore, client: OneAtATime
+) -> None:
+    store.put(dataclasses.replace(ACME, version=0))
+
+    def deleting(seen: Workspace) -> Workspace:
+        client.delete_item(TableName=TABLE, Key=to_wire({"workspaceId": "acme"}))
+        return named("New")(seen)
+
+    assert store.update("acme", deleting) is None
+    assert raw(client, "acme") == {}
+
+
+def test_update_whose_answer_is_lost_is_made_once(store: WorkspaceStore, client: OneAtATime) -> None:
+    store.create(ACME)
+    client.lose = 1
+    updated = store.update("acme", allowing("+44"))
+    assert updated is not None
+    assert updated.version == 2
+
+
+def test_update_gives_up_against_a_table_that_never_stays_the_same(store: WorkspaceStore) -> None:
+    store.create(ACME)
+    number = 0
+
+    def disturbed(seen: Workspace) -> Workspace:
+        nonlocal number
+        number += 1
+        store.update("acme", named(f"Name {number}"))
+        return allowing("+44")(seen)
+
+    with pytest.raises(StoreError, match="again and again"):
+        store.update("acme", disturbed)
+
+
+def test_what_a_change_raises_ends_the_update(store: WorkspaceStore) -> None:
+    store.create(ACME)
+
+    def refused(seen: Workspace) -> Workspace:
+        raise ValueError(seen.name)
+
+    with pytest.raises(ValueError, match="Acme"):
+        store.update("acme", refused)
+    assert store.get("acme") == ACME
+
+
+def test_all_reads_every_page_and_only_workspaces(store: WorkspaceStore, client: OneAtATime) -> None:
+    # More than the megabyte that one answer of a scan holds.
+    for number in range(4):
+        write(client, ACME.to_item() | {"workspaceId": f"w{number}", "ballast": "x" * 300_000})
+    store.take_slot("w1", "call", 5)
+    store.reserve_trunk("ST_1", 1000, 5)
+    store.pause(5)
+    client.requests.clear()
+    assert [workspace.workspaceId for workspace in store.all()] == ["w0", "w1", "w2", "w3"]
+    assert client.requests.count("scan") > 1
+
+
+# ── slots ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_more_slots_than_the_limit(store: WorkspaceStore) -> None:
+    assert [store.take_slot("acme", call, 2) for call in ("a", "b", "c")] == [True, True, False]
+    assert store.active_calls("acme") == {"a", "b"}
+
+
+def test_taking_a_slot_twice_takes_one(store: WorkspaceStore) -> None:
+    assert store.take_slot("acme", "a", 1)
+    assert store.take_slot("acme", "a", 1)
+    assert store.active_calls("acme") == {"a"}
+
+
+def test_freeing_a_slot_twice_frees_one(store: WorkspaceStore) -> None:
+    store.take_slot("acme", "a", 2)
+    store.take_slot("acme", "b", 2)
+    store.free_slot("acme", "a")
+    store.free_slot("acme", "a")
+    store.free_slot("nobody", "a")
+    assert store.active_calls("acme") == {"b"}
+    assert store.take_slot("acme", "c", 2)
+
+
+def test_the_last_slot_freed_leaves_room_for_all(store: WorkspaceStore) -> None:
+    store.take_slot("acme", "a", 1)
+    store.free_slot("acme", "a")
+    assert store.active_calls("acme") == frozenset()
+    assert store.take_slot("acme", "b", 1)
+
+
+def test_workspaces_do_not_share_slots(store: WorkspaceStore) -> None:
+    store.take_slot("acme", "a", 1)
+    assert store.take_slot("other", "b", 1)
+
+
+def test_threads_together_take_no_more_than_the_limit(store: WorkspaceStore) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        taken = list(threads.map(lambda number: store.take_slot("acme", f"call-{number}", 5), range(16)))
+    assert taken.count(True) == 5
+    assert len(store.active_calls("acme")) == 5
+
+
+# ── pacing ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_trunk_that_is_free_is_given_now(store: WorkspaceStore) -> None:
+    assert store.next_free("ST_1") == 0
+    assert store.reserve_trunk("ST_1", 1000, 5_000) == 5_000
+    assert store.next_free("ST_1") == 6_000
+
+
+def test_moments_of_one_trunk_are_a_gap_apart(store: WorkspaceStore) -> None:
+    assert [store.reserve_trunk("ST_1", 1000, now) for now in (5_000, 5_000, 5_100)] == [5_000, 6_000, 7_000]
+
+
+def test_a_trunk_left_alone_is_free_again(store: WorkspaceStore) -> None:
+    store.reserve_trunk("ST_1", 1000, 5_000)
+    assert store.reserve_trunk("ST_1", 1000, 60_000) == 60_000
+
+
+def test_trunks_do_not_wait_for_each_other(store: WorkspaceStore) -> None:
+    store.reserve_trunk("ST_1", 1000, 5_000)
+    assert store.reserve_trunk("ST_2", 1000, 5_000) == 5_000
+
+
+def test_threads_are_given_moments_a_gap_apart(store: WorkspaceStore) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        moments = list(threads.map(lambda number: store.reserve_trunk("ST_1", 100, 5_000), range(16)))
+    assert sorted(moments) == [5_000 + 100 * number for number in range(16)]
+
+
+# ── the switch ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_switch_pauses_and_resumes(store: WorkspaceStore) -> None:
+    assert not store.paused()
+    store.pause(7)
+    assert store.paused()
+    store.resume()
+    assert not store.paused()
+    store.resume()
+    assert store.paused_at() is None
+
+
+def test_pausing_again_keeps_the_first_moment(store: WorkspaceStore) -> None:
+    store.pause(7)
+    store.pause(9)
+    assert store.paused_at() == 7
+
+
+# ── the cache ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Clock:
+    """Seconds, as told."""
+
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_workspace_is_read_once_in_sixty_seconds(store: WorkspaceStore, client: OneAtATime) -> None:
+    store.create(ACME)
+    clock = Clock()
+    cache = WorkspaceCache(store, 60, clock)
+    client.requests.clear()
+    assert cache.get("acme") == ACME
+    clock.now += 59.9
+    assert cache.get("acme") == ACME
+    assert client.requests == ["get_item"]
+    clock.now += 0.1
+    assert cache.get("acme") == ACME
+    assert client.requests == ["get_item"] * 2
+
+
+def test_a_disabled_workspace_is_seen_within_sixty_seconds(store: WorkspaceStore) -> None:
+    store.create(ACME)
+    clock = Clock()
+    cache = WorkspaceCache(store, 60, clock)
+    cache.get("acme")
+    store.update("acme", lambda seen: dataclasses.replace(seen, disabled=True))
+    clock.now += 60
+    seen = cache.get("acme")
+    assert seen is not None
+    assert seen.disabled
+
+
+def test_a_new_workspace_is_seen_within_sixty_seconds(store: WorkspaceStore) -> None:
+    clock = Clock()
+    cache = WorkspaceCache(store, 60, clock)
+    assert cache.get("acme") is None
+    store.create(ACME)
+    assert cache.get("acme") is None
+    clock.now += 60
+    assert cache.get("acme") == ACME
+
+
+class Counting:
+    """A store of nothing that counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def get(self, workspace_id: str) -> Workspace | None:
+        self.asked.append(workspace_id)
+        return None
+
+
+def test_a_flood_of_unknown_ids_is_remembered_only_so_far() -> None:
+    counting = Counting()
+    cache = WorkspaceCache(cast(WorkspaceStore, counting), 60, Clock())
+    most = 0
+    for number in range(5_000):
+        cache.get(f"invented-{number}")
+        most = max(most, len(cache._entries))
+    assert most <= 1_001
+    assert len(counting.asked) == 5_000
+
+
+def test_one_unknown_id_is_asked_for_once() -> None:
+    counting = Counting()
+    cache = WorkspaceCache(cast(WorkspaceStore, counting), 60, Clock())
+    for _ in range(100):
+        assert cache.get("nobody") is None
+    assert counting.asked == ["nobody"]
+
+
+def test_a_failed_read_is_not_remembered(store: WorkspaceStore) -> None:
+    class Failing(WorkspaceStore):
+        failing = True
+
+        def get(self, workspace_id: str) -> Workspace | None:
+            if self.failing:
+                raise StoreUnclear("ReadTimeoutError")
+            return super().get(workspace_id)
+
+    store.create(ACME)
+    failing = Failing(store._client, TABLE)
+    cache = WorkspaceCache(failing, 60, Clock())
+    with pytest.raises(StoreUnclear):
+        cache.get("acme")
+    failing.failing = False
+    assert cache.get("acme") == ACME
