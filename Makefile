@@ -52,7 +52,8 @@ admin: $(DEV) ## The operator's command: make admin ARGS="--local workspace list
 	@.venv/bin/python -m admin $(ARGS)
 
 test: $(DEV) $(AWS) $(PACKAGES) ## Runs every test: unit, integration and infra, then the whole stack (e2e)
-	.venv/bin/python -m pytest -m "not e2e"
+	.venv/bin/python -m pytest tests/unit
+	.venv/bin/python -m pytest tests/infra tests/integration
 	.venv/bin/python -m pytest -m e2e
 
 check: $(DEV) $(SAM) ## Lints, formats (without writing), type-checks, and validates the template
