@@ -1,4 +1,4 @@
-"""Many calls (RINGONCE_CALLS, 200), one in twenty with a fault of LiveKit or the network: each ends once and says so once."""
+"""Many calls (RINGONCE_CALLS), one in twenty with a fault of LiveKit: each ends once and says so once."""
 
 from __future__ import annotations
 

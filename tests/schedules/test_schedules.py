@@ -1,4 +1,4 @@
-"""Random schedules of requests, dials, events, cancels, deaths and stalls: one ring at most, one end, nothing left.
+"""Random schedules of requests, dials, events, cancels, deaths and stalls: one ring, one end, nothing left.
 
 `HYPOTHESIS_PROFILE=nightly` runs thousands of them.
 """
