@@ -526,7 +526,7 @@ def livekit_settings(running: Running, webhook_url: str) -> tuple[str, str, str,
         [
             *(sys.executable, "-m", "local.livekit", "--port", "0"),
             *("--webhook-url", webhook_url, "--time-scale", str(running.time_scale)),
-            *("--api-key", key, "--api-secret", secret),
+            *("--api-key", key, f"--api-secret={secret}"),
         ],
         child_environment(running.state),
     )
