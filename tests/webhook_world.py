@@ -111,6 +111,9 @@ class MemoryDeliveries(DeliveryStore):
         self._process = process or Process()
 
     def create(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> None:
+        # As the real store: an id that is none has no shard.
+        due_shard(call_id)
+
         def create() -> None:
             row = Delivery(call_id, workspace_id, sequence, "pending", 0, now, checkAt=check_at)
             self._rows.setdefault((call_id, sequence), row)

@@ -1,0 +1,260 @@
+"""From the stream's records to rows and messages: exact, repeatable, and never stuck."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from samtranslator.yaml_helper import yaml_parse
+
+from local.stream_poller import Settings
+from shared.errors import QueueError, StoreError, StoreUnclear
+from shared.queues import Queue
+from tests.webhook_world import Death, MemoryDeliveries, MemoryQueue, Process, World, stream_record
+from webhook_dispatch.fan_out import FanningOut, deliver_all, fan_out, new_events
+
+A, B, C = ("a" * 24, "b" * 24, "c" * 24)
+MAPPING = yaml_parse((Path(__file__).parents[2] / "template.yaml").read_text())["Resources"]["FanOutFromStream"]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def sent(world: World) -> list[tuple[str, int]]:
+    return [(body["callId"], body["sequence"]) for body in world.queue.bodies()]
+
+
+# ── what a record means ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_event_gets_one_row_and_one_message(world: World) -> None:
+    assert world.fan_out(world.call(A) + world.call(B, events=2)) is None
+    assert sorted(world.table.rows) == [(A, 1), (A, 2), (A, 3), (A, 4), (B, 1), (B, 2)]
+    assert sent(world) == [(A, 1), (A, 2), (A, 3), (A, 4), (B, 1), (B, 2)]
+    row = world.table.rows[A, 1]
+    assert (row.state, row.nextAttemptAt, row.checkAt) == ("pending", world.clock(), world.clock() + 60_000)
+
+
+def test_only_the_events_that_a_change_appended_count() -> None:
+    events = [{"type": f"agent.{n}"} for n in range(5)]
+    change = stream_record(A, events, 5)["dynamodb"]
+    assert new_events(change) == (A, "demo", range(5, 6))
+    change["OldImage"]["events"]["L"] = change["OldImage"]["events"]["L"][:2]
+    assert new_events(change)[2] == range(3, 6)
+    change["OldImage"] = change["NewImage"]
+    assert not new_events(change)[2]
+    del change["OldImage"]
+    assert new_events(change)[2] == range(1, 6)
+
+
+def test_a_change_without_an_event_makes_nothing(world: World) -> None:
+    [_, second] = world.call(A, events=2)
+    second["dynamodb"]["OldImage"] = second["dynamodb"]["NewImage"]
+    assert world.fan_out([second]) is None
+    assert (world.table.rows, sent(world)) == ({}, [])
+
+
+def test_repeating_records_changes_no_row_and_sends_the_hints_again(world: World) -> None:
+    records = world.call(A, events=2)
+    world.fan_out(records)
+    before = dict(world.table.rows)
+    world.clock.advance(5)
+    assert world.fan_out(records) is None
+    assert world.table.rows == before
+    assert sent(world) == [(A, 1), (A, 2)] * 2
+
+
+def test_messages_go_in_batches(world: World) -> None:
+    class Sqs:
+        def __init__(self) -> None:
+            self.sizes: list[int] = []
+
+        def send_message_batch(self, QueueUrl: str, Entries: list[dict[str, Any]]) -> dict[str, Any]:
+            self.sizes.append(len(Entries))
+            assert {entry["MessageGroupId"] for entry in Entries} == {"demo"}
+            return {"Successful": [{"Id": entry["Id"]} for entry in Entries]}
+
+    sqs = Sqs()
+    parts = FanningOut(MemoryDeliveries(world.table), Queue(cast(Any, sqs), "url"), world.durations, world.clock)
+    assert fan_out(parts, world.dead_letters, world.call(A, events=25)) is None
+    assert sqs.sizes == [10, 10, 5]
+
+
+# ── partial failures ────────────────────────────────────────────────────────────────────────────────
+
+
+class Failing(MemoryDeliveries):
+    """A table that fails on one row."""
+
+    def __init__(self, world: World, key: tuple[str, int], error: Exception) -> None:
+        super().__init__(world.table)
+        self._key = key
+        self._error = error
+
+    def create(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> None:
+        if (call_id, sequence) == self._key:
+            raise self._error
+        super().create(call_id, workspace_id, sequence, now, check_at)
+
+
+def fan_out_with(world: World, deliveries: MemoryDeliveries, records: list[dict[str, Any]]) -> int | None:
+    parts = FanningOut(deliveries, world.queue, world.durations, world.clock)
+    return fan_out(parts, world.dead_letters, records)
+
+
+@pytest.mark.parametrize("error", [StoreError("throttled"), StoreUnclear("time-out")])
+def test_a_failed_row_names_its_record_and_those_before_it_are_done(world: World, error: Exception) -> None:
+    records = world.call(A) + world.call(B)
+    assert fan_out_with(world, Failing(world, (A, 3), error), records) == 2
+    assert sent(world) == [(A, 1), (A, 2)]
+    # As AWS goes on: from the record that failed.
+    assert world.fan_out(records[2:]) is None
+    assert len(world.table.rows) == 8
+    assert sorted(sent(world)) == sorted(world.table.rows)
+
+
+@pytest.mark.parametrize(("refused", "place"), [({0}, 0), ({5}, 5), ({7, 3}, 3)])
+def test_a_message_that_was_not_taken_names_its_record(world: World, refused: set[int], place: int) -> None:
+    world.queue.refuse = refused
+    records = world.call(A) + world.call(B)
+    assert fan_out_with(world, MemoryDeliveries(world.table), records) == place
+    assert len(world.table.rows) == 8
+
+
+def test_the_earlier_of_a_failed_row_and_a_lost_message_is_named(world: World) -> None:
+    world.queue.refuse = {1}
+    records = world.call(A)
+    assert fan_out_with(world, Failing(world, (A, 4), StoreError("down")), records) == 1
+
+
+# ── poison ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def poisoned(record: dict[str, Any], how: str) -> dict[str, Any]:
+    bad: dict[str, Any] = copy.deepcopy(record)
+    image = bad["dynamodb"].get("NewImage", {})
+    match how:
+        case "no image":
+            del bad["dynamodb"]["NewImage"]
+        case "no events":
+            del image["events"]
+        case "events are a text":
+            image["events"] = {"S": "nonsense"}
+        case "no workspace":
+            del image["workspaceId"]
+        case "the old image is broken":
+            bad["dynamodb"]["OldImage"] = {"events": None}
+        case "the call's id is not one":
+            image["callId"] = {"S": "not-hex"}
+        case "the call's id is empty":
+            image["callId"] = {"S": ""}
+        case "no keys":
+            del bad["dynamodb"]["Keys"]
+            del image["callId"]
+        case "nothing":
+            del bad["dynamodb"]
+    return bad
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "no image",
+        "no events",
+        "events are a text",
+        "no workspace",
+        "the old image is broken",
+        "the call's id is not one",
+        "the call's id is empty",
+        "no keys",
+        "nothing",
+    ],
+)
+def test_a_record_that_cannot_be_read_is_kept_and_the_shard_goes_on(
+    world: World, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = world.call(A) + world.call(B)
+    records[1] = poisoned(records[1], how)
+    assert world.fan_out(records) is None
+    assert sent(world) == [(A, 1), (A, 3), (A, 4), (B, 1), (B, 2), (B, 3), (B, 4)]
+    [letter] = world.dead_letters.bodies()
+    assert letter["callId"] == (None if how in ("no keys", "nothing") else A)
+    assert letter["eventId"] == f"{A}-2"
+    assert '"PoisonRecords"' in capsys.readouterr().out
+
+
+def test_a_poison_record_waits_while_its_queue_is_down(world: World) -> None:
+    class Down(MemoryQueue):
+        def send(self, body: dict[str, Any], *, group: str | None = None, delay_seconds: float = 0) -> str:
+            raise QueueError("down")
+
+    records = world.call(A)
+    records[1] = poisoned(records[1], "no events")
+    parts = FanningOut(MemoryDeliveries(world.table), world.queue, world.durations, world.clock)
+    assert fan_out(parts, Down(world.clock), records) == 1
+    assert sent(world) == [(A, 1)]
+
+
+def test_a_redrive_makes_what_is_missing_and_hints_at_what_is_pending(world: World) -> None:
+    world.fan_out(world.call(A)[:1])
+    world.queue.messages.clear()
+    delivering = world.delivering()
+    parts = FanningOut(delivering.deliveries, world.queue, world.durations, world.clock)
+    deliver_all(parts, delivering.calls, A)
+    assert sorted(world.table.rows) == [(A, n) for n in (1, 2, 3, 4)]
+    assert sent(world) == [(A, n) for n in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_redrive_of_a_call_without_webhooks_or_record_does_nothing(world: World, there: bool) -> None:
+    if there:
+        world.call(A)
+        world.table.calls[A] = dataclasses.replace(world.table.calls[A], callbackUrl=None)
+    delivering = world.delivering()
+    deliver_all(FanningOut(delivering.deliveries, world.queue, world.durations, world.clock), delivering.calls, A)
+    assert (world.table.rows, sent(world)) == ({}, [])
+
+
+# ── death, and the filter ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_death_at_any_step_leaves_rows_or_records_that_are_found_again(after: bool) -> None:
+    step = 0
+    while True:
+        step += 1
+        world = World()
+        records = world.call(A) + world.call(B)
+        process = Process(step, after=after)
+        try:
+            world.fan_out(records, process)
+        except Death:
+            # Whatever has a message has a row.
+            assert set(sent(world)) <= world.table.rows.keys()
+        else:
+            break
+        world.fan_out(records)
+        assert len(world.table.rows) == 8
+        assert set(sent(world)) == world.table.rows.keys()
+    # Eight rows and one batch of messages.
+    assert step == 10
+
+
+def test_the_filter_lets_only_calls_with_a_callback_url_in() -> None:
+    wants = Settings.from_properties(MAPPING["Properties"]).wants
+    call = stream_record(A, [{"type": "call.queued"}], 1)
+    assert wants(call)
+    without = copy.deepcopy(call)
+    del without["dynamodb"]["NewImage"]["callbackUrl"]
+    assert not wants(without)
+    delivery = copy.deepcopy(call)
+    delivery["dynamodb"]["Keys"]["sk"]["S"] = "DELIVERY#0001"
+    assert not wants(delivery)
+    expired = copy.deepcopy(call)
+    expired["dynamodb"]["OldImage"] = expired["dynamodb"].pop("NewImage")
+    assert not wants(expired)
