@@ -263,7 +263,10 @@ def _with_numbers(value: Any, numbers: Mapping[str, int]) -> Any:
         case {"Ref": str(name)} if name in numbers:
             return numbers[name]
         case dict():
-            return {key: _with_numbers(inner, numbers) for key, inner in value.items()}
+            # An environment holds text: there the emulator's own way with parameters is right.
+            return {
+                key: inner if key == "Variables" else _with_numbers(inner, numbers) for key, inner in value.items()
+            }
         case list():
             return [_with_numbers(inner, numbers) for inner in value]
     return value

@@ -4,7 +4,7 @@
     lease    one process works on the call, for longer than it can live
     slot     the workspace's limit of calls at the same time
     room     made with its agent dispatched; nothing rings before the agent is there
-    pacing   the trunk's next free moment
+    pacing   the trunk's next free moment; then the switch once more
     fence    queued → dialing: from here on nobody dials this call again
     dial     CreateSIPParticipant, once
     outcome  answered, ended, un-fenced (nothing rang), or not known: then look, never dial again
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import random
 import secrets
 from collections.abc import Callable
@@ -83,15 +84,16 @@ async def dial_call(parts: Dialling, message: DialMessage) -> None:
         # Ended, fenced, leased, or with a message of its own under way: this one has nothing to do.
         logger.info("nothing to do", extra={"call_id": call.callId, "status": call.status})
         return
+    # Before the deadline: paused time does not count against it.
+    if await asyncio.to_thread(parts.workspaces.paused):
+        await _wait(parts, call, parts.durations.paused_wait, paused=True)
+        return
     if now >= call.queueDeadline:
         await _end(parts, call, Outcome("expired", "expired", retryable=True))
         return
     workspace = await asyncio.to_thread(parts.workspace_cache.get, call.workspaceId)
     if workspace is None or workspace.disabled:
         await _end(parts, call, Outcome("failed", "not_allowed"))
-        return
-    if await asyncio.to_thread(parts.workspaces.paused):
-        await _wait(parts, call, parts.durations.paused_wait, paused=True)
         return
     trunk_free_in = await asyncio.to_thread(parts.workspaces.next_free, workspace.sipTrunkId) - now
     if trunk_free_in > parts.durations.pacing_hold * 1000:
@@ -101,15 +103,12 @@ async def dial_call(parts: Dialling, message: DialMessage) -> None:
     until = now + int((parts.remaining() + parts.durations.lease_margin) * 1000)
     leased = await asyncio.to_thread(parts.calls.take_lease, call.callId, lease, until, now)
     if leased.won and leased.call is not None:
-        await _dial_leased(parts, workspace, leased.call)
+        await _dial_leased(parts, workspace, leased.call, waited=call.waitUntil > 0)
 
 
-async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call) -> None:
+async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call, *, waited: bool) -> None:
     """`call` carries this process's lease. Before the fence LiveKit's failures put it back in line."""
-    if not await asyncio.to_thread(
-        parts.workspaces.take_slot, call.workspaceId, call.callId, workspace.maxConcurrentCalls
-    ):
-        await _wait(parts, call, parts.durations.slot_wait * random.uniform(0.5, 1), uncount=True)
+    if not await _take_slot(parts, workspace, call, waited):
         return
     if _lease_over(parts, call):
         return
@@ -131,9 +130,13 @@ async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call) -> Non
     timeout = max(ring + parts.durations.answer_margin, ring + 2)
     if parts.remaining() < pause + timeout + parts.durations.fence_margin:
         # A dial that cannot finish in time is not begun.
-        await _wait(parts, call, max(pause, parts.durations.orphan_step))
+        await _step_back(parts, call, max(pause, parts.durations.orphan_step))
         return
     await asyncio.sleep(pause)
+    if await asyncio.to_thread(parts.workspaces.paused):
+        # The last moment at which the switch can still stop this call: the agent and the trunk took their time.
+        await _step_back(parts, call, parts.durations.paused_wait, paused=True)
+        return
     from_number = call.fromNumber or next(iter(workspace.fromNumbers), None)
     fenced = await asyncio.to_thread(
         parts.calls.fence, call.callId, _lease_of(call), room_sid, from_number, parts.clock()
@@ -143,6 +146,32 @@ async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call) -> Non
     elif fenced.call is not None and fenced.call.ended and not _lease_over(parts, call):
         # Canceled meanwhile; the room and the slot were this process's.
         await _clear(parts, fenced.call)
+
+
+async def _take_slot(parts: Dialling, workspace: Workspace, call: Call, waited: bool) -> bool:
+    """Whether the call may be one of those under way; if not, it waits. waited: it has waited before.
+
+    A call that comes for the first time leaves what is free to those that wait, and the closer a waiting call is
+    to its deadline, the more often it asks: nobody is overtaken for ever.
+    """
+    now = parts.clock()
+    if await asyncio.to_thread(
+        parts.workspaces.take_slot,
+        call.workspaceId,
+        call.callId,
+        workspace.maxConcurrentCalls,
+        waited=waited,
+        now=now,
+    ):
+        return True
+    since = call.events[0]["at"]
+    time_left = max(0.2, (call.queueDeadline - now) / max(1, call.queueDeadline - since))
+    delay = parts.durations.slot_wait * time_left * random.uniform(0.5, 1)
+    # A message's delay is in whole seconds.
+    asks_until = now + int((math.ceil(delay) + parts.durations.orphan_step) * 1000)
+    await asyncio.to_thread(parts.workspaces.note_waiting, call.workspaceId, asks_until)
+    await _wait(parts, call, delay, uncount=True)
+    return False
 
 
 async def _prepare_room(parts: Dialling, workspace: Workspace, call: Call) -> str | None:
@@ -167,12 +196,15 @@ async def _prepare_room(parts: Dialling, workspace: Workspace, call: Call) -> st
         ),
     )
     give_up = parts.clock() + parts.durations.agent_wait * 1000
+    step = parts.durations.agent_step
     while True:
         if (await parts.livekit.view_room(call.roomName, call.identity)).agent_present:
             return sid
         if parts.clock() >= give_up:
             return None
-        await asyncio.sleep(parts.durations.agent_step)
+        await asyncio.sleep(step)
+        # LiveKit Cloud counts requests: an agent that is late is looked for less often.
+        step = min(1.5 * step, 4 * parts.durations.agent_step)
 
 
 async def _dial_fenced(
@@ -375,6 +407,13 @@ async def _wait(parts: Dialling, call: Call, delay: float, *, uncount: bool = Fa
         await _send(parts, call, delay)
     elif waiting.call is not None and waiting.call.ended and call.leaseId is not None:
         await _clear(parts, waiting.call)
+
+
+async def _step_back(parts: Dialling, call: Call, delay: float, *, paused: bool = False) -> None:
+    """Back in line with the room already made: its agent does not wait with the call."""
+    if not _lease_over(parts, call):
+        await _delete_room(parts, call)
+        await _wait(parts, call, delay, paused=paused)
 
 
 async def _send(parts: Dialling, call: Call, delay: float) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # What a conditional write may rely on; `now` is the caller's clock, epoch milliseconds.
 QUEUED = "#status = :queued"
 NO_LIVE_LEASE = "(attribute_not_exists(leaseUntil) OR leaseUntil < :now)"
+NOT_WAITING = "(attribute_not_exists(waitUntil) OR waitUntil <= :now)"
 LEASE_MINE = "leaseId = :lease"
 NO_HANGUP = "attribute_not_exists(hangup)"
 
@@ -110,12 +111,15 @@ class CallStore:
     # ── a queued call ───────────────────────────────────────────────────────────────────────────
 
     def take_lease(self, call_id: str, lease: str, until: int, now: int) -> Write:
-        """Claims a queued call for one process. Status stays `queued`: nothing has rung."""
+        """Claims a queued call for one process. Status stays `queued`: nothing has rung.
+
+        Lost by a duplicate message while the call waits, so that it does not start a second chain.
+        """
         return self._update(
             call_id,
             "SET leaseId = :lease, leaseUntil = :until, checkAt = :until, "
             "attempts = if_not_exists(attempts, :zero) + :one REMOVE waitUntil",
-            f"{QUEUED} AND {NO_LIVE_LEASE}",
+            f"{QUEUED} AND {NO_LIVE_LEASE} AND {NOT_WAITING}",
             {":lease": lease, ":until": until, ":now": now, ":zero": 0, ":one": 1},
             mine=lambda call: call.leaseId == lease,
         )
@@ -129,7 +133,6 @@ class CallStore:
         Lost by a duplicate message, so a second chain of messages never starts. uncount: the attempt that
         the lease counted did not reach LiveKit. extend_ms: time that does not count against the queue's.
         """
-        free = f"{NO_LIVE_LEASE} AND (attribute_not_exists(waitUntil) OR waitUntil <= :now)"
         values: dict[str, Any] = {":wait": wait_until, ":check": check_at, ":extend": extend_ms}
         counted = ""
         if lease is None:
@@ -143,7 +146,7 @@ class CallStore:
             call_id,
             "SET waitUntil = :wait, checkAt = :check, queueDeadline = queueDeadline + :extend"
             f"{counted} REMOVE leaseId, leaseUntil",
-            f"{QUEUED} AND {free if lease is None else LEASE_MINE}",
+            f"{QUEUED} AND " + (f"{NO_LIVE_LEASE} AND {NOT_WAITING}" if lease is None else LEASE_MINE),
             values,
             mine=lambda call: call.waitUntil == wait_until and call.leaseId is None,
         )

@@ -77,5 +77,8 @@ class Durations:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Durations:
-        """Production values, times `TIME_SCALE` where the local stack sets it."""
-        return cls().scaled(float(environment.get("TIME_SCALE", "1")))
+        """Production values with the operator's `QUEUE_TTL_SECONDS`, times the local stack's `TIME_SCALE`."""
+        durations = cls()
+        if queue_ttl := environment.get("QUEUE_TTL_SECONDS"):
+            durations = dataclasses.replace(durations, queue_ttl=float(queue_ttl))
+        return durations.scaled(float(environment.get("TIME_SCALE", "1")))

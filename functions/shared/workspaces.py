@@ -2,7 +2,8 @@
 
 Items of WorkspacesTable, by `workspaceId` (a workspace's own id has no `#`):
     <id>            the workspace, written by the operator
-    <id>#slots      activeCalls: the set of the ids of calls that hold a slot
+    <id>#slots      activeCalls: the set of the ids of calls that hold a slot; waitingUntil: until when (epoch ms)
+                    a call that found no slot will ask again
     trunk#<id>      nextFreeAt: the next moment at which this trunk may be given an INVITE
     #switch         pausedAt: dialling is paused, calls wait
 """
@@ -175,13 +176,27 @@ class WorkspaceStore:
 
     # ── slots ───────────────────────────────────────────────────────────────────────────────────
 
-    def take_slot(self, workspace_id: str, call_id: str, limit: int) -> bool:
-        """Adds the call to those under way, if there is room. Repeating it changes nothing."""
+    def take_slot(self, workspace_id: str, call_id: str, limit: int, *, waited: bool = True, now: int = 0) -> bool:
+        """Adds the call to those under way, if there is room. Repeating it changes nothing.
+
+        waited: False for a call that has not waited yet: it takes none while others wait (epoch ms `now`).
+        """
+        room = "(attribute_not_exists(activeCalls) OR size(activeCalls) < :limit)"
+        values: dict[str, Any] = {":ids": {call_id}, ":id": call_id, ":limit": limit}
+        if not waited:
+            room += " AND (attribute_not_exists(waitingUntil) OR waitingUntil < :now)"
+            values[":now"] = now
         return self._update(
+            f"{workspace_id}#slots", "ADD activeCalls :ids", f"contains(activeCalls, :id) OR {room}", values
+        )
+
+    def note_waiting(self, workspace_id: str, until: int) -> None:
+        """A call found no slot and will have asked again by `until` (epoch ms)."""
+        self._update(
             f"{workspace_id}#slots",
-            "ADD activeCalls :ids",
-            "attribute_not_exists(activeCalls) OR size(activeCalls) < :limit OR contains(activeCalls, :id)",
-            {":ids": {call_id}, ":id": call_id, ":limit": limit},
+            "SET waitingUntil = :until",
+            "attribute_not_exists(waitingUntil) OR waitingUntil < :until",
+            {":until": until},
         )
 
     def free_slot(self, workspace_id: str, call_id: str) -> None:

@@ -46,3 +46,8 @@ def test_every_duration_is_scaled_by_the_same_factor() -> None:
 def test_the_factor_comes_from_the_environment_and_is_one_without_it() -> None:
     assert Durations.from_environment({}) == D
     assert Durations.from_environment({"TIME_SCALE": "0.05"}).scale == 0.05
+
+
+def test_an_operator_sets_how_long_a_call_may_wait() -> None:
+    set_by_operator = Durations.from_environment({"QUEUE_TTL_SECONDS": "600", "TIME_SCALE": "0.05"})
+    assert set_by_operator == dataclasses.replace(D, queue_ttl=600).scaled(0.05)

@@ -290,6 +290,22 @@ def test_freeing_a_slot_twice_frees_one(store: WorkspaceStore) -> None:
     assert store.take_slot("acme", "c", 2)
 
 
+def test_a_newcomer_leaves_the_slots_to_those_that_wait(store: WorkspaceStore) -> None:
+    assert store.take_slot("acme", "a", 2, waited=False, now=1000)
+    store.note_waiting("acme", 5000)
+    assert not store.take_slot("acme", "new", 2, waited=False, now=5000)
+    assert store.take_slot("acme", "a", 2, waited=False, now=1000), "it has one"
+    assert store.take_slot("acme", "old", 2, waited=True, now=1000)
+    store.free_slot("acme", "old")
+    assert store.take_slot("acme", "new", 2, waited=False, now=5001)
+
+
+def test_the_latest_of_those_that_wait_is_remembered(store: WorkspaceStore) -> None:
+    store.note_waiting("acme", 5000)
+    store.note_waiting("acme", 4000)
+    assert not store.take_slot("acme", "new", 2, waited=False, now=4500)
+
+
 def test_the_last_slot_freed_leaves_room_for_all(store: WorkspaceStore) -> None:
     store.take_slot("acme", "a", 1)
     store.free_slot("acme", "a")
