@@ -32,7 +32,7 @@ SAM_ENV := SAM_CLI_TELEMETRY=0 __SAM_CLI_APP_DIR=$(SAM_CLI_FOLDER) AWS_DEFAULT_R
 
 export UV
 
-.PHONY: help setup demo run stop admin test check build lock bench clean
+.PHONY: help setup demo run stop admin test picture browser check build lock bench clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,10 +51,14 @@ stop: ## Stops the local stack that `make run` started
 admin: $(DEV) ## The operator's command: make admin ARGS="--local workspace list"
 	@.venv/bin/python -m admin $(ARGS)
 
-test: $(DEV) $(AWS) $(PACKAGES) ## Runs every test: unit, integration and infra, then the whole stack (e2e)
+test: $(DEV) $(AWS) $(PACKAGES) browser ## Runs every test: unit, integration and infra, then the whole stack (e2e)
 	.venv/bin/python -m pytest tests/unit
 	.venv/bin/python -m pytest tests/infra tests/integration
 	.venv/bin/python -m pytest -m e2e
+
+picture: $(DEV) $(AWS) $(PACKAGES) browser ## Takes docs/console.png, the README's picture of the console, anew
+	.venv/bin/python -m pytest -m e2e tests/e2e/test_console.py
+	cp .local/screenshots/answered-light-1280.png docs/console.png
 
 check: $(DEV) $(SAM) ## Lints, formats (without writing), type-checks, and validates the template
 	.venv/bin/ruff check
@@ -79,6 +83,7 @@ LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes 
 lock: | $(UV) ## Compiles the requirements files from pyproject.toml; UPGRADE=1 takes the newest versions
 	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) pyproject.toml --group dev -o requirements-dev.txt
 	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) pyproject.toml -c requirements-dev.txt -o functions/requirements.txt
+	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group browser -c requirements-dev.txt -o requirements-browser.txt
 	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group aws -o requirements-aws.txt
 	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group sam -o requirements-sam.txt
 
@@ -101,6 +106,16 @@ endef
 $(DEV): | $(UV)
 	$(call environment,.venv,requirements-dev.txt)
 	touch $@
+
+# Chromium and what drives it, for the console's tests alone. Where they cannot be installed those tests are skipped
+# and say so (with RINGONCE_BROWSER=required they fail).
+BROWSER := .venv/.browser-$(shell (echo "$(DEV)"; cat requirements-browser.txt) | cksum | tr ' ' '-')
+browser: $(DEV)
+	@test -e $(BROWSER) || { $(UV) pip install --quiet --python .venv --require-hashes -r requirements-browser.txt \
+		&& touch $(BROWSER); } || echo "the browser's driver cannot be installed here: the console's tests are skipped"
+	@command -v chromium chromium-browser google-chrome >/dev/null || { test "$$(id -u)" = 0 \
+		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+		chromium fonts-dejavu-core >/dev/null; } || echo "no chromium here: the console's tests are skipped"
 
 $(AWS): | $(UV)
 	$(call environment,.venv-aws,requirements-aws.txt)

@@ -1,10 +1,11 @@
 """The whole system in this user's own processes: `python -m local.stack`, ended by Ctrl-C or
 `python -m local.stack stop`.
 
-An emulated AWS on which template.yaml is deployed, the API's plain address in front of it, a LiveKit stand-in
-and a webhook receiver. Prints one line `READY {json}` and writes the same JSON to `stack.json` in the state
-folder: apiUrl, workspaceId, apiKey, webhookSecret, liveKitUrl, liveKitApiKey, liveKitApiSecret, receiverUrl,
-awsEndpointUrl, timeScale, logs (a folder), resources {logical id: physical id; a queue's is its URL}, pids.
+An emulated AWS on which template.yaml is deployed, the API's plain address in front of it, a LiveKit stand-in,
+a webhook receiver and the console, a page that shows all of it at work. Prints one line `READY {json}` and writes
+the same JSON to `stack.json` in the state folder: apiUrl, consoleUrl, workspaceId, apiKey, webhookSecret,
+liveKitUrl, liveKitApiKey, liveKitApiSecret, liveKitStandIn (whether it is one), receiverUrl, awsEndpointUrl,
+timeScale, logs and deaths (folders), resources {logical id: physical id; a queue's is its URL}, pids.
 
 Environment:
     PORT                the API's port; any free one without it
@@ -339,6 +340,7 @@ def function_environments(running: Running, api_url: str, functions: Sequence[st
         "PUBLIC_API_URL": api_url,
         "PYTHONPATH": os.pathsep.join([str(TETHER), str(PACKAGES)]),
         "RINGONCE_DEATHS": str(running.state / "deaths"),
+        "RINGONCE_STEPS": str(running.state / "logs" / "steps.log"),
     }
     logs = running.state / "logs"
     return {"": everywhere} | {name: {"RINGONCE_FUNCTION_LOG": str(logs / f"{name}.log")} for name in functions}
@@ -561,6 +563,18 @@ def write_workspace(running: Running) -> None:
     )
 
 
+def start_console(running: Running) -> Child:
+    """The page that shows the stack at work. Its environment tells it what `info` says, the API key among it:
+    a command line can be read by every user of the machine."""
+    environment = child_environment(running.state)
+    packages = os.pathsep.join([environment["PYTHONPATH"], str(FUNCTIONS)])
+    return running.start(
+        "console",
+        [sys.executable, "-m", "local.console"],
+        {**environment, "PYTHONPATH": packages, "RINGONCE_CONSOLE": json.dumps(running.info)},
+    )
+
+
 # ── the whole ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -655,17 +669,20 @@ def _start(running: Running, port: int, progress: Callable[[str], None]) -> None
         "liveKitUrl": livekit_url,
         "liveKitApiKey": livekit_key,
         "liveKitApiSecret": livekit_secret,
+        "liveKitStandIn": livekit is not None,
         "receiverUrl": receiver_url,
         "awsEndpointUrl": endpoint,
         "timeScale": running.time_scale,
         "logs": str(running.state / "logs"),
         "deaths": str(running.state / "deaths"),
         "resources": resources,
-        "pids": {"stack": os.getpid()} | {c.name: c.process.pid for c in running.children.values()},
     }
     write_workspace(running)
+    console = start_console(running)
     progress("starting the functions")
     warm_up(running, adapted)
+    running.info["consoleUrl"] = wait_for(lambda: ready_line(console), "the console", running)
+    running.info["pids"] = {"stack": os.getpid()} | {c.name: c.process.pid for c in running.children.values()}
     for mapping in adapted.stream_mappings:
         running.in_background(poll_stream, running, mapping)
     for schedule in adapted.schedules:
@@ -680,6 +697,7 @@ def run(state: Path, port: int, output: TextIO) -> None:
         # Whole or not at all: tests read it as soon as it is there.
         (state / "stack.json.new").write_text(text)
         (state / "stack.json.new").replace(state / "stack.json")
+        say(f"see it work: {running.info['consoleUrl']}")
         print("READY", text, file=output, flush=True)
         while True:
             pause(0.5)

@@ -4,7 +4,7 @@ The product knows nothing of this: on the local stack the points are wrapped fro
 imported. A death is a file in the folder RINGONCE_DEATHS,
 `{"function": "DialWorker", "point": "CallStore.fence", "when": "before"|"during"|"after", "call": "<callId>"}`.
 The first process that comes to that point with that call takes the file (renames it to `.done`) and is gone at
-once: no exception handler, no `finally`, nothing.
+once: no exception handler, no `finally`, nothing. Each point is also noted as it is passed (`steps.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import steps
 
 # Everything that leaves a process: each a point to die before or after; what awaits, to die during, too.
 POINTS: dict[str, tuple[str, ...]] = {
@@ -75,19 +77,22 @@ def wrap(owner: type, point: str, name: str) -> None:
     @functools.wraps(original)
     def plain(*given: Any, **named: Any) -> Any:
         die_if_asked(point, "before", given, named)
-        result = original(*given, **named)
+        with steps.Step(point, steps.call_of(given, named)) as step:
+            step.result = original(*given, **named)
         die_if_asked(point, "after", given, named)
-        return result
+        return step.result
 
     @functools.wraps(original)
     async def awaited(*given: Any, **named: Any) -> Any:
         die_if_asked(point, "before", given, named)
-        task = asyncio.ensure_future(original(*given, **named))
-        if asked(point, "during", given, named):
-            await asyncio.wait([task], timeout=DURING_SECONDS)
-            die_if_asked(point, "during", given, named)
         try:
-            return await task
+            with steps.Step(point, steps.call_of(given, named)) as step:
+                task = asyncio.ensure_future(original(*given, **named))
+                if asked(point, "during", given, named):
+                    await asyncio.wait([task], timeout=DURING_SECONDS)
+                    die_if_asked(point, "during", given, named)
+                step.result = await task
+                return step.result
         finally:
             die_if_asked(point, "after", given, named)
 
@@ -117,6 +122,7 @@ def die_if_asked(point: str, when: str, given: tuple[Any, ...], named: dict[str,
             path.rename(path.with_suffix(".done"))
         except OSError:
             return
+        steps.note(point, "died", steps.call_of(given, named), when=when)
         os._exit(137)
 
 

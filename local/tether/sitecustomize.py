@@ -1,12 +1,13 @@
 """Ties a process of the local stack to the stack. Python imports this module at start-up, wherever this
 folder is on PYTHONPATH: in the emulator, in the functions' processes that it starts, and in the servers beside it.
 
-Three duties:
+Four duties:
 - The process ends with the one that started it and with the stack, however those ended: a killed process
   cannot stop its children, so the children look.
 - A function's process writes what it prints, as it prints it, to a file of the function. The emulator hands
   its output on only when an invocation has ended, and only the message of an import error.
-- A function's process dies where a test or the console wants it to (`deaths.py`).
+- A function's process dies where a test or the console wants it to (`deaths.py`), and notes each
+  step that it takes (`steps.py`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,311 @@
+"""What the witnesses say, read while somebody looks at the page, and kept by call.
+
+Nothing is asked for while nobody looks: every witness keeps its own history, so a page that comes later, or again,
+gets all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from local.console.story import Json, Story
+from shared.dynamo import from_wire
+
+ASK_EVERY_SECONDS = 0.1
+# Older calls are forgotten, so that a load test does not fill the memory.
+CALLS_KEPT = 500
+LINES_KEPT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Where everything is. functions: logical name by physical name. stand_in: LiveKit is the stand-in."""
+
+    api_url: str
+    workspace_id: str
+    api_key: str
+    livekit_url: str
+    stand_in: bool
+    receiver_url: str
+    aws_url: str
+    calls_table: str
+    functions: Mapping[str, str]
+    logs: Path
+    deaths: Path
+    time_scale: float
+
+    @classmethod
+    def from_info(cls, info: Json) -> Stack:
+        resources: dict[str, str] = info["resources"]
+        return cls(
+            api_url=info["apiUrl"],
+            workspace_id=info["workspaceId"],
+            api_key=info["apiKey"],
+            livekit_url=info["liveKitUrl"],
+            stand_in=info["liveKitStandIn"],
+            receiver_url=info["receiverUrl"],
+            aws_url=info["awsEndpointUrl"],
+            calls_table=resources["CallsTable"],
+            functions={physical: logical for logical, physical in resources.items()},
+            logs=Path(info["logs"]),
+            deaths=Path(info["deaths"]),
+            time_scale=info["timeScale"],
+        )
+
+
+class TableFeed:
+    """Every change of CallsTable, in order, from its stream's beginning. Blocks: for a thread."""
+
+    def __init__(self, stack: Stack) -> None:
+        options: Any = {
+            "endpoint_url": stack.aws_url,
+            "region_name": "us-east-1",
+            "aws_access_key_id": "test",
+            "aws_secret_access_key": "test",
+        }
+        self._streams = boto3.client("dynamodbstreams", **options)
+        tables = boto3.client("dynamodb", **options)
+        table = tables.describe_table(TableName=stack.calls_table)["Table"]
+        self._stream = table["LatestStreamArn"]
+        self._places: dict[str, dict[str, str]] = {}
+        self._iterators: dict[str, str] = {}
+
+    def read(self) -> Iterator[tuple[str, Json]]:
+        """What has changed since the last time: sort key and item as it is now.
+
+        Raises BotoCoreError or ClientError when the emulator does not answer."""
+        shards = self._streams.describe_stream(StreamArn=self._stream)["StreamDescription"]["Shards"]
+        for shard in shards:
+            yield from self._read_shard(shard["ShardId"])
+
+    def _read_shard(self, shard: str) -> Iterator[tuple[str, Json]]:
+        while True:
+            place: Any = self._places.get(shard, {"ShardIteratorType": "TRIM_HORIZON"})
+            iterator = (
+                self._iterators.get(shard)
+                or self._streams.get_shard_iterator(StreamArn=self._stream, ShardId=shard, **place)[
+                    "ShardIterator"
+                ]
+            )
+            try:
+                answer = self._streams.get_records(ShardIterator=iterator, Limit=1000)
+            except self._streams.exceptions.ExpiredIteratorException:
+                self._iterators.pop(shard, None)
+                continue
+            for record in answer["Records"]:
+                change = record["dynamodb"]
+                self._places[shard] = {
+                    "ShardIteratorType": "AFTER_SEQUENCE_NUMBER",
+                    "SequenceNumber": change["SequenceNumber"],
+                }
+                if "NewImage" in change:
+                    item = from_wire(change["NewImage"])
+                    yield item["sk"], item
+            self._iterators[shard] = answer.get("NextShardIterator", "")
+            if len(answer["Records"]) < 1000:
+                return
+
+
+class LineFeed:
+    """The whole lines that a file has gained."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+
+    def read(self) -> list[str]:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                new = file.read()
+        except FileNotFoundError:
+            return []
+        whole = new[: new.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return whole.decode(errors="replace").splitlines()
+
+
+@dataclass(eq=False, slots=True)
+class Watcher:
+    """One open page. changed: the calls it has not been told of; None: it has been told nothing yet."""
+
+    changed: set[str] | None = None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Feeds:
+    """All witnesses. Belongs to one event loop."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.stories: dict[str, Story] = {}
+        self.trouble: str | None = None
+        self.watchers: set[Watcher] = set()
+        self._forgotten: set[str] = set()
+        self._rooms: dict[str, list[Json]] = {}
+        self._wanted = asyncio.Event()
+        self._table: TableFeed | None = None
+        self._livekit_last: Json | None = None
+        self._hook_last: Json | None = None
+        self._steps = LineFeed(stack.logs / "steps.log")
+        names = sorted(set(stack.functions.values()))
+        self._logs = {name: LineFeed(stack.logs / f"{name}.log") for name in names}
+
+    def listen(self) -> Watcher:
+        watcher = Watcher()
+        self.watchers.add(watcher)
+        self._wanted.set()
+        return watcher
+
+    def leave(self, watcher: Watcher) -> None:
+        self.watchers.discard(watcher)
+        if not self.watchers:
+            self._wanted.clear()
+
+    def known(self, call_id: str) -> Story | None:
+        """The call's story, once its record has been seen."""
+        story = self.stories.get(call_id)
+        return story if story is not None and story.item else None
+
+    def story(self, call_id: str) -> Story:
+        """The call's story, begun if need be. What belongs to a forgotten call is told to nobody."""
+        if call_id in self._forgotten:
+            return Story(call_id)
+        return self.stories.setdefault(call_id, Story(call_id))
+
+    async def run(self, client: aiohttp.ClientSession) -> None:
+        """Asks the witnesses in turns, for ever, while anybody watches."""
+        while True:
+            await self._wanted.wait()
+            before = self.trouble
+            try:
+                changed = await self._ask(client)
+                self.trouble = None
+            except (aiohttp.ClientError, BotoCoreError, ClientError, OSError, TimeoutError) as exc:
+                changed = set()
+                self.trouble = f"{type(exc).__name__}: {exc}"
+            for watcher in self.watchers:
+                if watcher.changed is None or changed or self.trouble != before:
+                    if watcher.changed is not None:
+                        watcher.changed |= changed
+                    watcher.news.set()
+            await asyncio.sleep(ASK_EVERY_SECONDS)
+
+    async def _ask(self, client: aiohttp.ClientSession) -> set[str]:
+        """The ids of the calls of which there is news."""
+        steps, lines = await asyncio.to_thread(self._read_files)
+        changed = self._note_files(steps, lines)
+        if self.stack.stand_in:
+            changed |= await self._read_livekit(client)
+        changed |= await self._read_receiver(client)
+        changed |= self._note_changes(await asyncio.to_thread(self._read_table))
+        self._forget()
+        return changed & self.stories.keys()
+
+    # What blocks reads in a thread and touches nothing that the event loop does.
+
+    def _read_table(self) -> list[tuple[str, Json]]:
+        if self._table is None:
+            self._table = TableFeed(self.stack)
+        return list(self._table.read())
+
+    def _read_files(self) -> tuple[list[Json], list[tuple[str, str, str]]]:
+        """The steps, and of the functions' logs the lines about a call: its id, the function, the line."""
+        steps = [json.loads(line) for line in self._steps.read()]
+        lines = [
+            (call_id, name, line)
+            for name, feed in self._logs.items()
+            for line in feed.read()
+            if (call_id := _call_id_of(line)) is not None
+        ]
+        return steps, lines
+
+    def _note_changes(self, changes: list[tuple[str, Json]]) -> set[str]:
+        for sort_key, item in changes:
+            story = self.story(item["callId"])
+            if sort_key == "CALL":
+                story.item = item
+                story.livekit = self._rooms.setdefault(item["roomName"], [])
+            else:
+                story.deliveries[item["sequence"]] = item
+        return {item["callId"] for _, item in changes}
+
+    def _note_files(self, steps: list[Json], lines: list[tuple[str, str, str]]) -> set[str]:
+        for step in steps:
+            step["function"] = self.stack.functions.get(step["function"], step["function"])
+            self.story(step["call"]).steps.append(step)
+        for call_id, function, line in lines:
+            kept = self.story(call_id).lines
+            kept.append({"function": function, "text": line})
+            del kept[:-LINES_KEPT]
+        return {step["call"] for step in steps} | {call_id for call_id, _, _ in lines}
+
+    async def _read_livekit(self, client: aiohttp.ClientSession) -> set[str]:
+        url = f"{self.stack.livekit_url}/_standin/events"
+        last = self._livekit_last
+        events = await _events_after(client, url, last, "sequence")
+        changed = set()
+        for event in events:
+            self._livekit_last = event
+            if room := event.get("roomName"):
+                self._rooms.setdefault(room, []).append(event)
+                changed.add(room)
+        return {call_id for call_id, story in self.stories.items() if story.item.get("roomName") in changed}
+
+    async def _read_receiver(self, client: aiohttp.ClientSession) -> set[str]:
+        url = f"{self.stack.receiver_url}/_receiver/events"
+        changed = set()
+        for event in await _events_after(client, url, self._hook_last, "number"):
+            self._hook_last = event
+            if isinstance(call_id := event["callId"], str):
+                self.story(call_id).hooks.append(event)
+                changed.add(call_id)
+        return changed
+
+    def _forget(self) -> None:
+        kept = [story for story in self.stories.values() if story.item]
+        for story in sorted(kept, key=lambda story: story.placed_at)[: max(0, len(kept) - CALLS_KEPT)]:
+            self._forgotten.add(story.call_id)
+            self._rooms.pop(story.item["roomName"], None)
+            del self.stories[story.call_id]
+
+
+async def _events_after(client: aiohttp.ClientSession, url: str, last: Json | None, counter: str) -> list[Json]:
+    """The events of a numbered feed that came after `last`.
+
+    The last one is asked for again: if it is another, the feed was reset and is read from its beginning."""
+    after = last[counter] - 1 if last else 0
+    async with client.get(url, params={"after": str(after)}) as answer:
+        events: list[Json] = (await answer.json())["events"]
+    if last is None:
+        return events
+    if events and events[0] == last:
+        return events[1:]
+    async with client.get(url) as answer:
+        return list((await answer.json())["events"])
+
+
+def _call_id_of(line: str) -> str | None:
+    """The call of a function's log line; None when it is of none."""
+    if '"call_id"' not in line:
+        return None
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return None
+    call_id = said.get("call_id") if isinstance(said, dict) else None
+    return call_id if isinstance(call_id, str) else None
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

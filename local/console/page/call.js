@@ -1,0 +1,316 @@
+// The chosen call: its promises, its timeline, and what lies behind it.
+import { clock, count, h, keep, send } from "./dom.js";
+import { jsonBox } from "./json.js";
+
+const FAMILIES = {
+  client: "client", livekit: "livekit", FanOut: "webhook", Deliver: "webhook", receiver: "webhook",
+};
+const TABS = { record: "Record", webhooks: "Webhooks", logs: "Logs", api: "API answer" };
+const OPEN = new Set(["queued", "dialing", "in_progress"]);
+// So long nothing happened: the timeline leaves some room.
+const GAP_MS = 2000;
+const EVERY_STEP = "ringonce-every-step";
+const TAB = "ringonce-tab";
+
+let parts = null;
+let now = null;
+let ticking = null;
+
+/** Shows a call in `section`. detail: undefined while it is being asked for, null when there is no such call. */
+export function showCall(section, setup, callId, detail, known) {
+  if (!callId) {
+    parts = now = null;
+    section.classList.remove("open");
+    section.replaceChildren(h("div", { class: "nothing" },
+      h("h2", { id: "call-title" }, known ? "Choose a call" : "Nothing has happened yet"),
+      h("p", { class: "quiet" }, known
+        ? "Its way through every part is laid out here, in milliseconds."
+        : "Place a call: its way through every part is laid out here as it happens, in milliseconds.")));
+    return;
+  }
+  if (!parts || parts.callId !== callId) build(section, setup, callId);
+  if (detail === undefined) return;
+  section.setAttribute("aria-busy", "false");
+  parts.state.hidden = Boolean(detail);
+  parts.body.hidden = !detail;
+  if (!detail) {
+    parts.state.textContent = "This stack has no such call. It may be another stack’s, or one of long ago.";
+    return;
+  }
+  now = detail;
+  showHead(setup);
+  showTimeline();
+  showTab();
+}
+
+function build(section, setup, callId) {
+  section.classList.add("open");
+  section.setAttribute("aria-busy", "true");
+  parts = { callId, setup, section };
+  now = null;
+  parts.state = h("p", { class: "empty" }, "Reading the call …");
+  parts.title = h("h2", { id: "call-title", class: "mono" }, "Call");
+  parts.badge = h("span", { class: "badge" });
+  parts.reason = h("span", { class: "quiet" });
+  parts.actions = h("div", { class: "actions" });
+  parts.said = h("p", { class: "error", role: "alert", hidden: true });
+  parts.fate = h("p", { class: "notice", hidden: true });
+  parts.promises = h("ul", { class: "promises", "aria-label": "The three promises" });
+  parts.rows = h("ol", { class: "rows" });
+  parts.origin = h("p", { class: "help" });
+  parts.next = h("p", { class: "next", hidden: true });
+  parts.every = h("input", { type: "checkbox", id: "every", onchange: () => {
+    localStorage.setItem(EVERY_STEP, parts.every.checked ? "1" : "");
+    showTimeline();
+  } });
+  parts.every.checked = Boolean(localStorage.getItem(EVERY_STEP));
+  parts.panel = h("div", { role: "tabpanel", id: "panel", class: "panel" });
+  parts.tab = localStorage.getItem(TAB) in TABS ? localStorage.getItem(TAB) : "record";
+  parts.tabs = h("div", { role: "tablist", class: "tabs", "aria-label": "What lies behind it" },
+    Object.entries(TABS).map(([name, label]) => h("button", {
+      type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "panel", data: { name },
+      onclick: () => chooseTab(name), onkeydown: moveTab,
+    }, label)));
+  parts.body = h("div", { class: "body", hidden: true },
+    h("div", { class: "head" }, parts.title, parts.badge, parts.reason, parts.actions),
+    h("p", { class: "ids quiet mono" }, callId),
+    parts.said, parts.fate, parts.promises,
+    h("div", { class: "columns" },
+      h("section", { class: "card", "aria-labelledby": "timeline-title" },
+        h("div", { class: "bar" },
+          h("h3", { id: "timeline-title" }, "Timeline"),
+          h("label", { class: "check", for: "every" }, parts.every, "every step")),
+        parts.origin, parts.rows, parts.next),
+      h("section", { class: "card evidence", "aria-label": "What lies behind it" }, parts.tabs, parts.panel)));
+  section.replaceChildren(parts.state, h("a", { class: "back", href: "#/" }, "← all calls"), parts.body);
+  markTabs();
+  clearInterval(ticking);
+  ticking = setInterval(showNext, 100);
+}
+
+// ── head ──
+
+function showHead(setup) {
+  parts.title.textContent = now.to;
+  parts.badge.dataset.status = now.status;
+  parts.badge.textContent = now.status.replaceAll("_", " ");
+  const code = now.sipStatusCode ? `SIP ${now.sipStatusCode}` : "";
+  const reason = now.reason && now.reason !== now.status ? now.reason.replaceAll("_", " ") : "";
+  parts.reason.textContent = [reason, code].filter(Boolean).join(" · ");
+  const actions = [];
+  if (OPEN.has(now.status)) {
+    if (setup.standIn && now.status !== "queued") actions.push({ label: "Callee hangs up", path: "hangup" });
+    actions.push({ label: "Cancel", path: "cancel" });
+  }
+  keep(parts.actions, actions, ({ path }) => path, ({ label, path }) =>
+    h("button", { type: "button", class: "small", onclick: (event) => act(event.currentTarget, `calls/${parts.callId}/${path}`) }, label));
+  parts.fate.hidden = !now.fate;
+  if (now.fate) parts.fate.replaceChildren(h("strong", {}, `${now.fate.label}.`), " ", now.fate.expect);
+  keep(parts.promises, now.promises, ({ name }) => name, ({ name, figure, state }) =>
+    h("li", { data: { state } },
+      h("span", { class: "mark", "aria-hidden": "true" }, { kept: "✓", broken: "✕", open: "…" }[state]),
+      h("span", {}, h("span", { class: "name" }, name), h("span", { class: "figure" }, figure)),
+      h("span", { class: "unseen" }, { kept: "kept", broken: "broken", open: "not known yet" }[state])));
+}
+
+async function act(button, path) {
+  button.disabled = true;
+  try {
+    const { status, body } = await send("POST", path, {});
+    parts.said.hidden = status < 300;
+    parts.said.textContent = status < 300 ? "" : `${status}: ${body?.message ?? "refused"}`;
+  } catch {
+    parts.said.hidden = false;
+    parts.said.textContent = "The console does not answer.";
+  } finally {
+    button.disabled = false;
+  }
+}
+
+// ── timeline ──
+
+function showTimeline() {
+  if (!now) return;
+  const every = parts.every.checked;
+  parts.origin.replaceChildren("Milliseconds since ", h("span", { class: "mono" }, clock(now.placedAt)));
+  const seen = new Map();
+  const rows = now.rows.filter((row) => every || !row.minor).map((row) => {
+    const name = `${row.at} ${row.who} ${row.what}`;
+    const times = (seen.get(name) ?? 0) + 1;
+    seen.set(name, times);
+    return { ...row, name: `${name} ${times}`, after: row.at - now.placedAt };
+  });
+  rows.forEach((row, place) => (row.gap = place > 0 && row.at - rows[place - 1].at >= GAP_MS));
+  keep(parts.rows, rows, (row) => row.name, timelineRow);
+  showNext();
+}
+
+function timelineRow(row) {
+  return h("li", { class: [row.minor && "minor", row.gap && "gap"].filter(Boolean).join(" ") || null, data: { family: FAMILIES[row.who] ?? "call", tone: row.tone } },
+    h("time", { class: "mono at", title: clock(row.at), datetime: new Date(row.at).toISOString() }, count(row.after)),
+    h("span", { class: "who" }, row.who),
+    h("span", { class: "happened" }, h("span", { class: "what" }, row.what), " ", h("span", { class: "detail" }, row.detail)));
+}
+
+function showNext() {
+  if (!parts || !now) return;
+  const left = now.next ? (now.next.at - Date.now()) / 1000 : 0;
+  parts.next.hidden = left <= 0;
+  if (left > 0) parts.next.textContent = `in ${left.toFixed(1)} s ${now.next.what}`;
+}
+
+// ── what lies behind it ──
+
+function markTabs() {
+  for (const tab of parts.tabs.children) {
+    const chosen = tab.dataset.name === parts.tab;
+    tab.setAttribute("aria-selected", String(chosen));
+    tab.tabIndex = chosen ? 0 : -1;
+  }
+  parts.panel.setAttribute("aria-labelledby", `tab-${parts.tab}`);
+}
+
+function chooseTab(name) {
+  parts.tab = name;
+  localStorage.setItem(TAB, name);
+  parts.panel.replaceChildren();
+  parts.shown = null;
+  markTabs();
+  showTab();
+}
+
+function moveTab(event) {
+  const names = Object.keys(TABS);
+  const place = names.indexOf(parts.tab);
+  const to = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: names.length - 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  chooseTab(names[(to + names.length) % names.length]);
+  document.getElementById(`tab-${parts.tab}`).focus();
+}
+
+function showTab() {
+  if (!now) return;
+  ({ record: showRecord, webhooks: showWebhooks, logs: showLogs, api: showAnswer })[parts.tab]();
+}
+
+/** Whether `content` is not what the panel shows already: what a reader selected or scrolled to stays. */
+function changed(content) {
+  const mark = JSON.stringify([parts.tab, content]);
+  if (parts.shown === mark) return false;
+  parts.shown = mark;
+  return true;
+}
+
+function replacePanel(...nodes) {
+  const scrolled = parts.panel.querySelector(".code")?.scrollTop ?? 0;
+  parts.panel.replaceChildren(...nodes);
+  const box = parts.panel.querySelector(".code");
+  if (box) box.scrollTop = scrolled;
+}
+
+function showRecord() {
+  if (!changed([now.record, now.deliveries])) return;
+  replacePanel(
+    h("p", { class: "help" }, "The call’s item in CallsTable, as it stands."),
+    jsonBox(JSON.stringify(now.record), "Record"));
+}
+
+function showWebhooks() {
+  if (!changed([now.deliveries, now.hooks.length])) return;
+  if (!parts.panel.querySelector(".deliveries")) {
+    parts.panel.replaceChildren(h("p", { class: "empty" }), h("ul", { class: "deliveries" }));
+  }
+  const empty = parts.panel.querySelector(".empty");
+  empty.hidden = now.deliveries.length > 0;
+  empty.textContent = now.record.callbackUrl ? "No event has been sent yet." : "This call has no callback URL: nothing is sent.";
+  const deliveries = now.deliveries.map((delivery) => ({
+    ...delivery,
+    type: now.record.events[delivery.sequence - 1]?.type ?? `event ${delivery.sequence}`,
+    hooks: now.hooks.filter((hook) => hook.sequence === delivery.sequence),
+  }));
+  keep(parts.panel.querySelector(".deliveries"), deliveries, ({ sequence }) => sequence, deliveryItem);
+}
+
+function deliveryItem(delivery, before) {
+  const { sequence, type, state, attempts = [], hooks } = delivery;
+  const open = before?.querySelector("details")?.open ?? false;
+  const path = `calls/${parts.callId}/deliveries/${sequence}/replay`;
+  const body = hooks.at(-1);
+  return h("li", {},
+    h("div", { class: "bar" },
+      h("span", {}, h("span", { class: "what" }, type), " ", h("span", { class: "badge", data: { status: state } }, state)),
+      h("button", { type: "button", class: "small", "aria-label": `Send ${type} again`,
+        onclick: (event) => act(event.currentTarget, path) }, "Send again")),
+    h("ol", { class: "attempts" }, attempts.map((attempt) =>
+      h("li", {},
+        h("span", { class: "mono" }, clock(attempt.at)), " ",
+        h("strong", {}, String(attempt.status ?? attempt.error ?? "no answer")),
+        h("span", { class: "quiet" }, ` after ${count(attempt.ms)} ms`),
+        attempt.answer ? h("span", { class: "quiet answer mono" }, attempt.answer) : null))),
+    body
+      ? h("details", { open },
+        h("summary", {}, `Body${hooks.length > 1 ? `, received ${hooks.length} times` : ""}`,
+          h("span", { class: "quiet" }, body.verified ? " · signature verified" : ` · ${body.error}`)),
+        jsonBox(body.body, `Body of ${type}`),
+        jsonBox(JSON.stringify(body.headers), `Headers of ${type}`))
+      : h("p", { class: "help" }, "The local receiver did not get it."));
+}
+
+function showLogs() {
+  if (!parts.panel.querySelector("select")) {
+    const select = h("select", { "aria-label": "Which log", onchange: () => {
+      parts.shown = null;
+      showLogs();
+    } }, h("option", { value: "" }, "Lines about this call"),
+    h("optgroup", { label: "Whole logs" }, parts.setup.logs.map((name) => h("option", { value: name }, `${name}.log`))));
+    const again = h("button", { type: "button", class: "small", onclick: () => {
+      parts.shown = null;
+      showLogs();
+    } }, "Read again");
+    parts.panel.replaceChildren(h("div", { class: "bar" }, select, again), h("div", { class: "log" }));
+  }
+  const name = parts.panel.querySelector("select").value;
+  const box = parts.panel.querySelector(".log");
+  if (name) showWholeLog(box, name);
+  else if (changed(now.lines.length)) {
+    if (!now.lines.length) box.replaceChildren(h("p", { class: "empty" }, "No function has written about this call yet."));
+    else {
+      const lines = h("ol", { class: "lines code", tabindex: "0", "aria-label": "Log lines" });
+      lines.append(...now.lines.map(logLine));
+      box.replaceChildren(lines);
+    }
+  }
+}
+
+async function showWholeLog(box, name) {
+  if (!changed(name)) return;
+  const { status, text } = await send("GET", `logs/${encodeURIComponent(name)}`);
+  const shown = status === 200 ? text || "(empty)" : `${status}: this log cannot be read`;
+  const pre = h("pre", { class: "code", tabindex: "0", role: "region", "aria-label": `${name}.log` }, shown);
+  box.replaceChildren(pre);
+  pre.scrollTop = pre.scrollHeight;
+}
+
+const TOLD_ALREADY = new Set(["level", "location", "message", "timestamp", "service", "call_id", "xray_trace_id"]);
+
+function logLine({ function: name, text }) {
+  const said = JSON.parse(text);
+  const rest = Object.entries(said).filter(([key]) => !TOLD_ALREADY.has(key));
+  const at = (said.timestamp ?? "").slice(11, 23).replace(",", ".");
+  return h("li", { data: { level: said.level ?? "" } },
+    h("span", { class: "quiet" }, `${at} ${name} `),
+    h("strong", {}, `${said.message ?? text}`),
+    rest.length ? h("span", {}, " ", rest.map(([key, value]) =>
+      [h("span", { class: "json-key" }, `${key}=`), `${typeof value === "string" ? value : JSON.stringify(value)} `])) : null);
+}
+
+async function showAnswer() {
+  const version = [now.record.events.length, now.status];
+  if (!changed(version)) return;
+  const path = `/v1/api/call/${parts.callId}`;
+  const callId = parts.callId;
+  const { status, text } = await send("GET", `calls/${callId}`);
+  if (parts?.callId !== callId || parts.tab !== "api") return;
+  replacePanel(h("p", { class: "help" }, "GET ", h("span", { class: "mono" }, path), ` answers ${status}:`), jsonBox(text, "API answer"));
+}

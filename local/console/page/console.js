@@ -1,0 +1,120 @@
+// The page as a whole: what is chosen stands in the address, what is shown comes from the feed.
+import { clock, h, keep, send } from "./dom.js";
+import { setUp } from "./form.js";
+import { showCall } from "./call.js";
+
+const RETRY_MS = 1500;
+const SHOWN = 200;
+const ENDED = new Set(["completed", "no_answer", "busy", "rejected", "failed", "canceled", "expired"]);
+
+const calls = new Map();
+let setup = null;
+let source = null;
+let known = false;
+
+const element = (id) => document.getElementById(id);
+const chosen = () => location.hash.match(/^#\/calls\/([0-9a-f]{24})$/)?.[1] ?? null;
+
+function connection(state, text) {
+  element("connection").dataset.state = state;
+  element("connection").textContent = text;
+}
+
+function complain(text) {
+  element("trouble").textContent = text ?? "";
+  element("trouble").hidden = !text;
+}
+
+// ── the list ──
+
+function showCalls() {
+  const shown = [...calls.values()].sort((a, b) => b.placedAt - a.placedAt).slice(0, SHOWN);
+  const state = element("calls-state");
+  state.hidden = shown.length > 0;
+  if (known) state.textContent = "No calls yet. Place one above, or POST to the API: it appears here as it happens.";
+  element("count").textContent = calls.size ? String(calls.size) : "";
+  keep(element("calls"), shown.map((call) => ({ ...call, chosen: call.callId === chosen() })), (call) => call.callId, callItem);
+}
+
+function statusBadge(status) {
+  return h("span", { class: "badge", data: { status } }, status.replaceAll("_", " "));
+}
+
+function callItem(call) {
+  const reason = call.reason && call.reason !== call.status ? call.reason.replaceAll("_", " ") : "";
+  const killed = call.killed ? h("span", { class: "killed" }, "process killed") : null;
+  return h("li", {},
+    h("a", { href: `#/calls/${call.callId}`, "aria-current": call.chosen ? "true" : null },
+      h("span", { class: "line" }, h("span", { class: "mono to" }, call.to), statusBadge(call.status)),
+      h("span", { class: "line quiet" }, h("span", {}, clock(call.placedAt)),
+        h("span", { class: "reason" }, killed, killed && reason ? " · " : null, reason))));
+}
+
+function note(call) {
+  const before = calls.get(call.callId);
+  if (before && !ENDED.has(before.status) && ENDED.has(call.status)) {
+    element("said").textContent = `The call to ${call.to} ended: ${call.status.replaceAll("_", " ")}`;
+  }
+  calls.set(call.callId, call);
+}
+
+// ── the feed ──
+
+function listen() {
+  source?.close();
+  const call = chosen();
+  showCall(element("call"), setup, call, undefined, calls.size);
+  source = new EventSource(call ? `feed?call=${call}` : "feed");
+  source.addEventListener("open", () => connection("live", "live"));
+  source.addEventListener("error", () => {
+    connection("lost", "no connection");
+    complain("The stack does not answer. It may have been stopped: `make run` starts one, at an address of its own.");
+    // A browser gives up on some errors for good.
+    if (source.readyState === EventSource.CLOSED) setTimeout(listen, RETRY_MS);
+  });
+  source.addEventListener("calls", ({ data }) => {
+    const told = JSON.parse(data);
+    if (told.all) calls.clear();
+    told.calls.forEach(note);
+    known = true;
+    complain(null);
+    showCalls();
+    if (!chosen()) showCall(element("call"), setup, null, undefined, calls.size);
+  });
+  source.addEventListener("chosen", ({ data }) => showCall(element("call"), setup, call, JSON.parse(data), calls.size));
+  source.addEventListener("trouble", ({ data }) => {
+    const reason = JSON.parse(data);
+    complain(reason && `A part of the stack does not answer: ${reason}`);
+  });
+}
+
+function go() {
+  showCalls();
+  listen();
+  if (chosen()) {
+    const call = element("call");
+    if (call.getBoundingClientRect().top > innerHeight * 0.6) call.scrollIntoView({ block: "start" });
+  }
+}
+
+async function start() {
+  try {
+    const answer = await send("GET", "setup");
+    if (answer.status !== 200) throw new Error(answer.text);
+    setup = answer.body;
+  } catch {
+    connection("lost", "no connection");
+    complain("The stack does not answer. Trying again …");
+    setTimeout(start, RETRY_MS);
+    return;
+  }
+  complain(null);
+  element("where").textContent = ` · API at ${setup.apiUrl.replace("http://", "")}`;
+  element("pace").textContent = setup.timeScale === 1 ? "" : ` · waits × ${setup.timeScale}`;
+  element("real").hidden = setup.standIn;
+  setUp(setup, (callId) => (location.hash = `#/calls/${callId}`));
+  addEventListener("hashchange", go);
+  go();
+}
+
+start();

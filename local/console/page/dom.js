@@ -1,0 +1,65 @@
+// Elements without HTML text: whatever comes from a call goes in as text, and stays text.
+
+/** An element. `on…` properties listen, `data` sets data attributes, the rest are attributes (false: absent). */
+export function h(name, properties = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(properties)) {
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (key === "data") Object.assign(element.dataset, value);
+    else if (value === true) element.setAttribute(key, "");
+    else if (value !== false && value != null) element.setAttribute(key, value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child != null && child !== false));
+  return element;
+}
+
+/**
+ * Makes `parent` hold one element for each item, in their order. An element is kept as long as its item's key and
+ * content stay the same, so that focus, selection and open details survive what goes on around them.
+ */
+export function keep(parent, items, key, make) {
+  const there = new Map([...parent.children].map((element) => [element.keptKey, element]));
+  const wanted = items.map((item) => {
+    const name = key(item), content = JSON.stringify(item);
+    let element = there.get(name);
+    if (!element || element.keptContent !== content) {
+      const fresh = make(item, element);
+      fresh.keptKey = name;
+      fresh.keptContent = content;
+      if (element && element !== fresh && element.contains(document.activeElement)) {
+        element.replaceWith(fresh);
+        fresh.focus?.();
+      }
+      element = fresh;
+    }
+    return element;
+  });
+  for (const element of [...parent.children]) if (!wanted.includes(element)) element.remove();
+  wanted.forEach((element, place) => {
+    if (parent.children[place] !== element) parent.insertBefore(element, parent.children[place] ?? null);
+  });
+}
+
+/** A date's time of day with milliseconds. */
+export function clock(ms) {
+  const date = new Date(ms);
+  return `${date.toLocaleTimeString("en-GB")}.${String(date.getMilliseconds()).padStart(3, "0")}`;
+}
+
+const whole = new Intl.NumberFormat("en");
+export const count = (number) => whole.format(number);
+
+/** Sends JSON to the console's own server; the answer's status and decoded body. */
+export async function send(method, path, body) {
+  const answer = await fetch(path, {
+    method,
+    headers: method === "GET" ? {} : { "content-type": "application/json" },
+    body: body === undefined ? undefined : JSON.stringify(body),
+  });
+  const text = await answer.text();
+  try {
+    return { status: answer.status, body: JSON.parse(text), text };
+  } catch {
+    return { status: answer.status, body: null, text };
+  }
+}

@@ -1,0 +1,292 @@
+"""The console's routes. The page itself is plain files in `page/`; what it shows comes by server-sent events.
+
+The API key stays here: the page asks this server, and this server asks the API. So that no page from elsewhere can
+ask in the developer's browser, a request must name this address as its host (against DNS rebinding) and as its
+origin, if it names any; no CORS header is ever sent, and nothing may frame or embed what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from local.console import fates, story
+from local.console.feeds import Feeds, Stack, Watcher, now_ms
+
+PAGE = Path(__file__).parent / "page"
+MAX_BODY_BYTES = 256 * 1024
+# Longer than any answer of the API, which gives up after 30 s.
+TIMEOUT_SECONDS = 40.0
+HEARTBEAT_SECONDS = 15.0
+LOG_BYTES_SHOWN = 64 * 1024
+
+FEEDS = web.AppKey("feeds", Feeds)
+CLIENT = web.AppKey("client", aiohttp.ClientSession)
+STOPPED = web.AppKey("stopped", asyncio.Event)
+routes = web.RouteTableDef()
+
+
+class Placement(TypedDict):
+    request: str
+    fate: str
+
+
+_PLACEMENT = TypeAdapter(Placement)
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+def create_app(stack: Stack) -> web.Application:
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[guard])
+
+    async def lifetime(app: web.Application) -> AsyncIterator[None]:
+        app[STOPPED] = asyncio.Event()
+        app[FEEDS] = Feeds(stack)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)) as client:
+            app[CLIENT] = client
+            asking = asyncio.create_task(app[FEEDS].run(client))
+            yield
+            asking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asking
+
+    async def stop(app: web.Application) -> None:
+        app[STOPPED].set()
+        for watcher in app[FEEDS].watchers:
+            watcher.news.set()
+
+    async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(_HEADERS)
+
+    app.cleanup_ctx.append(lifetime)
+    app.on_shutdown.append(stop)
+    app.on_response_prepare.append(add_headers)
+    app.add_routes(routes)
+    app.router.add_static("/page/", PAGE)
+    return app
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuses what a page of another origin could have sent."""
+    transport = request.transport
+    port = transport.get_extra_info("sockname")[1] if transport else 0
+    hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+    origin = request.headers.get("Origin")
+    if request.host not in hosts or (origin is not None and origin.removeprefix("http://") not in hosts):
+        return _refuse(403, "This page answers only to itself, at http://127.0.0.1")
+    # Browsers say so of requests that name no origin, such as those of a script tag.
+    if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site") and request.path != "/":
+        return _refuse(403, "Another site asked for this")
+    if request.method not in ("GET", "HEAD") and request.content_type != "application/json":
+        return _refuse(415, "Send application/json")
+    return await handler(request)
+
+
+def _refuse(status: int, text: str) -> web.Response:
+    return web.json_response({"status": "error", "message": text}, status=status)
+
+
+@routes.get("/")
+async def page(request: web.Request) -> web.FileResponse:
+    return web.FileResponse(PAGE / "index.html")
+
+
+@routes.get("/setup")
+async def setup(request: web.Request) -> web.Response:
+    """What does not change while the stack runs. Never a secret."""
+    stack = request.app[FEEDS].stack
+    return web.json_response(
+        {
+            "apiUrl": stack.api_url,
+            "workspaceId": stack.workspace_id,
+            "callbackUrl": f"{stack.receiver_url}/hook",
+            "standIn": stack.stand_in,
+            "timeScale": stack.time_scale,
+            "numbers": fates.numbers() if stack.stand_in else [],
+            "fates": fates.choices(stack.stand_in),
+            "logs": sorted(path.stem for path in stack.logs.glob("*.log")),
+        }
+    )
+
+
+# ── what happens ────────────────────────────────────────────────────────────────────────────────
+
+
+@routes.get("/feed")
+async def feed(request: web.Request) -> web.StreamResponse:
+    """Server-sent events. `calls`: summaries, of all calls first (`"all": true`), then of those that changed.
+    `chosen`: everything about the call `?call=`, or null while there is no such call. `trouble`: why the
+    witnesses cannot be asked, or null."""
+    feeds = request.app[FEEDS]
+    chosen = request.query.get("call")
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    watcher = feeds.listen()
+    trouble: str | None = None
+    try:
+        while True:
+            try:
+                await asyncio.wait_for(watcher.news.wait(), HEARTBEAT_SECONDS)
+            except TimeoutError:
+                await response.write(b": still here\n\n")
+            if request.app[STOPPED].is_set():
+                break
+            watcher.news.clear()
+            if feeds.trouble != trouble:
+                trouble = feeds.trouble
+                await _send(response, "trouble", trouble)
+            await _tell(response, feeds, watcher, chosen)
+    except ConnectionError:
+        pass
+    finally:
+        feeds.leave(watcher)
+    return response
+
+
+async def _tell(response: web.StreamResponse, feeds: Feeds, watcher: Watcher, chosen: str | None) -> None:
+    """Sends what this page has not been told yet."""
+    everything = watcher.changed is None
+    ids = set(feeds.stories) if watcher.changed is None else watcher.changed
+    if feeds.trouble and everything:
+        return
+    watcher.changed = set()
+    told = [story.summary(one) for call_id in ids if (one := feeds.known(call_id)) is not None]
+    if told or everything:
+        await _send(response, "calls", {"all": everything, "calls": told})
+    if chosen is not None and (everything or chosen in ids):
+        known = feeds.known(chosen)
+        stand_in = feeds.stack.stand_in
+        await _send(response, "chosen", story.detail(known, stand_in, now_ms()) if known else None)
+
+
+async def _send(response: web.StreamResponse, kind: str, data: Any) -> None:
+    await response.write(f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode())
+
+
+@routes.get("/logs/{name}")
+async def log(request: web.Request) -> web.Response:
+    """The end of a log, as text."""
+    path = request.app[FEEDS].stack.logs / f"{request.match_info['name']}.log"
+    if path not in set(path.parent.glob("*.log")):
+        return _refuse(404, "There is no such log")
+    return web.Response(text=await asyncio.to_thread(_end_of, path))
+
+
+def _end_of(path: Path) -> str:
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - LOG_BYTES_SHOWN))
+        return file.read().decode(errors="replace")
+
+
+# ── what the page does ──────────────────────────────────────────────────────────────────────────
+
+
+def passed_on(handler: Callable[[web.Request], Awaitable[web.Response]]) -> Handler:
+    """A part of the stack that does not answer becomes 502 with the reason."""
+
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except (aiohttp.ClientError, TimeoutError) as exc:
+            return _refuse(502, f"The stack does not answer: {type(exc).__name__} {exc}")
+
+    return guarded
+
+
+@routes.post("/calls")
+@passed_on
+async def place(request: web.Request) -> web.Response:
+    """`{"request": the body of POST /v1/api/call, as text, "fate": a name or ""}`; the API's answer, with
+    its status in it."""
+    try:
+        asked = _PLACEMENT.validate_json(await request.read())
+    except ValidationError:
+        return _refuse(400, 'Send {"request": a text, "fate": a name}')
+    try:
+        answer = await fates.place(request.app[CLIENT], request.app[FEEDS], asked["request"], asked["fate"])
+        return web.json_response(answer)
+    except fates.FateRefused as exc:
+        return _refuse(400, str(exc))
+
+
+@routes.get("/calls/{call_id:[0-9a-f]+}")
+@passed_on
+async def call(request: web.Request) -> web.Response:
+    return await _api(request, "GET", "")
+
+
+@routes.post("/calls/{call_id:[0-9a-f]+}/cancel")
+@passed_on
+async def cancel(request: web.Request) -> web.Response:
+    return await _api(request, "POST", "/cancel", "cancel")
+
+
+@routes.post("/calls/{call_id:[0-9a-f]+}/deliveries/{sequence:[0-9]+}/replay")
+@passed_on
+async def replay(request: web.Request) -> web.Response:
+    sequence = request.match_info["sequence"]
+    return await _api(request, "POST", f"/deliveries/{sequence}/replay", f"replay of event {sequence}")
+
+
+async def _api(request: web.Request, method: str, path: str, noted: str | None = None) -> web.Response:
+    """Asks the public API about a call, with the key; its answer, as it is."""
+    feeds, call_id = request.app[FEEDS], request.match_info["call_id"]
+    url = f"{feeds.stack.api_url}/v1/api/call/{call_id}{path}"
+    started = now_ms()
+    async with request.app[CLIENT].request(method, url, headers=fates.credentials(feeds.stack)) as answer:
+        body = await answer.read()
+    if noted and (known := feeds.known(call_id)) is not None:
+        asked = {"at": started, "what": "POST", "detail": noted, "status": answer.status, "ms": now_ms() - started}
+        # The first request is the call's beginning, wherever that came from.
+        known.requests.append(asked)
+    return web.Response(status=answer.status, body=body, content_type="application/json")
+
+
+@routes.post("/calls/{call_id:[0-9a-f]+}/hangup")
+@passed_on
+async def hang_up(request: web.Request) -> web.Response:
+    """The callee hangs up, or declines while it rings."""
+    stack = request.app[FEEDS].stack
+    if not stack.stand_in:
+        return _refuse(404, "LiveKit is real: hang up the phone")
+    url, wanted = f"{stack.livekit_url}/_standin/hangup", {"identity": f"call-{request.match_info['call_id']}"}
+    async with request.app[CLIENT].post(url, json=wanted) as answer:
+        return web.json_response(await answer.json(), status=answer.status)
+
+
+@routes.get("/numbers")
+@passed_on
+async def numbers(request: web.Request) -> web.Response:
+    """The numbers that the stand-in gives a script of their own."""
+    stack = request.app[FEEDS].stack
+    found = await fates.numbers_in_force(request.app[CLIENT], stack) if stack.stand_in else {}
+    return web.json_response({number: fault["outcome"] for number, fault in found.items()})
+
+
+@routes.delete("/numbers/{number}")
+@passed_on
+async def forget_number(request: web.Request) -> web.Response:
+    stack = request.app[FEEDS].stack
+    if stack.stand_in:
+        await fates.set_number(request.app[CLIENT], stack, request.match_info["number"], None)
+    return web.json_response({})

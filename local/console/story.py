@@ -1,0 +1,324 @@
+"""One call as its witnesses tell it, and what the page shows of that: a summary, the three promises, a timeline.
+
+Witnesses: the record and its deliveries (the table's stream), the steps of the functions
+(`local/tether/steps.py`), LiveKit's stand-in, the webhook receiver, and the console's own requests. All times are
+epoch milliseconds.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.call import ENDED
+
+Json = dict[str, Any]
+
+LOG_LINES_SHOWN = 400
+
+
+@dataclass(slots=True)
+class Story:
+    """What is known of one call. item: its record as it stands. deliveries: by sequence. fate: what was chosen
+    for it here."""
+
+    call_id: str
+    item: Json = field(default_factory=dict)
+    deliveries: dict[int, Json] = field(default_factory=dict)
+    steps: list[Json] = field(default_factory=list)
+    livekit: list[Json] = field(default_factory=list)
+    hooks: list[Json] = field(default_factory=list)
+    requests: list[Json] = field(default_factory=list)
+    lines: list[Json] = field(default_factory=list)
+    fate: Json | None = None
+
+    @property
+    def placed_at(self) -> int:
+        """When the client asked, if it was this console's; else when the call was accepted."""
+        asked = [int(request["at"]) for request in self.requests[:1]]
+        return min([*asked, milliseconds(self.item["createdAt"])])
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the timeline. minor: of interest only to who wants every step. tone: "good", "bad" or ""."""
+
+    at: int
+    who: str
+    what: str
+    detail: str = ""
+    minor: bool = False
+    tone: str = ""
+
+
+def milliseconds(text: str) -> int:
+    """ISO 8601 as epoch milliseconds."""
+    return round(datetime.datetime.fromisoformat(text).timestamp() * 1000)
+
+
+# ── summary and promises ────────────────────────────────────────────────────────────────────────
+
+
+def summary(story: Story) -> Json:
+    """What the list shows of a call."""
+    item = story.item
+    end: Json = next((entry for entry in item["events"] if entry["type"] == "call.ended"), {})
+    return {
+        "callId": story.call_id,
+        "to": item["to"],
+        "agent": item["callAgentId"],
+        "status": item["status"],
+        "reason": end.get("reason"),
+        "sipStatusCode": end.get("sipStatusCode"),
+        "placedAt": story.placed_at,
+        "endedAt": item.get("endedAt"),
+        "killed": sum(step["phase"] == "died" for step in story.steps),
+    }
+
+
+def promises(story: Story, simulated: bool) -> list[Json]:
+    """The three promises, each with its figure and whether it holds, is broken, or cannot be told yet."""
+    events = story.item["events"]
+    over = story.item["status"] in ENDED
+    rings = sum(event["kind"] == "invite" for event in story.livekit)
+    ends = sum(entry["type"] == "call.ended" for entry in events)
+    states = Counter(row["state"] for row in story.deliveries.values())
+    settled = states["delivered"] + states["dead"] + states["stopped"]
+    if not story.item.get("callbackUrl"):
+        told, state = "no callback", "open"
+    else:
+        told = f"{states['delivered']} of {len(events)} delivered"
+        state = "kept" if over and settled == len(events) else "open"
+        if missing := states["dead"] + states["stopped"]:
+            told += f", {missing} given up and listed"
+    return [
+        {
+            "name": "Rings at most once",
+            "figure": _times(rings, "rang", "has not rung") if simulated else "LiveKit knows",
+            "state": "broken" if rings > 1 else "kept" if over and simulated else "open",
+        },
+        {
+            "name": "Ends exactly once",
+            "figure": _times(ends, "ended", "has not ended"),
+            "state": "broken" if ends > 1 else "kept" if ends == 1 else "open",
+        },
+        {"name": "Every event accounted for", "figure": told, "state": state},
+    ]
+
+
+def _times(count: int, verb: str, never: str) -> str:
+    return never if count == 0 else f"{verb} once" if count == 1 else f"{verb} {count} times"
+
+
+def next_look(story: Story, now: int) -> Json | None:
+    """What an open call waits for, and until when; None when nothing is due."""
+    item = story.item
+    if item["status"] in ENDED:
+        due = [row for row in story.deliveries.values() if row["state"] == "pending"]
+        at = min((max(row["nextAttemptAt"], row.get("leaseUntil", 0)) for row in due), default=0)
+        return {"at": at, "what": "a webhook is tried again"} if at > now else None
+    if item["status"] in ("queued", "dialing") and item.get("leaseUntil", 0) > now:
+        return {"at": item["leaseUntil"], "what": "the worker's lease ends; if it died, the reconciler takes over"}
+    if item.get("waitUntil", 0) > now:
+        return {"at": item["waitUntil"], "what": "the call has waited and comes again"}
+    if item.get("checkAt", 0) > now:
+        return {"at": item["checkAt"], "what": "the reconciler looks at the call"}
+    return None
+
+
+def detail(story: Story, simulated: bool, now: int) -> Json:
+    """Everything that the page shows of the chosen call."""
+    return summary(story) | {
+        "fate": story.fate,
+        "promises": promises(story, simulated),
+        "next": next_look(story, now),
+        "rows": [
+            {
+                "at": row.at,
+                "who": row.who,
+                "what": row.what,
+                "detail": row.detail,
+                "minor": row.minor,
+                "tone": row.tone,
+            }
+            for row in timeline(story, simulated)
+        ],
+        "record": story.item,
+        "deliveries": [story.deliveries[sequence] for sequence in sorted(story.deliveries)],
+        "hooks": story.hooks,
+        "lines": story.lines[-LOG_LINES_SHOWN:],
+    }
+
+
+# ── the timeline ────────────────────────────────────────────────────────────────────────────────
+
+
+def timeline(story: Story, simulated: bool) -> list[Row]:
+    """All that happened to a call, in the order of its times; in the same millisecond cause before effect."""
+    rows = [
+        *_request_rows(story),
+        *_livekit_rows(story),
+        *_record_rows(story),
+        *_step_rows(story, simulated),
+        *_attempt_rows(story),
+        *_hook_rows(story),
+    ]
+    return sorted(rows, key=lambda row: row.at)
+
+
+def _request_rows(story: Story) -> Iterator[Row]:
+    for asked in story.requests:
+        yield Row(asked["at"], "client", asked["what"], asked.get("detail", ""), minor=asked.get("minor", False))
+        if "status" in asked:
+            good = 200 <= asked["status"] < 300
+            answered = asked["at"] + asked["ms"]
+            yield Row(answered, "client", f"answer {asked['status']}", f"after {asked['ms']} ms",
+                      minor=good, tone="" if good else "bad")  # fmt: skip
+
+
+# The step whose write appends an event, so that the event's row can say whose it was.
+_WRITES = {
+    "call.dialing": "CallStore.fence",
+    "call.answered": "CallStore.answered",
+    "call.ended": "CallStore.end",
+    "call.queued": "CallStore.unfence",
+}
+
+
+def _record_rows(story: Story) -> Iterator[Row]:
+    item = story.item
+    yield Row(milliseconds(item["createdAt"]), "InitiateCall", "accepted", "the request is valid and allowed")
+    writers: dict[str, list[str]] = {}
+    for step in story.steps:
+        if step.get("won"):
+            writers.setdefault(step["point"], []).append(step["function"])
+    for entry in item["events"][1:]:
+        kind = entry["type"]
+        mine = writers.get(_WRITES.get(kind, ""), [])
+        who = mine.pop(0) if mine else "record"
+        match kind:
+            case "call.dialing":
+                yield Row(entry["at"], who, "fenced", "from here on nobody dials it again")
+            case "call.answered":
+                yield Row(entry["at"], who, "answered", "dialing → in_progress", tone="good")
+            case "call.queued":
+                yield Row(entry["at"], who, "queued again", "LiveKit refused before anything rang")
+            case "call.ended":
+                code = f", SIP {entry['sipStatusCode']}" if entry.get("sipStatusCode") else ""
+                yield Row(entry["at"], who, "ended", f"{entry['status']}: {entry['reason']}{code}",
+                          tone="good" if entry["status"] == "completed" else "")  # fmt: skip
+            case _:
+                yield Row(entry["at"], who, kind, "the agent's report")
+
+
+# Step → what it is called when it was done, and when its condition was lost. Those that append an event have
+# its row; "+" marks what matters to everyone.
+_STEPS: dict[str, tuple[str, str]] = {
+    "CallStore.create": ("+queued", "the record was there"),
+    "CallStore.take_lease": ("+claimed", "claim lost: another has it"),
+    "CallStore.wait": ("+back in line", "already in line"),
+    "CallStore.fence": ("", "fence lost"),
+    "CallStore.unfence": ("", "un-fence lost"),
+    "CallStore.answered": ("", "answer not written"),
+    "CallStore.end": ("", "end lost: it had ended"),
+    "CallStore.note_left": ("noted that it left", "nothing to note"),
+    "CallStore.ask_to_hang_up": ("+hang-up asked for", "nothing to hang up"),
+    "CallStore.postpone": ("looked, later again", "looked"),
+    "CallStore.leave_due": ("nothing is due any more", "still due"),
+    "WorkspaceStore.take_slot": ("slot taken", "no slot is free"),
+    "WorkspaceStore.free_slot": ("slot free", ""),
+    "DeliveryStore.create": ("delivery row written", ""),
+    "DeliveryStore.take": ("delivery claimed", ""),
+    "DeliveryStore.finish": ("attempt noted", ""),
+    "Queue.send": ("message sent", ""),
+    "LiveKit.create_room": ("room asked for", ""),
+    "LiveKit.dial": ("dial answered", ""),
+}
+_DETAILS = {
+    "CallStore.create": "record written, message in DialQueue",
+    "CallStore.take_lease": "one worker's lease; nothing rings yet",
+}
+
+
+def _step_rows(story: Story, simulated: bool) -> Iterator[Row]:
+    claims = 0
+    for step in story.steps:
+        point, phase, who, at = step["point"], step["phase"], step["function"], step["at"]
+        if phase == "died":
+            moment = {"before": "right before", "during": "during", "after": "right after"}[step["when"]]
+            yield Row(at, who, "killed", f"the process is gone, {moment} {point}", tone="bad")
+        elif phase == "started":
+            if point == "LiveKit.dial":
+                yield Row(at, who, "dial sent", "CreateSIPParticipant, once", minor=simulated)
+        elif "error" in step:
+            yield Row(at, who, f"{point} failed", step["error"], minor=True, tone="bad")
+        elif point in _STEPS:
+            done, lost = _STEPS[point]
+            won = step.get("won", step.get("result", True))
+            what = done if won else lost
+            if not what:
+                continue
+            told = _DETAILS.get(point, "") if won else ""
+            if point == "CallStore.take_lease" and won:
+                claims += 1
+                told = f"attempt {claims}, {told}"
+            # Real LiveKit has no feed: its side is what the worker sees.
+            major = what.startswith("+") or (not simulated and point.startswith("LiveKit."))
+            yield Row(at, who, what.lstrip("+"), told or f"{point}, {step['ms']} ms", minor=not major)
+
+
+def _livekit_rows(story: Story) -> Iterator[Row]:
+    for event in story.livekit:
+        at = event["atMs"]
+        match event["kind"]:
+            case "room_started":
+                yield Row(at, "livekit", "room made", event["roomName"])
+            case "agent_dispatched":
+                yield Row(at, "livekit", "agent dispatched", event["agentName"], minor=True)
+            case "participant_joined" if event.get("participantKind") == "AGENT":
+                yield Row(at, "livekit", "agent joined", event["identity"])
+            case "invite":
+                yield Row(at, "livekit", "INVITE", f"to {event['number']}")
+            case "ringing":
+                yield Row(at, "livekit", "ringing")
+            case "active":
+                yield Row(at, "livekit", "picked up")
+            case "hangup":
+                yield Row(at, "livekit", "hung up")
+            case "call_over" if event["outcome"] != "completed":
+                yield Row(at, "livekit", "call over", event["outcome"])
+            case "participant_left":
+                yield Row(at, "livekit", "left", f"{event['identity']}: {event['reason']}", minor=True)
+            case "room_finished":
+                yield Row(at, "livekit", "room closed", minor=True)
+
+
+def _attempt_rows(story: Story) -> Iterator[Row]:
+    events: Sequence[Json] = story.item["events"]
+    for sequence, row in sorted(story.deliveries.items()):
+        kind = events[sequence - 1]["type"] if sequence <= len(events) else f"event {sequence}"
+        for n, attempt in enumerate(row.get("attempts", ()), 1):
+            status = attempt.get("status")
+            good = status is not None and 200 <= status < 300
+            answer = status if status is not None else attempt.get("error", "no answer")
+            told = f"attempt {n}, {attempt['ms']} ms"
+            if n == len(row["attempts"]) and row["state"] in ("dead", "stopped"):
+                told += f"; {row['state']}"
+            yield Row(attempt["at"] + attempt["ms"], "Deliver", f"{kind} → {answer}", told,
+                      tone="good" if good else "bad")  # fmt: skip
+
+
+def _hook_rows(story: Story) -> Iterator[Row]:
+    seen: Counter[str] = Counter()
+    for hook in story.hooks:
+        at, kind = hook["receivedAtMs"], hook["type"]
+        seen[hook["id"]] += 1
+        if not hook["verified"]:
+            yield Row(at, "receiver", f"{kind} not genuine", hook["error"], tone="bad")
+        elif seen[hook["id"]] > 1:
+            yield Row(at, "receiver", f"{kind} came again", f"the same id: {hook['id']}")
+        else:
+            yield Row(at, "receiver", f"{kind} received", "signature verified", minor=True)

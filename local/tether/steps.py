@@ -1,0 +1,73 @@
+"""Writes down what a function's process sends out, step by step, for the console's timeline.
+
+What the product itself keeps does not say when a lease was taken or a slot was freed, and is not to be changed for
+a page. So the points of `deaths.py` are also noted from outside, one line of JSON each in the file RINGONCE_STEPS:
+`{"at", "ms", "function", "point", "phase": "started"|"ended"|"died", "call", "won", "result", "error", "when"}`,
+where `at` is in epoch milliseconds and the last four are there when they say something.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from typing import Any
+
+_CALL_ID = re.compile(r"[0-9a-f]{24}")
+# In a message's body, a room's metadata, a participant's identity, a webhook's id.
+_CALL_ID_INSIDE = re.compile(r"(?:callId\W{2,8}|\bcall-|\bevt_)([0-9a-f]{24})(?![0-9a-f])")
+_file = os.environ.get("RINGONCE_STEPS")
+# Whole lines at once, at the end: the processes of all functions share the file.
+_handle = os.open(_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) if _file else None
+
+
+def call_of(given: tuple[Any, ...], named: dict[str, Any]) -> str | None:
+    """The id of the call that a step is about, from its arguments; None when there is none in them."""
+    for value in given[1:]:
+        if isinstance(value, str) and _CALL_ID.fullmatch(value):
+            return value
+        if isinstance(of_object := getattr(value, "callId", None), str):
+            return of_object
+    headers = [dict(getattr(value, "headers", {})) for value in given[1:]]
+    inside = _CALL_ID_INSIDE.search(repr((given[1:], named, headers)))
+    return inside[1] if inside else None
+
+
+def outcome(result: Any) -> dict[str, Any]:
+    """What a timeline needs of a step's result: whether a conditional write was made, or its yes or no."""
+    if isinstance(won := getattr(result, "won", None), bool):
+        return {"won": won}
+    return {"result": result} if isinstance(result, bool) else {}
+
+
+def note(point: str, phase: str, call: str | None, **fields: Any) -> None:
+    """Writes one line, unless the step belongs to no call."""
+    if _handle is None or call is None:
+        return
+    line = {
+        "at": time.time_ns() // 1_000_000,
+        "function": os.environ.get("AWS_LAMBDA_FUNCTION_NAME", ""),
+        "point": point,
+        "phase": phase,
+        "call": call,
+        **fields,
+    }
+    os.write(_handle, json.dumps(line).encode() + b"\n")
+
+
+class Step:
+    """One step under way. Leaving it notes its end, with `result` or what was raised."""
+
+    def __init__(self, point: str, call: str | None) -> None:
+        self._point, self._call = point, call
+        self._started = time.monotonic()
+        self.result: Any = None
+
+    def __enter__(self) -> Step:
+        note(self._point, "started", self._call)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        told = outcome(self.result) if kind is None else {"error": kind.__name__}
+        note(self._point, "ended", self._call, ms=round((time.monotonic() - self._started) * 1000), **told)
