@@ -2,7 +2,8 @@
 
 A phone's fate is an override of its number in LiveKit's stand-in (`PUT /_standin/faults`); it stays until the
 number is called from here again or the override is taken back. A death is a file for `local/tether/deaths.py` and
-happens once. An endpoint's fate is told to the local receiver, for the path that the call's webhooks go to.
+happens once. An endpoint's fate is told to the local receiver, for the path that the call's webhooks go to, which
+the page makes the call's own.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Fate:
 
 
 def _does(script: Script) -> str:
-    return script.does.replace("talkSeconds", f"{Faults().talk_seconds:.0f} s").replace("`", "")
+    return script.does.replace("talkSeconds", f"{Faults().talk_seconds:.0f}\u00a0s").replace("`", "")
 
 
 DIES, PHONE, ENDPOINT = "A process is killed", "The phone, whatever its number", "The webhook endpoint"
@@ -83,9 +84,16 @@ FATES = {
 
 
 def choices(stand_in: bool) -> list[Json]:
-    """The fates that can be chosen; those of the phone only with the stand-in."""
+    """The fates that can be chosen; those of the phone only with the stand-in. path: the call needs a callback
+    path of its own."""
     return [
-        {"name": fate.name, "group": fate.group, "label": fate.label, "expect": fate.expect}
+        {
+            "name": fate.name,
+            "group": fate.group,
+            "label": fate.label,
+            "expect": fate.expect,
+            "path": fate.behaviour is not None,
+        }
         for fate in FATES.values()
         if stand_in or fate.outcome is None
     ]
@@ -121,11 +129,9 @@ async def numbers_in_force(client: aiohttp.ClientSession, stack: Stack) -> dict[
         return dict((await answer.json())["numbers"])
 
 
-async def _set_behaviour(client: aiohttp.ClientSession, stack: Stack, url: str, behaviour: Json | None) -> None:
+async def _set_behaviour(client: aiohttp.ClientSession, stack: Stack, url: str, behaviour: Json) -> None:
     if not url.startswith(stack.receiver_url + "/"):
-        if behaviour:
-            raise FateRefused("only the local receiver can be told how to answer: use its address as callback URL")
-        return
+        raise FateRefused("only the local receiver can be told how to answer: use its address as callback URL")
     told = {urlsplit(url).path: behaviour}
     async with client.put(f"{stack.receiver_url}/_receiver/behaviour", json=told) as answer:
         answer.raise_for_status()
@@ -145,8 +151,8 @@ async def place(client: aiohttp.ClientSession, feeds: Feeds, text: str, fate_nam
     key = f"console-{uuid.uuid4()}"
     call_id = call_id_of(stack.workspace_id, key)
     number = "".join(character for character in str(asked_for.get("to", "")) if character in "+0123456789")
-    callback = str(asked_for.get("callback_url") or "")
-    await _set_behaviour(client, stack, callback, fate.behaviour if fate else None)
+    if fate and fate.behaviour:
+        await _set_behaviour(client, stack, str(asked_for.get("callback_url") or ""), fate.behaviour)
     if stack.stand_in:
         await set_number(client, stack, number, fate.outcome if fate else None)
     death = stack.deaths / f"{key}.json"

@@ -219,14 +219,14 @@ class Feeds:
             self._table = TableFeed(self.stack)
         return list(self._table.read())
 
-    def _read_files(self) -> tuple[list[Json], list[tuple[str, str, str]]]:
-        """The steps, and of the functions' logs the lines about a call: its id, the function, the line."""
+    def _read_files(self) -> tuple[list[Json], list[Json]]:
+        """The steps, and of the functions' logs the lines about a call: call, function, at, text."""
         steps = [json.loads(line) for line in self._steps.read()]
         lines = [
-            (call_id, name, line)
+            {"call": said["call_id"], "function": name, "at": said.get("timestamp", ""), "text": line}
             for name, feed in self._logs.items()
             for line in feed.read()
-            if (call_id := _call_id_of(line)) is not None
+            if (said := _said_about_a_call(line)) is not None
         ]
         return steps, lines
 
@@ -240,20 +240,20 @@ class Feeds:
                 story.deliveries[item["sequence"]] = item
         return {item["callId"] for _, item in changes}
 
-    def _note_files(self, steps: list[Json], lines: list[tuple[str, str, str]]) -> set[str]:
+    def _note_files(self, steps: list[Json], lines: list[Json]) -> set[str]:
         for step in steps:
             step["function"] = self.stack.functions.get(step["function"], step["function"])
             self.story(step["call"]).steps.append(step)
-        for call_id, function, line in lines:
-            kept = self.story(call_id).lines
-            kept.append({"function": function, "text": line})
+        for line in lines:
+            kept = self.story(line["call"]).lines
+            kept.append(line)
             del kept[:-LINES_KEPT]
-        return {step["call"] for step in steps} | {call_id for call_id, _, _ in lines}
+        return {said["call"] for said in (*steps, *lines)}
 
     async def _read_livekit(self, client: aiohttp.ClientSession) -> set[str]:
         url = f"{self.stack.livekit_url}/_standin/events"
         last = self._livekit_last
-        events = await _events_after(client, url, last, "sequence")
+        events = await events_after(client, url, last, "sequence")
         changed = set()
         for event in events:
             self._livekit_last = event
@@ -265,7 +265,7 @@ class Feeds:
     async def _read_receiver(self, client: aiohttp.ClientSession) -> set[str]:
         url = f"{self.stack.receiver_url}/_receiver/events"
         changed = set()
-        for event in await _events_after(client, url, self._hook_last, "number"):
+        for event in await events_after(client, url, self._hook_last, "number"):
             self._hook_last = event
             if isinstance(call_id := event["callId"], str):
                 self.story(call_id).hooks.append(event)
@@ -280,7 +280,7 @@ class Feeds:
             del self.stories[story.call_id]
 
 
-async def _events_after(client: aiohttp.ClientSession, url: str, last: Json | None, counter: str) -> list[Json]:
+async def events_after(client: aiohttp.ClientSession, url: str, last: Json | None, counter: str) -> list[Json]:
     """The events of a numbered feed that came after `last`.
 
     The last one is asked for again: if it is another, the feed was reset and is read from its beginning."""
@@ -295,16 +295,15 @@ async def _events_after(client: aiohttp.ClientSession, url: str, last: Json | No
         return list((await answer.json())["events"])
 
 
-def _call_id_of(line: str) -> str | None:
-    """The call of a function's log line; None when it is of none."""
+def _said_about_a_call(line: str) -> Json | None:
+    """A function's log line, decoded, if it names a call."""
     if '"call_id"' not in line:
         return None
     try:
         said = json.loads(line)
     except ValueError:
         return None
-    call_id = said.get("call_id") if isinstance(said, dict) else None
-    return call_id if isinstance(call_id, str) else None
+    return said if isinstance(said, dict) and isinstance(said.get("call_id"), str) else None
 
 
 def now_ms() -> int:

@@ -149,7 +149,7 @@ def detail(story: Story, simulated: bool, now: int) -> Json:
         "record": story.item,
         "deliveries": [story.deliveries[sequence] for sequence in sorted(story.deliveries)],
         "hooks": story.hooks,
-        "lines": story.lines[-LOG_LINES_SHOWN:],
+        "lines": sorted(story.lines, key=lambda line: str(line["at"]))[-LOG_LINES_SHOWN:],
     }
 
 
@@ -253,6 +253,8 @@ def _step_rows(story: Story, simulated: bool) -> Iterator[Row]:
         elif phase == "started":
             if point == "LiveKit.dial":
                 yield Row(at, who, "dial sent", "CreateSIPParticipant, once", minor=simulated)
+        elif "error" in step and point == "LiveKit.dial":
+            yield Row(at, who, "dial answered", f"not with a call: {step['error']}", minor=simulated)
         elif "error" in step:
             yield Row(at, who, f"{point} failed", step["error"], minor=True, tone="bad")
         elif point in _STEPS:

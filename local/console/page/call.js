@@ -240,7 +240,7 @@ function deliveryItem(delivery, before) {
   return h("li", {},
     h("div", { class: "bar" },
       h("span", {}, h("span", { class: "what" }, type), " ", h("span", { class: "badge", data: { status: state } }, state)),
-      h("button", { type: "button", class: "small", "aria-label": `Send ${type} again`,
+      h("button", { type: "button", class: "small", "aria-label": `Send again: ${type}`,
         onclick: (event) => act(event.currentTarget, path) }, "Send again")),
     h("ol", { class: "attempts" }, attempts.map((attempt) =>
       h("li", {},

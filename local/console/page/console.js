@@ -42,7 +42,7 @@ function statusBadge(status) {
 
 function callItem(call) {
   const reason = call.reason && call.reason !== call.status ? call.reason.replaceAll("_", " ") : "";
-  const killed = call.killed ? h("span", { class: "killed" }, "process killed") : null;
+  const killed = call.killed ? h("span", { class: "killed" }, "killed") : null;
   return h("li", {},
     h("a", { href: `#/calls/${call.callId}`, "aria-current": call.chosen ? "true" : null },
       h("span", { class: "line" }, h("span", { class: "mono to" }, call.to), statusBadge(call.status)),
@@ -88,12 +88,17 @@ function listen() {
   });
 }
 
-function go() {
+function go({ oldURL } = {}) {
   showCalls();
   listen();
+  // On a phone either the list or the call is there: the keyboard goes with what is shown.
+  if (!oldURL || !matchMedia("(max-width: 760px)").matches) return;
+  const before = oldURL.split("#")[1];
   if (chosen()) {
-    const call = element("call");
-    if (call.getBoundingClientRect().top > innerHeight * 0.6) call.scrollIntoView({ block: "start" });
+    element("call").focus({ preventScroll: true });
+    scrollTo(0, 0);
+  } else if (before) {
+    document.querySelector(`#calls a[href="#${CSS.escape(before)}"]`)?.focus();
   }
 }
 

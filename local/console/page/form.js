@@ -86,10 +86,12 @@ function complain(errors) {
 }
 
 /** The request's body. Variables and metadata go in as they were typed, so that no number is written anew. */
-function bodyOf(errors) {
+function bodyOf(errors, fate) {
   const members = [];
   for (const name of FIELDS) {
-    const text = field(name).value.trim();
+    let text = field(name).value.trim();
+    // The receiver is told how to answer by path, so such a call has one of its own.
+    if (name === "callback_url" && text && fate?.path) text += `/${crypto.randomUUID().slice(0, 8)}`;
     if (!text && name !== "to" && name !== "call_agent_id") continue;
     if (name === "dynamic_variables" || name === "metadata") {
       try {
@@ -108,7 +110,7 @@ function bodyOf(errors) {
 
 async function place(setup, placed) {
   const errors = {};
-  const request = bodyOf(errors);
+  const request = bodyOf(errors, setup.fates.find(({ name }) => name === field("fate").value));
   complain(errors);
   if (Object.keys(errors).length) return;
   const button = form.querySelector("[type=submit]");
@@ -155,6 +157,6 @@ async function showOverrides(setup) {
       showOverrides(setup);
     };
     return h("li", {}, h("span", { class: "mono" }, number), h("span", { class: "quiet" }, outcome.replaceAll("_", " ")),
-      h("button", { type: "button", class: "small", "aria-label": `Take the fate of ${number} back`, onclick: remove }, "Take back"));
+      h("button", { type: "button", class: "small", "aria-label": `Take back the fate of ${number}`, onclick: remove }, "Take back"));
   });
 }

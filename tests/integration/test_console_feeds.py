@@ -1,0 +1,55 @@
+"""What the console reads: nothing twice, nothing left out, whatever becomes of the feed or the file."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import aiohttp
+from aiohttp.test_utils import TestServer
+
+from local import receiver
+from local.console.feeds import LineFeed, events_after
+from local.console.story import Json
+
+
+def test_a_feed_is_read_on_from_the_last_event_and_anew_after_a_reset() -> None:
+    async def run() -> None:
+        async with (
+            TestServer(receiver.create_app(), host="127.0.0.1") as server,
+            aiohttp.ClientSession(base_url=f"http://127.0.0.1:{server.port}") as client,
+        ):
+
+            async def arrive(kind: str) -> None:
+                (await client.post("/hook", json={"type": kind})).release()
+
+            async def read(last: Json | None) -> list[Json]:
+                return await events_after(client, "/_receiver/events", last, "number")
+
+            assert await read(None) == []
+            await arrive("1")
+            await arrive("2")
+            first = await read(None)
+            assert [event["type"] for event in first] == ["1", "2"]
+            assert await read(first[-1]) == []
+            await arrive("3")
+            assert [event["type"] for event in await read(first[-1])] == ["3"]
+            (await client.post("/_receiver/reset")).release()
+            assert await read(first[-1]) == []
+            for kind in "456":
+                await arrive(kind)
+            assert [event["type"] for event in await read(first[-1])] == ["4", "5", "6"]
+
+    asyncio.run(run())
+
+
+def test_a_line_is_read_once_and_only_when_it_is_whole(tmp_path: Path) -> None:
+    feed = LineFeed(tmp_path / "log")
+    assert feed.read() == []
+    with (tmp_path / "log").open("a", buffering=1) as log:
+        log.write("one\ntw")
+        log.flush()
+        assert feed.read() == ["one"]
+        assert feed.read() == []
+        log.write("o\nthree\n")
+        assert feed.read() == ["two", "three"]
