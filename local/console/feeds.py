@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,12 @@ from typing import Any
 
 import aiohttp
 import boto3
-from botocore.exceptions import BotoCoreError, ClientError
 
 from local.console.story import Json, Story
 from shared.dynamo import from_wire
 
 ASK_EVERY_SECONDS = 0.1
+LIST_SHARDS_SECONDS = 10.0
 # Older calls are forgotten, so that a load test does not fill the memory.
 CALLS_KEPT = 500
 LINES_KEPT = 1000
@@ -77,16 +78,20 @@ class TableFeed:
         tables = boto3.client("dynamodb", **options)
         table = tables.describe_table(TableName=stack.calls_table)["Table"]
         self._stream = table["LatestStreamArn"]
+        self._shards: list[str] = []
+        self._listed = 0.0
         self._places: dict[str, dict[str, str]] = {}
         self._iterators: dict[str, str] = {}
 
     def read(self) -> Iterator[tuple[str, Json]]:
         """What has changed since the last time: sort key and item as it is now.
 
-        Raises BotoCoreError or ClientError when the emulator does not answer."""
-        shards = self._streams.describe_stream(StreamArn=self._stream)["StreamDescription"]["Shards"]
-        for shard in shards:
-            yield from self._read_shard(shard["ShardId"])
+        Raises botocore's errors when the emulator does not answer."""
+        if time.monotonic() - self._listed > LIST_SHARDS_SECONDS or not self._shards:
+            listed = self._streams.describe_stream(StreamArn=self._stream)["StreamDescription"]["Shards"]
+            self._shards, self._listed = [shard["ShardId"] for shard in listed], time.monotonic()
+        for shard in self._shards:
+            yield from self._read_shard(shard)
 
     def _read_shard(self, shard: str) -> Iterator[tuple[str, Json]]:
         while True:
@@ -191,9 +196,11 @@ class Feeds:
             try:
                 changed = await self._ask(client)
                 self.trouble = None
-            except (aiohttp.ClientError, BotoCoreError, ClientError, OSError, TimeoutError) as exc:
-                changed = set()
-                self.trouble = f"{type(exc).__name__}: {exc}"
+            except Exception as exc:
+                # Whatever it was: the page says so, and the next turn may find the witness well again.
+                changed, self.trouble = set(), f"{type(exc).__name__}: {exc}"
+                if self.trouble != before:
+                    traceback.print_exc()
             for watcher in self.watchers:
                 if watcher.changed is None or changed or self.trouble != before:
                     if watcher.changed is not None:
