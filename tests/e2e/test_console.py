@@ -149,7 +149,6 @@ def test_a_stack_without_calls_says_what_to_do(page: Page) -> None:
     pictures(page, "empty")
 
 
-@pytest.mark.usefixtures("killed")
 def test_a_call_is_shown_from_its_request_to_its_last_webhook_and_a_reload_loses_nothing(page: Page) -> None:
     place(page, "+15550000000")
     ended(page, "completed")
@@ -161,7 +160,6 @@ def test_a_call_is_shown_from_its_request_to_its_last_webhook_and_a_reload_loses
     assert times == sorted(times)
     assert times[0] == 0
     assert promises(page) == ["rang once", "ended once", "4 of 4 delivered"]
-    pictures(page, "answered")
     page.reload()
     ended(page, "completed")
     assert steps(page) == shown
@@ -170,6 +168,7 @@ def test_a_call_is_shown_from_its_request_to_its_last_webhook_and_a_reload_loses
     assert set(shown) < set(steps(page))
 
 
+@pytest.mark.usefixtures("killed")
 def test_a_call_that_a_client_placed_appears_by_itself(page: Page, client: Client) -> None:
     call_id = client.place("+15550000001", key="from-elsewhere")
     choose(page, call_id)
@@ -300,6 +299,15 @@ def test_a_delivery_killed_after_its_post_comes_again_under_the_same_id(
     assert "killed" in shown
     assert "call.queued came again" in shown
     assert promises(page)[2] == "3 of 3 delivered"
+
+
+def test_an_older_call_can_be_looked_at_again(page: Page) -> None:
+    page.click("#calls a:has-text('completed') >> nth=-1")
+    ended(page, "completed")
+    assert [step for step in dict.fromkeys(steps(page)) if step in MILESTONES] == MILESTONES
+    pictures(page, "answered")
+    page.go_back()
+    page.wait_for_selector("#call-title:text-is('Choose a call')")
 
 
 @contextlib.contextmanager
