@@ -59,7 +59,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def client(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A stack of its own, with short calls: what the list holds is what these tests placed."""
     with launched(tmp_path_factory.mktemp("console") / "state") as running, Client(running.info()) as client:
         faults = {"talkSeconds": 1.0, "ringSeconds": 0.8}
@@ -232,6 +232,17 @@ def test_a_phones_fate_can_be_chosen_and_taken_back(page: Page, client: Client) 
     assert client.livekit.get("/_standin/faults").json()["numbers"] == {}
 
 
+def test_an_endpoint_that_fails_at_first_gets_the_event_again(page: Page, client: Client) -> None:
+    call_id = place(page, "+15550000001", fate="endpoint_503")
+    ended(page, "busy")
+    assert any(step.endswith("→ 503") for step in steps(page))
+    assert any(step.endswith("came again") for step in steps(page))
+    # Other calls' webhooks are answered as ever.
+    path = httpx.URL(client.call(call_id)["callbackUrl"]).path
+    assert path.startswith("/hook/")
+    assert {event["path"] for event in client.received(call_id)} == {path}
+
+
 def test_a_call_can_be_placed_and_read_without_a_mouse(page: Page) -> None:
     page.focus("#to")
     page.keyboard.press("ControlOrMeta+a")
@@ -265,7 +276,8 @@ def test_only_the_page_itself_may_ask_and_nobody_gets_the_key(client: Client) ->
         assert console.post("/calls", content="{}", headers={"content-type": "text/plain"}).status_code == 415
         assert console.post("/calls", headers={"origin": url}, json=call).json()["status"] == 400
         assert console.get("/setup", headers={"host": f"localhost:{port}"}).status_code == 200
-        for path in ("/", "/setup", "/page/console.js", "/logs/front", "/logs/console"):
+        logs = [f"/logs/{name}" for name in console.get("/setup").json()["logs"]]
+        for path in ("/", "/setup", "/page/console.js", *logs):
             answer = console.get(path)
             assert answer.status_code == 200, path
             assert key not in answer.text
