@@ -316,7 +316,9 @@ async def _find_out(parts: Dialling, call: Call) -> None:
             if seen is None or not _still_mine(seen, call):
                 return
             missing_since = missing_since or parts.clock()
-            if seen.left or parts.clock() - missing_since >= parts.durations.second_look * 1000:
+            # A room may close while the dial is on its way to it, which then makes it again and rings.
+            left = seen.left is not None and seen.left["reason"] != "ROOM_CLOSED"
+            if left or parts.clock() - missing_since >= parts.durations.second_look * 1000:
                 await _end(parts, seen, left_outcome(seen.left))
                 return
         else:

@@ -17,7 +17,7 @@ from livekit.protocol.webhook import WebhookEvent
 
 from dial_worker.outcomes import NOT_AN_END, answered_outcome
 from shared.call import Call, Outcome
-from shared.call_store import CallStore
+from shared.call_store import CallStore, Write
 from shared.durations import Durations
 from shared.ending import clear, end_call
 from shared.workspaces import WorkspaceStore
@@ -78,11 +78,11 @@ def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
             "callStatus": event.participant.attributes.get(CALL_STATUS, "dialing"),
             "at": event.created_at * 1000,
         }
-        write = parts.calls.note_left(call.callId, left)
-        if write.won or write.call is None or write.call.status != "in_progress":
+        write = parts.calls.note_left(call, left)
+        answered = _answered_meanwhile(call, write)
+        if answered is None:
             return "noted" if write.won else "ignored"
-        # The worker's answer came in between: the call was answered, and is over.
-        call = write.call
+        call = answered
     if call.status != "in_progress":
         return "ignored"
     if reason in NOT_AN_END:
@@ -95,18 +95,26 @@ def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
 def _room_finished(parts: Settling, call: Call) -> Settled:
     if call.status == "dialing":
         left = {"reason": "ROOM_CLOSED", "callStatus": "dialing", "at": parts.clock()}
-        write = parts.calls.note_left(call.callId, left)
-        if write.won or write.call is None or write.call.status != "in_progress":
+        write = parts.calls.note_left(call, left)
+        answered = _answered_meanwhile(call, write)
+        if answered is None:
             return "noted" if write.won else "ignored"
-        call = write.call
+        call = answered
     if call.status == "in_progress":
         return _end(parts, call, answered_outcome(None))
-    # A call that was never fenced may still be worked on, until its lease is over.
-    idle = call.dialedAt is not None or call.leaseUntil < parts.clock()
-    if call.ended and call.dueShard is not None and idle:
+    # A room of a call that was never fenced may be an earlier attempt's: the reconciler clears such a call.
+    if call.ended and call.dueShard is not None and call.dialedAt is not None:
         clear(parts.calls, parts.workspaces, call)
         return "cleared"
     return "ignored"
+
+
+def _answered_meanwhile(seen: Call, write: Write) -> Call | None:
+    """The worker's answer came in between: the call was answered in the room that the event is of, and is over."""
+    now = write.call
+    if write.won or now is None or now.status != "in_progress" or now.roomSid != seen.roomSid:
+        return None
+    return now
 
 
 def _end(parts: Settling, call: Call, outcome: Outcome) -> Settled:

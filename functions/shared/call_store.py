@@ -191,13 +191,16 @@ class CallStore:
             mine=lambda call: call.status == "in_progress" and call.answeredAt == now,
         )
 
-    def note_left(self, call_id: str, left: dict[str, Any]) -> Write:
-        """Keeps the first word on why the phone's participant left while the dial is still under way."""
+    def note_left(self, seen: Call, left: dict[str, Any]) -> Write:
+        """Keeps the first word on why the phone's participant left while the dial is still under way.
+
+        Lost when the call has been fenced anew since it was seen: the word is of another room.
+        """
         return self._update(
-            call_id,
+            seen.callId,
             "SET #left = :left",
-            "#status = :dialing AND attribute_not_exists(#left)",
-            {":left": left, ":dialing": "dialing"},
+            "#status = :dialing AND attribute_not_exists(#left) AND roomSid = :room",
+            {":left": left, ":dialing": "dialing", ":room": seen.roomSid},
             mine=lambda call: call.left == left,
         )
 

@@ -1,0 +1,116 @@
+"""Orders of events that the model of the dialling protocol (tests/model) found, played with the real parts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from livekit.protocol.models import DisconnectReason, ParticipantInfo, Room
+from livekit.protocol.webhook import WebhookEvent
+
+from dial_worker.livekit_sip import LiveKit, RoomView
+from livekit_events.settle import settle
+from shared.call import Call
+from shared.errors import LiveKitUnclear
+from tests.integration.test_reconcile import change
+from tests.system import System
+
+
+def told_by_livekit(system: System, call_id: str, name: str, sid: str) -> str:
+    """LiveKit's event about one of the call's rooms, as the handler takes it. Returns what was done."""
+    room_name = system.item(call_id)["roomName"]
+    event = WebhookEvent(
+        event=name, room=Room(name=room_name, sid=sid, metadata=f'{{"callId":"{call_id}"}}'), created_at=1
+    )
+    if name == "participant_left":
+        reason = DisconnectReason.CLIENT_INITIATED
+        event.participant.CopyFrom(ParticipantInfo(identity=f"call-{call_id}", disconnect_reason=reason))
+    return settle(system.modules["livekit_events"].parts, event)[0]
+
+
+def after_the_next_read(system: System, monkeypatch: pytest.MonkeyPatch, call_id: str, **changes: Any) -> None:
+    """The record changes between the handler's reading it and its write."""
+    calls = system.modules["livekit_events"].parts.calls
+    read = calls.get
+
+    def read_and_change(asked: str) -> Call | None:
+        seen: Call | None = read(asked)
+        monkeypatch.setattr(calls, "get", read)
+        change(system, call_id, **changes)
+        return seen
+
+    monkeypatch.setattr(calls, "get", read_and_change)
+
+
+@pytest.mark.parametrize("name", ["room_finished", "participant_left"])
+@pytest.mark.parametrize("status", ["dialing", "in_progress"])
+def test_an_event_of_the_last_attempts_room_says_nothing_of_the_next(
+    system: System, monkeypatch: pytest.MonkeyPatch, status: str, name: str
+) -> None:
+    call_id = system.place()
+    later = int(time.time() * 1000) + 60_000
+    change(system, call_id, status="dialing", leaseId="one", leaseUntil=later, roomSid="RM_1", dialedAt=1)
+    after_the_next_read(system, monkeypatch, call_id, status=status, leaseId="two", roomSid="RM_2")
+    assert told_by_livekit(system, call_id, name, "RM_1") == "ignored"
+    item = system.item(call_id)
+    assert (item["status"], item.get("left")) == (status, None)
+
+
+def test_an_event_of_the_answered_room_ends_a_call_answered_meanwhile(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call_id = system.place()
+    later = int(time.time() * 1000) + 60_000
+    change(system, call_id, status="dialing", leaseId="one", leaseUntil=later, roomSid="RM_1", dialedAt=1)
+    after_the_next_read(system, monkeypatch, call_id, status="in_progress", answeredAt=2)
+    assert told_by_livekit(system, call_id, "participant_left", "RM_1") == "ended"
+
+
+def test_an_earlier_rooms_event_does_not_hide_a_later_room_from_the_reconciler(system: System) -> None:
+    """The second attempt's worker died before the fence, the call was canceled, the first room's event came."""
+    call_id = system.place()
+    change(system, call_id, leaseId="dead", leaseUntil=1, attempts=2)
+    assert system.api("POST /v1/api/call/{callId}/cancel", call_id)["statusCode"] == 200
+    assert told_by_livekit(system, call_id, "room_finished", "RM_1") == "ignored"
+    assert "dueShard" in system.item(call_id)
+    change(system, call_id, checkAt=1)
+    assert system.reconcile() == {"cleared": 1}
+    assert "dueShard" not in system.item(call_id)
+
+
+def test_a_room_that_closed_does_not_end_a_dial_that_is_still_on_its_way(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dial's answer is lost, its room closes, and only then does the phone join: the room is made again."""
+    dial, view_room = LiveKit.dial, LiveKit.view_room
+    call_id = system.place()
+    ended_when_it_rang: list[bool] = []
+    late: list[asyncio.Task[None]] = []
+    looks: list[str] = []
+    looked_twice = asyncio.Event()
+
+    async def dial_late(livekit: LiveKit, **request: Any) -> None:
+        async def after_two_looks() -> None:
+            await looked_twice.wait()
+            ended_when_it_rang.append(system.ended(call_id))
+            await dial(livekit, **request)
+
+        sid = system.item(call_id)["roomSid"]
+        assert await asyncio.to_thread(told_by_livekit, system, call_id, "room_finished", sid) == "noted"
+        late.append(asyncio.create_task(after_two_looks()))
+        raise LiveKitUnclear
+
+    async def count_looks(livekit: LiveKit, room: str, identity: str) -> RoomView:
+        if late:
+            looks.append(room)
+        if len(looks) == 2:
+            looked_twice.set()
+        return await view_room(livekit, room, identity)
+
+    monkeypatch.setattr(LiveKit, "dial", dial_late)
+    monkeypatch.setattr(LiveKit, "view_room", count_looks)
+    system.run_until(lambda: system.ended(call_id))
+    assert ended_when_it_rang == [False]
+    assert len(system.calls_placed()) == 1
