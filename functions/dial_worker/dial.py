@@ -407,7 +407,13 @@ async def _wait(parts: Dialling, call: Call, delay: float, *, uncount: bool = Fa
     )
     if waiting.won:
         await _send(parts, call, delay)
-    elif waiting.call is not None and waiting.call.ended and call.leaseId is not None:
+    elif (
+        waiting.call is not None
+        and waiting.call.ended
+        and call.leaseId is not None
+        # Another process's lease: it may be about to take the slot, so the clearing waits for that lease's end.
+        and waiting.call.leaseId == call.leaseId
+    ):
         await _clear(parts, waiting.call)
 
 

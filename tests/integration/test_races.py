@@ -114,3 +114,24 @@ def test_a_room_that_closed_does_not_end_a_dial_that_is_still_on_its_way(
     system.run_until(lambda: system.ended(call_id))
     assert ended_when_it_rang == [False]
     assert len(system.calls_placed()) == 1
+
+
+def test_a_call_that_another_worker_holds_is_not_cleared_by_one_that_waits(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot taken behind the clearing would be lost for ever: nothing of the call would be due any more."""
+    call_id = system.place()
+    change(system, call_id, leaseId="dead", leaseUntil=1, attempts=1)
+    workspaces = system.modules["dial_worker"].workspaces
+    paused = workspaces.paused
+
+    def paused_too_late() -> bool:
+        monkeypatch.setattr(workspaces, "paused", paused)
+        change(system, call_id, leaseId="other", leaseUntil=int(time.time() * 1000) + 60_000, attempts=2)
+        assert system.api("POST /v1/api/call/{callId}/cancel", call_id)["statusCode"] == 200
+        return True
+
+    monkeypatch.setattr(workspaces, "paused", paused_too_late)
+    system.dial()
+    assert system.item(call_id)["status"] == "canceled"
+    assert "dueShard" in system.item(call_id)
