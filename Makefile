@@ -51,8 +51,8 @@ stop: ## Stops the local stack that `make run` started
 admin: $(DEV) ## The operator's command: make admin ARGS="--local workspace list"
 	@.venv/bin/python -m admin $(ARGS)
 
-test: $(DEV) $(AWS) $(PACKAGES) browser ## Runs every test: unit, integration and infra, then the whole stack (e2e)
-	.venv/bin/python -m pytest tests/unit
+test: $(DEV) $(AWS) $(PACKAGES) browser ## Runs every test: unit and model, integration and infra, then the whole stack (e2e)
+	.venv/bin/python -m pytest tests/unit tests/model
 	.venv/bin/python -m pytest tests/infra tests/integration
 	.venv/bin/python -m pytest -m e2e
 

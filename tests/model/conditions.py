@@ -1,0 +1,173 @@
+"""Every condition the protocol rests on, by name; each can be taken away to see what breaks.
+
+Those of the record's writes are read out of CallStore itself: what the model's writes ask for is the text that
+goes to DynamoDB. A condition taken out of the code is gone from the model too, which then says what breaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from botocore.exceptions import ClientError
+
+from shared.call import Call, Outcome
+from shared.call_store import CallStore
+
+
+class Recorder:
+    """Stands where the DynamoDB client is: keeps the one request, and refuses it."""
+
+    def __init__(self) -> None:
+        self.request: dict[str, Any] = {}
+
+    def update_item(self, **request: Any) -> NoReturn:
+        self.request = request
+        raise ClientError({"Error": {"Code": "ConditionalCheckFailedException"}}, "UpdateItem")
+
+    put_item = update_item
+
+
+def call(**fields: Any) -> Call:
+    """A record that only serves to be named in a request."""
+    needed = dict.fromkeys(("callId", "workspaceId", "callAgentId", "to", "roomName", "jobId", "createdAt"), "x")
+    numbers = {"ringTimeoutSeconds": 1, "maxDurationSeconds": 1, "queueDeadline": 1}
+    return Call(**({"status": "queued", "events": ()} | needed | numbers | fields))
+
+
+_LEFT = {"reason": "x", "callStatus": "x", "at": 1}
+_END = Outcome("failed", "outcome_unknown")
+
+# The writes as the processes ask for them. A write that depends on what its caller saw stands here once for each.
+WRITES: dict[str, Callable[[CallStore], Any]] = {
+    "create": lambda store: store.create(call()),
+    "take_lease": lambda store: store.take_lease("x", "lease", 2, 1),
+    "wait": lambda store: store.wait("x", 3, 4, 1, lease="lease"),
+    "wait_free": lambda store: store.wait("x", 3, 4, 1),
+    "fence": lambda store: store.fence("x", "lease", "room", "+1", 1),
+    "unfence": lambda store: store.unfence("x", "lease", 3, 4, 1),
+    "answered": lambda store: store.answered("x", "lease", 4, 1),
+    "note_left": lambda store: store.note_left(call(roomSid="room"), _LEFT),
+    "note_missing": lambda store: store.note_missing(call(), 4, missingSince=1, agentMissingSince=None),
+    "end": lambda store: store.end(call(), _END, 4, 1),
+    "end, lease seen": lambda store: store.end(call(leaseId="lease"), _END, 4, 1),
+    "end, hangup seen": lambda store: store.end(call(status="dialing", hangup={}), _END, 4, 1),
+    "end, lease and hangup seen": lambda store: store.end(
+        call(status="dialing", leaseId="lease", hangup={}), _END, 4, 1
+    ),
+    "ask_to_hang_up": lambda store: store.ask_to_hang_up(call(status="dialing"), "max_duration", 1),
+    "leave_due": lambda store: store.leave_due("x"),
+    "postpone": lambda store: store.postpone(call(), 4),
+    "stop_webhooks": lambda store: store.stop_webhooks("x", 1),
+}
+
+
+def request(write: str) -> dict[str, Any]:
+    """What CallStore sends to DynamoDB for it."""
+    recorder = Recorder()
+    WRITES[write](CallStore(recorder, "table"))  # type: ignore[arg-type]
+    return recorder.request
+
+
+def conditions(write: str) -> tuple[str, ...]:
+    """The parts of the write's condition that hold each for itself."""
+    parts, depth, text = [""], 0, request(write)["ConditionExpression"]
+    for word in text.split(" "):
+        if word == "AND" and not depth:
+            parts.append("")
+            continue
+        depth += word.count("(") - word.count(")")
+        parts[-1] += f" {word}" if parts[-1] else word
+    return tuple(parts)
+
+
+# What each part is called. One that is not here makes the tests fail: the model has to learn it.
+NAMES = {
+    "#status = :queued": "queued",
+    "#status = :dialing": "dialing",
+    "#status = :seen": "status as seen",
+    "(attribute_not_exists(leaseUntil) OR leaseUntil < :now)": "no live lease",
+    "(attribute_not_exists(waitUntil) OR waitUntil <= :now)": "not waiting",
+    "leaseId = :lease": "lease mine",
+    "attribute_not_exists(leaseId)": "no lease",
+    "leaseUntil > :now": "lease live",
+    "attribute_not_exists(hangup)": "no hangup",
+    "attribute_exists(hangup)": "hangup",
+    "attribute_not_exists(#left)": "nothing left",
+    "roomSid = :room": "room as seen",
+    "attribute_exists(endedAt)": "ended",
+}
+# An end repeats what was seen, whichever it was.
+_AS_SEEN = {"lease mine": "lease as seen", "no lease": "lease as seen"} | dict.fromkeys(
+    ("no hangup", "hangup"), "hangup as seen"
+)
+# Writes that no promise of the model rests on.
+NOT_MODELLED = {
+    "create": "the record's birth: before the first message that does anything",
+    "postpone": "only when to look next; looks come at any time here",
+    "stop_webhooks": "webhooks are not modelled",
+}
+
+
+def switch(write: str, name: str) -> str:
+    kind = write.split(",")[0]
+    return f"{kind}: {_AS_SEEN.get(name, name) if kind == 'end' else name}"
+
+
+# write → its conditions as (switch, name), as they stand in the code.
+IN_FORCE = {
+    write: tuple((switch(write, NAMES[text]), NAMES[text]) for text in conditions(write) if text in NAMES)
+    for write in WRITES
+    if write not in NOT_MODELLED
+}
+
+# The parts of take_slot's condition, joined by OR there.
+TAKE_SLOT = {
+    "take_slot: limit": "size(activeCalls) < :limit",
+    "take_slot: its own slot": "contains(activeCalls, :id)",
+}
+
+# What the processes do or do not do, and where.
+OF_THE_PROCESSES = {
+    # dial_worker
+    "a lease outlives its holder": "durations.lease_margin, dial_call",
+    "lease before slot": "dial_call, _dial_leased",
+    "slot before the dial": "_dial_leased",
+    "the last attempt's room is deleted": "_prepare_room",
+    "the agent comes before the dial": "_prepare_room",
+    "the worker looks whether its lease is over": "_lease_over",
+    "waiting clears only what nobody else holds": "_wait",
+    "only the winner of the fence dials": "_dial_leased",
+    "a dial is sent once": "livekit_sip.connect, failover=False",
+    "an unclear dial is not sent again": "outcomes.verdict",
+    "un-fence: nobody in the room": "_un_fence",
+    "the worker looks twice": "_find_out",
+    "a closed room alone ends no dial": "_find_out",
+    "an answer looks at what left": "_answered",
+    "the worker ends only what is still its own": "_still_mine",
+    # shared/ending
+    "no end follows an end": "CallStore.end, TRANSITIONS",
+    "the end and its event are one write": "CallStore._transition",
+    "an ended call stays due": "CallStore.end, clear",
+    "only the winner of the end clears": "_end",
+    "the room is deleted before the slot is freed": "_clear",
+    "the slot is freed before the call leaves the index": "ending.clear",
+    # reconcile_calls
+    "the reconciler leaves a live dial alone": "_dialing",
+    "the reconciler looks twice": "_missing_long_enough",
+    "clearing waits for a foreign lease": "_ended",
+    # calls_api
+    "a fenced call is not canceled but hung up": "cancel",
+    "the room stays while it rings": "hang_up_now",
+    "cancel clears only what nobody touched": "cancel",
+    # livekit_events
+    "an event ends no call that is dialing": "settle._phone_left, _room_finished",
+    "an event of another room is ignored": "settle",
+    "an event ends what was answered meanwhile": "settle._phone_left",
+    "moving is no end": "outcomes.NOT_AN_END",
+    "an event clears only what was fenced": "settle._room_finished",
+}
+
+SWITCHES = tuple(
+    dict.fromkeys([name for parts in IN_FORCE.values() for name, _ in parts] + [*TAKE_SLOT, *OF_THE_PROCESSES])
+)

@@ -1,0 +1,223 @@
+"""The bounded systems that are explored, and what each condition of the protocol is there for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tests.model.world import (
+    AGENT_ASKED,
+    AGENT_THERE,
+    ALWAYS_ENDS,
+    HANGUP_OBEYED,
+    HANGUP_STANDS,
+    NO_RING_AFTER_END,
+    NOT_CUT_OFF,
+    NOT_ENDED_EARLY,
+    ONE_CHAIN,
+    ONE_END,
+    ONE_RING,
+    ONE_WORKER,
+    PROMISES,
+    ROOM_GONE,
+    SLOT_FREED,
+    SLOT_HELD,
+    Config,
+    Faults,
+)
+
+# A worker that wakes after its lease may still take a slot or make a room, for a call that has been cleared.
+_LATE = frozenset({SLOT_FREED, ROOM_GONE, ALWAYS_ENDS})
+# With the last of its leases, a call that never grows old has no way on.
+_STUCK = frozenset({ALWAYS_ENDS})
+
+CALM = Config("no faults, and no reconciler", cancel=True, events=True, reconcilers=0, grows_old=False)
+CANCELED = Config("a cancel, events in any order", cancel=True, events=True)
+TWO_DEATHS = Config("two deaths, a refusal, no slot free", Faults(crashes=2, refusals=1, full_slots=1))
+REFUSED = Config(
+    "a death, a refusal, a cancel",
+    Faults(crashes=1, refusals=1),
+    cancel=True,
+    grows_old=False,
+    ignored=_STUCK,
+)
+LATE_EVENTS = Config(
+    "an earlier room's late events, two deaths", Faults(crashes=2, refusals=1), workers=1, events=True
+)
+UNCLEAR = Config("a lost answer, a wrong look, a cancel", Faults(cuts=1, wrong_looks=1), cancel=True)
+ANSWERED = Config(
+    "a moving phone, a wrong look, a death, events",
+    Faults(crashes=1, cuts=1, wrong_looks=1, migrations=1),
+    workers=1,
+    leases=1,
+    events=True,
+)
+OVERTIME = Config(
+    "a call that lasts too long, a cancel, events", workers=1, leases=1, cancel=True, events=True, overtime=True
+)
+RECONCILERS = Config(
+    "two reconcilers, a death, a cancel", Faults(crashes=1), workers=1, leases=1, reconcilers=2, cancel=True
+)
+AGENTS = Config("agents that do not come", Faults(crashes=1, refusals=1, lost_agents=1))
+LIARS = Config("`unavailable`, and it rings", Faults(crashes=1, liars=1, refusals=1), leases=3, attempts=3)
+LOST_ROOMS = Config(
+    "a room that somebody else closes, events",
+    Faults(lost_rooms=1, refusals=1, cuts=1),
+    workers=1,
+    events=True,
+    # The dial makes the room again, without its agent; nobody is then held to have been on the phone.
+    ignored=frozenset({AGENT_THERE, SLOT_HELD}),
+)
+COPIES = Config("a write executed twice", Faults(late_copies=1, refusals=1, full_slots=1), leases=3, attempts=3)
+WAITS = Config("dialling paused, a refusal, a cancel", Faults(refusals=1), waits=True, cancel=True)
+WAITS_DEATH = Config(
+    "dialling paused, a death, a refusal, a cancel",
+    Faults(crashes=1, refusals=1),
+    waits=True,
+    cancel=True,
+    grows_old=False,
+    ignored=_STUCK,
+)
+STALLED = Config(
+    "a worker that wakes after its lease, a refusal",
+    Faults(refusals=1),
+    grows_old=False,
+    stall="unchecked",
+    ignored=_LATE,
+)
+STALLED_UNCLEAR = Config(
+    "a worker that wakes after its lease, a lost answer",
+    Faults(cuts=1),
+    workers=1,
+    leases=1,
+    events=True,
+    stall="unchecked",
+    ignored=_LATE,
+)
+STALLED_THIRD = Config(
+    "a worker that wakes after its lease, a third lease",
+    leases=3,
+    grows_old=False,
+    stall="unchecked",
+    ignored=_LATE,
+)
+STALLED_CANCEL = Config(
+    "a worker that wakes after its lease, a cancel",
+    workers=1,
+    cancel=True,
+    grows_old=False,
+    stall="unchecked",
+    ignored=_LATE,
+)
+STALLED_ANYWHERE = Config(
+    "a worker that wakes anywhere after its lease",
+    Faults(refusals=1),
+    grows_old=False,
+    stall="anywhere",
+    ignored=_LATE | {NO_RING_AFTER_END, NOT_CUT_OFF, NOT_ENDED_EARLY, AGENT_THERE, AGENT_ASKED, SLOT_HELD},
+)
+LIMIT = Config("two calls, one slot", workers=1)
+
+ONE_CALL = (
+    CALM, CANCELED, TWO_DEATHS, REFUSED, LATE_EVENTS, UNCLEAR, ANSWERED, OVERTIME, RECONCILERS, AGENTS, LIARS,
+    LOST_ROOMS, COPIES, WAITS, WAITS_DEATH, STALLED, STALLED_UNCLEAR, STALLED_THIRD, STALLED_CANCEL,
+    STALLED_ANYWHERE,
+)  # fmt: skip
+
+
+def only(config: Config, promise: str) -> Config:
+    """The system without its other promises: one of them may break sooner, and matters less."""
+    return config._replace(ignored=PROMISES - {promise})
+
+
+class Breaks(NamedTuple):
+    """In this system, without the condition (and without `too`), this promise is broken."""
+
+    config: Config
+    promise: str
+    too: str = ""
+
+
+# Each of these is needed by itself.
+NEEDED = {
+    # the record's writes
+    "take_lease: queued": Breaks(TWO_DEATHS, ONE_END),
+    "take_lease: no live lease": Breaks(TWO_DEATHS, ONE_WORKER),
+    "take_lease: not waiting": Breaks(WAITS, ONE_CHAIN),
+    "wait: queued": Breaks(WAITS, ONE_END),
+    "wait: lease mine": Breaks(WAITS_DEATH, ONE_CHAIN),
+    "wait_free: queued": Breaks(WAITS, ONE_END),
+    "wait_free: no live lease": Breaks(WAITS, ONE_WORKER),
+    "wait_free: not waiting": Breaks(WAITS, ONE_CHAIN),
+    "fence: queued": Breaks(CANCELED, ONE_END),
+    "fence: lease mine": Breaks(STALLED, AGENT_THERE),
+    "fence: lease live": Breaks(STALLED_CANCEL, NO_RING_AFTER_END),
+    "unfence: dialing": Breaks(STALLED, ONE_END),
+    "unfence: lease mine": Breaks(COPIES, ONE_WORKER),
+    "unfence: no hangup": Breaks(REFUSED, HANGUP_STANDS),
+    "unfence: nothing left": Breaks(LIARS, ONE_RING),
+    "answered: dialing": Breaks(COPIES, ONE_END),
+    "answered: no hangup": Breaks(CANCELED, HANGUP_OBEYED),
+    "note_left: dialing": Breaks(CANCELED, ONE_END),
+    "note_left: room as seen": Breaks(LOST_ROOMS, NOT_ENDED_EARLY),
+    "end: status as seen": Breaks(CANCELED, ONE_END),
+    "end: lease as seen": Breaks(TWO_DEATHS, SLOT_FREED),
+    "end: hangup as seen": Breaks(CANCELED, HANGUP_STANDS),
+    "ask_to_hang_up: status as seen": Breaks(CANCELED, ONE_END),
+    "take_slot: limit": Breaks(LIMIT, SLOT_HELD),
+    # dial_worker
+    "a lease outlives its holder": Breaks(STALLED_ANYWHERE._replace(ignored=_LATE), NO_RING_AFTER_END),
+    "lease before slot": Breaks(CANCELED, SLOT_FREED),
+    "slot before the dial": Breaks(CALM, SLOT_HELD),
+    "the last attempt's room is deleted": Breaks(AGENTS, AGENT_ASKED),
+    "the agent comes before the dial": Breaks(CALM, AGENT_THERE),
+    "the worker looks whether its lease is over": Breaks(STALLED_THIRD, AGENT_THERE),
+    "waiting clears only what nobody else holds": Breaks(WAITS_DEATH, SLOT_FREED),
+    "only the winner of the fence dials": Breaks(only(STALLED, ONE_RING), ONE_RING),
+    "a dial is sent once": Breaks(UNCLEAR, ONE_RING),
+    "an unclear dial is not sent again": Breaks(only(UNCLEAR, ONE_RING), ONE_RING),
+    "un-fence: nobody in the room": Breaks(only(LIARS, ONE_RING), ONE_RING),
+    "the worker looks twice": Breaks(UNCLEAR, NO_RING_AFTER_END),
+    "a closed room alone ends no dial": Breaks(LOST_ROOMS, NO_RING_AFTER_END),
+    # shared/ending
+    "the end and its event are one write": Breaks(CANCELED, ONE_END),
+    "an ended call stays due": Breaks(LATE_EVENTS, SLOT_FREED),
+    "only the winner of the end clears": Breaks(CANCELED, AGENT_THERE),
+    "the room is deleted before the slot is freed": Breaks(CANCELED, ROOM_GONE),
+    "the slot is freed before the call leaves the index": Breaks(LATE_EVENTS, SLOT_FREED),
+    # reconcile_calls
+    "the reconciler leaves a live dial alone": Breaks(CANCELED, NO_RING_AFTER_END),
+    "the reconciler looks twice": Breaks(ANSWERED, NOT_ENDED_EARLY),
+    "clearing waits for a foreign lease": Breaks(REFUSED, SLOT_FREED),
+    # calls_api
+    "a fenced call is not canceled but hung up": Breaks(CANCELED, NO_RING_AFTER_END),
+    "the room stays while it rings": Breaks(CANCELED, AGENT_THERE),
+    "cancel clears only what nobody touched": Breaks(REFUSED, SLOT_FREED),
+    # livekit_events
+    "an event ends no call that is dialing": Breaks(LOST_ROOMS, NO_RING_AFTER_END),
+    "an event of another room is ignored": Breaks(LATE_EVENTS, NOT_ENDED_EARLY),
+    "moving is no end": Breaks(ANSWERED, NOT_ENDED_EARLY),
+    "an event clears only what was fenced": Breaks(LATE_EVENTS, ROOM_GONE),
+}
+
+# A second line: nothing breaks until another condition is gone too.
+SECOND_LINES = {
+    "fence: no hangup": Breaks(
+        REFUSED._replace(faults=Faults(refusals=1), ignored=_STUCK | {HANGUP_STANDS}),
+        HANGUP_OBEYED,
+        "unfence: no hangup",
+    ),
+    "the worker ends only what is still its own": Breaks(STALLED_UNCLEAR, ONE_END, "no end follows an end"),
+    "no end follows an end": Breaks(STALLED_UNCLEAR, ONE_END, "the worker ends only what is still its own"),
+}
+
+# No promise of the model rests on these.
+OTHER_REASONS = {
+    "answered: lease mine": "only the lease's holder, or the reconciler after it, has a dial to tell of",
+    "note_left: nothing left": "the first word on why the phone left is the better reason",
+    "note_missing: status as seen": "a look noted too late only brings on another look",
+    "ask_to_hang_up: no hangup": "the first reason to hang up stays",
+    "leave_due: ended": "everybody who asks for it has seen the end",
+    "take_slot: its own slot": "a call that backs off while every slot is taken would wait for its own",
+    "an answer looks at what left": "a call that is over is ended at once, not at the next look",
+    "an event ends what was answered meanwhile": "a call that is over is ended at once, not at the next look",
+}

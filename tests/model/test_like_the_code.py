@@ -1,0 +1,190 @@
+"""The model is of the code as it stands: what it leaves out or has in another order makes these tests fail.
+
+A failure here is no fault by itself. It asks whoever changed the protocol to change the model with it, and the
+model then says whether the promises still hold.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import calls_api.cancel
+import dial_worker.dial
+import livekit_events.settle
+import reconcile_calls.reconcile
+import shared.ending
+from shared.call_store import CallStore
+from shared.workspaces import WorkspaceStore
+from tests.model.conditions import (
+    NAMES,
+    NOT_MODELLED,
+    SWITCHES,
+    TAKE_SLOT,
+    WRITES,
+    Recorder,
+    conditions,
+    request,
+)
+from tests.model.record import MEANINGS
+
+# What each function of the protocol asks for and looks at, in the order in which it stands there.
+REQUESTS: dict[ModuleType, dict[str, str]] = {
+    dial_worker.dial: {
+        "dial_call": "workspaces.paused _wait _end _end workspaces.next_free _wait calls.take_lease _dial_leased",
+        "_dial_leased": (
+            "_take_slot _lease_over _prepare_room _try_again _lease_over _end workspaces.reserve_trunk "
+            "_step_back workspaces.paused _step_back calls.fence _dial_fenced _lease_over _clear"
+        ),
+        "_take_slot": "workspaces.take_slot workspaces.note_waiting _wait",
+        "_prepare_room": "livekit.delete_room livekit.create_room livekit.view_room",
+        "_dial_fenced": "livekit.dial _lease_over _not_answered verdict _answered",
+        "_answered": "_lease_over calls.answered _end _still_mine _delete_room _end",
+        "_not_answered": "_end _un_fence calls.get _still_mine _end _find_out",
+        "_un_fence": "livekit.view_room _find_out _end calls.unfence _still_mine _end",
+        "_find_out": "_lease_over livekit.view_room _answered calls.get _still_mine _end",
+        "_end": "end_call _clear",
+        "_clear": "_delete_room clear",
+        "_delete_room": "livekit.delete_room",
+        "_try_again": "_end _wait",
+        "_wait": "calls.wait _clear",
+        "_step_back": "_lease_over _delete_room _wait",
+    },
+    shared.ending: {
+        "end_call": "calls.end",
+        "clear": "workspaces.free_slot calls.leave_due",
+    },
+    reconcile_calls.reconcile: {
+        "_queued": "_end dial_queue.send",
+        "_dialing": (
+            "livekit.remove_participant _end livekit.view_room _missing_long_enough _end "
+            "livekit.delete_room livekit.remove_participant calls.answered"
+        ),
+        "_in_progress": (
+            "_end _hang_up _hang_up livekit.view_room _missing_long_enough _hang_up _missing_long_enough _end"
+        ),
+        "_hang_up": "calls.ask_to_hang_up livekit.delete_room livekit.view_room _end",
+        "_ended": "livekit.delete_room clear",
+        "_end": "end_call livekit.delete_room clear",
+    },
+    livekit_events.settle: {
+        "settle": "calls.get _room_finished _phone_left",
+        "_phone_left": "calls.note_left _answered_meanwhile calls.postpone _end",
+        "_room_finished": "calls.note_left _answered_meanwhile _end clear",
+        "_end": "end_call workspaces.free_slot",
+    },
+    calls_api.cancel: {
+        "cancel": "end_call clear calls.ask_to_hang_up hang_up_now calls.get",
+        "hang_up_now": "livekit.remove_participant livekit.delete_room",
+    },
+}
+CHECKS = {"_lease_over", "_still_mine", "_missing_long_enough", "_answered_meanwhile", "verdict"}
+
+
+# ── the writes ──────────────────────────────────────────────────────────────────────────────────────
+
+# What the model's writes do (tests/model/record.py): the code's update, less times and texts.
+UPDATES = {
+    "take_lease": "SET leaseId, leaseUntil, checkAt, attempts REMOVE waitUntil",
+    "wait": "SET waitUntil, checkAt, queueDeadline REMOVE leaseId, leaseUntil",
+    "wait_free": "SET waitUntil, checkAt, queueDeadline REMOVE leaseId, leaseUntil",
+    "fence": "SET #status, events, dialedAt, roomSid",
+    "unfence": "SET #status, events, waitUntil, checkAt REMOVE leaseId, leaseUntil, roomSid, dialedAt",
+    "answered": "SET #status, events, answeredAt, checkAt REMOVE missingSince",
+    "note_left": "SET #left",
+    "note_missing": "SET checkAt, missingSince REMOVE agentMissingSince",
+    "ask_to_hang_up": "SET hangup, checkAt",
+    "leave_due": "REMOVE dueShard, checkAt",
+} | dict.fromkeys(
+    ("end", "end, lease seen", "end, hangup seen", "end, lease and hangup seen"),
+    "SET #status, events, endedAt, checkAt, expiresAt REMOVE waitUntil, missingSince, agentMissingSince",
+)
+
+
+def attributes(update: str) -> str:
+    """`SET a = :a, b = :b REMOVE c` → `SET a, b REMOVE c`."""
+    words = update.replace("list_append(events, :event)", ":event").replace("(attempts, :zero)", "")
+    sets, _, removes = words.partition("REMOVE ")
+    names = ", ".join(part.split(" = ")[0].strip() for part in sets.split(","))
+    return " ".join(part for part in (names, f"REMOVE {removes}" if removes else "") if part)
+
+
+def test_the_model_has_every_write_of_the_record() -> None:
+    source = ast.parse(inspect.getsource(CallStore)).body[0]
+    assert isinstance(source, ast.ClassDef)
+    writing = {"_update", "_transition", "put_item"}
+    methods = {
+        method.name
+        for method in source.body
+        if isinstance(method, ast.FunctionDef) and method.name not in writing and writing & names_in(method)
+    }
+    assert methods == {write.split(",")[0] for write in WRITES if write != "wait_free"}
+    assert set(WRITES) == set(UPDATES) | set(NOT_MODELLED)
+
+
+@pytest.mark.parametrize("write", [write for write in WRITES if write not in NOT_MODELLED])
+def test_the_model_knows_every_part_of_a_writes_condition(write: str) -> None:
+    assert [part for part in conditions(write) if part not in NAMES] == []
+    assert set(NAMES.values()) == set(MEANINGS)
+
+
+@pytest.mark.parametrize("write", UPDATES)
+def test_the_model_writes_what_the_code_writes(write: str) -> None:
+    assert attributes(request(write)["UpdateExpression"]) == UPDATES[write]
+
+
+@pytest.mark.parametrize("write", UPDATES)
+def test_a_change_of_status_and_its_event_are_one_write(write: str) -> None:
+    update = request(write)["UpdateExpression"]
+    assert ("#status =" in update) == ("list_append(events, :event)" in update)
+
+
+def test_the_model_has_the_slots_condition() -> None:
+    recorder = Recorder()
+    WorkspaceStore(recorder, "table").take_slot("x", "call", 1)  # type: ignore[arg-type]
+    limit, own = TAKE_SLOT["take_slot: limit"], TAKE_SLOT["take_slot: its own slot"]
+    assert recorder.request["ConditionExpression"] == f"{own} OR (attribute_not_exists(activeCalls) OR {limit})"
+
+
+# ── the order of requests ───────────────────────────────────────────────────────────────────────────
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+
+
+def requests_of(module: ModuleType) -> dict[str, str]:
+    """Function → what it asks of the stores, of LiveKit and of other functions of the protocol, in order."""
+    tree = ast.parse(inspect.getsource(module))
+    functions = [part for part in tree.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
+    steps = {name for listed in REQUESTS.values() for name in listed} | CHECKS
+    found = {}
+    for function in functions:
+        asked = []
+        for node in ast.walk(function):
+            text = ast.unparse(node).removeprefix("parts.") if isinstance(node, ast.Attribute | ast.Name) else ""
+            asks = re.fullmatch(r"(calls|workspaces|livekit|dial_queue)\.\w+", text)
+            if asks or (text in steps and isinstance(node, ast.Name)):
+                asked.append((node.lineno, node.col_offset, text))  # type: ignore[attr-defined]
+        found[function.name] = " ".join(name for _, _, name in sorted(asked))
+    return found
+
+
+@pytest.mark.parametrize("module", REQUESTS, ids=lambda module: module.__name__)
+def test_the_processes_ask_in_the_models_order(module: ModuleType) -> None:
+    found = requests_of(module)
+    assert {name: found.get(name) for name in REQUESTS[module]} == REQUESTS[module]
+
+
+# ── the page ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_says_of_every_condition_what_it_is_for() -> None:
+    page = (Path(__file__).parents[2] / "docs/protocol-model.md").read_text()
+    rows = {line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")}
+    assert set(SWITCHES) - rows == set()

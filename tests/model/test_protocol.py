@@ -1,0 +1,65 @@
+"""Every interleaving of the bounded systems; and each condition taken away, to see that the promises rest on it.
+
+`pytest tests/model -rP -k "looks twice"` prints how a promise is broken without that condition, a line a step.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.model.conditions import SWITCHES
+from tests.model.explore import Explored, explore, explore_two
+from tests.model.systems import (
+    ANSWERED,
+    LIMIT,
+    NEEDED,
+    ONE_CALL,
+    OTHER_REASONS,
+    RECONCILERS,
+    SECOND_LINES,
+    Breaks,
+)
+from tests.model.world import Config
+
+Report = list[tuple[str, ...]]
+
+
+def explored(config: Config) -> Explored:
+    return explore_two(config) if config.name == LIMIT.name else explore(config)
+
+
+@pytest.mark.parametrize("config", [*ONE_CALL, LIMIT], ids=lambda config: config.name)
+def test_no_order_of_events_breaks_a_promise(config: Config, report_table: Report) -> None:
+    found = explored(config)
+    report_table.append(("dialling protocol", config.name, f"{found.states:,} states", f"{found.seconds:.1f} s"))
+    if found.promise:
+        pytest.fail(found.told())
+
+
+@pytest.mark.parametrize(("condition", "breaks"), NEEDED.items(), ids=NEEDED)
+def test_without_a_condition_a_promise_is_broken(condition: str, breaks: Breaks) -> None:
+    found = explored(breaks.config._replace(without=frozenset({condition})))
+    print(found.told())
+    assert found.promise == breaks.promise
+
+
+@pytest.mark.parametrize(("condition", "breaks"), SECOND_LINES.items(), ids=SECOND_LINES)
+def test_a_second_line_holds_until_it_is_gone_too(condition: str, breaks: Breaks) -> None:
+    first_gone = explored(breaks.config._replace(without=frozenset({breaks.too})))
+    if first_gone.promise:
+        pytest.fail(first_gone.told())
+    found = explored(breaks.config._replace(without=frozenset({condition, breaks.too})))
+    print(found.told())
+    assert found.promise == breaks.promise
+
+
+@pytest.mark.parametrize("config", [ANSWERED, RECONCILERS], ids=lambda config: config.name)
+def test_what_has_other_reasons_breaks_no_promise(config: Config) -> None:
+    found = explored(config._replace(without=frozenset(OTHER_REASONS)))
+    if found.promise:
+        pytest.fail(found.told())
+
+
+def test_every_condition_of_the_code_has_its_place() -> None:
+    """One that is new in CallStore has none yet: what breaks without it?"""
+    assert sorted(SWITCHES) == sorted([*NEEDED, *SECOND_LINES, *OTHER_REASONS])

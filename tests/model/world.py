@@ -1,0 +1,292 @@
+"""The state of the modelled system: one call's record, LiveKit, the processes, and what may still go wrong.
+
+One call is enough for all but the limit of calls at a time: no step of one call reads or writes another's record,
+and its slot is its own element of a set. The limit is tried with two calls (explore.explore_two).
+Time has no clock here. What a clock decides (a lease is over, half a minute has passed, the call is too old to
+wait) happens as a step of its own, whenever the assumptions below allow it.
+
+Assumptions, each of them a fact of AWS or LiveKit or a margin that durations.py keeps:
+    - A lease outlives its holder: it is over only once the process that took it has finished or was killed.
+      (`stall` drops this one.)
+    - LiveKit joins the phone to the room within half a minute of taking the dial request, and within a lease.
+    - A look that wrongly shows nobody is not repeated half a minute later.
+    - `unavailable` means that nothing was dialled; where that is dropped (`liars`), the phone is in the room,
+      or LiveKit's event of its leaving is stored, by the time the worker acts on the answer.
+Not assumed: that a process lives, that a message comes once or in order, that an event comes at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+# The record's status; all the ends are one here.
+QUEUED, DIALING, IN_PROGRESS, ENDED = "queued", "dialing", "in_progress", "ended"
+# The phone: never dialled, dialled and not yet in the room, in the room (two), gone unanswered, over.
+NEVER, JOINING, RINGING, ACTIVE, UNANSWERED, OVER = "never", "joining", "ringing", "active", "unanswered", "over"
+IN_ROOM = (RINGING, ACTIVE)
+# The agent: nobody asked for one, dispatched, in the room, lost on the way or gone again.
+NO_AGENT, COMING, THERE, LOST = "no agent", "coming", "there", "lost"
+
+
+class Call(NamedTuple):
+    """The record. lease: its serial number, 0 when there is none. missing: 0 no, 1 since just now, 2 for long.
+
+    room: roomSid and dialedAt. left: who was seen to go, the phone or the room. told: end events in its list.
+    """
+
+    status: str = QUEUED
+    lease: int = 0
+    live: bool = False
+    attempts: int = 0
+    waiting: bool = False
+    room: int = 0
+    hangup: bool = False
+    left: str = ""
+    missing: int = 0
+    due: bool = True
+    told: int = 0
+
+
+class Seen(NamedTuple):
+    """What a process keeps of the record it read."""
+
+    status: str
+    lease: int
+    hangup: bool
+    left: str = ""
+    missing: int = 0
+    room: int = 0
+
+
+class Room(NamedTuple):
+    """LiveKit's room. sid: grows with every room made. made_by: the lease of the process that made it."""
+
+    sid: int
+    agent: str
+    made_by: int
+
+
+class Process(NamedTuple):
+    """A process between two steps. at: what it does next, "" when there is none; then: what after a check."""
+
+    at: str = ""
+    lease: int = 0
+    attempts: int = 0
+    room: int = 0
+    missing: int = 0
+    then: str = ""
+    seen: Seen | tuple[()] = ()
+
+
+class Faults(NamedTuple):
+    """How often each may still happen."""
+
+    crashes: int = 0
+    cuts: int = 0  # LiveKit's answer to a dial, or to the making of the room, is lost
+    refusals: int = 0  # LiveKit does not do what it is asked; asked to dial, nothing rings
+    liars: int = 0  # `unavailable`, and the phone rings all the same
+    wrong_looks: int = 0  # a look that shows nobody though the phone is there
+    lost_agents: int = 0  # a dispatch that gets lost, or an agent that leaves
+    lost_rooms: int = 0  # LiveKit closes a room that nobody asked it to close
+    full_slots: int = 0  # the workspace's limit is reached
+    migrations: int = 0  # LiveKit tells that the phone left though it only moves
+    late_copies: int = 0  # a write of a worker's is executed a second time, at any later moment
+
+
+class State(NamedTuple):
+    call: Call = Call()
+    # Whether this call holds a slot, and whether others hold all there are.
+    slot: bool = False
+    full: bool = False
+    # LiveKit
+    room: Room | None = None
+    rooms: int = 0
+    phone: str = NEVER
+    lied: bool = False
+    events: frozenset[tuple[str, int]] = frozenset()
+    # processes; their order has no meaning and is kept sorted
+    workers: tuple[Process, ...] = ()
+    reconcilers: tuple[Process, ...] = ()
+    canceller: Process = Process()
+    handler: Process = Process()
+    leases: int = 0
+    # the world
+    too_old: bool = False
+    faults: Faults = Faults()
+    late_copy: tuple[str, int] = ("", 0)
+    broken: str = ""
+
+
+class Config(NamedTuple):
+    """A bounded system. Everything in it is explored.
+
+    leases: how many are ever taken. attempts: after so many refusals the call ends. events: LiveKit's come, any
+    number of times, in any order, or not at all. overtime: a call may last longer than it may. waits: dialling
+    may be paused. stall: whether a worker may go on after its lease is over: never; anywhere but between a check
+    of the lease (the fence is one) and the request right behind it; anywhere. ignored: promises that are not made
+    under these assumptions. without: conditions that are taken away.
+    """
+
+    name: str
+    faults: Faults = Faults()
+    workers: int = 2
+    leases: int = 2
+    attempts: int = 2
+    reconcilers: int = 1
+    cancel: bool = False
+    events: bool = False
+    overtime: bool = False
+    grows_old: bool = True
+    waits: bool = False
+    stall: Literal["never", "unchecked", "anywhere"] = "never"
+    ignored: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
+
+
+# ── promises ────────────────────────────────────────────────────────────────────────────────────────
+
+ONE_RING = "at most one dial is asked for"
+NO_RING_AFTER_END = "no phone begins to ring after the end is written"
+ONE_END = "one end, its event with it, and nothing after it"
+NOT_CUT_OFF = "nobody hangs up a call that was not asked to"
+NOT_ENDED_EARLY = "no end while the phone is on"
+HANGUP_STANDS = "a request to hang up is neither undone nor unsaid"
+HANGUP_OBEYED = "nothing goes on over a request to hang up"
+ONE_WORKER = "one worker at a time"
+ONE_CHAIN = "one chain of messages"
+AGENT_THERE = "no ring without an agent in the room"
+AGENT_ASKED = "an agent is missing only after it was asked for"
+HELD_BY_ITS_DIALLER = "a fenced call keeps its dialler's lease"
+SLOT_HELD = "no phone is on without a slot, no more slots than the limit"
+SLOT_FREED = "the slot is not lost"
+ROOM_GONE = "no agent is left behind in a room"
+ALWAYS_ENDS = "once faults stop, an end, a free slot, and nothing due"
+NEEDS_NO_RESCUE = "without faults, an end without the reconciler"
+PROMISES = frozenset((
+    ONE_RING, NO_RING_AFTER_END, ONE_END, NOT_CUT_OFF, NOT_ENDED_EARLY, HANGUP_STANDS, HANGUP_OBEYED, ONE_WORKER,
+    ONE_CHAIN, AGENT_THERE, AGENT_ASKED, HELD_BY_ITS_DIALLER, SLOT_HELD, SLOT_FREED, ROOM_GONE, ALWAYS_ENDS,
+    NEEDS_NO_RESCUE,
+))  # fmt: skip
+
+
+def broken(config: Config, state: State, promise: str) -> State:
+    """The step itself breaks the promise; the first one stays."""
+    return state if state.broken or promise in config.ignored else state._replace(broken=promise)
+
+
+def broken_promise(config: Config, state: State) -> str:
+    """The promise that this state breaks, or ""."""
+    if state.broken:
+        return state.broken
+    for promise in _broken_by(state):
+        if promise not in config.ignored:
+            return promise
+    return ""
+
+
+def _broken_by(state: State) -> Iterator[str]:
+    call = state.call
+    if (call.status == ENDED) != (call.told == 1):
+        yield ONE_END
+    if call.status == QUEUED and call.hangup:
+        yield HANGUP_STANDS
+    if call.status == DIALING and call.lease == 0:
+        yield HELD_BY_ITS_DIALLER
+    if state.phone in IN_ROOM and not state.slot:
+        yield SLOT_HELD
+    if not call.due and (state.slot or state.room) and not _anybody_at_work(state):
+        if state.slot:
+            yield SLOT_FREED
+        # A room that the phone has left closes by itself; one that it never joined keeps its agent for minutes.
+        if state.room is not None and state.phone == NEVER:
+            yield ROOM_GONE
+
+
+def _anybody_at_work(state: State) -> bool:
+    others = (state.canceller, state.handler)
+    return any(process.at for process in (*state.workers, *state.reconcilers, *others))
+
+
+def settled(state: State) -> bool:
+    """Ended, and nothing is left to do or to free."""
+    return (
+        state.call.status == ENDED
+        and not state.call.due
+        and not state.slot
+        and state.room is None
+        and state.phone not in (JOINING, *IN_ROOM)
+    )
+
+
+# ── LiveKit ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def create_room(config: Config, state: State, lease: int) -> State:
+    """Get or create: the agents of a room that exists are ignored."""
+    if state.room is not None:
+        return state
+    return state._replace(room=Room(state.rooms + 1, COMING, lease), rooms=state.rooms + 1)
+
+
+def delete_room(config: Config, state: State) -> State:
+    """Whoever is in it is out. A phone that has not joined yet will make the room again."""
+    if state.room is None:
+        return state
+    room = state.room
+    if state.phone in IN_ROOM:
+        state = phone_leaves(config, cut_off(config, state))
+    return close_room(config, state, room)
+
+
+def close_room(config: Config, state: State, room: Room) -> State:
+    return state._replace(room=None, events=_with_event(config, state, "room_finished", room.sid))
+
+
+def remove_participant(config: Config, state: State) -> State:
+    """Hangs up a phone that is in the room; one that has not joined yet is not found."""
+    return phone_leaves(config, cut_off(config, state)) if state.phone in IN_ROOM else state
+
+
+def with_an_agent(state: State) -> bool:
+    """The phone is in a room that an agent was asked into. Alone in a room made for it, it may be hung up."""
+    return state.phone in IN_ROOM and state.room is not None and state.room.agent != NO_AGENT
+
+
+def cut_off(config: Config, state: State) -> State:
+    allowed = state.call.hangup or state.call.status == ENDED or not with_an_agent(state)
+    return state if allowed else broken(config, state, NOT_CUT_OFF)
+
+
+def dial(config: Config, state: State) -> State:
+    """CreateSIPParticipant arrives: LiveKit will ring, whatever becomes of the one who asked."""
+    if state.phone != NEVER:
+        return broken(config, state, ONE_RING)
+    return state._replace(phone=JOINING)
+
+
+def phone_rings(config: Config, state: State) -> State:
+    """The participant joins, in a room made for it if there is none, and the INVITE goes out."""
+    if state.room is None:
+        state = state._replace(room=Room(state.rooms + 1, NO_AGENT, 0), rooms=state.rooms + 1)
+    if state.call.status == ENDED:
+        state = broken(config, state, NO_RING_AFTER_END)
+    if state.room is not None and state.room.agent in (NO_AGENT, COMING):
+        state = broken(config, state, AGENT_THERE)
+    return state._replace(phone=RINGING)
+
+
+def phone_leaves(config: Config, state: State) -> State:
+    assert state.room is not None
+    gone = state._replace(
+        phone=OVER if state.phone == ACTIVE else UNANSWERED,
+        events=_with_event(config, state, "participant_left", state.room.sid),
+    )
+    if state.lied and state.call.status == DIALING:
+        return gone._replace(call=state.call._replace(left="phone"))
+    return gone
+
+
+def _with_event(config: Config, state: State, kind: str, sid: int) -> frozenset[tuple[str, int]]:
+    """Events stay: one may come any number of times, in any order, or never."""
+    return state.events | {(kind, sid)} if config.events else state.events
