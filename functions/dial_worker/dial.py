@@ -247,9 +247,14 @@ async def _answered(parts: Dialling, call: Call) -> None:
         else:
             # It was over before this answer came back.
             await _end(parts, answered.call, left_outcome(answered.call.left))
-    elif answered.call is not None and _still_mine(answered.call, call) and answered.call.hangup:
-        # Asked to hang up while it rang, and answered all the same.
-        await _delete_room(parts, call)
+    elif (
+        answered.call is not None
+        and _still_mine(answered.call, call)
+        and answered.call.hangup
+        # Asked to hang up while it rang, and answered all the same. A phone that is still on has not ended: then
+        # the reconciler goes on hanging it up.
+        and await _delete_room(parts, call)
+    ):
         await _end(parts, answered.call, Outcome("failed", "outcome_unknown"))
 
 

@@ -162,7 +162,7 @@ async def _dialing(parts: Reconciling, call: Call) -> str:
     parts.spend_request()
     view = await parts.livekit.view_room(call.roomName, call.identity)
     if view.call_status is None:
-        if call.left is not None or call.hangup is not None or _missing_long_enough(parts, call.missingSince):
+        if call.left is not None or _missing_long_enough(parts, call.missingSince):
             return await _end(parts, call, left_outcome(call.left))
         return await _missing(parts, call)
     if call.hangup is not None:

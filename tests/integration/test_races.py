@@ -14,7 +14,7 @@ from dial_worker.livekit_sip import LiveKit, RoomView
 from livekit_events.settle import settle
 from shared.call import Call
 from shared.errors import LiveKitUnclear
-from tests.integration.test_reconcile import change
+from tests.integration.test_reconcile import change, reconcile_until_ended
 from tests.system import System
 
 
@@ -135,3 +135,41 @@ def test_a_call_that_another_worker_holds_is_not_cleared_by_one_that_waits(
     system.dial()
     assert system.item(call_id)["status"] == "canceled"
     assert "dueShard" in system.item(call_id)
+
+
+def test_a_call_is_not_ended_while_its_phone_cannot_be_hung_up(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked to hang up while it rang, answered all the same, and LiveKit does not do what it is asked."""
+    dial = LiveKit.dial
+    call_id = system.place("+15550000012")
+
+    async def dial_and_cancel(livekit: LiveKit, **request: Any) -> None:
+        change(system, call_id, hangup={"reason": "canceled_by_api", "at": 1})
+        await dial(livekit, **request)
+
+    monkeypatch.setattr(LiveKit, "dial", dial_and_cancel)
+    system.faults(deleteRoom={"fail": "unavailable"})
+    system.dial()
+    assert system.calls_placed()[0]["outcome"] is None
+    assert system.item(call_id)["status"] == "dialing"
+    system.faults(deleteRoom=None)
+    change(system, call_id, leaseUntil=1, checkAt=1)
+    reconcile_until_ended(system, call_id)
+    item = system.item(call_id)
+    assert (item["status"], item["events"][-1]["reason"]) == ("canceled", "canceled_by_api")
+    assert system.calls_placed()[0]["outcome"] is not None
+
+
+def test_one_look_that_finds_nobody_does_not_end_a_call_that_was_asked_to_hang_up(system: System) -> None:
+    """A look may be wrong; nobody would hang up the phone once the call has left the index."""
+    call_id = system.place()
+    system.sqs.purge_queue(QueueUrl=system.queue_urls["DialQueue"])
+    now = int(time.time() * 1000)
+    change(system, call_id, status="dialing", leaseId="dead", leaseUntil=1, dialedAt=now, checkAt=1, attempts=1)
+    change(system, call_id, hangup={"reason": "canceled_by_api", "at": now})
+    assert system.reconcile() == {"noted": 1}
+    assert not system.ended(call_id)
+    reconcile_until_ended(system, call_id)
+    item = system.item(call_id)
+    assert (item["status"], item["events"][-1]["reason"]) == ("canceled", "canceled_by_api")

@@ -308,7 +308,7 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
         case "hang_up":
             yield go("deletes the room", delete_room(config, state), "end")
             if faults.refusals:
-                yield go("cannot delete the room", _spend(state, "refusals"), "end", False)
+                yield stop("cannot delete the room", _spend(state, "refusals"), False)
         case "unfence_look":
             if state.phone in IN_ROOM and "un-fence: nobody in the room" not in without:
                 yield go("sees the phone in the room", state, "look")
@@ -406,7 +406,7 @@ def _reconciler(config: Config, state: State, place: int, process: Process) -> I
                 absent = _spend(state, "wrong_looks") if there else state
                 known = seen.missing == 2 or "the reconciler looks twice" in without
                 if seen.status == DIALING:
-                    known = known or bool(seen.left) or seen.hangup
+                    known = known or bool(seen.left)
                 step = go(
                     f"{'wrongly ' if there else ''}sees nobody in the room",
                     absent,

@@ -145,7 +145,7 @@ def end(config: Config, state: State, seen: Seen) -> State | None:
     call = state.call
     if call.hangup and not seen.hangup:
         state = broken(config, state, HANGUP_STANDS)
-    if with_an_agent(state) and not call.hangup:
+    if with_an_agent(state):
         state = broken(config, state, NOT_ENDED_EARLY)
     due = "an ended call stays due" not in config.without
     told = call.told + ("the end and its event are one write" not in config.without)
