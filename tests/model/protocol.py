@@ -43,8 +43,12 @@ from tests.model.world import (
 )
 
 NOBODY = Process()
-# What must follow at once on a check of the lease, or on the fence: nothing else holds it back.
-RIGHT_BEHIND_A_CHECK = ("delete_room", "step_back", "dial")
+# What must follow at once on a check of the lease: nothing else holds it back.
+RIGHT_BEHIND_A_CHECK = {
+    "delete_room": "the worker looks whether its lease is over",
+    "step_back": "the worker looks whether its lease is over",
+    "dial": "fence: lease live",
+}
 
 
 class Step(NamedTuple):
@@ -279,12 +283,12 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
             yield go("asks LiveKit to dial", dial(config, state), "answer")
             if faults.refusals:
                 refused = _spend(state, "refusals")
-                yield go("asks LiveKit to dial: unavailable", refused, "unfence_look", False)
+                yield checked("asks LiveKit to dial: unavailable", refused, "unfence_look", False)
             if faults.cuts:
                 yield checked("asks LiveKit to dial: the request is lost", _spend(state, "cuts"), unclear, False)
             if faults.liars:
                 rung = phone_rings(config, dial(config, _spend(state, "liars")._replace(lied=True)))
-                yield go("asks LiveKit to dial: unavailable, but it rings", rung, "unfence_look", False)
+                yield checked("asks LiveKit to dial: unavailable, but it rings", rung, "unfence_look", False)
         case "answer":
             if state.phone in (ACTIVE, OVER):
                 yield checked("hears that the phone was answered", state, "answered")
@@ -634,7 +638,10 @@ def _world(config: Config, state: State) -> Iterator[Step]:
 
 def _time(config: Config, state: State) -> Iterator[Step]:
     call = state.call
-    hurried = config.stall == "unchecked" and any(w.at in RIGHT_BEHIND_A_CHECK for w in state.workers)
+    hurried = config.stall == "unchecked" and any(
+        worker.at in RIGHT_BEHIND_A_CHECK and RIGHT_BEHIND_A_CHECK[worker.at] not in config.without
+        for worker in state.workers
+    )
     if state.phone == JOINING or hurried:
         return
     if call.live:
