@@ -190,8 +190,9 @@ class System:
             for name in ("workspace_cache", "livekit_secret"):
                 if hasattr(module, name):
                     forget(getattr(module, name))
-            if hasattr(module, "parts") and hasattr(module.parts, "workspaces"):
-                forget(module.parts.workspaces)
+            for name in ("workspaces", "rate_limit"):
+                if hasattr(module, "parts") and hasattr(module.parts, name):
+                    forget(getattr(module.parts, name))
 
     # ── what a client does ──────────────────────────────────────────────────────────────────────
 
@@ -391,6 +392,7 @@ def demo_workspace(**changes: Any) -> Workspace:
         fromNumbers=("+15550009999",),
         apiKeyHashes=frozenset({hashlib.sha256(API_KEY.encode()).hexdigest()}),
         allowedCallingCodes=frozenset({"+1"}),
+        callsPerMinute=3000,
         callsPerSecond=50,
         webhookSecrets=(WEBHOOK_SECRET,),
     )
@@ -401,5 +403,7 @@ def forget(cache: Any) -> None:
     """Makes a cache read again at the next use."""
     if hasattr(cache, "_entries"):
         cache._entries.clear()
+    if hasattr(cache, "_held"):
+        cache._held.clear()
     if hasattr(cache, "_secret"):
         cache._secret = None

@@ -13,6 +13,8 @@ import secrets
 import string
 from collections.abc import Callable
 
+from initiate_call.destination import in_allowed_country, is_special
+from initiate_call.rate_limit import RateLimit
 from initiate_call.request import CallRequest, canonical, parse_request
 from shared.authorization import authorized_workspace
 from shared.call import Call, event, iso
@@ -32,6 +34,7 @@ class Accepting:
 
     calls: CallStore
     workspaces: WorkspaceCache
+    rate_limit: RateLimit
     dial_queue: Queue
     durations: Durations
     callback_policy: address_guard.Policy
@@ -61,7 +64,10 @@ class Accepted:
 def accept(
     parts: Accepting, workspace_id: str | None, api_key: str | None, idempotency_key: str | None, body: bytes
 ) -> Accepted:
-    """Raises RequestRefused (4xx), StoreError or QueueError (nothing accepted: repeat it)."""
+    """Raises RequestRefused (4xx), StoreError or QueueError (nothing accepted: repeat it).
+
+    What is refused, and what has been accepted before, does not count towards the workspace's rate.
+    """
     workspace = authorized_workspace(parts.workspaces, workspace_id, api_key)
     request = parse_request(body, parts.callback_policy)
     check_allowed(workspace, request)
@@ -90,8 +96,11 @@ def accept(
 def check_allowed(workspace: Workspace, request: CallRequest) -> None:
     """Raises RequestRefused (403) with every field this workspace may not use so."""
     errors = []
-    if not any(request.to.startswith(code) for code in workspace.allowedCallingCodes):
+    if not in_allowed_country(request.to, workspace.allowedCallingCodes):
         errors.append(FieldError("to", "is in a country that this workspace may not call", "number_not_allowed"))
+    elif not workspace.allowSpecialNumbers and is_special(request.to):
+        message = "is a premium-rate, shared-cost or satellite number, which this workspace may not call"
+        errors.append(FieldError("to", message, "number_not_allowed"))
     if workspace.agents and request.call_agent_id not in workspace.agents:
         errors.append(FieldError("call_agent_id", "is not an agent of this workspace", "agent_not_allowed"))
     if request.from_number is not None and request.from_number not in workspace.fromNumbers:
@@ -116,10 +125,11 @@ def _place(
 ) -> tuple[Call, bool]:
     """Sends the message, writes the record. The call of that id, and whether it is the one just made.
 
-    Raises RequestRefused (400) when the callback URL's name is that of a private address.
+    Raises RequestRefused: 400 when the callback URL's name is that of a private address, 429 over the rate.
     """
     _check_callback_name(parts, request)
     now = parts.clock()
+    minute = parts.rate_limit.spend(workspace, now)
     message = {"callId": call_id, "workspaceId": workspace.workspaceId}
     job_id = parts.dial_queue.send(message, group=workspace.workspaceId)
     room_suffix = "".join(secrets.choice(_ROOM_ALPHABET) for _ in range(10))
@@ -152,4 +162,7 @@ def _place(
             raise
     if there is None:
         raise StoreError("the call was neither written nor found")
-    return there, there.jobId == job_id
+    mine = there.jobId == job_id
+    if not mine:
+        parts.rate_limit.give_back(workspace, minute)
+    return there, mine

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from initiate_call.accept import Accepting, accept
+from initiate_call.rate_limit import RateLimit
 from initiate_call.settings import Settings
 from shared import aws
 from shared.authorization import api_key
@@ -19,11 +20,11 @@ from webhook_dispatch.address_guard import resolve_within
 
 settings = Settings.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")
+workspaces = WorkspaceStore(dynamodb, settings.workspaces_table)
 parts = Accepting(
     calls=CallStore(dynamodb, settings.calls_table),
-    workspaces=WorkspaceCache(
-        WorkspaceStore(dynamodb, settings.workspaces_table), settings.durations.workspace_cache
-    ),
+    workspaces=WorkspaceCache(workspaces, settings.durations.workspace_cache),
+    rate_limit=RateLimit(workspaces),
     dial_queue=Queue(aws.client("sqs"), settings.dial_queue_url),
     durations=settings.durations,
     callback_policy=settings.callback_policy,

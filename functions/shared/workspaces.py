@@ -82,6 +82,15 @@ class Workspace:
         return item
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Permits:
+    """Calls that one process may accept in a minute. minute: epoch minutes. taken: of all processes, when seen."""
+
+    minute: int
+    taken: int
+    left: int = 0
+
+
 def key_hash(api_key: str) -> str:
     """What is stored of an API key. It has 256 random bits, so one round of SHA-256 cannot be turned back."""
     return hashlib.sha256(api_key.encode("utf-8", "surrogatepass")).hexdigest()
@@ -207,6 +216,44 @@ class WorkspaceStore:
         item = self._get(f"{workspace_id}#slots")
         return frozenset((item or {}).get("activeCalls", ()))
 
+    # ── the rate ────────────────────────────────────────────────────────────────────────────────
+
+    def take_permits(self, workspace_id: str, minute: int, limit: int, before: Permits | None) -> Permits:
+        """A tenth of the permits that a minute has left, at least one; `left` is 0 when it has none.
+
+        before: what the same process got last, so that a minute it knows costs one write. A minute later than
+        `minute`, opened by a process whose clock is ahead, is taken from: the item's minute never goes back, so
+        of no minute more than `limit` are ever taken. A write that is made twice, or whose answer is lost, takes
+        permits that nobody spends.
+        """
+        seen = before if before is not None and before.minute >= minute else None
+        while True:
+            left = limit - (seen.taken if seen else 0)
+            if left <= 0:
+                return Permits(seen.minute if seen else minute, limit - left)
+            count = max(1, left // 10)
+            if seen is None:
+                update = "SET epochMinute = :minute, taken = :count"
+                condition = "attribute_not_exists(epochMinute) OR epochMinute < :minute"
+                values = {":minute": minute, ":count": count}
+            else:
+                update = "ADD taken :count"
+                condition = "epochMinute = :minute AND taken <= :most"
+                values = {":minute": seen.minute, ":count": count, ":most": limit - count}
+            request = self._update_request(f"{workspace_id}#rate", update, condition, values)
+            try:
+                with store_errors():
+                    answer = self._client.update_item(
+                        **request, ReturnValues="ALL_NEW", ReturnValuesOnConditionCheckFailure="ALL_OLD"
+                    )
+            except ClientError as exc:
+                # Others were quicker, or opened the minute: go on from where they left it.
+                there: Any = exc.response.get("Item")
+                item = from_wire(there or {})
+                seen = Permits(item["epochMinute"], item["taken"]) if item else None
+            else:
+                return Permits(values[":minute"], from_wire(answer["Attributes"])["taken"], count)
+
     # ── pacing ──────────────────────────────────────────────────────────────────────────────────
 
     def next_free(self, trunk_id: str) -> int:
@@ -267,6 +314,21 @@ class WorkspaceStore:
         names: dict[str, str] | None = None,
     ) -> bool:
         """Whether it was written; False when the condition did not hold."""
+        try:
+            with store_errors():
+                self._client.update_item(**self._update_request(key, update, condition, values, names))
+        except ClientError:
+            return False
+        return True
+
+    def _update_request(
+        self,
+        key: str,
+        update: str,
+        condition: str | None,
+        values: dict[str, Any],
+        names: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
         request: dict[str, Any] = {
             "TableName": self._table,
             "Key": to_wire({"workspaceId": key}),
@@ -278,12 +340,7 @@ class WorkspaceStore:
             request["ExpressionAttributeValues"] = to_wire(values)
         if names:
             request["ExpressionAttributeNames"] = names
-        try:
-            with store_errors():
-                self._client.update_item(**request)
-        except ClientError:
-            return False
-        return True
+        return request
 
 
 class WorkspaceCache:

@@ -36,9 +36,6 @@ from tests.system import (
 )
 from webhook_dispatch.deliver import METADATA_HEADER_BYTES, signed_headers
 
-# API Gateway's own: no function can be made to answer so.
-GATEWAYS = {"429", "500"}
-
 
 @pytest.fixture
 def system(whole_system: System) -> System:
@@ -481,7 +478,7 @@ def test_refusals_are_as_the_page_says(system: System, answers: Answers) -> None
         "invalid_idempotency_key": (good, {"idempotency-key": ""}, 400),
         "invalid_api_key": (good, {"x-api-key": "x"}, 401),
         "workspace_not_allowed": (good, {"x-workspace-id": "x"}, 403),
-        "number_not_allowed": (good | {"to": "+442079460000"}, {}, 403),
+        "number_not_allowed": (good | {"to": "+19005550123"}, {}, 403),
         "agent_not_allowed": (good | {"call_agent_id": "agent-2"}, {}, 403),
         "from_not_allowed": (good | {"from": "+12025550199"}, {}, 403),
         "too_large": (b" " * (MAXIMUM_BODY_BYTES + 1), {}, 413),
@@ -491,6 +488,8 @@ def test_refusals_are_as_the_page_says(system: System, answers: Answers) -> None
     key = {"idempotency-key": "a"}
     system.post(good, key)
     answers.check(POST_CALL, system.post(good | {"metadata": {}}, key), 422)
+    system.workspaces.put(demo_workspace(workspaceId="slow", callsPerMinute=0))
+    answers.check(POST_CALL, system.post(good, {"x-workspace-id": "slow"}), 429)
     event = http_event(POST_CALL, headers={"x-workspace-id": "demo", "x-api-key": API_KEY})
     broken = event | {"body": "not base64!", "isBase64Encoded": True}
     answers.check(POST_CALL, system.handlers["initiate_call"](broken, Context(10)), 400)
@@ -541,7 +540,8 @@ def test_every_answer_of_the_page_was_seen(answers: Answers) -> None:
         (route, status)
         for route, operation in operations().items()
         for status in at(operation)["responses"]
-        if status not in GATEWAYS
+        # Without codes it is API Gateway's own: no function can be made to answer so.
+        if status == "200" or codes_of_the_page()[route][status]
     }
     assert answers.seen == page
     codes = {

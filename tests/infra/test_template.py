@@ -49,6 +49,18 @@ def test_every_permission_names_its_actions_and_resources(resources: dict[str, A
     assert seen > 20
 
 
+def test_the_route_of_clients_may_write_no_workspace(resources: dict[str, Any]) -> None:
+    """Only the items that count its calls: whoever takes over this function gains no rights by it."""
+    writes = [
+        statement
+        for role, statement in statements(resources)
+        if role == "InitiateCallRole" and "dynamodb:UpdateItem" in statement["Action"]
+    ]
+    assert [statement["Condition"] for statement in writes] == [
+        {"ForAllValues:StringLike": {"dynamodb:LeadingKeys": ["*#rate"]}}
+    ]
+
+
 def test_no_managed_policy_grants_more_than_logs_and_traces(resources: dict[str, Any]) -> None:
     for name, role in of_type(resources, "AWS::IAM::Role").items():
         for arn in role.get("ManagedPolicyArns", []):

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
-import boto3
 import pytest
 from botocore.exceptions import ReadTimeoutError
-from moto import mock_aws
 
 from shared.dynamo import from_wire, to_wire
 from shared.errors import StoreError, StoreUnclear
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
+from tests.workspaces_table import TABLE, OneAtATime, workspaces_table
 
-TABLE = "Workspaces"
 ACME = Workspace(
     workspaceId="acme",
     name="Acme",
@@ -32,42 +29,10 @@ ACME = Workspace(
 )
 
 
-class OneAtATime:
-    """A client whose requests happen one after the other, as DynamoDB promises for one item, and which can fail.
-
-    lose: how many answers of the next `put_item` and `update_item` requests are lost on the way, after the write.
-    """
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._lock = threading.Lock()
-        self.lose = 0
-        self.requests: list[str] = []
-
-    def __getattr__(self, operation: str) -> Callable[..., Any]:
-        def request(**arguments: Any) -> Any:
-            with self._lock:
-                self.requests.append(operation)
-                answer = getattr(self._client, operation)(**arguments)
-                if self.lose and operation in ("put_item", "update_item"):
-                    self.lose -= 1
-                    raise ReadTimeoutError(endpoint_url="https://dynamodb")
-                return answer
-
-        return request
-
-
 @pytest.fixture
 def client() -> Iterator[OneAtATime]:
-    with mock_aws():
-        dynamodb = boto3.client("dynamodb", region_name="us-east-1")
-        dynamodb.create_table(
-            TableName=TABLE,
-            AttributeDefinitions=[{"AttributeName": "workspaceId", "AttributeType": "S"}],
-            KeySchema=[{"AttributeName": "workspaceId", "KeyType": "HASH"}],
-            BillingMode="PAY_PER_REQUEST",
-        )
-        yield OneAtATime(dynamodb)
+    with workspaces_table() as client:
+        yield client
 
 
 @pytest.fixture

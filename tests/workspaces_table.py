@@ -1,0 +1,53 @@
+"""A table of workspaces, faked by moto, whose requests can be counted and fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+from botocore.exceptions import ReadTimeoutError
+from moto import mock_aws
+
+TABLE = "Workspaces"
+
+
+class OneAtATime:
+    """A client whose requests happen one after the other, as DynamoDB promises for one item, and which can fail.
+
+    lose: how many answers of the next `put_item` and `update_item` requests are lost on the way, after the write.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self.lose = 0
+        self.requests: list[str] = []
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        def request(**arguments: Any) -> Any:
+            with self._lock:
+                self.requests.append(operation)
+                answer = getattr(self._client, operation)(**arguments)
+                if self.lose and operation in ("put_item", "update_item"):
+                    self.lose -= 1
+                    raise ReadTimeoutError(endpoint_url="https://dynamodb")
+                return answer
+
+        return request
+
+
+@contextmanager
+def workspaces_table() -> Iterator[OneAtATime]:
+    """A client of an empty table."""
+    with mock_aws():
+        dynamodb = boto3.client("dynamodb", region_name="us-east-1")
+        dynamodb.create_table(
+            TableName=TABLE,
+            AttributeDefinitions=[{"AttributeName": "workspaceId", "AttributeType": "S"}],
+            KeySchema=[{"AttributeName": "workspaceId", "KeyType": "HASH"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
+        yield OneAtATime(dynamodb)
