@@ -15,13 +15,13 @@ from admin import keys, place, switch, webhook_secrets, workspaces
 from admin.terminal import AdminError, Terminal, UsageError
 from shared.errors import StoreError, StoreUnclear
 
-_EXAMPLES = """\
+_EXAMPLES = f"""\
 examples:
-  python -m admin --stack ringonce-prod workspace create acme --agent-name outbound --trunk ST_abc \\
+  {place.COMMAND} --stack ringonce-prod workspace create acme --agent-name outbound --trunk ST_abc \\
       --from +12025550100 --allow +1 --allow +44
-  python -m admin --stack ringonce-prod key create acme
-  python -m admin --local workspace list --json
-  python -m admin --stack ringonce-prod switch pause
+  {place.COMMAND} --stack ringonce-prod key create acme
+  {place.COMMAND} --local workspace list --json
+  {place.COMMAND} --stack ringonce-prod switch pause
 
 A change is seen by running processes within a minute, `switch pause` by the next dial.
 """
@@ -175,7 +175,14 @@ def _options_of_every_command(holder: argparse.ArgumentParser) -> None:
 def _limits_and_lists(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", type=label, help="for people")
     _repeated(command, "--from", "from_numbers", e164, "+NUMBER", "number of the trunk; the first is the default")
-    _repeated(command, "--allow", "allow", calling_code, "+CODE", "calling code that may be called; none: nobody")
+    _repeated(
+        command,
+        "--allow",
+        "allow",
+        calling_code,
+        "+CODE",
+        "beginning of numbers that may be called, +1 (US and Canada), +44, +1876; none: nobody",
+    )
     _repeated(command, "--agent", "agents", agent_id, "ID", "agent id that may be used; none: any")
     command.add_argument("--max-concurrent-calls", type=between(1, 250), metavar="1-250", help="calls at a time")
     command.add_argument("--calls-per-minute", type=between(1, 60_000), metavar="1-60000", help="calls accepted")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Mapping
 
 import boto3
@@ -43,15 +44,26 @@ CREDENTIAL_ERRORS = (
 )
 _LOG_IN = "set AWS_PROFILE or pass --profile, run `aws sso login`, or set AWS_ACCESS_KEY_ID and the rest"
 
+# What works after `make setup`, without an activated environment.
+COMMAND = ".venv/bin/python -m admin"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """name: as people are told it. api_url: where clients of this table's stack send calls, if known."""
+    """name: as people are told it. api_url: where clients of this table's stack send calls, if known.
+
+    options: those that name this place again.
+    """
 
     store: WorkspaceStore
     name: str
     api_url: str | None = None
     local: bool = False
+    options: str = ""
+
+    def command(self, words: str) -> str:
+        """The command line that does `words` in this place, to be copied."""
+        return " ".join(part for part in (COMMAND, self.options, words) if part)
 
     def existing(self, workspace_id: str) -> Workspace:
         """Raises AdminError when there is no such workspace."""
@@ -93,7 +105,11 @@ def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Place
         if not table:
             raise AdminError(f"the stack {stack} has no output WorkspacesTableName: is it one of Ringonce's?")
     client = session.client("dynamodb", config=CONFIG)
-    return Place(WorkspaceStore(client, table), f"table {table} in {client.meta.region_name}", api_url)
+    given = {name: getattr(arguments, name) for name in ("stack", "table", "profile", "region")}
+    options = " ".join(f"--{name} {shlex.quote(value)}" for name, value in given.items() if value)
+    return Place(
+        WorkspaceStore(client, table), f"table {table} in {client.meta.region_name}", api_url, options=options
+    )
 
 
 def _local(arguments: argparse.Namespace) -> Place:
@@ -116,7 +132,7 @@ def _local(arguments: argparse.Namespace) -> Place:
         config=CONFIG,
     )
     name = f"table {table} in the local stack at {endpoint}"
-    return Place(WorkspaceStore(client, table), name, info.get("apiUrl"), local=True)
+    return Place(WorkspaceStore(client, table), name, info.get("apiUrl"), local=True, options="--local")
 
 
 def _outputs(session: boto3.Session, stack: str) -> dict[str, str]:

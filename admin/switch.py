@@ -28,6 +28,6 @@ def status(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
         "Dialling is on."
         if since is None
         else f"Dialling is paused since {since}: calls under way go on, accepted ones wait. "
-        "`admin switch resume` dials again."
+        f"`{place.command('switch resume')}` dials again."
     )
     terminal.give({"paused": since is not None, "pausedAt": since}, text)

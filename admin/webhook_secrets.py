@@ -35,7 +35,7 @@ def rotate(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
     if kept:
         terminal.say(
             "Webhooks are signed with this one and the one before. When the receivers know it: "
-            f"admin webhook-secret drop-old {workspace.workspaceId}"
+            + place.command(f"webhook-secret drop-old {workspace.workspaceId}")
         )
 
 

@@ -45,7 +45,7 @@ def create(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
         if key
         else "\nKeep it now: it is not shown again."
     )
-    _warn(terminal, workspace)
+    _warn(place, terminal, workspace)
     terminal.say(f"\nNext, place a call:\n\n{_curl(place, workspace, key)}")
 
 
@@ -119,7 +119,7 @@ def update(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
         terminal.confirm(f"{arguments.workspace} will be able to use any agent id.", "Lift the limit?")
     workspace = place.updated(arguments.workspace, change)
     terminal.give(as_json(workspace), as_text(workspace))
-    _warn(terminal, workspace)
+    _warn(place, terminal, workspace)
 
 
 def disable(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
@@ -136,7 +136,7 @@ def disable(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> 
 def enable(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
     workspace = place.updated(arguments.workspace, lambda seen: dataclasses.replace(seen, disabled=False))
     terminal.give(as_json(workspace), f"{workspace.workspaceId} is enabled.")
-    _warn(terminal, workspace)
+    _warn(place, terminal, workspace)
 
 
 # ── what is shown ───────────────────────────────────────────────────────────────────────────────────
@@ -202,18 +202,19 @@ def _with(there: Sequence[str] | frozenset[str], add: list[str], remove: list[st
     return [entry for entry in dict.fromkeys((*there, *add)) if entry not in remove]
 
 
-def _warn(terminal: Terminal, workspace: Workspace) -> None:
+def _warn(place: Place, terminal: Terminal, workspace: Workspace) -> None:
     """What an operator may not have meant."""
     if not workspace.allowedCallingCodes:
         terminal.say(
             "\nIt may call nobody until countries are named: "
-            f"admin workspace update {workspace.workspaceId} --allow +1 --allow +44"
+            + place.command(f"workspace update {workspace.workspaceId} --allow +1 --allow +44")
         )
     if not workspace.apiKeyHashes:
         terminal.say(
             f"\nOPEN. {opened(workspace.workspaceId)}"
             if workspace.open
-            else f"\nIt has no key, so every request is refused: admin key create {workspace.workspaceId}"
+            else "\nIt has no key, so every request is refused: "
+            + place.command(f"key create {workspace.workspaceId}")
         )
 
 

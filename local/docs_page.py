@@ -43,7 +43,8 @@ class _Page:
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{title} API</title><style>{_STYLE}</style></head><body>"
             f"<nav><a class=name href=#top>{title}</a>{''.join(self.navigation())}</nav>"
-            f"<main id=top><header><h1>{title} API</h1><p class=lead>{escape(info['summary'])}</p></header>"
+            f"<main id=top><header><h1>{title} API</h1><p class=lead>{escape(info['summary'])}</p>"
+            "<p>For programs: <a href=openapi.yaml>openapi.yaml</a></p></header>"
             f"<section class=text>{self.text()}</section>{''.join(self.sections())}"
             f"<section><h2 id=schemas>Schemas</h2>{''.join(self.schemas())}</section></main></body></html>"
         )
@@ -295,9 +296,12 @@ td p,summary p,.answer p{margin:0 0 .25rem}small{display:block;color:var(--faint
 h4 small{display:inline}small.required{color:var(--bad)}code.pattern{font-size:.75rem}
 .answer{border-top:1px solid var(--line);padding:.5rem 0}.answer>summary,div.answer{cursor:pointer;display:grid;
 grid-template-columns:3.5rem minmax(0,1fr);list-style:none}div.answer{cursor:auto}
+.answer>summary b::after{content:" ▸";color:var(--faint);font-size:.7em}
+details[open].answer>summary b::after{content:" ▾"}
 .answer>summary:hover{background:var(--soft)}.answer>summary::-webkit-details-marker{display:none}
 details.answer>:not(summary){margin-left:3.5rem}summary{cursor:pointer}
 b.s2{color:var(--good)}b.s4{color:var(--bad)}b.s5,b.sd{color:var(--worse)}
-@media(max-width:56rem){body{display:block}nav{position:static;height:auto;border-right:0}}
+@media(max-width:56rem){body{display:block}nav{position:static;height:auto;border-right:0;columns:2}
+nav b{break-after:avoid}nav .name{column-span:all}}
 @media print{nav{display:none}body{display:block}}
 """

@@ -10,11 +10,14 @@ paths, byte for byte, and answers as API Gateway does where the emulator does no
 - a body of more than 10 MB: 413 {"message":"Request Entity Too Large"}
 - OPTIONS where no CORS is configured and no route takes it: 404, as for any unknown route
 - headers that come more than once are joined with commas
+
+Two paths are its own: /docs, the API's description as a page, and /openapi.yaml, the same as a file.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import io
 import json
 import time
@@ -25,6 +28,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from local.docs_page import DOCUMENT, html_page
 from local.serving import serve
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
@@ -68,8 +72,20 @@ def create_app(target: str) -> web.Application:
 
     app.on_startup.append(open_client)
     app.on_cleanup.append(close_client)
+    app.router.add_get("/docs", docs)
+    app.router.add_get("/openapi.yaml", document)
     app.router.add_route("*", "/{path:.*}", forward)
     return app
+
+
+async def docs(request: web.Request) -> web.Response:
+    # In a thread: it takes as long as many calls, the first time.
+    page = await asyncio.to_thread(html_page)
+    return web.Response(text=page, content_type="text/html", charset="utf-8")
+
+
+async def document(request: web.Request) -> web.FileResponse:
+    return web.FileResponse(DOCUMENT, headers={"Content-Type": "application/yaml"})
 
 
 def message(status: int, text: str) -> web.Response:

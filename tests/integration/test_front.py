@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from local import front
+from local.docs_page import DOCUMENT, html_page
 
 Talk = Callable[[aiohttp.ClientSession, str], Awaitable[None]]
 ALL_BYTES = bytes(range(256)) * 4
@@ -142,5 +143,23 @@ def test_no_answer_in_time_is_service_unavailable(monkeypatch: pytest.MonkeyPatc
             assert answer.status == 503
             assert await answer.read() == b'{"message":"Service Unavailable"}'
         finished.set()
+
+    through_the_front(emulator, talk)
+
+
+def test_the_apis_description_is_a_page_and_a_file_and_its_routes_stay_the_apis_own() -> None:
+    async def emulator(request: web.Request) -> web.Response:
+        return web.Response(status=404, text=f"{request.method} {request.path}")
+
+    async def talk(client: aiohttp.ClientSession, url: str) -> None:
+        async with client.get(f"{url}/docs") as answer:
+            assert (answer.status, answer.content_type) == (200, "text/html")
+            assert await answer.text() == html_page()
+        async with client.get(f"{url}/openapi.yaml") as answer:
+            assert (answer.status, answer.content_type) == (200, "application/yaml")
+            assert await answer.read() == DOCUMENT.read_bytes()
+        for method, path in (("POST", "/docs"), ("GET", "/docs/x"), ("DELETE", "/openapi.yaml")):
+            async with client.request(method, url + path) as answer:
+                assert (answer.status, await answer.text()) == (404, f"{method} /stage{path}")
 
     through_the_front(emulator, talk)
