@@ -15,7 +15,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,16 @@ class Context:
 
     def get_remaining_time_in_millis(self) -> int:
         return max(0, int((self._deadline - time.monotonic()) * 1000))
+
+
+class Clock:
+    """Epoch milliseconds, as long as a test wants them to stay: first the beginning of this minute."""
+
+    def __init__(self) -> None:
+        self.now = int(time.time() // 60) * 60_000
+
+    def __call__(self) -> int:
+        return self.now
 
 
 class Servers:
@@ -229,6 +240,16 @@ class System:
         assert isinstance(call_id, str)
         return call_id
 
+    @contextmanager
+    def stopped_clock(self) -> Iterator[Clock]:
+        """The clock of the route that places calls, standing still."""
+        module, clock = self.modules["initiate_call"], Clock()
+        before, module.parts = module.parts, dataclasses.replace(module.parts, clock=clock)
+        try:
+            yield clock
+        finally:
+            module.parts = before
+
     # ── what AWS does ───────────────────────────────────────────────────────────────────────────
 
     def receive(self, queue: str) -> list[dict[str, Any]]:
@@ -291,6 +312,13 @@ class System:
             assert time.monotonic() < deadline, f"not done: {self.calls_placed()}"
             if not self.dial() + self.deliver():
                 time.sleep(0.02)
+
+    def wait_until(self, done: Callable[[], bool], seconds: float = 15) -> None:
+        """Looks until `done`, or fails after `seconds`; pumps nothing."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < deadline, f"not done: {self.calls_placed()}"
+            time.sleep(0.02)
 
     # ── what a test sees ────────────────────────────────────────────────────────────────────────
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,27 +10,14 @@ from typing import Any
 import pytest
 from botocore.exceptions import ConnectTimeoutError
 
-from tests.system import EXAMPLE, System, demo_workspace
-
-MINUTE = 60_000
-
-
-class Clock:
-    """Stands still, so that no test runs over the end of a minute."""
-
-    def __init__(self) -> None:
-        self.now = 29_000_000 * MINUTE
-
-    def __call__(self) -> int:
-        return self.now
+from tests.system import EXAMPLE, Clock, System, demo_workspace
 
 
 @pytest.fixture(autouse=True)
 def clock(system: System) -> Iterator[Clock]:
-    module, clock = system.modules["initiate_call"], Clock()
-    before, module.parts = module.parts, dataclasses.replace(module.parts, clock=clock)
-    yield clock
-    module.parts = before
+    """No test runs over the end of a minute."""
+    with system.stopped_clock() as clock:
+        yield clock
 
 
 @contextmanager
@@ -105,6 +91,8 @@ def test_over_the_rate_nothing_is_written_and_soon_nothing_is_asked(system: Syst
     for _ in range(2):
         assert system.post(EXAMPLE)["statusCode"] == 200
     clock.now += 17_400
+    key = {"idempotency-key": "order-1"}
+    assert system.post(EXAMPLE, key)["statusCode"] == 429
     with aws_requests(system) as sent:
         answers = [system.post(EXAMPLE) for _ in range(3)]
     assert sent == []
@@ -116,7 +104,8 @@ def test_over_the_rate_nothing_is_written_and_soon_nothing_is_asked(system: Syst
     assert system.dynamodb.scan(TableName="CallsTable", Select="COUNT")["Count"] == 2
     assert system.messages("DialQueue") == 2
     clock.now += 43_000
-    assert system.post(EXAMPLE)["statusCode"] == 200
+    again = system.post(EXAMPLE, key)
+    assert (again["statusCode"], "idempotency-replayed" in again["headers"]) == (200, False)
 
 
 def test_only_calls_that_are_accepted_count_towards_the_rate(system: System) -> None:

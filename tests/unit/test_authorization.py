@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hmac
 from typing import cast
 
 import pytest
@@ -76,3 +77,20 @@ def test_an_id_that_is_none_is_refused(workspace_id: str | None, status: int) ->
 
 def test_a_key_that_is_no_text_is_refused_like_any_wrong_one() -> None:
     assert allowed(with_keys("rk_a"), api_key="\udcff") == 401
+
+
+def test_how_long_it_takes_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every hash in force is compared, in constant time, whichever of them is the right one."""
+    compared: list[set[str]] = []
+    compare = hmac.compare_digest
+
+    def note(given: str, known: str) -> bool:
+        compared[-1].add(known)
+        return compare(given, known)
+
+    monkeypatch.setattr("hmac.compare_digest", note)
+    workspace = with_keys("rk_a", "rk_b", "rk_c")
+    for key in ("rk_a", "rk_b", "rk_c", "rk_d", None):
+        compared.append(set())
+        allowed(workspace, api_key=key)
+    assert compared == [set(workspace.apiKeyHashes)] * 5

@@ -10,9 +10,10 @@ from typing import Any, cast
 import pytest
 from botocore.exceptions import ReadTimeoutError
 
+from shared.authorization import authorized_workspace
 from shared.dynamo import from_wire, to_wire
-from shared.errors import StoreError, StoreUnclear
-from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
+from shared.errors import RequestRefused, StoreError, StoreUnclear
+from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore, key_hash
 from tests.workspaces_table import TABLE, OneAtATime, workspaces_table
 
 ACME = Workspace(
@@ -374,6 +375,20 @@ def test_a_disabled_workspace_is_seen_within_sixty_seconds(store: WorkspaceStore
     seen = cache.get("acme")
     assert seen is not None
     assert seen.disabled
+
+
+def test_a_revoked_key_is_refused_within_sixty_seconds(store: WorkspaceStore) -> None:
+    old, new = (key_hash(key) for key in ("rk_old", "rk_new"))
+    store.put(dataclasses.replace(ACME, apiKeyHashes=frozenset({old, new})))
+    clock = Clock()
+    cache = WorkspaceCache(store, 60, clock)
+    for key in ("rk_old", "rk_new"):
+        assert authorized_workspace(cache, "acme", key)
+    store.update("acme", lambda seen: dataclasses.replace(seen, apiKeyHashes=frozenset({new})))
+    clock.now += 60
+    with pytest.raises(RequestRefused):
+        authorized_workspace(cache, "acme", "rk_old")
+    assert authorized_workspace(cache, "acme", "rk_new")
 
 
 def test_a_new_workspace_is_seen_within_sixty_seconds(store: WorkspaceStore) -> None:

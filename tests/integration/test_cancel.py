@@ -1,0 +1,46 @@
+"""Canceling a call that rings or talks hangs it up, however often it is asked for."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.system import System
+
+CANCEL = "POST /v1/api/call/{callId}/cancel"
+
+
+@pytest.mark.parametrize(("number", "where"), [("+15550000002", "dialing"), ("+15550000012", "in_progress")])
+def test_canceling_hangs_up_and_a_repeat_gets_the_same_answer(system: System, number: str, where: str) -> None:
+    call_id = system.place(number, ring_timeout_seconds=60)
+    worker = threading.Thread(target=system.dial)
+    worker.start()
+    try:
+        system.wait_until(lambda: system.item(call_id)["status"] == where and len(system.calls_placed()) == 1)
+        answers = [system.api(CANCEL, call_id) for _ in range(3)]
+    finally:
+        worker.join(timeout=30)
+    system.run_until(lambda: system.ended(call_id))
+    answers.append(system.api(CANCEL, call_id))
+    assert {(answer["statusCode"], answer["body"]) for answer in answers} == {(200, answers[0]["body"])}
+    item = system.item(call_id)
+    assert item["status"] == ("canceled" if where == "dialing" else "completed")
+    assert item["events"][-1]["reason"] == "canceled_by_api"
+    assert system.events(call_id).count("call.ended") == 1
+    assert len(system.calls_placed()) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "end"),
+    [("+15550000000", "completed"), ("+15550000002", "no_answer"), ("+15550000004", "failed")],
+)
+def test_a_call_that_has_ended_is_a_409_that_says_how(system: System, number: str, end: str) -> None:
+    call_id = system.place(number, ring_timeout_seconds=10)
+    system.run_until(lambda: system.ended(call_id))
+    before = system.item(call_id)
+    for _ in range(2):
+        answer = system.api(CANCEL, call_id)
+        assert (answer["statusCode"], answer["json"]["code"]) == (409, "call_ended")
+        assert end in answer["json"]["message"]
+    assert system.item(call_id) == before

@@ -1,0 +1,132 @@
+"""The list of a workspace's calls: newest first, by every filter, page by page, and never by reading it all."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.system import Clock, System, demo_workspace
+
+LIST = "GET /v1/api/call"
+
+
+@pytest.fixture
+def clock(system: System) -> Iterator[Clock]:
+    with system.stopped_clock() as clock:
+        yield clock
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    assert answer["statusCode"] == 200, answer
+    return [call["callId"] for call in answer["json"]["calls"]]
+
+
+def pages(system: System, **query: str) -> list[list[str]]:
+    found = []
+    while True:
+        answer = system.api(LIST, query=query)
+        found.append(ids(answer))
+        if answer["json"]["cursor"] is None:
+            return found
+        query["cursor"] = answer["json"]["cursor"]
+
+
+def placed(system: System, clock: Clock, count: int) -> list[str]:
+    """Calls a second apart, the newest first."""
+    made = []
+    for _ in range(count):
+        made.append(system.place())
+        clock.now += 1000
+    return made[::-1]
+
+
+@pytest.mark.parametrize("limit", ["1", "2", "3", "100"])
+def test_calls_come_newest_first_over_all_pages(system: System, clock: Clock, limit: str) -> None:
+    made = placed(system, clock, 5)
+    found = pages(system, limit=limit)
+    assert [call_id for page in found for call_id in page] == made
+    assert all(len(page) <= int(limit) for page in found)
+
+
+def test_calls_of_the_same_millisecond_are_all_there(system: System, clock: Clock) -> None:
+    made = {system.place() for _ in range(5)}
+    found = [call_id for page in pages(system, limit="2") for call_id in page]
+    assert len(found) == 5
+    assert set(found) == made
+
+
+def test_a_page_has_twenty_unless_another_number_is_asked_for(system: System, clock: Clock) -> None:
+    made = placed(system, clock, 21)
+    assert ids(system.api(LIST)) == made[:20]
+    assert ids(system.api(LIST, query={"limit": "100"})) == made
+
+
+def test_each_filter_leaves_what_it_says(system: System, clock: Clock) -> None:
+    busy = system.place("+15550000001")
+    waiting = system.place("+15550000000", call_agent_id="agent-2")
+    system.api("POST /v1/api/call/{callId}/cancel", waiting)
+    system.run_until(lambda: system.ended(busy))
+    newest = system.place("+15550000000")
+
+    def found(**query: str) -> set[str]:
+        return {call_id for page in pages(system, limit="1", **query) for call_id in page}
+
+    assert found() == {busy, waiting, newest}
+    assert found(status="busy") == {busy}
+    assert found(status="canceled") == {waiting}
+    assert found(status="queued") == {newest}
+    assert found(status="completed") == set()
+    assert found(agent="agent-2") == {waiting}
+    assert found(agent="agent") == set()
+    assert found(to="+15550000000") == {waiting, newest}
+    assert found(to="+15550000000", agent="agent-1", status="queued") == {newest}
+
+
+def test_both_bounds_of_time_are_included(system: System, clock: Clock) -> None:
+    third, second, first = placed(system, clock, 3)
+    times = [call["createdAt"] for call in system.api(LIST)["json"]["calls"]]
+    assert ids(system.api(LIST, query={"created_after": times[1]})) == [third, second]
+    assert ids(system.api(LIST, query={"created_before": times[1]})) == [second, first]
+    assert ids(system.api(LIST, query={"created_after": times[1], "created_before": times[1]})) == [second]
+    within = {"created_after": times[2], "created_before": times[0], "limit": "1"}
+    assert [call_id for page in pages(system, **within) for call_id in page] == [third, second, first]
+
+
+def test_a_cursor_made_by_hand_opens_no_other_workspace(system: System, clock: Clock) -> None:
+    """As one who knows another's call, and how cursors are written, would try."""
+    system.workspaces.put(demo_workspace(workspaceId="other"))
+    other = {"x-workspace-id": "other"}
+    body = {"to": "+15550000000", "call_agent_id": "agent-1"}
+    theirs = [json.loads(system.post(body, other)["body"])["callId"] for _ in range(3)]
+    clock.now += 1000
+    mine = placed(system, clock, 2)
+    for call_id in [*theirs, "0" * 24, "f" * 24]:
+        for at in (system.item(theirs[0])["createdAt"], "2999-01-01T00:00:00.000Z"):
+            text = json.dumps([at, f"CALL#{call_id}"])
+            cursor = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+            assert set(ids(system.api(LIST, query={"cursor": cursor}))) <= set(mine)
+
+
+def test_a_list_is_read_by_its_index(system: System, clock: Clock) -> None:
+    placed(system, clock, 3)
+    system.api(LIST)
+    sent: list[str] = []
+
+    def note(request: Any, **_: Any) -> None:
+        target = request.headers["X-Amz-Target"]
+        sent.append((target.decode() if isinstance(target, bytes) else target).rpartition(".")[2])
+
+    events = system.modules["calls_api"].dynamodb.meta.events
+    events.register_first("before-send", note)
+    try:
+        for query in ({}, {"status": "busy"}, {"agent": "a"}, {"to": "+15550000001"}, {"limit": "1"}):
+            assert system.api(LIST, query=query)["statusCode"] == 200
+    finally:
+        events.unregister("before-send", note)
+    # GetItem: the workspace, when the one in memory is too old.
+    assert set(sent) <= {"Query", "BatchGetItem", "GetItem"}
+    assert sent.count("Query") == 5
