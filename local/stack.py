@@ -555,7 +555,7 @@ def write_workspace(running: Running) -> None:
             apiKeyHashes=frozenset({hashlib.sha256(info["apiKey"].encode()).hexdigest()}),
             allowedCallingCodes=frozenset(listed("CALLING_CODES", "+1")),
             maxConcurrentCalls=50,
-            callsPerMinute=3000,
+            callsPerMinute=60_000,
             callsPerSecond=10,
             webhookSecrets=(info["webhookSecret"],),
             createdAt=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

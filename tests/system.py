@@ -427,6 +427,25 @@ def demo_workspace(**changes: Any) -> Workspace:
     return dataclasses.replace(workspace, **changes)
 
 
+@contextmanager
+def aws_requests(*clients: Any) -> Iterator[list[str]]:
+    """Every HTTP request that these clients send meanwhile, in order, by the operation's name."""
+    sent: list[str] = []
+
+    def note(request: Any, **_: Any) -> None:
+        target = request.headers["X-Amz-Target"]
+        sent.append((target.decode() if isinstance(target, bytes) else target).rpartition(".")[2])
+
+    for client in clients:
+        # Before the fake AWS, which answers at the same event and so ends it.
+        client.meta.events.register_first("before-send", note)
+    try:
+        yield sent
+    finally:
+        for client in clients:
+            client.meta.events.unregister("before-send", note)
+
+
 def forget(cache: Any) -> None:
     """Makes a cache read again at the next use."""
     if hasattr(cache, "_entries"):

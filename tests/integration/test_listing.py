@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.system import Clock, System, demo_workspace
+from tests.system import Clock, System, aws_requests, demo_workspace
 
 LIST = "GET /v1/api/call"
 
@@ -114,19 +114,9 @@ def test_a_cursor_made_by_hand_opens_no_other_workspace(system: System, clock: C
 def test_a_list_is_read_by_its_index(system: System, clock: Clock) -> None:
     placed(system, clock, 3)
     system.api(LIST)
-    sent: list[str] = []
-
-    def note(request: Any, **_: Any) -> None:
-        target = request.headers["X-Amz-Target"]
-        sent.append((target.decode() if isinstance(target, bytes) else target).rpartition(".")[2])
-
-    events = system.modules["calls_api"].dynamodb.meta.events
-    events.register_first("before-send", note)
-    try:
+    with aws_requests(system.modules["calls_api"].dynamodb) as sent:
         for query in ({}, {"status": "busy"}, {"agent": "a"}, {"to": "+15550000001"}, {"limit": "1"}):
             assert system.api(LIST, query=query)["statusCode"] == 200
-    finally:
-        events.unregister("before-send", note)
     # GetItem: the workspace, when the one in memory is too old.
     assert set(sent) <= {"Query", "BatchGetItem", "GetItem"}
     assert sent.count("Query") == 5
