@@ -698,6 +698,7 @@ def run(state: Path, port: int, output: TextIO) -> None:
         (state / "stack.json.new").write_text(text)
         (state / "stack.json.new").replace(state / "stack.json")
         say(f"see it work: {running.info['consoleUrl']}")
+        say(f"the API's description: {running.info['apiUrl']}/docs")
         print("READY", text, file=output, flush=True)
         while True:
             pause(0.5)
