@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import httpx
@@ -298,6 +298,21 @@ class Posted:
     headers: httpx.Headers
 
 
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._content
+
+
+def over_the_wire(answer: httpx.Response) -> httpx.Response:
+    """The same answer with its body still to be read, as a transport hands it over."""
+    if isinstance(answer.stream, httpx.ByteStream):
+        return httpx.Response(answer.status_code, headers=answer.headers, stream=_Body(answer.content))
+    return answer
+
+
 class Receivers(httpx.AsyncBaseTransport):
     """Every endpoint there is. answer: from the request and how often this id came before to a response."""
 
@@ -314,7 +329,7 @@ class Receivers(httpx.AsyncBaseTransport):
         times = sum(one.id == message_id for one in self.posted)
         body = request.read()
         self.posted.append(Posted(message_id, now, now + busy_ms, body, request.headers))
-        return self.answer(request, times)
+        return over_the_wire(self.answer(request, times))
 
 
 class _OfProcess(httpx.AsyncBaseTransport):

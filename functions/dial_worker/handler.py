@@ -53,7 +53,7 @@ async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, A
     failed = []
     for record, result in zip(records, results, strict=True):
         if isinstance(result, BaseException):
-            logger.error("dial failed", exc_info=result, extra={"message": record["body"]})
+            logger.error("dial failed", exc_info=result, extra={"body": record["body"]})
             failed.append({"itemIdentifier": record["messageId"]})
     return {"batchItemFailures": failed}
 

@@ -20,7 +20,7 @@ async def deliver_batch(parts: Delivering, records: Sequence[dict[str, Any]]) ->
     failed = []
     for record, result in zip(records, results, strict=True):
         if isinstance(result, BaseException):
-            logger.error("delivery failed", exc_info=result, extra={"message": record["body"]})
+            logger.error("delivery failed", exc_info=result, extra={"body": record["body"]})
             failed.append({"itemIdentifier": record["messageId"]})
     return {"batchItemFailures": failed}
 
@@ -37,24 +37,25 @@ def in_order(parts: Delivering, records: Sequence[dict[str, Any]]) -> list[async
     """A task for each record. One call's events in a batch leave in their order: a later one when the one before
     is done, or left `webhook_order` ago, so that no endpoint holds up its own events for long.
     """
+    messages = [_message(record) for record in records]
     tasks: dict[int, asyncio.Task[None]] = {}
     last_of_call: dict[str, Turn] = {}
-    for place, record in sorted(enumerate(records), key=lambda entry: _sequence(entry[1])):
-        call_id = str(_message(record).get("callId"))
+    for place in sorted(range(len(records)), key=lambda place: _sequence(messages[place])):
+        call_id = str(messages[place].get("callId"))
         before, turn = last_of_call.get(call_id), Turn()
         last_of_call[call_id] = turn
-        tasks[place] = asyncio.create_task(deliver_after(parts, before, turn, record))
+        tasks[place] = asyncio.create_task(deliver_after(parts, before, turn, messages[place]))
     return [tasks[place] for place in range(len(records))]
 
 
-async def deliver_after(parts: Delivering, before: Turn | None, turn: Turn, record: dict[str, Any]) -> None:
+async def deliver_after(parts: Delivering, before: Turn | None, turn: Turn, message: dict[str, Any]) -> None:
     """Raises ValueError when the message is not one of ours."""
     try:
         if before is not None:
             await before.left.wait()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(before.done.wait(), parts.durations.webhook_order)
-        match _message(record):
+        match message:
             case {"callId": str(call_id), "sequence": int(sequence)}:
                 await deliver(parts, call_id, sequence, turn.left.set)
             case {"callId": str(call_id)}:
@@ -75,6 +76,6 @@ def _message(record: dict[str, Any]) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _sequence(record: dict[str, Any]) -> int:
-    sequence = _message(record).get("sequence")
+def _sequence(message: dict[str, Any]) -> int:
+    sequence = message.get("sequence")
     return sequence if isinstance(sequence, int) else 0

@@ -1,8 +1,4 @@
-"""One attempt at one webhook: take the row, post, note what came of it.
-
-Standard Webhooks (https://www.standardwebhooks.com): the id is the event's, the same on every attempt and
-replay; the body is a function of the record, so every attempt carries the same bytes.
-"""
+"""One attempt at one webhook: take the row, post, note what came of it."""
 
 from __future__ import annotations
 
@@ -12,27 +8,18 @@ import datetime
 import random
 import secrets
 from collections.abc import Callable, Sequence
-from email.utils import parsedate_to_datetime
 
-import httpcore
 import httpx
-from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
 from shared.call import Call, event_id, webhook_body
 from shared.call_store import CallStore
 from shared.delivery_store import Delivery, DeliveryStore, State
 from shared.durations import Durations
 from shared.errors import StoreError
-from shared.json_text import ascii_compact
 from shared.queues import Queue
 from shared.telemetry import count, logger
 from shared.workspaces import Workspace, WorkspaceCache
-from webhook_dispatch.address_guard import AddressRefused
-
-ANSWER_BYTES = 8 * 1024
-ANSWER_CHARACTERS = 500
-METADATA_HEADER_BYTES = 4 * 1024
-USER_AGENT = "Ringonce-Webhooks/1"
+from webhook_dispatch.attempt import Attempted, SecretMissing, post, signed_headers
 
 GONE = 410
 # 4xx that say "not now" rather than "not like this": time-out, conflict, too early, too many.
@@ -56,17 +43,6 @@ class Delivering:
     clock: Callable[[], int]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Attempted:
-    """What came of a POST. status: HTTP's, None when there was no answer and `error` says why. retry_after:
-    seconds the receiver asks for."""
-
-    status: int | None = None
-    error: str | None = None
-    answer: str = ""
-    retry_after: float | None = None
-
-
 async def deliver(
     parts: Delivering, call_id: str, sequence: int, leaving: Callable[[], None] = lambda: None
 ) -> None:
@@ -75,41 +51,69 @@ async def deliver(
     leaving: called at the moment the POST begins, if it comes to one.
     Raises StoreError or QueueError when AWS fails; the row stays due and comes back.
     """
-    now = parts.clock()
-    delivery = await asyncio.to_thread(
-        parts.deliveries.take,
-        call_id,
-        sequence,
-        secrets.token_hex(8),
-        now,
-        now + int(parts.durations.webhook_lease * 1000),
-    )
-    if delivery is None:
+    # One step on a thread before the POST and one behind it: what AWS is asked in between needs no loop.
+    taken = await asyncio.to_thread(_take, parts, call_id, sequence)
+    if taken is None:
         logger.info("nothing to deliver", extra={"call_id": call_id, "sequence": sequence})
         return
-    if delivery.attempt > DEATHS_FORGIVEN * len(parts.durations.webhook_schedule):
-        attempted = Attempted(error="given up: attempt after attempt died before its outcome could be noted")
-        await _finish(parts, delivery, attempted, "dead", None, now)
-        return
-    call = await asyncio.to_thread(parts.calls.get, call_id)
-    if call is None or call.callbackUrl is None or sequence > len(call.events):
-        await _finish(parts, delivery, Attempted(error="the call's record is gone"), "dead", None, now)
-        return
-    if call.webhooksStoppedAt is not None and not delivery.replayed:
-        attempted = Attempted(error="the receiver answered 410 to an earlier event")
-        await _finish(parts, delivery, attempted, "stopped", None, now)
-        return
-    workspace = await asyncio.to_thread(parts.workspaces.get, call.workspaceId)
+    delivery, call, workspace = taken
     began = parts.clock()
-    if began + parts.durations.webhook_attempt * 1000 >= delivery.leaseUntil:
+    state: State
+    if _given_up(parts, delivery):
+        state, attempted = "dead", Attempted(error="given up: attempt after attempt died before it could be noted")
+    elif call is None or call.callbackUrl is None or sequence > len(call.events):
+        state, attempted = "dead", Attempted(error="the call's record is gone")
+    elif call.webhooksStoppedAt is not None and not delivery.replayed:
+        state, attempted = "stopped", Attempted(error="the receiver answered 410 to an earlier event")
+    elif began + parts.durations.webhook_attempt * 1000 >= delivery.leaseUntil:
         # AWS was slow. A POST that outlives its lease could meet the next one.
         raise StoreError(f"no time is left for delivery {sequence} of call {call_id}")
-    attempted = await _post(parts, call, call.callbackUrl, sequence, workspace, leaving)
+    else:
+        attempted = await _attempt(parts, call, call.callbackUrl, sequence, workspace, leaving)
+        await asyncio.to_thread(_conclude, parts, delivery, attempted, began)
+        return
+    await asyncio.to_thread(_finish, parts, delivery, attempted, state, None, began)
+
+
+def _take(parts: Delivering, call_id: str, sequence: int) -> tuple[Delivery, Call | None, Workspace | None] | None:
+    now = parts.clock()
+    lease_until = now + int(parts.durations.webhook_lease * 1000)
+    delivery = parts.deliveries.take(call_id, sequence, secrets.token_hex(8), now, lease_until)
+    if delivery is None:
+        return None
+    # It may be the record that kills: whoever gives up does not read it.
+    call = parts.calls.get(call_id) if not _given_up(parts, delivery) else None
+    return delivery, call, parts.workspaces.get(call.workspaceId) if call is not None else None
+
+
+def _given_up(parts: Delivering, delivery: Delivery) -> bool:
+    return delivery.attempt > DEATHS_FORGIVEN * len(parts.durations.webhook_schedule)
+
+
+async def _attempt(
+    parts: Delivering, call: Call, url: str, sequence: int, workspace: Workspace | None,
+    leaving: Callable[[], None],
+) -> Attempted:  # fmt: skip
+    def now() -> datetime.datetime:
+        return datetime.datetime.fromtimestamp(parts.clock() // 1000, datetime.UTC)
+
+    body = webhook_body(call, sequence)
+    webhook_secrets = workspace.webhookSecrets if workspace is not None else ()
+    try:
+        headers = signed_headers(webhook_secrets, event_id(call.callId, sequence), now(), body, call.metadata)
+    except SecretMissing as exc:
+        return Attempted(error=str(exc))
+    leaving()
+    return await post(parts.client, url, body, headers, parts.durations.webhook_attempt, now)
+
+
+def _conclude(parts: Delivering, delivery: Delivery, attempted: Attempted, began: int) -> None:
     if attempted.status == GONE:
-        await asyncio.to_thread(parts.calls.stop_webhooks, call_id, parts.clock())
+        # Before the row: a death in between stops the call, and its next attempt finds that.
+        parts.calls.stop_webhooks(delivery.callId, parts.clock())
     earlier = [attempt.get("status") for attempt in delivery.attempts]
     state, delay = what_follows(attempted, delivery.attempt, earlier, parts.durations)
-    await _finish(parts, delivery, attempted, state, delay, began)
+    _finish(parts, delivery, attempted, state, delay, began)
 
 
 def what_follows(
@@ -139,100 +143,7 @@ def _is_refusal(status: int | None) -> bool:
     return status is not None and 400 <= status < 500 and status not in WORTH_REPEATING
 
 
-def retry_after_seconds(value: str | None, now: datetime.datetime) -> float | None:
-    """RFC 9110's Retry-After, seconds or a date; None when there is none or it makes no sense."""
-    if value is None:
-        return None
-    if value.strip().isascii() and value.strip().isdigit():
-        return float(value.strip()[:9])
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-
-
-def signed_headers(
-    webhook_secrets: tuple[str, ...], message_id: str, at: datetime.datetime, body: str, metadata: str | None
-) -> dict[str, str]:
-    """The headers of one attempt. A signature for each secret: two during a rotation."""
-    headers = {
-        "accept-encoding": "identity",
-        "content-type": "application/json",
-        "user-agent": USER_AGENT,
-        "webhook-id": message_id,
-        "webhook-timestamp": str(int(at.timestamp())),
-        "webhook-signature": " ".join(Webhook(secret).sign(message_id, at, body) for secret in webhook_secrets),
-    }
-    if metadata is not None:
-        text = ascii_compact(metadata)
-        if len(text) <= METADATA_HEADER_BYTES:
-            headers["metadata"] = text
-    return headers
-
-
-async def _post(
-    parts: Delivering, call: Call, url: str, sequence: int, workspace: Workspace | None,
-    leaving: Callable[[], None],
-) -> Attempted:  # fmt: skip
-    if workspace is None or not workspace.webhookSecrets:
-        return Attempted(error="the workspace has no webhook secret")
-    body = webhook_body(call, sequence)
-    message_id = event_id(call.callId, sequence)
-    try:
-        headers = signed_headers(workspace.webhookSecrets, message_id, _now(parts), body, call.metadata)
-    except (ValueError, EmptyWebhookSecretError):
-        return Attempted(error="the workspace's webhook secret is not one")
-    leaving()
-    try:
-        async with (
-            asyncio.timeout(parts.durations.webhook_attempt),
-            parts.client.stream("POST", url, content=body.encode(), headers=headers) as answer,
-        ):
-            return Attempted(
-                answer.status_code,
-                answer=await _beginning(answer),
-                retry_after=retry_after_seconds(answer.headers.get("retry-after"), _now(parts)),
-            )
-    except TimeoutError:
-        return Attempted(error="no answer in time")
-    except AddressRefused as exc:
-        return Attempted(error=f"callback_url {exc}")
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, *_HTTPCORE_ERRORS) as exc:
-        return Attempted(error=_said(exc))
-    except Exception as exc:
-        # Nothing that a receiver sends may leave its delivery without an outcome: it would come back for ever.
-        logger.exception("webhook failed in an unforeseen way", extra={"call_id": call.callId})
-        return Attempted(error=_said(exc))
-
-
-def _said(exc: Exception) -> str:
-    text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
-    return text.encode("utf-8", "replace").decode()[:ANSWER_CHARACTERS]
-
-
-_HTTPCORE_ERRORS = (
-    httpcore.TimeoutException,
-    httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.UnsupportedProtocol,
-)
-
-
-def _now(parts: Delivering) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(parts.clock() // 1000, datetime.UTC)
-
-
-async def _beginning(answer: httpx.Response) -> str:
-    """The first characters of what the receiver said, for the operator; no more than 8 KiB are read."""
-    read = b""
-    async for part in answer.aiter_raw():
-        read += part
-        if len(read) >= ANSWER_BYTES:
-            break
-    return read[:ANSWER_BYTES].decode("utf-8", "replace")[:ANSWER_CHARACTERS]
-
-
-async def _finish(
+def _finish(
     parts: Delivering, delivery: Delivery, attempted: Attempted, state: State, delay: float | None, began: int
 ) -> None:
     now = parts.clock()
@@ -241,7 +152,6 @@ async def _finish(
     check_at = next_at + int(parts.durations.webhook_grace * 1000) if by_message else next_at
     told = {"status": attempted.status, "error": attempted.error, "answer": attempted.answer or None}
     attempt = {"at": began, "ms": now - began} | {name: value for name, value in told.items() if value is not None}
-    finished = await asyncio.to_thread(parts.deliveries.finish, delivery, attempt, state, next_at, check_at)
     extra = {
         "call_id": delivery.callId,
         "sequence": delivery.sequence,
@@ -250,14 +160,16 @@ async def _finish(
         "error": attempted.error,
         "state": state,
     }
-    if finished is None:
+    if parts.deliveries.finish(delivery, attempt, state, next_at, check_at) is None:
         logger.warning("delivery taken over by another process", extra=extra)
         return
     logger.info("webhook", extra=extra)
     count("WebhookAttempts", outcome=state)
+    if state == "dead":
+        # By itself, so that an alarm can stand on it: a person must look, and may redrive.
+        count("WebhooksDead")
     if by_message:
-        await asyncio.to_thread(
-            parts.webhook_queue.send,
+        parts.webhook_queue.send(
             {"callId": delivery.callId, "sequence": delivery.sequence},
             group=delivery.workspaceId,
             delay_seconds=delay or 0,

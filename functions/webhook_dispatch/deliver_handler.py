@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +21,9 @@ from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.deliver import Delivering
 from webhook_dispatch.settings import callback_policy
 from webhook_dispatch.transport import GuardedTransport
+
+# httpx logs every request with its URL, and a callback URL may carry a token of the customer's.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 durations = Durations.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")

@@ -34,7 +34,7 @@ from tests.system import (
     demo_workspace,
     http_event,
 )
-from webhook_dispatch.deliver import METADATA_HEADER_BYTES, signed_headers
+from webhook_dispatch.attempt import METADATA_HEADER_BYTES, signed_headers
 
 
 @pytest.fixture

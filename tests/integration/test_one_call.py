@@ -144,3 +144,12 @@ def test_the_agent_gets_its_context_and_the_events_address(system: System) -> No
         "eventsUrl": f"https://api.example/v1/api/call/{call_id}/events",
     }
     assert '"metadata":{"n": 1.0}' in dispatch["metadata"]
+
+
+def test_a_message_that_is_not_ours_keeps_no_other_from_being_dialled(system: System) -> None:
+    system.sqs.send_message(QueueUrl=system.queue_urls["DialQueue"], MessageBody="nonsense")
+    call_id = system.place()
+    system.run_until(lambda: system.ended(call_id))
+    assert len(system.calls_placed()) == 1
+    # It stays, for the dead-letter queue.
+    assert system.messages("DialQueue") == 1

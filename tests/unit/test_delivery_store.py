@@ -21,7 +21,7 @@ from shared.dynamo import from_wire, to_wire
 from shared.errors import StoreUnclear
 from shared.table_keys import RETENTION_SECONDS, call_key
 from tests.webhook_world import MemoryDeliveries, Table
-from webhook_dispatch.deliver import ANSWER_CHARACTERS
+from webhook_dispatch.attempt import ANSWER_CHARACTERS
 
 CALL = "a" * 24
 NOW = 1_800_000_000_000

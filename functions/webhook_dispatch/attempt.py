@@ -1,0 +1,133 @@
+"""One signed POST, and what came of it.
+
+Standard Webhooks (https://www.standardwebhooks.com): the id is the event's, the same on every attempt and
+replay, and so is the body; the timestamp and with it the signature are the attempt's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpcore
+import httpx
+from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
+
+from shared.json_text import ascii_compact
+from shared.telemetry import logger
+from webhook_dispatch.address_guard import AddressRefused
+
+ANSWER_BYTES = 8 * 1024
+ANSWER_CHARACTERS = 500
+METADATA_HEADER_BYTES = 4 * 1024
+USER_AGENT = "Ringonce-Webhooks/1"
+
+_HTTPCORE_ERRORS = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.UnsupportedProtocol,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Attempted:
+    """What came of a POST. status: HTTP's, None when there was no answer and `error` says why. retry_after:
+    seconds the receiver asks for."""
+
+    status: int | None = None
+    error: str | None = None
+    answer: str = ""
+    retry_after: float | None = None
+
+
+class SecretMissing(ValueError):
+    """Nothing to sign with; the message says why."""
+
+
+def signed_headers(
+    webhook_secrets: tuple[str, ...], message_id: str, at: datetime.datetime, body: str, metadata: str | None
+) -> dict[str, str]:
+    """The headers of one attempt. A signature for each secret: two during a rotation.
+
+    Raises SecretMissing when there is no secret, or one that is none.
+    """
+    if not webhook_secrets:
+        raise SecretMissing("the workspace has no webhook secret")
+    try:
+        signatures = [Webhook(secret).sign(message_id, at, body) for secret in webhook_secrets]
+    except (ValueError, EmptyWebhookSecretError) as exc:
+        raise SecretMissing("the workspace's webhook secret is not one") from exc
+    headers = {
+        "accept-encoding": "identity",
+        "content-type": "application/json",
+        "user-agent": USER_AGENT,
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": " ".join(signatures),
+    }
+    if metadata is not None:
+        text = ascii_compact(metadata)
+        if len(text) <= METADATA_HEADER_BYTES:
+            headers["metadata"] = text
+    return headers
+
+
+async def post(
+    client: httpx.AsyncClient, url: str, body: str, headers: dict[str, str], seconds: float,
+    now: Callable[[], datetime.datetime], extensions: dict[str, Any] | None = None,
+) -> Attempted:  # fmt: skip
+    """Posts once, in so many seconds in all. Never raises: whatever happens is what came of it.
+
+    The status decides, as soon as it is there. What the receiver says behind it is for people: 8 KiB are read,
+    fewer when they do not come in time.
+    """
+    heard: Attempted | None = None
+    read = bytearray()
+    try:
+        async with (
+            asyncio.timeout(seconds),
+            client.stream("POST", url, content=body.encode(), headers=headers, extensions=extensions) as answer,
+        ):
+            heard = Attempted(
+                answer.status_code, retry_after=retry_after_seconds(answer.headers.get("retry-after"), now())
+            )
+            async for part in answer.aiter_raw():
+                read += part
+                if len(read) >= ANSWER_BYTES:
+                    break
+    except TimeoutError:
+        error = "no answer in time"
+    except AddressRefused as exc:
+        error = f"callback_url {exc}"
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, *_HTTPCORE_ERRORS) as exc:
+        error = _said(exc)
+    except Exception as exc:
+        # Nothing that a receiver sends may leave its delivery without an outcome: it would come back for ever.
+        logger.exception("webhook failed in an unforeseen way", extra={"webhook_id": headers.get("webhook-id")})
+        error = _said(exc)
+    if heard is None:
+        return Attempted(error=error)
+    text = read[:ANSWER_BYTES].decode("utf-8", "replace")[:ANSWER_CHARACTERS]
+    return dataclasses.replace(heard, answer=text)
+
+
+def retry_after_seconds(value: str | None, now: datetime.datetime) -> float | None:
+    """RFC 9110's Retry-After, seconds or a date; None when there is none or it makes no sense."""
+    if value is None:
+        return None
+    if value.strip().isascii() and value.strip().isdigit():
+        return float(value.strip()[:9])
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _said(exc: Exception) -> str:
+    text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+    return text.encode("utf-8", "replace").decode()[:ANSWER_CHARACTERS]

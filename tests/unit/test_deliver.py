@@ -1,0 +1,781 @@
+"""Attempts at webhooks on a clock that the test moves: when each is made, what ends them, and that nothing (lost
+and repeated messages, dead processes, an emptied dead-letter queue) makes two at a time, or none."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import datetime
+import json
+import random
+from email.utils import format_datetime
+from typing import Any
+
+import httpx
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from calls_api.deliveries import deliveries_view, replay
+from shared.delivery_store import Delivery
+from shared.durations import Durations
+from shared.errors import QueueError, RequestRefused
+from tests.webhook_world import (
+    SECRET,
+    START,
+    Death,
+    MemoryDeliveries,
+    MemoryQueue,
+    Process,
+    World,
+    over_the_wire,
+    run,
+)
+from webhook_dispatch.attempt import ANSWER_BYTES, ANSWER_CHARACTERS, Attempted, retry_after_seconds
+from webhook_dispatch.batch import deliver_batch
+from webhook_dispatch.deliver import DEATHS_FORGIVEN, REFUSED_ATTEMPTS, WORTH_REPEATING, what_follows
+
+A, B = "a" * 24, "b" * 24
+D = Durations()
+SCHEDULE = D.webhook_schedule
+# From the moment a delivery is due: SQS counts whole seconds, the reconciler comes every minute.
+LATE_SECONDS = 61
+OTHER_SECRET = "whsec_ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def answering(world: World, *statuses: int, headers: dict[str, str] | None = None) -> None:
+    """The n-th attempt at an event is answered with the n-th status, later ones with the last."""
+    world.receivers.answer = lambda request, times: httpx.Response(
+        statuses[min(times, len(statuses) - 1)], headers=headers
+    )
+
+
+def delivered(world: World, call_id: str = A, events: int = 1, days: float = 12) -> list[Delivery]:
+    """The rows of a call with so many events, when all are over."""
+    world.fan_out(world.call(call_id, events))
+    run(world.run(world.settled, days))
+    world.check_never_two_at_a_time()
+    return [row for key, row in sorted(world.table.rows.items()) if key[0] == call_id]
+
+
+def attempts_at(row: Delivery) -> list[float]:
+    """Seconds from the first attempt at an event to each."""
+    return [(attempt["at"] - row.attempts[0]["at"]) / 1000 for attempt in row.attempts]
+
+
+def statuses(row: Delivery) -> list[int | None]:
+    return [attempt.get("status") for attempt in row.attempts]
+
+
+# ── the schedule ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_ten_attempts_are_made_over_three_days_and_then_it_is_dead_and_listed(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering(world, 503)
+    [row] = delivered(world)
+    assert (row.state, statuses(row), row.checkAt) == ("dead", [503] * 10, None)
+    at = attempts_at(row)
+    for planned, before, this in zip(SCHEDULE[1:], at, at[1:], strict=False):
+        assert planned <= this - before <= planned * 1.1 + LATE_SECONDS
+    assert row.attempts[0]["at"] == START
+    assert 3 * 86400 <= at[-1] <= 4 * 86400
+    view = json.loads(deliveries_view(MemoryDeliveries(world.table), world.table.calls[A]))
+    assert [one["state"] for one in view["deliveries"]] == ["dead"]
+    assert [one["status"] for one in view["deliveries"][0]["attempts"]] == [503] * 10
+    assert counted(capsys)["WebhooksDead"] == 1
+    # Nothing brings it back by itself.
+    world.clock.advance(30 * 86400)
+    run(world.reconcile())
+    assert (world.queue.messages, len(world.receivers.posted)) == ([], 10)
+
+
+def counted(capsys: pytest.CaptureFixture[str]) -> collections.Counter[str]:
+    """Metrics printed since it was last looked."""
+    found: collections.Counter[str] = collections.Counter()
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith('{"_aws"'):
+            point = json.loads(line)
+            for metric in point["_aws"]["CloudWatchMetrics"][0]["Metrics"]:
+                found[metric["Name"]] += round(sum(point[metric["Name"]]))
+    return found
+
+
+def test_each_wait_has_its_own_jitter_of_up_to_a_tenth() -> None:
+    for attempts in range(1, len(SCHEDULE)):
+        waits = [what_follows(Attempted(500), attempts, [500] * (attempts - 1), D)[1] or 0 for _ in range(200)]
+        assert SCHEDULE[attempts] <= min(waits) < max(waits) <= SCHEDULE[attempts] * 1.1
+        assert len(set(waits)) > 150
+
+
+@pytest.mark.parametrize("after", range(1, 10))
+def test_an_endpoint_that_comes_back_gets_the_event_at_the_next_attempt(world: World, after: int) -> None:
+    answering(world, *[500] * after, 200)
+    [row] = delivered(world)
+    assert (row.state, statuses(row)) == ("delivered", [500] * after + [200])
+
+
+def test_an_event_that_is_received_is_posted_once(world: World) -> None:
+    rows = delivered(world, events=60)
+    assert [(row.state, statuses(row)) for row in rows] == [("delivered", [204])] * 60
+    assert sorted(one.id for one in world.receivers.posted) == sorted(f"evt_{A}_{n}" for n in range(1, 61))
+    assert world.queue.messages == []
+
+
+# ── what an answer means ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 206, 226, 299])
+def test_every_2xx_is_success(status: int) -> None:
+    assert what_follows(Attempted(status), 1, [], D) == ("delivered", None)
+
+
+@pytest.mark.parametrize(
+    "status", [300, 301, 302, 303, 304, 307, 308, 408, 409, 425, 429, 500, 502, 503, 504, 520, 599, None]
+)
+def test_what_another_try_may_change_is_tried_to_the_end(status: int | None) -> None:
+    earlier: list[int | None] = []
+    for attempts in range(1, len(SCHEDULE)):
+        assert what_follows(Attempted(status), attempts, earlier, D)[0] == "pending"
+        earlier.append(status)
+    assert what_follows(Attempted(status), len(SCHEDULE), earlier, D) == ("dead", None)
+
+
+@pytest.mark.parametrize("status", sorted(set(range(400, 500)) - WORTH_REPEATING - {410}))
+def test_a_refusal_is_heard_three_times(status: int) -> None:
+    for attempts in range(1, REFUSED_ATTEMPTS):
+        assert what_follows(Attempted(status), attempts, [status] * (attempts - 1), D)[0] == "pending"
+    assert what_follows(Attempted(status), REFUSED_ATTEMPTS, [status] * (REFUSED_ATTEMPTS - 1), D)[0] == "dead"
+
+
+def test_refusals_are_counted_between_other_failures(world: World) -> None:
+    answering(world, 404, 500, 404, 429, 404, 200)
+    [row] = delivered(world)
+    assert (row.state, statuses(row)) == ("dead", [404, 500, 404, 429, 404])
+
+
+def test_a_replay_hears_three_refusals_anew(world: World) -> None:
+    answering(world, 404)
+    delivered(world)
+    replayed(world)
+    run(world.run(world.settled))
+    assert statuses(world.table.rows[A, 1]) == [404] * 6
+
+
+def test_a_redirect_is_not_followed(world: World) -> None:
+    asked = []
+
+    def answer(request: httpx.Request, times: int) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(301, headers={"location": "http://127.0.0.1/admin"})
+
+    world.receivers.answer = answer
+    [row] = delivered(world)
+    assert (row.state, statuses(row)) == ("dead", [301] * 10)
+    assert set(asked) == {"https://hooks.example/in"}
+
+
+def test_410_stops_the_calls_other_webhooks_and_no_other_calls(world: World) -> None:
+    answering(world, 410)
+    rows = delivered(world, events=4)
+    assert [row.state for row in rows] == ["stopped"] * 4
+    assert [statuses(row) for row in rows] == [[410], [None], [None], [None]]
+    assert "410" in rows[1].attempts[0]["error"]
+    assert [one.id for one in world.receivers.posted] == [f"evt_{A}_1"]
+    answering(world, 200)
+    assert [row.state for row in delivered(world, B)] == ["delivered"]
+
+
+def test_410_stops_events_that_were_waiting_for_their_next_attempt_and_those_that_are_still_to_come(
+    world: World,
+) -> None:
+    answers = {f"evt_{A}_1": 500, f"evt_{A}_2": 410}
+    world.receivers.answer = lambda request, times: httpx.Response(answers[request.headers["webhook-id"]])
+    records = world.call(A, events=4)
+    world.fan_out(records[:2])
+    run(world.run(lambda: len(world.receivers.posted) == 2))
+    world.fan_out(records[2:])
+    run(world.run(world.settled))
+    assert [row.state for _, row in sorted(world.table.rows.items())] == ["stopped"] * 4
+    assert len(world.receivers.posted) == 2
+
+
+def test_a_client_may_replay_what_410_stopped(world: World) -> None:
+    answering(world, 410)
+    delivered(world, events=2)
+    answering(world, 200)
+    replayed(world, 2)
+    run(world.run(world.settled))
+    assert world.states() == {(A, 1): "stopped", (A, 2): "delivered"}
+
+
+# ── Retry-After ─────────────────────────────────────────────────────────────────────────────────────
+
+NOW = datetime.datetime.fromtimestamp(START / 1000, datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0),
+        ("120", 120),
+        (" 7 ", 7),
+        ("999999999999999999999", 999999999),
+        (format_datetime(NOW + datetime.timedelta(minutes=5), usegmt=True), 300),
+        (format_datetime(NOW - datetime.timedelta(minutes=5), usegmt=True), 0),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0),
+        (None, None),
+        ("", None),
+        ("-5", None),
+        ("1.5", None),
+        ("soon", None),
+        ("\u0661\u0662", None),
+        ("Mon, 99 Foo 2026 25:61:61 GMT", None),
+        ("Fri, 31 Dec 99999 00:00:00 GMT", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | None) -> None:
+    assert retry_after_seconds(value, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("asked", "least"),
+    [
+        ("1", 5),  # never sooner than planned
+        ("45", 45),
+        ("3600", 3600),
+        (format_datetime(NOW + datetime.timedelta(hours=1), usegmt=True), 3600),
+        ("9999999", 86400),  # never later than the longest wait
+        (format_datetime(NOW + datetime.timedelta(days=400), usegmt=True), 86400),
+    ],
+)
+def test_the_receivers_retry_after_is_kept_within_bounds(world: World, asked: str, least: float) -> None:
+    world.receivers.answer = lambda request, times: httpx.Response(
+        429 if times == 0 else 200, headers={"retry-after": asked}
+    )
+    [row] = delivered(world)
+    assert (row.state, statuses(row)) == ("delivered", [429, 200])
+    assert least <= attempts_at(row)[1] <= least * 1.1 + LATE_SECONDS
+
+
+# ── what is sent ────────────────────────────────────────────────────────────────────────────────────
+
+
+def replayed(world: World, sequence: int = 1, call_id: str = A) -> None:
+    call = world.table.calls[call_id]
+    replay(MemoryDeliveries(world.table), world.queue, call, str(sequence), world.durations, world.clock())
+
+
+def test_every_attempt_and_replay_carries_the_same_id_and_bytes_and_its_own_signature(world: World) -> None:
+    answering(world, 500, 500, 200)
+    delivered(world)
+    answering(world, 200)
+    world.clock.advance(86400)
+    replayed(world)
+    run(world.run(world.settled))
+    posted = world.receivers.posted
+    assert len(posted) == 4
+    assert {one.id for one in posted} == {f"evt_{A}_1"}
+    assert len({one.body for one in posted}) == 1
+    assert json.loads(posted[0].body)["id"] == f"evt_{A}_1"
+    assert len({one.headers["webhook-signature"] for one in posted}) == 4
+    for one in posted:
+        assert abs(int(one.headers["webhook-timestamp"]) - one.at / 1000) <= 1
+        assert one.headers["metadata"] == '{"n":1.0}'
+        assert '"metadata":{"n": 1.0}' in one.body.decode()
+
+
+def verifies(secret: str, posted: Any) -> bool:
+    """By the reference library, at the time of the POST: the world's clock is not the machine's."""
+    at = datetime.datetime.fromtimestamp(int(posted.headers["webhook-timestamp"]), datetime.UTC)
+    try:
+        expected = Webhook(secret).sign(posted.id, at, posted.body.decode())
+    except WebhookVerificationError:
+        return False
+    return expected in posted.headers["webhook-signature"].split()
+
+
+def test_a_rotation_is_signed_with_both_secrets_within_a_minute(world: World) -> None:
+    """One process, as it stays: what it knows of the workspace is at most a minute old."""
+    parts = world.delivering()
+    times = iter(range(1, 100))
+
+    def post_one() -> Any:
+        sequence = next(times)
+        MemoryDeliveries(world.table).create(A, "demo", sequence, world.clock(), world.clock())
+        record = {"messageId": "m", "body": json.dumps({"callId": A, "sequence": sequence})}
+        assert run(deliver_batch(parts, [record])) == {"batchItemFailures": []}
+        return world.receivers.posted[-1]
+
+    world.call(A, events=20)
+    assert [verifies(secret, post_one()) for secret in (SECRET, OTHER_SECRET)] == [True, False]
+    workspace = world.workspaces.by_id["demo"]
+    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhookSecrets=(OTHER_SECRET, SECRET))
+    world.clock.advance(59)
+    assert not verifies(OTHER_SECRET, post_one())
+    world.clock.advance(1)
+    both = post_one()
+    assert verifies(SECRET, both)
+    assert verifies(OTHER_SECRET, both)
+    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhookSecrets=(OTHER_SECRET,))
+    world.clock.advance(60)
+    assert [verifies(secret, post_one()) for secret in (SECRET, OTHER_SECRET)] == [False, True]
+    assert world.workspaces.reads == 3
+
+
+@pytest.mark.parametrize(
+    ("secrets", "said"), [((), "has no webhook secret"), (("whsec_",), "is not one"), (("whsec_!",), "is not one")]
+)
+def test_without_a_secret_nothing_is_posted_and_the_attempt_says_so(
+    world: World, secrets: tuple[str, ...], said: str
+) -> None:
+    workspace = world.workspaces.by_id["demo"]
+    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhookSecrets=secrets)
+    world.fan_out(world.call(A, events=1))
+    run(world.run(lambda: len(world.table.rows[A, 1].attempts) == 2))
+    assert said in world.table.rows[A, 1].attempts[0]["error"]
+    world.workspaces.by_id["demo"] = workspace
+    run(world.run(world.settled))
+    assert world.states() == {(A, 1): "delivered"}
+
+
+def test_metadata_that_is_too_long_for_a_header_stands_in_the_body_only(world: World) -> None:
+    world.call(A, events=1)
+    text = json.dumps({"k": "v" * 5000})
+    world.table.calls[A] = dataclasses.replace(world.table.calls[A], metadata=text)
+    replayed(world)
+    run(world.run(world.settled))
+    [posted] = world.receivers.posted
+    assert "metadata" not in posted.headers
+    assert text in posted.body.decode()
+
+
+def test_the_beginning_of_the_answer_is_kept_for_people(world: World) -> None:
+    read = 0
+
+    class Endless(httpx.AsyncByteStream):
+        async def __aiter__(self) -> Any:
+            nonlocal read
+            while True:
+                read += 1000
+                yield "ü".encode() * 500
+
+    world.receivers.answer = lambda request, times: httpx.Response(500 if times == 0 else 200, stream=Endless())
+    [row] = delivered(world)
+    assert row.attempts[0]["answer"] == "ü" * ANSWER_CHARACTERS
+    assert read <= 2 * (ANSWER_BYTES + 1000)
+
+
+@pytest.mark.parametrize(("status", "state"), [(200, "delivered"), (410, "stopped")])
+def test_the_status_decides_though_the_answers_body_never_ends(status: int, state: str) -> None:
+    class Drip(httpx.AsyncByteStream):
+        async def __aiter__(self) -> Any:
+            yield b"ok, but "
+            await asyncio.sleep(3600)
+
+    world = World(dataclasses.replace(D, webhook_attempt=0.05))
+    world.receivers.answer = lambda request, times: httpx.Response(status, stream=Drip())
+    [row] = delivered(world)
+    assert (row.state, len(row.attempts), row.attempts[0]["answer"]) == (state, 1, "ok, but ")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        httpx.ConnectError("refused"),
+        httpx.ReadTimeout(""),
+        httpx.RemoteProtocolError("no HTTP"),
+        OSError("no route"),
+        RuntimeError("of a library"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+    ],
+)
+def test_whatever_goes_wrong_at_a_post_is_an_attempt_that_failed(world: World, failure: Exception) -> None:
+    def answer(request: httpx.Request, times: int) -> httpx.Response:
+        if times == 0:
+            raise failure
+        return httpx.Response(200)
+
+    world.receivers.answer = answer
+    [row] = delivered(world)
+    assert (row.state, statuses(row)) == ("delivered", [None, 200])
+    assert type(failure).__name__ in row.attempts[0]["error"]
+
+
+# ── one batch ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def records_of(*keys: tuple[str, int]) -> list[dict[str, Any]]:
+    return [
+        {"messageId": f"{call_id[0]}{sequence}", "body": json.dumps({"callId": call_id, "sequence": sequence})}
+        for call_id, sequence in keys
+    ]
+
+
+class Overlapping(httpx.AsyncBaseTransport):
+    """Endpoints that take their time. most: how many POSTs of one id there were at a time."""
+
+    def __init__(self) -> None:
+        self.under_way: collections.Counter[str] = collections.Counter()
+        self.most = 0
+        self.most_in_all = 0
+        self.began: list[str] = []
+        self.hang: set[str] = set()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        message_id = request.headers["webhook-id"]
+        self.began.append(message_id)
+        self.under_way[message_id] += 1
+        self.most = max(self.most, self.under_way[message_id])
+        self.most_in_all = max(self.most_in_all, self.under_way.total())
+        try:
+            if message_id in self.hang:
+                await asyncio.sleep(3600)
+            await asyncio.sleep(0.01)
+        finally:
+            self.under_way[message_id] -= 1
+        return over_the_wire(httpx.Response(200))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_calls_first_attempts_leave_in_the_order_of_its_events(seed: int) -> None:
+    endpoint = Overlapping()
+    world = World(transport=endpoint)
+    for call_id in (A, B):
+        world.fan_out(world.call(call_id, events=5))
+    keys = [(call_id, n) for call_id in (A, B) for n in range(1, 6)]
+    random.Random(seed).shuffle(keys)
+    run(deliver_batch(world.delivering(), records_of(*keys)))
+    for call_id in (A, B):
+        assert [one for one in endpoint.began if call_id in one] == [f"evt_{call_id}_{n}" for n in range(1, 6)]
+
+
+def test_ten_calls_are_posted_side_by_side() -> None:
+    endpoint = Overlapping()
+    world = World(transport=endpoint)
+    keys = [(f"{n:x}" * 24, 1) for n in range(10)]
+    for call_id, _ in keys:
+        world.fan_out(world.call(call_id, events=1))
+    run(deliver_batch(world.delivering(), records_of(*keys)))
+    assert endpoint.most_in_all == 10
+
+
+def test_an_endpoint_that_hangs_holds_up_neither_its_own_next_event_nor_anybody_elses() -> None:
+    endpoint = Overlapping()
+    endpoint.hang = {f"evt_{A}_1"}
+    world = World(dataclasses.replace(D, webhook_attempt=0.5, webhook_order=0.05), transport=endpoint)
+    world.fan_out(world.call(A, events=3))
+    world.fan_out(world.call(B, events=3))
+    parts = world.delivering()
+    keys = [(call_id, n) for call_id in (A, B) for n in (1, 2, 3)]
+
+    async def batch() -> None:
+        task = asyncio.create_task(deliver_batch(parts, records_of(*keys)))
+        while collections.Counter(world.states().values())["delivered"] < 5:
+            assert not task.done()
+            await asyncio.sleep(0.005)
+        # All others are delivered while it still hangs.
+        assert endpoint.under_way.total() == 1
+        assert await task == {"batchItemFailures": []}
+
+    run(batch())
+    row = world.table.rows[A, 1]
+    assert (row.state, row.attempts[0]["error"]) == ("pending", "no answer in time")
+    assert [one for one in endpoint.began if A in one] == [f"evt_{A}_{n}" for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "body", ["", "{", "[]", "7", '"x"', "{}", '{"sequence": 1}', '{"callId": 7}', '{"callId": null}', "null"]
+)
+def test_a_message_that_is_not_ours_is_reported_and_the_others_are_delivered(world: World, body: str) -> None:
+    world.fan_out(world.call(A, events=2))
+    records = [{"messageId": "bad", "body": body}, *records_of((A, 1), (A, 2))]
+    answer = run(deliver_batch(world.delivering(), records))
+    assert answer == {"batchItemFailures": [{"itemIdentifier": "bad"}]}
+    assert set(world.states().values()) == {"delivered"}
+
+
+def test_a_message_about_nothing_is_acknowledged(world: World) -> None:
+    assert run(deliver_batch(world.delivering(), records_of((A, 1)))) == {"batchItemFailures": []}
+    assert world.receivers.posted == []
+
+
+def test_a_row_without_its_record_ends_dead_and_says_why(world: World) -> None:
+    MemoryDeliveries(world.table).create(A, "demo", 1, world.clock(), world.clock())
+    run(world.run(lambda: world.states() == {(A, 1): "dead"}))
+    assert "record is gone" in world.table.rows[A, 1].attempts[0]["error"]
+
+
+# ── at the same time, or not at all ─────────────────────────────────────────────────────────────────
+
+
+def test_many_processes_with_the_same_messages_post_once() -> None:
+    endpoint = Overlapping()
+    world = World(transport=endpoint)
+    world.fan_out(world.call(A, events=3))
+    records = records_of((A, 1), (A, 2), (A, 3))
+
+    async def at_once() -> None:
+        await asyncio.gather(*(deliver_batch(world.delivering(), records) for _ in range(6)))
+
+    run(at_once())
+    assert (endpoint.most, sorted(endpoint.began)) == (1, [f"evt_{A}_{n}" for n in (1, 2, 3)])
+
+
+def test_a_death_in_fan_out_or_deliver_at_any_step_loses_nothing_and_posts_nothing_twice_at_a_time(
+    report_table: list[tuple[str, ...]],
+) -> None:
+    report_table.append(("a process dies in", "its last step", "at each of", "delivered", "POSTs of one event"))
+    for name in ("fan_out", "deliver"):
+        for after in (False, True):
+            step = 0
+            often: set[int] = set()
+            while True:
+                step += 1
+                world = World()
+                # The first answer of each event is lost to the receiver's own trouble: a second message follows.
+                answering(world, 500, 200)
+                records = world.call(A, events=3)
+                process = Process(step, after=after)
+                if name == "fan_out":
+                    try:
+                        world.fan_out(records, process)
+                    except Death:
+                        # AWS hands the same records over again.
+                        world.fan_out(records)
+                else:
+                    world.fan_out(records)
+                    run(world.deliver(process))
+                if not process.dead:
+                    break
+                run(world.run(world.settled))
+                world.check_never_two_at_a_time()
+                assert set(world.states().values()) == {"delivered"}, (name, step)
+                posts = collections.Counter(one.id for one in world.receivers.posted)
+                assert set(posts) == {f"evt_{A}_{n}" for n in (1, 2, 3)}
+                assert len({(one.id, one.body) for one in world.receivers.posted}) == 3
+                often |= set(posts.values())
+            assert step > 3
+            moment = "done, its answer not seen" if after else "not done"
+            times = f"{min(often)} to {max(often)} (500, then 200)"
+            report_table.append((name, moment, f"{step - 1} steps", "3 of 3", times))
+
+
+def test_messages_that_are_lost_are_sent_again(world: World) -> None:
+    world.fan_out(world.call(A, events=4))
+    answering(world, 500, 200)
+
+    async def lossy() -> None:
+        # Every message ever sent gets lost once in three times, and the dead-letter queue is emptied.
+        chance = random.Random(1)
+        while not world.settled():
+            for message in list(world.queue.messages):
+                if chance.random() < 0.34:
+                    world.queue.delete(message)
+            world.dead_letters.messages.clear()
+            await world.deliver()
+            world.clock.advance(61)
+            await world.reconcile()
+
+    run(lossy())
+    world.check_never_two_at_a_time()
+    assert set(world.states().values()) == {"delivered"}
+
+
+def test_a_queue_that_loses_everything_delays_and_loses_no_event(world: World) -> None:
+    world.fan_out(world.call(A, events=4))
+    world.queue.messages.clear()
+    run(world.run(world.settled, days=0.01))
+    assert [row.attempts[0]["at"] - START <= 120_000 for row in world.table.rows.values()] == [True] * 4
+
+
+@pytest.mark.parametrize("at", ["the record", "the POST"])
+def test_an_event_that_always_kills_its_process_is_given_up_at_last_and_says_so(at: str) -> None:
+    """Without an end it would come back for ever."""
+    process = Process()
+
+    def die() -> None:
+        process.dead = True
+        raise Death
+
+    class Deadly(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            die()
+            raise AssertionError
+
+    class DeadlyRecords(dict[str, Any]):
+        def get(self, *_: Any) -> Any:
+            die()
+
+    world = World(transport=Deadly())
+    world.fan_out(world.call(A, events=1))
+    if at == "the record":
+        world.table.calls = DeadlyRecords()
+    deaths = 0
+
+    async def deadly() -> None:
+        nonlocal process, deaths
+        while world.states()[A, 1] == "pending":
+            process = Process()
+            await world.deliver(process)
+            deaths += process.dead
+            world.clock.advance(61)
+            await world.reconcile()
+
+    run(deadly())
+    row = world.table.rows[A, 1]
+    assert (row.state, deaths) == ("dead", DEATHS_FORGIVEN * len(SCHEDULE))
+    assert "died" in row.attempts[-1]["error"]
+
+
+def test_a_process_that_was_slow_at_aws_does_not_begin_a_post_that_outlives_its_lease() -> None:
+    world = World()
+    world.fan_out(world.call(A, events=1))
+    parts = world.delivering()
+
+    class Slow(MemoryDeliveries):
+        def take(self, *given: Any, **named: Any) -> Delivery | None:
+            taken = super().take(*given, **named)
+            world.clock.advance(D.webhook_lease - D.webhook_attempt)
+            return taken
+
+    slow = dataclasses.replace(parts, deliveries=Slow(world.table))
+    answer = run(deliver_batch(slow, records_of((A, 1))))
+    assert answer == {"batchItemFailures": [{"itemIdentifier": "a1"}]}
+    assert world.receivers.posted == []
+    run(world.run(world.settled))
+    assert len(world.receivers.posted) == 1
+
+
+def test_who_lost_its_lease_changes_nothing_of_what_the_other_noted(world: World) -> None:
+    """A process that was frozen at its POST for longer than its lease."""
+    world.fan_out(world.call(A, events=1))
+    world.queue.messages.clear()
+    thawed = False
+
+    def answer(request: httpx.Request, times: int) -> httpx.Response:
+        if times == 0:
+            world.clock.advance(D.webhook_lease + 1)
+            return httpx.Response(500)
+        return httpx.Response(200)
+
+    world.receivers.answer = answer
+    parts = world.delivering()
+
+    class Frozen(MemoryDeliveries):
+        def finish(self, *given: Any, **named: Any) -> Delivery | None:
+            nonlocal thawed
+            if not thawed:
+                thawed = True
+                run(deliver_batch(parts, records_of((A, 1))))
+            return super().finish(*given, **named)
+
+    frozen = dataclasses.replace(parts, deliveries=Frozen(world.table))
+    assert run(deliver_batch(frozen, records_of((A, 1)))) == {"batchItemFailures": []}
+    row = world.table.rows[A, 1]
+    assert (row.state, statuses(row)) == ("delivered", [200])
+    assert world.queue.messages == []
+
+
+def test_a_retry_whose_message_is_not_taken_is_brought_back(world: World) -> None:
+    world.fan_out(world.call(A, events=1))
+    answering(world, 500, 200)
+    process = Process()
+    parts = world.delivering(process)
+
+    class Down(MemoryQueue):
+        def send(self, body: dict[str, Any], *, group: str | None = None, delay_seconds: float = 0) -> str:
+            raise QueueError("down")
+
+    down = dataclasses.replace(parts, webhook_queue=Down(world.clock))
+    world.queue.messages.clear()
+    answer = run(deliver_batch(down, records_of((A, 1))))
+    assert answer == {"batchItemFailures": [{"itemIdentifier": "a1"}]}
+    run(world.run(world.settled, days=0.01))
+    assert statuses(world.table.rows[A, 1]) == [500, 200]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_is_lost_repeated_or_killed_every_event_arrives_and_none_twice_at_a_time(seed: int) -> None:
+    chance = random.Random(seed)
+    world = World()
+    world.receivers.answer = lambda request, times: httpx.Response(chance.choice([200, 200, 404, 429, 500, 301]))
+    records = world.call(A, events=4) + world.call(B, events=2)
+
+    async def unkind() -> None:
+        place = 0
+        for _ in range(40):
+            match chance.randrange(8):
+                case 0 | 1 if place < len(records):
+                    try:
+                        world.fan_out(records[place : place + 3], Process(chance.choice([None, 1, 2, 4])))
+                        place += 3
+                    except Death:
+                        pass
+                case 2 | 3:
+                    await world.deliver(Process(chance.choice([None, *range(1, 20)]), after=chance.random() < 0.5))
+                case 4 if world.queue.messages:
+                    world.queue.delete(chance.choice(world.queue.messages))
+                case 5 if world.queue.messages:
+                    again = chance.choice(world.queue.messages)
+                    world.queue.messages.append(dataclasses.replace(again, number=again.number + 10_000))
+                case 6:
+                    await world.reconcile()
+                case _:
+                    world.clock.advance(chance.choice([1, 10, 44, 46, 61, 400]))
+        world.fan_out(records[place:])
+        world.dead_letters.messages.clear()
+        await world.run(world.settled)
+
+    run(unkind())
+    world.check_never_two_at_a_time()
+    assert all(row.attempts for row in world.table.rows.values())
+    got = {one.id for one in world.receivers.posted}
+    wanted = {f"evt_{row.callId}_{row.sequence}" for row in world.table.rows.values()}
+    assert got == wanted
+
+
+# ── replay ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_replay_is_refused_while_an_attempt_is_under_way_and_possible_right_after(world: World) -> None:
+    refused = []
+
+    def answer(request: httpx.Request, times: int) -> httpx.Response:
+        if times == 0:
+            try:
+                replayed(world)
+            except RequestRefused as exc:
+                refused.append((exc.status, exc.code))
+        return httpx.Response(200)
+
+    world.receivers.answer = answer
+    delivered(world)
+    assert refused == [(409, "attempt_under_way")]
+    replayed(world)
+    run(world.run(world.settled))
+    assert [one.id for one in world.receivers.posted] == [f"evt_{A}_1"] * 2
+    assert len({one.body for one in world.receivers.posted}) == 1
+
+
+def test_a_replay_begins_the_whole_schedule_anew(world: World) -> None:
+    answering(world, 500)
+    delivered(world)
+    replayed(world)
+    run(world.run(world.settled))
+    row = world.table.rows[A, 1]
+    assert (row.state, statuses(row)) == ("dead", [500] * 20)
+
+
+@pytest.mark.parametrize("sequence", ["0", "2", "-1", "1.0", "x", "", "\u0661", "99999999999999999999"])
+def test_an_event_that_there_is_not_cannot_be_replayed(world: World, sequence: str) -> None:
+    world.call(A, events=1)
+    with pytest.raises(RequestRefused, match="no such delivery"):
+        replay(MemoryDeliveries(world.table), world.queue, world.table.calls[A], sequence, world.durations, START)
+    assert (world.table.rows, world.queue.messages) == ({}, [])
