@@ -36,7 +36,7 @@ from shared.dynamo import from_wire
 from shared.table_keys import call_key
 from shared.workspaces import Workspace, WorkspaceStore
 from webhook_dispatch.address_guard import Policy
-from webhook_dispatch.transport import GuardedTransport
+from webhook_dispatch.transport import GuardedTransport, webhook_client
 
 TEMPLATE = yaml_parse((Path(__file__).parent.parent / "template.yaml").read_text())
 TIME_SCALE = 0.05
@@ -406,7 +406,7 @@ class System:
             accepting.parts, callback_policy=policy, look_up=lambda host, port: []
         )
         delivering.runner.run(delivering.parts.client.aclose())
-        client = httpx.AsyncClient(transport=GuardedTransport(policy), timeout=self.durations.webhook_attempt)
+        client = webhook_client(GuardedTransport(policy), self.durations)
         delivering.parts = dataclasses.replace(delivering.parts, client=client)
         return {name: module.lambda_handler for name, module in self.modules.items()}
 

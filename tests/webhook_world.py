@@ -28,6 +28,7 @@ from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
 from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.deliver import Delivering
 from webhook_dispatch.fan_out import FanningOut, fan_out
+from webhook_dispatch.transport import webhook_client
 
 START = 1_800_000_000_000
 SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
@@ -423,7 +424,7 @@ class World:
             deliveries=MemoryDeliveries(self.table, process),
             workspaces=WorkspaceCache(self.workspaces, 60, lambda: self.clock() / 1000),
             webhook_queue=MemoryQueue(self.clock, process, self.queue),
-            client=client or httpx.AsyncClient(transport=transport),
+            client=client or webhook_client(transport, self.durations),
             durations=self.durations,
             clock=self.clock,
         )

@@ -8,8 +8,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
-
 from shared import aws
 from shared.call_store import CallStore
 from shared.clock import now_ms
@@ -20,7 +18,7 @@ from shared.workspaces import WorkspaceCache, WorkspaceStore
 from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.deliver import Delivering
 from webhook_dispatch.settings import callback_policy
-from webhook_dispatch.transport import GuardedTransport
+from webhook_dispatch.transport import GuardedTransport, webhook_client
 
 # httpx logs every request with its URL, and a callback URL may carry a token of the customer's.
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -32,11 +30,7 @@ parts = Delivering(
     deliveries=DeliveryStore(dynamodb, os.environ["CALLS_TABLE"]),
     workspaces=WorkspaceCache(WorkspaceStore(dynamodb, os.environ["WORKSPACES_TABLE"]), durations.workspace_cache),
     webhook_queue=Queue(aws.client("sqs"), os.environ["WEBHOOK_QUEUE_URL"]),
-    client=httpx.AsyncClient(
-        transport=GuardedTransport(callback_policy(os.environ)),
-        timeout=httpx.Timeout(durations.webhook_attempt, connect=durations.webhook_connect),
-        follow_redirects=False,
-    ),
+    client=webhook_client(GuardedTransport(callback_policy(os.environ)), durations),
     durations=durations,
     clock=now_ms,
 )

@@ -17,6 +17,7 @@ from typing import Any, cast
 import httpcore
 import httpx
 
+from shared.durations import Durations
 from webhook_dispatch.address_guard import LookUp, Policy, check_addresses, check_url, resolve
 
 # A look-up cannot be called off: one that hangs keeps its thread for as long as the system's resolver tries. So
@@ -124,3 +125,12 @@ class GuardedTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         await self._pool.aclose()
         self._backend.close()
+
+
+def webhook_client(transport: httpx.AsyncBaseTransport, durations: Durations) -> httpx.AsyncClient:
+    """The client that webhooks are posted with: one for a process, which keeps its connections."""
+    return httpx.AsyncClient(
+        transport=transport,
+        timeout=httpx.Timeout(durations.webhook_attempt, connect=durations.webhook_connect),
+        follow_redirects=False,
+    )

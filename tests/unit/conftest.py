@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 from pytest_socket import disable_socket, enable_socket
-
-os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "test")
-os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Ringonce")
 
 
 @pytest.fixture(autouse=True)
