@@ -167,7 +167,7 @@ def _now() -> datetime.datetime:
 
 def test_deliveries_that_hang_hold_up_none_of_their_batch(report_table: list[tuple[str, ...]]) -> None:
     """200 that hang beside 200 good ones, mixed in batches of ten as they come from the queue."""
-    durations = dataclasses.replace(DURATIONS, webhook_attempt=60.0)
+    durations = dataclasses.replace(DURATIONS, webhook_attempt=40.0)
 
     async def mixed(kinds: list[str]) -> list[float]:
         """Milliseconds from the start of a batch until all its good ones were noted."""
