@@ -1,0 +1,234 @@
+"""docs/webhooks.md tells the truth: its bodies are the code's, its programs are run, in two languages, and verify
+what deliver really sends."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.call import Call, event, event_id, iso, webhook_body
+from shared.clock import now_ms
+from shared.durations import Durations
+from tests.webhook_world import MemoryDeliveries, World, run
+from webhook_dispatch.address_guard import Policy
+from webhook_dispatch.batch import deliver_batch
+from webhook_dispatch.transport import GuardedTransport
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "webhooks.md").read_text()
+NODE_PROJECT = ROOT / "tests" / "node"
+START = 1_795_600_800_000
+SECRET, NEW_SECRET, OTHER_SECRET = (f"whsec_{letter * 43}=" for letter in ("a", "b", "c"))
+CALL_ID = "f9e8d7c6b5a4f3e2d1c0b9a8"
+CALL = Call(
+    callId=CALL_ID,
+    workspaceId="demo",
+    callAgentId="a1b2c3d4e5f6a7b8c9d0e1f2",
+    to="+1234567890",
+    roomName="a1b2c3d4e5f6a7b8c9d0e1f2-x7k2m9p4q1",
+    jobId="059f36b4-87a3-44ab-83d2-661975830a7d",
+    createdAt=iso(START),
+    status="completed",
+    events=(
+        event("call.queued", START),
+        event("call.dialing", START + 1_204, **{"from": "+12025550100"}),
+        event("call.answered", START + 9_870),
+        event("agent.note", START + 30_115, data='{"mood": "good"}'),
+        event("call.ended", START + 71_342, status="completed", reason="hangup", retryable=False),
+    ),
+    ringTimeoutSeconds=40,
+    maxDurationSeconds=1800,
+    queueDeadline=START,
+    metadata='{"orderId": "o-1"}',
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+
+
+# ── what it says ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_bodies_of_the_page_are_those_of_the_code() -> None:
+    wanted = [json.loads(webhook_body(CALL, sequence)) for sequence in range(1, len(CALL.events) + 1)]
+    assert [json.loads(block) for block in blocks("json")] == wanted
+
+
+def test_every_type_that_the_code_knows_stands_on_the_page() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "functions").rglob("*.py"))
+    types = set(re.findall(r'"(call\.[a-z]+)"', source))
+    assert types == set(re.findall(r"^\| `(call\.[a-z]+)`", PAGE, re.MULTILINE))
+
+
+def test_the_schedule_of_the_page_is_the_codes() -> None:
+    units = {"s": 1, "min": 60, "h": 3600}
+    [text] = re.findall(r"repeated after (.*?), each", PAGE.replace("\n", " "))
+    waits = tuple(float(number) * units[unit] for number, unit in re.findall(r"(\d+) (s|min|h)\b", text))
+    assert (0, *waits) == Durations().webhook_schedule
+    assert f"2xx within {Durations().webhook_attempt:g} seconds" in PAGE
+    assert f"{Durations().webhook_connect:g} seconds to connect" in PAGE
+
+
+# ── its programs ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """A folder under .local where Node finds the reference library, at the locked versions."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("NOT RUN: there is no node on this machine; the Node library has not checked the signatures")
+    folder = ROOT / ".local" / "node"
+    wanted = {path.name: path.read_bytes() for path in NODE_PROJECT.iterdir() if path.is_file()}
+    installed = folder / "node_modules" / "standardwebhooks" / "package.json"
+    if not installed.exists() or any(
+        not (folder / name).exists() or (folder / name).read_bytes() != content for name, content in wanted.items()
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in wanted.items():
+            (folder / name).write_bytes(content)
+        subprocess.run(
+            ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"],
+            cwd=folder,
+            check=True,
+            timeout=120,
+        )
+    return folder
+
+
+class Program:
+    """A program of the page, at work. said: the lines it has printed."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process = process
+        self.url = f"http://127.0.0.1:{port}/hook"
+        self.said: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.said.append(line.strip())
+
+    def end(self) -> list[str]:
+        """Everything it said."""
+        self.process.terminate()
+        self.process.wait(10)
+        self._reader.join(10)
+        assert self.process.stdout
+        self.process.stdout.close()
+        return self.said
+
+
+@contextlib.contextmanager
+def program(language: str, secret: str, folder: Path) -> Iterator[Program]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    [code] = blocks(language)
+    path = folder / {"python": "receiver.py", "js": "receiver.mjs"}[language]
+    path.write_text(code)
+    errors = path.with_suffix(".errors")
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable if language == "python" else "node", str(path)],
+            env=os.environ | {"PORT": str(port), "WEBHOOK_SECRET": secret},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    running = Program(process, port)
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert process.poll() is None, errors.read_text()
+                assert time.monotonic() < deadline, errors.read_text()
+                time.sleep(0.02)
+        yield running
+    finally:
+        running.end()
+
+
+def statuses_of(world: World, keys: list[int]) -> list[int | None]:
+    """Delivers these events, one attempt each, and says what was answered."""
+
+    async def once() -> list[int | None]:
+        records = [{"messageId": str(n), "body": json.dumps({"callId": CALL_ID, "sequence": n})} for n in keys]
+        parts = world.delivering()
+        assert await deliver_batch(parts, records) == {"batchItemFailures": []}
+        await parts.client.aclose()
+        return [world.table.rows[CALL_ID, n].attempts[-1].get("status") for n in keys]
+
+    return run(once())
+
+
+def world_with(call: Call, *secrets: str) -> World:
+    """A world on the machine's clock: the libraries refuse what is more than five minutes old."""
+    world = World(transport=GuardedTransport(Policy(loopback=True)))
+    world.clock.now = now_ms()
+    world.table.calls[CALL_ID] = call
+    workspace = world.workspaces.by_id["demo"]
+    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhookSecrets=secrets)
+    for sequence in range(1, len(call.events) + 1):
+        MemoryDeliveries(world.table).create(CALL_ID, "demo", sequence, world.clock(), world.clock())
+    return world
+
+
+@pytest.mark.parametrize("language", ["python", "js"])
+def test_the_pages_program_verifies_what_deliver_sends_and_nothing_else(
+    language: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    # Node looks for packages from the program's own folder upwards.
+    folder = request.getfixturevalue("node_modules") if language == "js" else tmp_path
+    everything = list(range(1, len(CALL.events) + 1))
+    # Other scripts, emoji, big numbers: what is signed is bytes.
+    metadata = '{"who": "Zoë 📞 ", "big": 12345678901234567890123, "one": 1.0, "esc": "\\u00e9"}'
+    with program(language, SECRET, folder) as receiver:
+        call = dataclasses.replace(CALL, callbackUrl=receiver.url, metadata=metadata)
+        assert statuses_of(world_with(call, SECRET), everything) == [204] * 5
+        # During a rotation, in either order; the receiver still knows the old one only.
+        assert statuses_of(world_with(call, NEW_SECRET, SECRET), everything) == [204] * 5
+        assert statuses_of(world_with(call, SECRET, NEW_SECRET), everything) == [204] * 5
+        # Another's signature, and one of ten minutes ago.
+        assert statuses_of(world_with(call, OTHER_SECRET), [1]) == [400]
+        old = world_with(call, SECRET)
+        old.clock.now -= 600_000
+        old.table.rows[CALL_ID, 1] = dataclasses.replace(old.table.rows[CALL_ID, 1], nextAttemptAt=0)
+        assert statuses_of(old, [1]) == [400]
+        said = receiver.end()
+    # Each event once, though it came three times.
+    states: list[Any] = [json.loads(webhook_body(CALL, n))["data"]["status"] for n in everything]
+    assert said == [f"{CALL.events[n - 1]['type']} {n} {states[n - 1]}" for n in everything]
+    assert event_id(CALL_ID, 1) == f"evt_{CALL_ID}_1"
+
+
+def test_the_new_secret_verifies_during_a_rotation(tmp_path: Path) -> None:
+    with program("python", NEW_SECRET, tmp_path) as receiver:
+        call = dataclasses.replace(CALL, callbackUrl=receiver.url)
+        assert statuses_of(world_with(call, NEW_SECRET, SECRET), [1]) == [204]
+
+
+def test_no_registry_is_named_in_the_lock_of_the_node_library() -> None:
+    lock = json.loads((NODE_PROJECT / "package-lock.json").read_text())
+    packages = [package for name, package in lock["packages"].items() if name]
+    assert packages
+    assert all(package["integrity"].startswith("sha512-") and "resolved" not in package for package in packages)
