@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import re
 import sys
@@ -11,8 +12,9 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from admin import keys, place, switch, webhook_secrets, workspaces
+from admin import deliveries, keys, place, switch, webhook_secrets, webhook_test, workspaces
 from admin.terminal import AdminError, Terminal, UsageError
+from shared.clock import now_ms
 from shared.errors import StoreError, StoreUnclear
 
 _EXAMPLES = f"""\
@@ -22,6 +24,8 @@ examples:
   {place.COMMAND} --stack ringonce-prod key create acme
   {place.COMMAND} --local workspace list --json
   {place.COMMAND} --stack ringonce-prod switch pause
+  {place.COMMAND} --stack ringonce-prod deliveries redrive --since 3h --dry-run
+  {place.COMMAND} --stack ringonce-prod webhook-test https://example.com/hook --workspace acme
 
 A change is seen by running processes within a minute, `switch pause` by the next dial.
 """
@@ -71,7 +75,7 @@ def _never_sent(cause: ClientError | BotoCoreError) -> bool:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="admin",
-        description="Ringonce's workspaces, their keys, and the switch that stops all dialling.",
+        description="Ringonce's workspaces, their keys and webhooks, and the switch that stops all dialling.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -148,6 +152,29 @@ def parser() -> argparse.ArgumentParser:
     rotate.add_argument("--drop-old", action="store_true", help="sign with the new one only, at once")
     command("drop-old", webhook_secrets.drop_old, "Ends a rotation: only the newest secret signs.")
 
+    command = group("deliveries", "Webhooks that did not arrive.")
+    redrive = command(
+        "redrive", deliveries.redrive, "After an outage: makes what did not arrive due again.", on_workspace=False
+    )
+    redrive.add_argument(
+        "--since",
+        required=True,
+        type=moment,
+        metavar="WHEN",
+        help="calls placed from then on: 2h, 2026-11-25T09:00Z",
+    )
+    redrive.add_argument("--until", type=moment, metavar="WHEN", help="calls placed until then (now)")
+    redrive.add_argument("--workspace", metavar="WORKSPACE", type=workspace_id, help="only this one's (all)")
+    redrive.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+
+    text = "Sends one signed test event to a URL and shows what came of it."
+    test = groups.add_parser("webhook-test", help=text, description=text, parents=[everywhere], allow_abbrev=False)
+    test.set_defaults(run=webhook_test.send)
+    test.add_argument("url", metavar="URL", help="as a call's callback_url")
+    test.add_argument(
+        "--workspace", required=True, metavar="WORKSPACE", type=workspace_id, help="whose secrets sign"
+    )
+
     command = group("switch", "Stops all dialling of all workspaces; calls wait.")
     command("pause", switch.pause, "Stops all dialling; calls under way go on, others wait.", on_workspace=False)
     command("resume", switch.resume, "Dials again.", on_workspace=False)
@@ -223,6 +250,21 @@ def label(text: str) -> str:
     if not (1 <= len(text) <= 128 and text.isprintable() and text == text.strip()):
         raise argparse.ArgumentTypeError("must be 1 to 128 printable characters, without space around them")
     return text
+
+
+def moment(text: str) -> int:
+    """Epoch milliseconds of `2026-11-25T09:00Z`, or of so long ago: `45m`, `2h`, `1d`."""
+    if ago := re.fullmatch(r"(\d{1,4})([mhd])", text, re.ASCII):
+        return now_ms() - int(ago[1]) * {"m": 60, "h": 3600, "d": 86400}[ago[2]] * 1000
+    try:
+        then = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        then = None
+    if then is None or then.tzinfo is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time with its zone (2026-11-25T09:00Z) nor 45m, 2h, 1d"
+        )
+    return int(then.timestamp() * 1000)
 
 
 def between(least: int, most: int) -> Callable[[str], int]:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import boto3
 from botocore.exceptions import (
@@ -23,6 +24,8 @@ from botocore.exceptions import (
 from admin.terminal import AdminError, UsageError
 from local.stack import CREDENTIALS, REGION, state_folder
 from shared.aws import CONFIG
+from shared.call_store import CallStore
+from shared.delivery_store import DeliveryStore
 from shared.workspaces import Workspace, WorkspaceStore
 
 _BAD_CREDENTIALS = {
@@ -52,7 +55,7 @@ COMMAND = ".venv/bin/python -m admin"
 class Place:
     """name: as people are told it. api_url: where clients of this table's stack send calls, if known.
 
-    options: those that name this place again.
+    options: those that name this place again. calls, deliveries: of the same stack, when the calls' table is known.
     """
 
     store: WorkspaceStore
@@ -60,6 +63,8 @@ class Place:
     api_url: str | None = None
     local: bool = False
     options: str = ""
+    calls: CallStore | None = None
+    deliveries: DeliveryStore | None = None
 
     def command(self, words: str) -> str:
         """The command line that does `words` in this place, to be copied."""
@@ -98,18 +103,27 @@ def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Place
             "RINGONCE_STACK or WORKSPACES_TABLE"
         )
     session = boto3.Session(profile_name=arguments.profile, region_name=arguments.region)
-    api_url = None
+    api_url, calls_table = None, environment.get("CALLS_TABLE")
     if not table:
         outputs = _outputs(session, stack)
-        table, api_url = outputs.get("WorkspacesTableName"), outputs.get("ApiUrl")
+        table, api_url, calls_table = (
+            outputs.get(name) for name in ("WorkspacesTableName", "ApiUrl", "CallsTableName")
+        )
         if not table:
             raise AdminError(f"the stack {stack} has no output WorkspacesTableName: is it one of Ringonce's?")
     client = session.client("dynamodb", config=CONFIG)
     given = {name: getattr(arguments, name) for name in ("stack", "table", "profile", "region")}
     options = " ".join(f"--{name} {shlex.quote(value)}" for name, value in given.items() if value)
+    name = f"table {table} in {client.meta.region_name}"
     return Place(
-        WorkspaceStore(client, table), f"table {table} in {client.meta.region_name}", api_url, options=options
+        WorkspaceStore(client, table), name, api_url, options=options, **_stores(client, calls_table)
     )
+
+
+def _stores(client: Any, calls_table: str | None) -> dict[str, Any]:
+    if not calls_table:
+        return {}
+    return {"calls": CallStore(client, calls_table), "deliveries": DeliveryStore(client, calls_table)}
 
 
 def _local(arguments: argparse.Namespace) -> Place:
@@ -118,7 +132,8 @@ def _local(arguments: argparse.Namespace) -> Place:
     path = state_folder() / "stack.json"
     try:
         info = json.loads(path.read_text())
-        endpoint, table = info["awsEndpointUrl"], info["resources"]["WorkspacesTable"]
+        endpoint, resources = info["awsEndpointUrl"], info["resources"]
+        table, calls_table = resources["WorkspacesTable"], resources.get("CallsTable")
     except FileNotFoundError as exc:
         raise AdminError("no local stack is running: start it with `make run`") from exc
     except (OSError, ValueError, LookupError, TypeError) as exc:
@@ -132,7 +147,14 @@ def _local(arguments: argparse.Namespace) -> Place:
         config=CONFIG,
     )
     name = f"table {table} in the local stack at {endpoint}"
-    return Place(WorkspaceStore(client, table), name, info.get("apiUrl"), local=True, options="--local")
+    return Place(
+        WorkspaceStore(client, table),
+        name,
+        info.get("apiUrl"),
+        local=True,
+        options="--local",
+        **_stores(client, calls_table),
+    )
 
 
 def _outputs(session: boto3.Session, stack: str) -> dict[str, str]:
@@ -156,7 +178,8 @@ def explain(exc: ClientError | BotoCoreError, name: str) -> str:
         if code in ("AccessDenied", "AccessDeniedException"):
             return (
                 "these credentials may not do this; needed are GetItem, PutItem, UpdateItem and Scan on the table "
-                f"and cloudformation:DescribeStacks for --stack. {message}"
+                "(for deliveries on the calls' table: GetItem, BatchGetItem, PutItem, UpdateItem and Query, also on "
+                f"its index byWorkspace) and cloudformation:DescribeStacks for --stack. {message}"
             )
         if code == "ResourceNotFoundException":
             return f"there is no {name} in the account of these credentials"

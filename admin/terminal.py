@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+_BAR_CELLS = 30
+
 
 class AdminError(Exception):
     """The command cannot do what was asked; `str()` is the one line that says why."""
@@ -36,6 +38,18 @@ class Terminal:
         print(f"{consequence}\n{question} [y/N] ", end="", file=self.stderr, flush=True)
         if self.stdin.readline().strip().lower() not in ("y", "yes"):
             raise AdminError("nothing was changed")
+
+    def progress(self, done: int, total: int | None, what: str) -> None:
+        """How far a long command is, on one line that is written over; nothing where nobody watches. total: None
+        when it is not known. Ends with done == total."""
+        if not self.stderr.isatty():
+            return
+        if total is None:
+            text = f"{done:,} {what}"
+        else:
+            filled = _BAR_CELLS * done // max(total, 1)
+            text = f"[{'#' * filled}{'.' * (_BAR_CELLS - filled)}] {done:,} of {total:,} {what}"
+        print(f"\r\x1b[K{text}", end="\n" if done == total else "", file=self.stderr, flush=True)
 
     def say(self, text: str = "") -> None:
         """For people: kept out of the way of a script that reads stdout."""

@@ -165,6 +165,21 @@ class MemoryDeliveries(DeliveryStore):
             lambda row: dataclasses.replace(new, attempts=row.attempts, checkAt=check_at, replayed=True),
         )
 
+    def make_due(self, seen: Delivery, now: int) -> bool:
+        made = self._change(
+            seen.callId,
+            seen.sequence,
+            lambda row: (
+                (row.state, row.attempt) == (seen.state, seen.attempt)
+                and row.leaseUntil < now
+                and len(row.attempts) < MAXIMUM_ATTEMPTS_LISTED
+            ),
+            lambda row: dataclasses.replace(
+                row, state="pending", attempt=0, nextAttemptAt=now, checkAt=now, leaseId=None, leaseUntil=0
+            ),
+        )
+        return made is not None
+
     def of_call(self, call_id: str) -> list[Delivery]:
         return self._process.run(lambda: [row for key, row in sorted(self._rows.items()) if key[0] == call_id])
 

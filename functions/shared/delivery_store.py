@@ -165,6 +165,32 @@ class DeliveryStore:
             },
         )
 
+    def make_due(self, seen: Delivery, now: int) -> bool:
+        """Makes a delivery that did not arrive due now, from the beginning of its schedule; the reconciler finds
+        it. What was attempted stays listed. For an operator, after an outage: the receiver's 410 still counts.
+
+        False: it changed since it was seen, an attempt is under way, or MAXIMUM_ATTEMPTS_LISTED have been made.
+        """
+        made = self._update(
+            seen.callId,
+            seen.sequence,
+            "SET #state = :pending, attempt = :zero, nextAttemptAt = :now, checkAt = :now, dueShard = :shard "
+            "REMOVE expiresAt, leaseId, leaseUntil",
+            "#state = :seen AND attempt = :attempts AND size(attempts) < :most "
+            "AND (attribute_not_exists(leaseUntil) OR leaseUntil < :now)",
+            {
+                ":pending": "pending",
+                ":zero": 0,
+                ":now": now,
+                ":shard": due_shard(seen.callId),
+                ":seen": seen.state,
+                ":attempts": seen.attempt,
+                ":most": MAXIMUM_ATTEMPTS_LISTED,
+            },
+            mine=lambda there: (there.state, there.attempt, there.nextAttemptAt) == ("pending", 0, now),
+        )
+        return made is not None
+
     def of_call(self, call_id: str) -> list[Delivery]:
         """All deliveries of a call, in the order of its events."""
         request: dict[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,9 +37,15 @@ class Losing:
         self._client = client
         self.lose = 0
         self.lose_repeat = False
+        # moto looks at a condition and writes in two steps, DynamoDB in one.
+        self._one_at_a_time = threading.Lock()
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         def request(**arguments: Any) -> Any:
+            with self._one_at_a_time:
+                return perform(**arguments)
+
+        def perform(**arguments: Any) -> Any:
             answer = getattr(self._client, operation)
             if self.lose and operation in ("put_item", "update_item"):
                 self.lose -= 1
@@ -205,6 +212,41 @@ def test_a_delivery_with_very_many_attempts_is_not_replayed(
         assert store.replay(CALL, "demo", 1, NOW, NOW) is not None
         store.finish(taken(store, lease=f"lease-{number}"), ATTEMPT, "dead", NOW, NOW)
     assert store.replay(CALL, "demo", 1, NOW, NOW) is None
+
+
+@pytest.mark.parametrize("state", ["pending", "dead"])
+def test_what_did_not_arrive_is_made_due_from_the_beginning(store: DeliveryStore, state: Any) -> None:
+    made(store)
+    seen = store.finish(taken(store), ATTEMPT, state, NOW + 10**7, NOW + 10**7)
+    assert seen is not None
+    assert store.make_due(seen, NOW + 100)
+    row = store.get(CALL, 1)
+    assert row == Delivery(CALL, "demo", 1, "pending", 0, NOW + 100, (ATTEMPT,), checkAt=NOW + 100)
+    assert store.take(CALL, 1, "due", NOW + 100, NOW + 45_100) is not None
+
+
+def test_what_changed_meanwhile_or_is_under_way_is_not_made_due(store: DeliveryStore) -> None:
+    seen = made(store)
+    row = taken(store)
+    assert not store.make_due(seen, NOW + 50_000)
+    assert not store.make_due(row, NOW + 45_000)
+    assert store.get(CALL, 1) == row
+    store.finish(row, ATTEMPT, "delivered", NOW, NOW)
+    assert not store.make_due(row, NOW + 50_000)
+    after = store.get(CALL, 1)
+    assert after is not None
+    assert after.state == "delivered"
+
+
+def test_what_was_attempted_very_often_is_not_made_due(
+    store: DeliveryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("shared.delivery_store", "tests.webhook_world"):
+        monkeypatch.setattr(f"{module}.MAXIMUM_ATTEMPTS_LISTED", 1)
+    made(store)
+    seen = store.finish(taken(store), ATTEMPT, "dead", NOW, NOW)
+    assert seen is not None
+    assert not store.make_due(seen, NOW)
 
 
 def test_a_look_is_postponed_by_one_of_those_who_saw_it(store: DeliveryStore) -> None:

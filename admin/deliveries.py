@@ -1,0 +1,165 @@
+"""`admin deliveries redrive`: after an outage, everything that did not arrive is due again.
+
+The rows are made due and nothing is sent from here: the reconciler, which comes every minute, brings them to
+`deliver` as fast as it can take them. So a redrive may be cut off anywhere, and repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from admin.place import Place
+from admin.terminal import Terminal, UsageError, card
+from shared.call import Call, iso
+from shared.call_store import CallStore
+from shared.clock import now_ms
+from shared.delivery_store import MAXIMUM_ATTEMPTS_LISTED, Delivery, DeliveryStore
+
+PAGE = 100
+# Requests to DynamoDB side by side; a client keeps 20 connections.
+THREADS = 10
+
+# What there is to do for a delivery, and what keeps one from it.
+DEAD, WAITING, NEVER_MADE = "dead", "waiting", "neverMade"
+DUE, UNDER_WAY, STOPPED, EXHAUSTED, DELIVERED = "due", "underWay", "stopped", "attemptedTooOften", "delivered"
+REDRIVEN = (DEAD, WAITING, NEVER_MADE)
+
+
+def redrive(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    if place.calls is None or place.deliveries is None:
+        raise UsageError("deliveries are in the calls' table: name it with CALLS_TABLE, or use --stack or --local")
+    until = arguments.until if arguments.until is not None else now_ms()
+    if until < arguments.since:
+        raise UsageError("--until is before --since")
+    if arguments.workspace:
+        workspaces = [place.existing(arguments.workspace).workspaceId]
+    else:
+        workspaces = [workspace.workspaceId for workspace in place.store.all()]
+    between = (iso(arguments.since), iso(until))
+    found, seen = _find(place.calls, place.deliveries, terminal, workspaces, between)
+    given = {"since": between[0], "until": between[1], "workspaces": workspaces, "found": dict(seen)}
+    if arguments.dry_run or not found:
+        terminal.give(given | {"dryRun": arguments.dry_run, "redriven": 0}, _told(seen))
+        terminal.say(
+            f"\n{_events(len(found))} would be made due. Nothing was changed."
+            if found
+            else "\nThere is nothing to redrive."
+        )
+        return
+    terminal.say(_told(seen) + "\n")
+    terminal.confirm(
+        f"{_events(len(found))} will be sent to their receivers, within minutes, and again for up to three days.",
+        "Redrive?",
+    )
+    redriven = 0
+    for done, changed in enumerate(_make_due(place.deliveries, found), start=1):
+        redriven += changed
+        terminal.progress(done, len(found), "made due")
+    left = len(found) - redriven
+    terminal.give(
+        given | {"dryRun": False, "redriven": redriven},
+        f"{_events(redriven)} made due"
+        + (f"; {left} had changed meanwhile and were left alone." if left else "."),
+    )
+
+
+def _find(
+    calls: CallStore,
+    deliveries: DeliveryStore,
+    terminal: Terminal,
+    workspaces: list[str],
+    between: tuple[str, str],
+) -> tuple[list[Delivery], collections.Counter[str]]:
+    """What is to be made due (without what was attempted), and how many deliveries are in which state."""
+    found: list[Delivery] = []
+    seen: collections.Counter[str] = collections.Counter(calls=0)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for workspace_id in workspaces:
+            for page in _pages(calls, workspace_id, between):
+                with_webhooks = [call for call in page if call.callbackUrl is not None]
+                seen["calls"] += len(with_webhooks)
+                now = now_ms()
+                for rows in threads.map(partial(_deliveries, deliveries, now), with_webhooks):
+                    for state, row in rows:
+                        seen[state] += 1
+                        if state in REDRIVEN:
+                            found.append(dataclasses.replace(row, attempts=()))
+                terminal.progress(seen["calls"], None, "calls looked at")
+    terminal.progress(seen["calls"], seen["calls"], "calls looked at")
+    return found, seen
+
+
+def _pages(calls: CallStore, workspace_id: str, between: tuple[str, str]) -> Iterator[list[Call]]:
+    start = None
+    while True:
+        page, start = calls.page_of_workspace(
+            workspace_id, limit=PAGE, created_after=between[0], created_before=between[1], start=start
+        )
+        yield page
+        if start is None:
+            return
+
+
+def _deliveries(deliveries: DeliveryStore, now: int, call: Call) -> list[tuple[str, Delivery]]:
+    rows = {row.sequence: row for row in deliveries.of_call(call.callId)}
+    return [
+        (_state(call, rows[n], now), rows[n])
+        if n in rows
+        else (
+            NEVER_MADE if call.webhooksStoppedAt is None else STOPPED,
+            Delivery(call.callId, call.workspaceId, n, "pending", 0, now),
+        )
+        for n in range(1, len(call.events) + 1)
+    ]
+
+
+def _state(call: Call, row: Delivery, now: int) -> str:
+    if row.state == "delivered":
+        return DELIVERED
+    if row.state == "stopped" or call.webhooksStoppedAt is not None:
+        return STOPPED
+    if row.leaseUntil >= now:
+        return UNDER_WAY
+    if row.state == "pending" and row.nextAttemptAt <= now:
+        return DUE
+    if len(row.attempts) >= MAXIMUM_ATTEMPTS_LISTED:
+        return EXHAUSTED
+    return DEAD if row.state == "dead" else WAITING
+
+
+def _make_due(deliveries: DeliveryStore, found: list[Delivery]) -> Iterator[bool]:
+    """Whether each was made due, as it is done."""
+
+    def one(row: Delivery) -> bool:
+        now = now_ms()
+        if deliveries.get(row.callId, row.sequence) is None:
+            deliveries.create(row.callId, row.workspaceId, row.sequence, now, now)
+            return True
+        return deliveries.make_due(row, now)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        yield from threads.map(one, found)
+
+
+def _told(seen: collections.Counter[str]) -> str:
+    names = {
+        "calls": "Calls with webhooks",
+        DEAD: "Dead",
+        WAITING: "Wait for their next attempt",
+        NEVER_MADE: "Never made",
+        DUE: "Due already",
+        UNDER_WAY: "Under way",
+        STOPPED: "Stopped by 410",
+        EXHAUSTED: "Attempted too often",
+        DELIVERED: "Delivered",
+    }
+    return card([(name, f"{seen[key]:,}") for key, name in names.items()])
+
+
+def _events(number: int) -> str:
+    return "1 event" if number == 1 else f"{number:,} events"
