@@ -60,12 +60,10 @@ def redrive(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> 
     for done, changed in enumerate(_make_due(place.deliveries, found), start=1):
         redriven += changed
         terminal.progress(done, len(found), "made due")
-    left = len(found) - redriven
-    terminal.give(
-        given | {"dryRun": False, "redriven": redriven},
-        f"{_events(redriven)} made due"
-        + (f"; {left} had changed meanwhile and were left alone." if left else "."),
-    )
+    text = f"{_events(redriven)} made due."
+    if redriven < len(found):
+        text += f" {_events(len(found) - redriven)} changed meanwhile and stayed as they were."
+    terminal.give(given | {"dryRun": False, "redriven": redriven}, text)
 
 
 def _find(

@@ -178,8 +178,8 @@ def explain(exc: ClientError | BotoCoreError, name: str) -> str:
         if code in ("AccessDenied", "AccessDeniedException"):
             return (
                 "these credentials may not do this; needed are GetItem, PutItem, UpdateItem and Scan on the table "
-                "(for deliveries on the calls' table: GetItem, BatchGetItem, PutItem, UpdateItem and Query, also on "
-                f"its index byWorkspace) and cloudformation:DescribeStacks for --stack. {message}"
+                "(for deliveries on the calls' table: GetItem, BatchGetItem, PutItem, UpdateItem and Query, and "
+                f"Query on its index byWorkspace) and cloudformation:DescribeStacks for --stack. {message}"
             )
         if code == "ResourceNotFoundException":
             return f"there is no {name} in the account of these credentials"

@@ -242,7 +242,7 @@ def test_what_changes_between_the_look_and_the_write_stays_as_it_is(
 
     monkeypatch.setattr("admin.terminal.Terminal.confirm", meanwhile)
     said = admin("deliveries redrive --since 3h --yes")
-    assert "0 events made due. 1 event had changed meanwhile and stayed as they were." in said.out
+    assert "0 events made due. 1 event changed meanwhile and stayed as they were." in said.out
     assert account.rows(call_id)[1].state == "delivered"
 
 
