@@ -41,9 +41,10 @@ class Behaviour(BaseModel):
 
 @dataclass
 class Receiver:
-    """What was received, and how to answer."""
+    """What was received, and how to answer. show: each webhook is printed as it comes."""
 
     secrets: tuple[str, ...]
+    show: bool = False
     events: list[dict[str, Any]] = field(default_factory=list)
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     uses: dict[str, int] = field(default_factory=dict)
@@ -66,13 +67,13 @@ _BEHAVIOURS = TypeAdapter(dict[str, Behaviour | None])
 _SECRETS = TypeAdapter(list[str])
 
 
-def create_app(secrets: Sequence[str] = ()) -> web.Application:
+def create_app(secrets: Sequence[str] = (), show: bool = False) -> web.Application:
     """The receiver as an aiohttp application. A webhook is verified if it is signed with one of `secrets`
-    (`whsec_...`)."""
+    (`whsec_...`). show: print what comes."""
     app = web.Application(client_max_size=MAX_BODY_BYTES)
 
     async def set_up(app: web.Application) -> None:
-        app[RECEIVER] = Receiver(tuple(secrets))
+        app[RECEIVER] = Receiver(tuple(secrets), show)
 
     async def stop(app: web.Application) -> None:
         app[RECEIVER].stopped.set()
@@ -120,7 +121,20 @@ async def receive(request: web.Request) -> web.StreamResponse:
             "behaviour": behaviour.model_dump(by_alias=True, exclude_defaults=True),
         }
     )
+    if receiver.show:
+        print(shown(receiver.events[-1]), flush=True)
     return await _answer(receiver, request, behaviour)
+
+
+def shown(event: Mapping[str, Any]) -> str:
+    """What arrived, for people: a line that says what it is, and its body."""
+    at = time.strftime("%H:%M:%S", time.localtime(event["receivedAtMs"] / 1000))
+    genuine = "verified" if event["verified"] else f"NOT VERIFIED: {event['error']}"
+    title = f"{at}  {event['path']}  {event['type']} {event['sequence']}  {event['id']}  {genuine}"
+    decoded = _decode(event["body"].encode())
+    body = json.dumps(decoded, indent=2, ensure_ascii=False) if decoded else event["body"]
+    # A body may hold anything: nothing of it may move the terminal's cursor.
+    return "".join(char if char.isprintable() or char == "\n" else " " for char in f"{title}\n{body}")
 
 
 async def _answer(receiver: Receiver, request: web.Request, behaviour: Behaviour) -> web.StreamResponse:
@@ -230,12 +244,13 @@ def main() -> None:
     parser.add_argument("--secret", action="append", default=[], help="whsec_...; may be given twice")
     parser.add_argument("--certificate", help="a PEM file: serve https")
     parser.add_argument("--key", help="the PEM file of the certificate's key")
+    parser.add_argument("--show", action="store_true", help="print each webhook as it comes")
     given = parser.parse_args()
     tls = None
     if given.certificate:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(given.certificate, given.key)
-    serve(create_app(given.secret), given.port, tls)
+    serve(create_app(given.secret, given.show), given.port, tls)
 
 
 if __name__ == "__main__":

@@ -219,6 +219,23 @@ def test_an_unknown_behaviour_is_refused_by_name(behaviour: Any) -> None:
     run(check())
 
 
+def test_people_are_shown_what_arrives(capsys: pytest.CaptureFixture[str]) -> None:
+    async def check() -> None:
+        app = create_app((SECRET,), show=True)
+        async with TestServer(app) as server, aiohttp.ClientSession() as http:
+            b = Bench(str(server.make_url("")).rstrip("/"), http)
+            await b.post("/hook")
+            await b.post("/hook", b"\x1b[2Jnot JSON")
+
+    run(check())
+    said = capsys.readouterr().out
+    assert "/hook  call.dialing 2  evt_c1_2  verified\n{\n" in said
+    assert '"callId": "c1"' in said
+    assert "NOT VERIFIED" not in said.splitlines()[0]
+    assert " [2Jnot JSON" in said
+    assert "\x1b" not in said
+
+
 def test_the_process_says_where_it_listens_and_ends_on_a_signal() -> None:
     command = [sys.executable, "-m", "local.receiver", "--port", "0", "--secret", SECRET]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
