@@ -1,0 +1,109 @@
+"""What a client sees of its webhooks, and replays, through the real routes; and where no webhook may go."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import time
+from typing import Any
+
+import pytest
+
+from tests.system import System
+from tests.unit.test_address_guard import HOSTILE_URLS
+from webhook_dispatch.address_guard import Policy
+
+LIST = "GET /v1/api/call/{callId}/deliveries"
+REPLAY = "POST /v1/api/call/{callId}/deliveries/{sequence}/replay"
+
+
+def ended(system: System, events: int = 3) -> str:
+    """A call whose events have all been received."""
+    call_id = system.place("+15550000001", metadata={"one": 1.0, "who": "Zoë"})
+    system.run_until(lambda: len(system.received(call_id)) == events)
+    return call_id
+
+
+def listed(system: System, call_id: str) -> list[dict[str, Any]]:
+    deliveries: list[dict[str, Any]] = system.api(LIST, call_id)["json"]["deliveries"]
+    return deliveries
+
+
+def replay(system: System, call_id: str, sequence: str) -> dict[str, Any]:
+    return system.api(REPLAY, call_id, path={"sequence": sequence})
+
+
+def test_every_event_is_listed_with_its_attempts(system: System) -> None:
+    call_id = ended(system)
+    deliveries = listed(system, call_id)
+    assert [one["type"] for one in deliveries] == ["call.queued", "call.dialing", "call.ended"]
+    assert [(one["id"], one["state"]) for one in deliveries] == [
+        (f"evt_{call_id}_{n}", "delivered") for n in (1, 2, 3)
+    ]
+    assert [[attempt["status"] for attempt in one["attempts"]] for one in deliveries] == [[204]] * 3
+
+
+def test_no_callback_url_is_logged(system: System, caplog: pytest.LogCaptureFixture) -> None:
+    """It may carry a token of the customer's. On AWS the root logger has the functions' level, so libraries talk."""
+    with caplog.at_level("INFO"):
+        ended(system)
+    assert caplog.records
+    assert not [record for record in caplog.records if "/hook" in record.getMessage()]
+
+
+def test_a_replay_carries_the_same_id_and_the_same_bytes(system: System) -> None:
+    call_id = ended(system)
+    assert replay(system, call_id, "2")["statusCode"] == 200
+    assert listed(system, call_id)[1]["state"] == "pending"
+    system.run_until(lambda: len(system.received(call_id)) == 4)
+    first, again = (event for event in system.received(call_id) if event["sequence"] == 2)
+    assert (again["id"], again["body"]) == (first["id"], first["body"])
+    assert '"metadata":{"one": 1.0, "who": "Zo' in again["body"]
+    assert again["verified"]
+    assert len(listed(system, call_id)[1]["attempts"]) == 2
+
+
+def test_a_replay_while_an_attempt_is_under_way_is_a_conflict(system: System) -> None:
+    call_id = ended(system)
+    behaviour = f"{system.servers.receiver_url}/_receiver/behaviour"
+    system.http.put(behaviour, json={"/hook": {"hang": True, "times": 1}}).raise_for_status()
+    assert replay(system, call_id, "1")["statusCode"] == 200
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        attempt = threads.submit(system.deliver)
+        deadline = time.monotonic() + 10
+        while len(system.received(call_id)) < 4:
+            assert time.monotonic() < deadline
+        answer = replay(system, call_id, "1")
+        assert (answer["statusCode"], answer["json"]["code"]) == (409, "attempt_under_way")
+        # Another event of the call is free.
+        assert replay(system, call_id, "2")["statusCode"] == 200
+        attempt.result(30)
+    assert [one["error"] for one in listed(system, call_id)[0]["attempts"]] == [None, "no answer in time"]
+    assert replay(system, call_id, "1")["statusCode"] == 200
+    system.run_until(lambda: {one["state"] for one in listed(system, call_id)} == {"delivered"})
+
+
+@pytest.mark.parametrize("sequence", ["0", "4", "-1", "x", "1.0", "99999999"])
+def test_an_event_that_there_is_not_cannot_be_replayed(system: System, sequence: str) -> None:
+    call_id = ended(system)
+    assert replay(system, call_id, sequence)["statusCode"] == 404
+
+
+def test_another_workspaces_deliveries_are_not_there(system: System) -> None:
+    call_id = ended(system)
+    other = {"x-workspace-id": "nobody"}
+    for route, path in ((LIST, {}), (REPLAY, {"sequence": "1"})):
+        assert system.api(route, call_id, headers=other, path=path)["statusCode"] in (403, 404)
+
+
+def test_no_hostile_url_is_accepted_with_a_call(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the policy of AWS: the system's own allows its receiver on loopback."""
+    module = system.modules["initiate_call"]
+    monkeypatch.setattr(module, "parts", dataclasses.replace(module.parts, callback_policy=Policy()))
+    for url in filter(None, HOSTILE_URLS):
+        body = {"to": "+15550000000", "call_agent_id": "agent-1", "callback_url": url}
+        answer = system.post(body)
+        assert answer["statusCode"] == 400, url
+        assert [error["field"] for error in json.loads(answer["body"])["errors"]] == ["callback_url"]
+    assert system.messages("DialQueue") == 0
