@@ -45,7 +45,7 @@ def test_every_event_is_listed_with_its_attempts(system: System) -> None:
 
 
 def test_no_callback_url_is_logged(system: System, caplog: pytest.LogCaptureFixture) -> None:
-    """It may carry a token of the customer's. On AWS the root logger has the functions' level, so libraries talk."""
+    """It may carry a customer's token. On AWS the root logger has the functions' level, so libraries talk."""
     with caplog.at_level("INFO"):
         ended(system)
     assert caplog.records

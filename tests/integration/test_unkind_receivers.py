@@ -161,6 +161,38 @@ def test_an_answer_that_was_not_read_to_its_end_costs_its_connection_and_no_more
     run(two())
 
 
+def test_a_connection_that_the_receiver_closed_is_not_used_again() -> None:
+    async def two() -> None:
+        async with endpoints() as found:
+            client = webhook_client(found.transport(), DURATIONS)
+            for connections in (1, 2, 3):
+                attempted = await post(client, found.url["good"], "{}", {"webhook-id": "x"}, 5, _now)
+                assert (attempted.status, found.connections["good"]) == (200, connections)
+                for task in list(found.serving):
+                    task.cancel()
+                await asyncio.gather(*found.serving, return_exceptions=True)
+            await client.aclose()
+
+    run(two())
+
+
+def test_a_tls_handshake_that_is_called_off_closes_its_connection() -> None:
+    """If it did not, a warning of the unclosed socket would fail this test."""
+
+    async def off() -> None:
+        async with endpoints() as found:
+            client = webhook_client(found.transport(), dataclasses.replace(DURATIONS, webhook_connect=30))
+            attempted = await post(client, found.url["hangs at TLS"], "{}", {"webhook-id": "x"}, 0.2, _now)
+            assert attempted.error == "no answer in time"
+            deadline = time.monotonic() + 10
+            while found.serving:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            await client.aclose()
+
+    run(off())
+
+
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
