@@ -55,7 +55,7 @@ COMMAND = ".venv/bin/python -m admin"
 class Place:
     """name: as people are told it. api_url: where clients of this table's stack send calls, if known.
 
-    options: those that name this place again. calls, deliveries: of the same stack, when the calls' table is known.
+    options: those that name this place again. calls, deliveries: of the same stack, if their table is known.
     """
 
     store: WorkspaceStore
@@ -115,9 +115,7 @@ def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Place
     given = {name: getattr(arguments, name) for name in ("stack", "table", "profile", "region")}
     options = " ".join(f"--{name} {shlex.quote(value)}" for name, value in given.items() if value)
     name = f"table {table} in {client.meta.region_name}"
-    return Place(
-        WorkspaceStore(client, table), name, api_url, options=options, **_stores(client, calls_table)
-    )
+    return Place(WorkspaceStore(client, table), name, api_url, options=options, **_stores(client, calls_table))
 
 
 def _stores(client: Any, calls_table: str | None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def send(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> Non
     try:
         headers = signed_headers(workspace.webhookSecrets, message_id, _now(), body, None)
     except SecretMissing as exc:
-        raise AdminError(f"{exc}: admin webhook-secret rotate {workspace.workspaceId}") from exc
+        raise AdminError(f"{exc}: {place.command(f'webhook-secret rotate {workspace.workspaceId}')}") from exc
     seen: dict[str, Any] = {"address": None, "tls": None, "headers": None}
     attempted, milliseconds = asyncio.run(_post(GuardedTransport(policy), arguments.url, body, headers, seen))
     given = {
