@@ -25,6 +25,8 @@ import httpx
 from aiohttp import web
 from botocore.config import Config
 from moto import mock_aws
+from moto.core.botocore_stubber import BotocoreStubber
+from moto.core.models import botocore_stubber
 from samtranslator.yaml_helper import yaml_parse
 
 from local.livekit import Faults
@@ -42,6 +44,7 @@ TEMPLATE = yaml_parse((Path(__file__).parent.parent / "template.yaml").read_text
 TIME_SCALE = 0.05
 API_KEY = "rk_test_key"
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
+REPORT = "POST /v1/api/call/{callId}/events"
 LIVEKIT_KEY, LIVEKIT_SECRET = "devkey", "secret-of-at-least-thirty-two-characters"
 EXAMPLE: dict[str, Any] = {
     "to": "+1234567890",
@@ -77,17 +80,18 @@ class Clock:
 
 
 class Servers:
-    """Stand-in, receiver and the route for LiveKit's events, on a loop and thread of their own."""
+    """Stand-in, receiver and the routes that LiveKit and the agent call, on a loop and thread of their own."""
 
-    def __init__(self, on_livekit_event: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        self._on_livekit_event = on_livekit_event
+    def __init__(self, handle: Callable[[str, dict[str, Any]], dict[str, Any]]) -> None:
+        self._handle = handle
         # A test that takes LiveKit's events for itself gets each body here.
         self.taken_by: Callable[[bytes], None] | None = None
         self._loop = asyncio.new_event_loop()
         self._runners: list[web.AppRunner] = []
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.events_url = self._run(self._serve(self._events_app())) + "/v1/livekit/events"
+        self.api_url = self._run(self._serve(self._api_app()))
+        self.events_url = f"{self.api_url}/v1/livekit/events"
         standin = create_standin(
             StandinSettings(
                 api_key=LIVEKIT_KEY,
@@ -119,18 +123,24 @@ class Servers:
         port = runner.addresses[0][1]
         return f"http://127.0.0.1:{port}"
 
-    def _events_app(self) -> web.Application:
-        async def post(request: web.Request) -> web.Response:
+    def _api_app(self) -> web.Application:
+        async def post_livekit_event(request: web.Request) -> web.Response:
             body = await request.read()
             if self.taken_by is not None:
                 self.taken_by(body)
                 return web.Response()
             event = http_event("POST /v1/livekit/events", body, dict(request.headers), in_base64=True)
-            answer = await asyncio.to_thread(self._on_livekit_event, event)
+            answer = await asyncio.to_thread(self._handle, "livekit_events", event)
             return web.Response(status=answer["statusCode"], text=answer["body"])
 
+        async def post_report(request: web.Request) -> web.Response:
+            event = http_event(REPORT, await request.read(), dict(request.headers), path=dict(request.match_info))
+            answer = await asyncio.to_thread(self._handle, "calls_api", event)
+            return web.Response(status=answer["statusCode"], text=answer["body"], headers=answer["headers"])
+
         app = web.Application()
-        app.router.add_post("/v1/livekit/events", post)
+        app.router.add_post("/v1/livekit/events", post_livekit_event)
+        app.router.add_post("/v1/api/call/{callId}/events", post_report)
         return app
 
 
@@ -160,6 +170,7 @@ class System:
     def __init__(self) -> None:
         self._mock = mock_aws()
         self._mock.start()
+        _one_request_at_a_time()
         os.environ |= {
             "AWS_DEFAULT_REGION": "us-east-1",
             "POWERTOOLS_METRICS_NAMESPACE": "Ringonce",
@@ -167,7 +178,6 @@ class System:
             "CALLS_TABLE": "CallsTable",
             "WORKSPACES_TABLE": "WorkspacesTable",
             "LIVEKIT_SECRET_NAME": "ringonce/livekit",
-            "PUBLIC_API_URL": "https://api.example",
             "TIME_SCALE": str(TIME_SCALE),
         }
         self.dynamodb = boto3.client("dynamodb")
@@ -177,7 +187,8 @@ class System:
         self.secrets = boto3.client("secretsmanager")
         self.durations = Durations().scaled(TIME_SCALE)
         self.workspaces = WorkspaceStore(self.dynamodb, "WorkspacesTable")
-        self.servers = Servers(lambda event: self.handlers["livekit_events"](event, Context(10)))
+        self.servers = Servers(lambda handler, event: self.handlers[handler](event, Context(20)))
+        os.environ["PUBLIC_API_URL"] = self.servers.api_url
         self._make_resources()
         self.handlers = self._import_handlers()
         self.http = httpx.Client(timeout=10)
@@ -224,6 +235,15 @@ class System:
         answer = self.handlers["calls_api"](
             http_event(route, headers=all_headers, path=parameters, query=query), Context(20)
         )
+        return answer | {"json": json.loads(answer["body"])}
+
+    def report(
+        self, call_id: str, body: bytes, token: str, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """POST of an agent's report; the answer with its body parsed under `json`."""
+        all_headers = {"authorization": f"Bearer {token}"} | (headers or {})
+        event = http_event(REPORT, body, all_headers, path={"callId": call_id}, in_base64=True)
+        answer = self.handlers["calls_api"](event, Context(20))
         return answer | {"json": json.loads(answer["body"])}
 
     def place(self, to: str = "+15550000000", **fields: Any) -> str:
@@ -409,6 +429,17 @@ class System:
         client = webhook_client(GuardedTransport(policy), self.durations)
         delivering.parts = dataclasses.replace(delivering.parts, client=client)
         return {name: module.lambda_handler for name, module in self.modules.items()}
+
+
+def _one_request_at_a_time() -> None:
+    """DynamoDB makes a write at one moment; moto reads, changes and writes back, whatever other threads do."""
+    lock, process = threading.Lock(), BotocoreStubber.process_request
+
+    def process_alone(request: Any) -> Any:
+        with lock:
+            return process(botocore_stubber, request)
+
+    botocore_stubber.process_request = process_alone  # type: ignore[method-assign]
 
 
 def demo_workspace(**changes: Any) -> Workspace:

@@ -40,7 +40,7 @@ def cancel(parts: Cancelling, call: Call) -> None:
         if seen is None:
             raise StoreError("the call is gone")
         if seen.ended:
-            if seen.events[-1].get("reason") != REASON and (seen.hangup or {}).get("reason") != REASON:
+            if seen.end_event.get("reason") != REASON and (seen.hangup or {}).get("reason") != REASON:
                 raise RequestRefused(409, "call_ended", f"The call has already ended: {seen.status}")
             return
         if seen.status == "queued":

@@ -1,4 +1,4 @@
-"""Every route of a client's but the one that places a call."""
+"""Every route of a client's but the one that places a call, and that of the agents' reports."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from calls_api.deliveries import deliveries_view, replay
 from calls_api.reading import call_of_workspace, call_view, list_calls, list_query
 from calls_api.settings import Settings
 from shared import aws
-from shared.authorization import api_key, authorized_workspace
+from shared.authorization import api_key, authorized_workspace, bearer_token
 from shared.call import Call
 from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
-from shared.http_api import Answer, Event, answer, header, respond
+from shared.http_api import Answer, Event, answer, body_bytes, header, respond
 from shared.livekit_secret import LiveKitSecretCache
 from shared.queues import Queue
-from shared.telemetry import logger
+from shared.telemetry import count, logger
 from shared.workspaces import WorkspaceCache, WorkspaceStore
 
 settings = Settings.from_environment(os.environ)
@@ -29,12 +29,13 @@ deliveries = DeliveryStore(dynamodb, settings.calls_table)
 webhook_queue = Queue(aws.client("sqs"), settings.webhook_queue_url)
 workspaces = WorkspaceStore(dynamodb, settings.workspaces_table)
 workspace_cache = WorkspaceCache(workspaces, settings.durations.workspace_cache)
+livekit_secret = LiveKitSecretCache(
+    aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
+)
 cancelling = Cancelling(
     calls=calls,
     workspaces=workspaces,
-    livekit_secret=LiveKitSecretCache(
-        aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
-    ),
+    livekit_secret=livekit_secret,
     durations=settings.durations,
     clock=now_ms,
 )
@@ -85,10 +86,30 @@ def post_replay(event: Event) -> Answer:
     )
 
 
+def post_event(event: Event) -> Answer:
+    # Imported here: pydantic takes longer to import than every other route to answer.
+    from calls_api.reports import Reporting, report
+
+    reported = report(
+        Reporting(calls=calls, livekit_secret=livekit_secret, durations=settings.durations, clock=now_ms),
+        call_id=event["pathParameters"]["callId"],
+        token=bearer_token(event),
+        idempotency_key=header(event, "idempotency-key"),
+        body=body_bytes(event),
+    )
+    logger.info(
+        "report accepted" if not reported.replayed else "report replayed",
+        extra={"call_id": reported.call_id, "type": reported.kind, "sequence": reported.sequence},
+    )
+    count("ReportsReplayed" if reported.replayed else "ReportsAccepted")
+    return answer(200, reported.body(), {"idempotency-replayed": "true"} if reported.replayed else None)
+
+
 ROUTES: dict[str, Callable[[Event], Answer]] = {
     "GET /v1/api/call": get_calls,
     "GET /v1/api/call/{callId}": get_call,
     "POST /v1/api/call/{callId}/cancel": post_cancel,
+    "POST /v1/api/call/{callId}/events": post_event,
     "GET /v1/api/call/{callId}/deliveries": get_deliveries,
     "POST /v1/api/call/{callId}/deliveries/{sequence}/replay": post_replay,
 }

@@ -16,7 +16,7 @@ from shared.errors import FieldError, RequestRefused
 from shared.http_api import Event
 from shared.phone_number import e164
 
-_CALL_ID = re.compile(r"[0-9a-f]{24}")
+CALL_ID = re.compile(r"[0-9a-f]{24}")
 _AGENT = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,3})?Z")
 _PARTITION_KEY = re.compile(r"CALL#[0-9a-f]{24}")
@@ -24,7 +24,7 @@ _PARTITION_KEY = re.compile(r"CALL#[0-9a-f]{24}")
 
 def call_of_workspace(calls: CallStore, workspace_id: str, call_id: str) -> Call:
     """Raises RequestRefused (404) when there is none, or when it is another workspace's."""
-    call = calls.get(call_id) if _CALL_ID.fullmatch(call_id) else None
+    call = calls.get(call_id) if CALL_ID.fullmatch(call_id) else None
     if call is None or call.workspaceId != workspace_id:
         raise RequestRefused(404, "call_not_found", "This workspace has no such call")
     return call

@@ -21,6 +21,7 @@ from shared.call import Call, event, iso
 from shared.call_store import CallStore
 from shared.durations import Durations
 from shared.errors import FieldError, RequestRefused, StoreError, StoreUnclear
+from shared.http_api import check_idempotency_key
 from shared.queues import Queue
 from shared.workspaces import Workspace, WorkspaceCache
 from webhook_dispatch import address_guard
@@ -73,10 +74,7 @@ def accept(
     check_allowed(workspace, request)
     if idempotency_key is None:
         return Accepted(_place(parts, workspace, request, secrets.token_hex(12), None)[0])
-    if not (1 <= len(idempotency_key) <= 255 and idempotency_key.isascii() and idempotency_key.isprintable()):
-        raise RequestRefused(
-            400, "invalid_idempotency_key", "Idempotency-Key must have 1 to 255 printable ASCII characters"
-        )
+    check_idempotency_key(idempotency_key)
     call_id = hashlib.sha256(json.dumps([workspace.workspaceId, idempotency_key]).encode()).hexdigest()[:24]
     request_hash = hashlib.sha256(canonical(body).encode()).hexdigest()
     # Read first, so that a repeat does not send a message.

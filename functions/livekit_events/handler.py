@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from google.protobuf.json_format import Parse, ParseError
+from livekit.protocol.webhook import WebhookEvent
+
 from livekit_events.settings import Settings
 from livekit_events.settle import Settling, settle
-from livekit_events.signature import verified_event
 from shared import aws
 from shared.call_store import CallStore
 from shared.clock import now_ms
+from shared.errors import RequestRefused
 from shared.http_api import Answer, Event, answer, body_bytes, header, respond
 from shared.livekit_secret import LiveKitSecretCache
+from shared.livekit_signature import signed_claims
 from shared.telemetry import logger
 from shared.workspaces import WorkspaceStore
 
@@ -35,7 +39,12 @@ def lambda_handler(event: Event, context: Any) -> Answer:
 
 def receive(event: Event) -> Answer:
     """200 once it is stored; 503 makes LiveKit send it again (any 4xx would count as delivered)."""
-    livekit_event = verified_event(body_bytes(event), header(event, "authorization"), livekit_secret.get())
+    body = body_bytes(event)
+    signed_claims(body, header(event, "authorization"), livekit_secret.get())
+    try:
+        livekit_event = Parse(body, WebhookEvent(), ignore_unknown_fields=True)
+    except (ParseError, UnicodeDecodeError) as exc:
+        raise RequestRefused(400, "invalid_event", "The body is not a LiveKit webhook event") from exc
     settled, call_id = settle(parts, livekit_event)
     logger.info(
         "livekit event",

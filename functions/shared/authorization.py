@@ -27,5 +27,10 @@ def authorized_workspace(workspaces: WorkspaceCache, workspace_id: str | None, a
 
 def api_key(event: Event) -> str | None:
     """`x-api-key`, or `Authorization: Bearer`."""
+    return header(event, "x-api-key") or bearer_token(event)
+
+
+def bearer_token(event: Event) -> str | None:
+    """What stands behind `Authorization: Bearer`."""
     scheme, _, token = (header(event, "authorization") or "").partition(" ")
-    return header(event, "x-api-key") or (token.strip() if scheme.lower() == "bearer" else None)
+    return token.strip() if scheme.lower() == "bearer" else None

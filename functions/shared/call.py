@@ -114,6 +114,11 @@ class Call:
         return self.status in ENDED
 
     @property
+    def end_event(self) -> dict[str, Any]:
+        """The `call.ended` event, empty before the end. Not always the last: an agent may report after it."""
+        return next((entry for entry in reversed(self.events) if entry["type"] == "call.ended"), {})
+
+    @property
     def identity(self) -> str:
         """The SIP participant's identity in the room; LiveKit's events carry it back."""
         return f"call-{self.callId}"

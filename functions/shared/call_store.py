@@ -29,6 +29,10 @@ NOT_WAITING = "(attribute_not_exists(waitUntil) OR waitUntil <= :now)"
 LEASE_MINE = "leaseId = :lease"
 NO_HANGUP = "attribute_not_exists(hangup)"
 
+# What agents may report of one call: with 32 KiB of context it stays far below DynamoDB's 400 KB for an item.
+MAXIMUM_REPORTS = 50
+MAXIMUM_REPORTS_BYTES = 128 * 1024
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Write:
@@ -253,7 +257,7 @@ class CallStore:
             condition,
             values,
             remove="waitUntil, missingSince, agentMissingSince",
-            mine=lambda call: call.endedAt == now and call.events[-1].get("reason") == outcome.reason,
+            mine=lambda call: call.endedAt == now and call.end_event.get("reason") == outcome.reason,
         )
 
     def ask_to_hang_up(self, seen: Call, reason: str, now: int) -> Write:
@@ -293,6 +297,37 @@ class CallStore:
             "SET webhooksStoppedAt = if_not_exists(webhooksStoppedAt, :now)",
             "attribute_exists(pk)",
             {":now": now},
+        )
+
+    # ── what the agent reports ──────────────────────────────────────────────────────────────────
+
+    def append_report(
+        self, call_id: str, room: str, report_id: str, report: dict[str, Any], size: int, *, ended_since: int
+    ) -> Write:
+        """Adds an event of the agent's to a call of this room that has not ended before `ended_since` (epoch ms).
+
+        size: bytes to count against the call's limit. Lost too by a report that is there already, or too many.
+        The limits are held here and nowhere else, so that no `call.*` event can ever meet one.
+        """
+        return self._update(
+            call_id,
+            "SET events = list_append(events, :event), reportBytes = if_not_exists(reportBytes, :zero) + :size "
+            "ADD reportIds :ids",
+            "roomName = :room AND (attribute_not_exists(endedAt) OR endedAt >= :since)"
+            " AND (attribute_not_exists(reportIds)"
+            " OR (size(reportIds) < :most AND NOT contains(reportIds, :id)))"
+            " AND (attribute_not_exists(reportBytes) OR reportBytes <= :left)",
+            {
+                ":event": [report | {"reportId": report_id}],
+                ":zero": 0,
+                ":size": size,
+                ":ids": {report_id},
+                ":room": room,
+                ":since": ended_since,
+                ":most": MAXIMUM_REPORTS,
+                ":id": report_id,
+                ":left": MAXIMUM_REPORTS_BYTES - size,
+            },
         )
 
     # ── what is due ─────────────────────────────────────────────────────────────────────────────

@@ -53,6 +53,8 @@ class Durations:
     end_margin: float = 600
     # A room whose call has ended is looked at after this.
     clear_check: float = 60
+    # An agent may still report for so long after its call has ended.
+    report_grace: float = 300
     # Attempts of a webhook, counted from the one before; jitter is a tenth.
     webhook_schedule: tuple[float, ...] = (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
     webhook_connect: float = 5

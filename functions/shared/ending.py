@@ -51,7 +51,7 @@ def clear(calls: CallStore, workspaces: WorkspaceStore, call: Call) -> None:
 
 
 def _report(call: Call) -> None:
-    end = call.events[-1]
+    end = call.end_event
     logger.info(
         "ended",
         extra={

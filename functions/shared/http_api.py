@@ -39,6 +39,14 @@ def header(event: Event, name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def check_idempotency_key(key: str) -> None:
+    """Raises RequestRefused (400) when this is not what an Idempotency-Key may be."""
+    if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise RequestRefused(
+            400, "invalid_idempotency_key", "Idempotency-Key must have 1 to 255 printable ASCII characters"
+        )
+
+
 def request_id(event: Event) -> str:
     return str(event.get("requestContext", {}).get("requestId", ""))
 

@@ -52,6 +52,7 @@ class Script:
     refused: Failure | None = None
     first_time_only: bool = False
     agent_joins: bool = True
+    agent_reports: bool = False
     reply: Reply = "normal"
 
 
@@ -121,6 +122,10 @@ SCRIPTS = (
         "0018", "never_responds", "the HTTP request is never answered; rings until the ringing timeout",
         picks_up=False, reply="never",
     ),
+    Script(
+        "0019", "agent_reports", "is answered; the agent reports ringing, a transcript and a summary",
+        agent_reports=True,
+    ),
 )  # fmt: skip
 SIP_SCRIPTS = {status: sip_script(status) for status in range(300, 700)}
 BY_DIGITS = {f"{status:04}": script for status, script in SIP_SCRIPTS.items()} | {s.digits: s for s in SCRIPTS}
@@ -151,12 +156,21 @@ def agent_joins(livekit: LiveKit, metadata: str) -> bool:
     """Whether the agent of a dispatch comes. The number to be called is "to" in the dispatch's metadata."""
     if livekit.dice("agent") < livekit.faults.rates.get("agent_never_joins", 0):
         return False
+    return _script_of_dispatch(livekit, metadata).agent_joins
+
+
+def agent_reports(livekit: LiveKit, metadata: str) -> bool:
+    """Whether the agent of a dispatch tells what happens, as `local/livekit/agent.py` does."""
+    return _script_of_dispatch(livekit, metadata).agent_reports
+
+
+def _script_of_dispatch(livekit: LiveKit, metadata: str) -> Script:
     try:
         number = json.loads(metadata)["to"]
     except (ValueError, TypeError, KeyError):
-        return True
+        return ANSWER
     fault = livekit.faults.numbers.get(number) if isinstance(number, str) else None
-    return (OUTCOMES[fault.outcome] if fault else script_of(str(number))).agent_joins
+    return OUTCOMES[fault.outcome] if fault else script_of(str(number))
 
 
 async def live(livekit: LiveKit, call: Call, member: Member, script: Script, limit: float) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from livekit.protocol import agent, agent_dispatch, models, room, sip
 
+from local.livekit import agent as reporting
 from local.livekit import phone
 from local.livekit.faults import Faults
 from local.livekit.webhooks import Notifier
@@ -271,6 +272,8 @@ class LiveKit:
         job.state.participant_identity = f"agent-{job.id}"
         dispatch.state.jobs.append(job)
         self.join(into, models.ParticipantInfo(identity=f"agent-{job.id}", kind=AGENT))
+        if phone.agent_reports(self, dispatch.metadata):
+            await reporting.work(self, into, dispatch.metadata)
 
     # Participants
 

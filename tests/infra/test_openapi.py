@@ -17,8 +17,11 @@ import pytest
 import schemathesis
 from botocore.exceptions import ConnectTimeoutError
 
+from calls_api.reports import MAXIMUM_REPORT_BYTES, MAXIMUM_TOKEN_SECONDS, WELL_KNOWN
+from examples.agent.ringonce_agent import signed
 from initiate_call.request import MAXIMUM_BODY_BYTES, MAXIMUM_CONTEXT_BYTES
-from shared.call import ENDED, EndReason, Status
+from shared.call import ENDED, EndReason, Outcome, Status
+from shared.call_store import MAXIMUM_REPORTS, MAXIMUM_REPORTS_BYTES
 from shared.delivery_store import State
 from shared.durations import Durations
 from tests.bad_requests import BAD_QUERIES, BAD_REQUESTS, BadQuery, BadRequest
@@ -27,6 +30,7 @@ from tests.system import (
     API_KEY,
     LIVEKIT_KEY,
     LIVEKIT_SECRET,
+    REPORT,
     TEMPLATE,
     WEBHOOK_SECRET,
     Context,
@@ -189,9 +193,16 @@ def test_the_table_of_reasons_is_that_of_the_code() -> None:
 
 
 def test_event_types_are_those_of_the_webhooks() -> None:
-    assert PAGE["components"]["schemas"]["EventType"]["enum"] == list(PAGE["webhooks"])
+    assert [*PAGE["components"]["schemas"]["CallEventType"]["enum"], "agent.*"] == list(PAGE["webhooks"])
     written = {kind for call in calls_of("event") for kind in strings(call.args[0])}
-    assert written == set(PAGE["webhooks"])
+    assert written == set(PAGE["webhooks"]) - {"agent.*"}
+
+
+def test_reports_that_are_well_known_to_the_page_are_so_to_the_code() -> None:
+    schemas = PAGE["components"]["schemas"]
+    parts = [at(part["$ref"].removeprefix("#"))["properties"]["type"] for part in schemas["Report"]["oneOf"]]
+    assert [part["const"] for part in parts[:-1]] == list(WELL_KNOWN)
+    assert parts[-1]["not"]["enum"] == list(WELL_KNOWN)
 
 
 def test_the_numbers_of_the_text_are_those_of_the_code() -> None:
@@ -199,6 +210,11 @@ def test_the_numbers_of_the_text_are_those_of_the_code() -> None:
     assert PAGE["x-maximum-body-bytes"] == MAXIMUM_BODY_BYTES
     assert PAGE["x-maximum-context-bytes"] == MAXIMUM_CONTEXT_BYTES
     assert PAGE["x-maximum-metadata-header-bytes"] == METADATA_HEADER_BYTES
+    assert PAGE["x-maximum-report-bytes"] == MAXIMUM_REPORT_BYTES
+    assert PAGE["x-maximum-reports"] == MAXIMUM_REPORTS
+    assert PAGE["x-maximum-reports-bytes"] == MAXIMUM_REPORTS_BYTES
+    assert Durations().report_grace == 300
+    assert MAXIMUM_TOKEN_SECONDS == 600
     text = " ".join(PAGE["info"]["description"].split())
     assert "at once, then after 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h and 24 h" in text
     assert f"Answer 2xx within {Durations().webhook_attempt} seconds" in text
@@ -376,7 +392,7 @@ def test_calls_in_every_state_are_as_the_page_says(system: System, answers: Answ
 def test_webhooks_are_as_the_page_says(system: System) -> None:
     metadata = {"orderId": "order-7", "name": "Zoë"}
     kinds: set[str] = set()
-    for number, count in (("+15550000000", 4), ("+15550000001", 3), ("+15550000009", 6)):
+    for number, count in (("+15550000001", 3), ("+15550000009", 6), ("+15550000019", 7)):
         call_id = system.place(number, metadata=metadata)
         system.run_until(lambda call_id=call_id, count=count: len(system.received(call_id)) == count)  # type: ignore[misc]
         for event in system.received(call_id):
@@ -392,7 +408,7 @@ def test_webhooks_are_as_the_page_says(system: System) -> None:
 def check_webhook(text: str, headers: dict[str, str]) -> str:
     """Checks one webhook; returns its type."""
     body = json.loads(text)
-    kind = body["type"]
+    kind = "agent.*" if body["type"].startswith("agent.") else body["type"]
     operation = f"/webhooks/{kind}/post"
     media_type = f"{operation}/requestBody/content/application~1json"
     validator(f"{media_type}/schema").validate(body)
@@ -465,6 +481,43 @@ def test_livekits_events_are_as_the_page_says(system: System, answers: Answers) 
     answers.check(LIVEKIT, handler(broken, Context(10)), 400)
 
 
+def test_reports_are_as_the_page_says(system: System, answers: Answers) -> None:
+    call_id = system.place("+15550000001")
+    room = system.item(call_id)["roomName"]
+
+    def told(body: bytes, status: int, *, call: str = call_id, room: str = room, key: str | None = None) -> None:
+        token = signed(body, room, LIVEKIT_KEY, LIVEKIT_SECRET)
+        headers = {"idempotency-key": key} if key is not None else {}
+        answers.check(REPORT, system.report(call, body, token, headers), status)
+
+    given = examples(f"{operations()[REPORT]}/requestBody/content/application~1json")
+    for example in given.values():
+        told(json.dumps(example).encode(), 200)
+    view = answers.check(GET_CALL, system.api(GET_CALL, call_id), 200)
+    assert [entry["type"] for entry in view["events"][1:]] == [example["type"] for example in given.values()]
+    assert view["events"][-1]["report"] == given["own"]["data"]
+
+    note = b'{"type":"agent.note"}'
+    told(note, 200, key="a")
+    told(note, 200, key="a")
+    told(b'{"type":"agent.other"}', 422, key="a")
+    told(note, 400, key="")
+    told(b"{", 400)
+    told(b'{"type":"agent.summary"}', 400)
+    told(note, 404, room="another")
+    told(note, 404, call="0" * 24)
+    told(b" " * (MAXIMUM_REPORT_BYTES + 1), 413)
+    answers.check(REPORT, system.report(call_id, note, "none"), 401)
+    broken = http_event(REPORT, path={"callId": call_id}) | {"body": "not base64!", "isBase64Encoded": True}
+    answers.check(REPORT, system.handlers["calls_api"](broken, Context(10)), 400)
+    large = json.dumps({"type": "agent.note", "data": {"a": "x" * (MAXIMUM_REPORT_BYTES - 60)}}).encode()
+    for n in range(4):
+        told(large, 200 if n < 3 else 409, key=str(n))
+    calls = system.modules["calls_api"].calls
+    assert calls.end(calls.get(call_id), Outcome("failed", "not_allowed"), 2**42, 1).won
+    told(b'{"type":"agent.late"}', 409)
+
+
 def test_refusals_are_as_the_page_says(system: System, answers: Answers) -> None:
     system.workspaces.put(demo_workspace(agents=frozenset({"agent-1"})))
     good = {"to": "+12025550123", "call_agent_id": "agent-1"}
@@ -520,6 +573,7 @@ def test_failures_are_as_the_page_says(system: System, answers: Answers) -> None
         system.modules["calls_api"].dynamodb,
         system.modules["livekit_events"].livekit_secret._client,
     ]
+    room = system.item(call_id)["roomName"]
     system.modules["livekit_events"].livekit_secret._secret = None
     for client in clients:
         client.meta.events.register_first("before-send", lose)
@@ -527,6 +581,9 @@ def test_failures_are_as_the_page_says(system: System, answers: Answers) -> None
         answers.check(POST_CALL, system.post({"to": "+12025550123", "call_agent_id": "a"}), 503)
         for route in (LIST, GET_CALL, CANCEL, DELIVERIES, REPLAY):
             answers.check(route, system.api(route, path={"callId": call_id, "sequence": "1"}), 503)
+        note = b'{"type":"agent.note"}'
+        token = signed(note, room, LIVEKIT_KEY, LIVEKIT_SECRET)
+        answers.check(REPORT, system.report(call_id, note, token), 503)
         answer = system.handlers["livekit_events"](livekit_event(b"{}"), Context(10))
         answers.check(LIVEKIT, answer, 503)
     finally:

@@ -141,7 +141,7 @@ def test_the_agent_gets_its_context_and_the_events_address(system: System) -> No
         "to": "+15550000000",
         "dynamicVariables": {"firstName": "Zoë"},
         "metadata": {"n": 1.0},
-        "eventsUrl": f"https://api.example/v1/api/call/{call_id}/events",
+        "eventsUrl": f"{system.servers.api_url}/v1/api/call/{call_id}/events",
     }
     assert '"metadata":{"n": 1.0}' in dispatch["metadata"]
 

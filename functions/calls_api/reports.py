@@ -1,0 +1,237 @@
+"""What an agent reports of its call: ringing, a transcript, a summary, whatever it wants told.
+
+The agent knows no workspace key. It signs with the LiveKit key that it has already: a JWT that names the call's
+room and the SHA-256 of the body, valid for minutes. A report becomes one more event of the call and goes the way
+of all events; it never changes the call's status.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from calls_api.reading import CALL_ID
+from shared.call import Call, event, event_id
+from shared.call_store import CallStore
+from shared.durations import Durations
+from shared.errors import FieldError, RequestRefused
+from shared.http_api import check_idempotency_key
+from shared.json_text import members
+from shared.livekit_secret import LiveKitSecretCache
+from shared.livekit_signature import LEEWAY_SECONDS, signed_claims
+
+MAXIMUM_REPORT_BYTES = 32 * 1024
+# A token that leaks is soon worth nothing, and LiveKit's own for a room's participants live for hours.
+MAXIMUM_TOKEN_SECONDS = 600
+
+# A field's name goes back to the agent in the error, no longer than this.
+_NAME_CHARACTERS = 128
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Data(BaseModel):
+    """The `data` of a well-known report: what must be right of it. Whatever else it holds is the agent's own."""
+
+    model_config = ConfigDict(extra="allow", strict=True, hide_input_in_errors=True)
+
+
+class Ringing(_Data):
+    """The agent saw that the phone rings."""
+
+
+class Voicemail(_Data):
+    """A machine answered. messageLeft: whether the agent spoke to it."""
+
+    messageLeft: bool | None = None
+
+
+class Turn(_Data):
+    """One thing that was said."""
+
+    speaker: Literal["agent", "callee"]
+    text: Text
+
+
+class Transcript(_Data):
+    """What was said, in order. A long conversation comes in several reports."""
+
+    turns: Annotated[list[Turn], Field(min_length=1)]
+
+
+class Summary(_Data):
+    """What came of the conversation, for people."""
+
+    text: Text
+
+
+class OptOut(_Data):
+    """The callee wants no more calls. said: in which words."""
+
+    said: str | None = None
+
+
+class Transfer(_Data):
+    """The callee is handed to somebody else. to: a number or a SIP address."""
+
+    to: Text
+    status: Literal["started", "completed", "failed"] | None = None
+
+
+WELL_KNOWN: dict[str, type[_Data]] = {
+    "agent.ringing": Ringing,
+    "agent.voicemail": Voicemail,
+    "agent.transcript": Transcript,
+    "agent.summary": Summary,
+    "agent.opt_out": OptOut,
+    "agent.transfer": Transfer,
+}
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    type: Annotated[str, Field(pattern=r"^agent\.[a-z][a-z0-9_]{0,63}$")]
+    data: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reporting:
+    """What taking a report needs. clock: epoch milliseconds."""
+
+    calls: CallStore
+    livekit_secret: LiveKitSecretCache
+    durations: Durations
+    clock: Callable[[], int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """A valid report. data: JSON text as the agent wrote it."""
+
+    kind: str
+    data: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reported:
+    """A report that is an event of its call. replayed: it had been one before."""
+
+    call_id: str
+    kind: str
+    sequence: int
+    replayed: bool = False
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "status": "success",
+            "message": "The report is an event of the call",
+            "callId": self.call_id,
+            "eventId": event_id(self.call_id, self.sequence),
+            "sequence": self.sequence,
+        }
+
+
+def report(
+    parts: Reporting, call_id: str, token: str | None, idempotency_key: str | None, body: bytes
+) -> Reported:
+    """Raises RequestRefused (4xx), StoreError (nothing known to be written: repeat it)."""
+    if len(body) > MAXIMUM_REPORT_BYTES:
+        raise RequestRefused(413, "too_large", "A report may have at most 32 KiB")
+    now = parts.clock()
+    room = _signed_room(body, token, parts.livekit_secret, now)
+    report_id = _report_id(idempotency_key, body)
+    given = parse_report(body)
+    write = None
+    if CALL_ID.fullmatch(call_id):
+        write = parts.calls.append_report(
+            call_id,
+            room,
+            report_id,
+            event(given.kind, now, data=given.data),
+            len(body),
+            ended_since=now - int(parts.durations.report_grace * 1000),
+        )
+    if write is None or write.call is None or write.call.roomName != room:
+        # One answer for both: who may speak for one room learns nothing of any other call.
+        raise RequestRefused(404, "call_not_found", "No such call is in the room that the token names")
+    if write.won:
+        return Reported(call_id, given.kind, len(write.call.events))
+    return _not_appended(parts, write.call, report_id, given, now)
+
+
+def _not_appended(parts: Reporting, call: Call, report_id: str, given: Report, now: int) -> Reported:
+    """Why the record did not take the report: it has it already, is over for too long, or has too many."""
+    for sequence, entry in enumerate(call.events, 1):
+        if entry.get("reportId") == report_id:
+            if (entry["type"], entry["data"]) != (given.kind, given.data):
+                raise RequestRefused(
+                    422, "idempotency_key_reused", "This Idempotency-Key was used with another report of this call"
+                )
+            return Reported(call.callId, given.kind, sequence, replayed=True)
+    if call.endedAt is not None and call.endedAt < now - int(parts.durations.report_grace * 1000):
+        raise RequestRefused(409, "call_ended", f"The call has ended, too long ago: {call.status}")
+    raise RequestRefused(409, "reports_full", "A call takes at most 50 reports of together 128 KiB")
+
+
+def _signed_room(body: bytes, token: str | None, secret: LiveKitSecretCache, now: int) -> str:
+    """The room that the token speaks for. Raises RequestRefused (401)."""
+    claims = signed_claims(body, token, secret.get())
+    video = claims.get("video")
+    room = video.get("room") if isinstance(video, dict) else None
+    if not isinstance(room, str) or not room:
+        raise RequestRefused(401, "invalid_signature", "The token names no room")
+    if int(claims["exp"]) > now / 1000 + MAXIMUM_TOKEN_SECONDS + LEEWAY_SECONDS:
+        raise RequestRefused(401, "invalid_signature", "The token is valid for more than 10 minutes")
+    return room
+
+
+def _report_id(idempotency_key: str | None, body: bytes) -> str:
+    """What makes two reports of a call the same one: the agent's key for it, or else every byte of it."""
+    if idempotency_key is None:
+        return "body-" + hashlib.sha256(body).hexdigest()[:32]
+    check_idempotency_key(idempotency_key)
+    return "key-" + hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]
+
+
+def parse_report(body: bytes) -> Report:
+    """Raises RequestRefused (400) with every field that is wrong."""
+    fields = members(body)
+    values = {name: value for name, (value, _) in fields.items()}
+    try:
+        kind = _Body.model_validate(values).type
+        if kind in WELL_KNOWN:
+            WELL_KNOWN[kind].model_validate(values.get("data") or {})
+    except ValidationError as exc:
+        inside = exc.title != _Body.__name__
+        errors = [_field_error(error, inside) for error in exc.errors(include_url=False, include_input=False)]
+        message = "; ".join(f"{error.field} {error.message}" for error in errors)
+        raise RequestRefused(400, "invalid_request", message, errors) from exc
+    value, text = fields.get("data", (None, ""))
+    return Report(kind, "{}" if value is None else text)
+
+
+_MESSAGES = {
+    "missing": "is required",
+    "extra_forbidden": "is not a field of a report",
+    "dict_type": "must be an object",
+    "list_type": "must be a list",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "model_type": "must be an object",
+}
+
+
+def _field_error(error: Any, inside: bool) -> FieldError:
+    path = [str(part) for part in error["loc"]]
+    field = ".".join(["data", *path] if inside else path)
+    message = _MESSAGES.get(error["type"], str(error["msg"]))
+    if field == "type" and error["type"] != "missing":
+        message = "must be agent. and 1 to 64 of a-z, 0-9 and _, the first a letter"
+    return FieldError(field[:_NAME_CHARACTERS], message)

@@ -1,0 +1,42 @@
+"""A body that was signed with the LiveKit key, checked without importing LiveKit's whole client (and aiohttp
+with it): LiveKit's webhooks, and what an agent reports.
+
+Source: livekit/protocol auth/ and webhook/; the Authorization header carries a JWT (HS256) whose issuer is the
+API key and whose claim `sha256` is the base64 SHA-256 of the body as sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from typing import Any
+
+import jwt
+
+from shared.errors import RequestRefused
+from shared.livekit_secret import LiveKitSecret
+
+# As LiveKit's own receivers: clocks may differ by a minute.
+LEEWAY_SECONDS = 60
+
+
+def signed_claims(body: bytes, token: str | None, secret: LiveKitSecret) -> dict[str, Any]:
+    """The token's claims, if the secret's holder signed this body. Raises RequestRefused (401)."""
+    try:
+        claims: dict[str, Any] = jwt.decode(
+            token or "",
+            secret.apiSecret,
+            algorithms=["HS256"],
+            issuer=secret.apiKey,
+            leeway=LEEWAY_SECONDS,
+            options={"require": ["exp", "iss"]},
+        )
+    except jwt.InvalidTokenError as exc:
+        raise RequestRefused(
+            401, "invalid_signature", "The Authorization header holds no valid token of this LiveKit key"
+        ) from exc
+    digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
+    if not hmac.compare_digest(str(claims.get("sha256", "")).encode(), digest.encode()):
+        raise RequestRefused(401, "invalid_signature", "The body is not the one that was signed")
+    return claims
