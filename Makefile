@@ -16,10 +16,11 @@ UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo $(CURDIR)/.t
 
 # An environment's stamp carries the content it was made from, so a second run costs nothing and a changed
 # requirements file or a vanished interpreter makes the environment anew.
-stamp = .venv$(1)/.ringonce-$(shell (echo "$(PYTHON)"; cat requirements-$(2).txt) | cksum | tr ' ' '-')
-DEV := $(call stamp,,dev)
-AWS := $(call stamp,-aws,aws)
-SAM := $(call stamp,-sam,sam)
+stamp = .venv$(1)/.ringonce-$(shell (echo "$(PYTHON)"; cat $(2)) | cksum | tr ' ' '-')
+DEV := $(call stamp,,requirements-dev.txt)
+AWS := $(call stamp,-aws,requirements-aws.txt)
+SAM := $(call stamp,-sam,requirements-sam.txt)
+AGENT := $(call stamp,-agent,examples/agent/requirements-test.txt)
 
 # The functions' third-party packages for the local stack, with a copy of the file they came from.
 PACKAGES := .local/packages/.ringonce-$(shell (echo "$(AWS)"; cat functions/requirements.txt) | cksum | tr ' ' '-')
@@ -37,7 +38,7 @@ export UV
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(DEV) $(AWS) $(SAM) $(PACKAGES) ## Makes the environments .venv, .venv-aws and .venv-sam, and installs the functions' packages
+setup: $(DEV) $(AWS) $(SAM) $(AGENT) $(PACKAGES) ## Makes the environments .venv, .venv-aws, .venv-sam and .venv-agent, and installs the functions' packages
 
 demo: $(DEV) $(AWS) $(PACKAGES) ## Places three calls on the local stack and shows what happens, then stops
 	@.venv/bin/python -m local.demo
@@ -51,19 +52,21 @@ stop: ## Stops the local stack that `make run` started
 admin: $(DEV) ## The operator's command: make admin ARGS="--local workspace list"
 	@.venv/bin/python -m admin $(ARGS)
 
-test: $(DEV) $(AWS) $(PACKAGES) browser ## Runs every test: unit and model, integration and infra, then the whole stack (e2e)
+test: $(DEV) $(AWS) $(AGENT) $(PACKAGES) browser ## Runs every test: unit and model, integration and infra, the agent's, then the whole stack
 	.venv/bin/python -m pytest tests/unit tests/model
 	.venv/bin/python -m pytest tests/infra tests/integration
+	cd examples/agent && $(CURDIR)/.venv-agent/bin/python -m pytest
 	.venv/bin/python -m pytest -m e2e
 
 picture: $(DEV) $(AWS) $(PACKAGES) browser ## Takes docs/console.png, the README's picture of the console, anew
 	.venv/bin/python -m pytest -m e2e tests/e2e/test_console.py
 	cp .local/screenshots/answered-light-1280.png docs/console.png
 
-check: $(DEV) $(SAM) ## Lints, formats (without writing), type-checks, and validates the template
+check: $(DEV) $(SAM) $(AGENT) ## Lints, formats (without writing), type-checks, and validates the template
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	cd examples/agent && $(CURDIR)/.venv-agent/bin/mypy
 	$(SAM_ENV) sam validate --lint
 	$(SAM_ENV) cfn-lint template.yaml
 
@@ -86,9 +89,13 @@ lock: | $(UV) ## Compiles the requirements files from pyproject.toml; UPGRADE=1 
 	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group browser -c requirements-dev.txt -o requirements-browser.txt
 	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group aws -o requirements-aws.txt
 	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group sam -o requirements-sam.txt
+	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group examples/agent/pyproject.toml:test examples/agent/pyproject.toml \
+		-o examples/agent/requirements-test.txt
+	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) examples/agent/pyproject.toml -c examples/agent/requirements-test.txt \
+		-o examples/agent/requirements.txt
 
 clean: ## Removes everything that the other targets made
-	rm -rf .venv .venv-aws .venv-sam .tools .local .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-aws .venv-sam .venv-agent .tools .local .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ── the environments ──
@@ -126,6 +133,10 @@ $(PACKAGES): | $(AWS)
 	$(UV) pip install --quiet --python .venv-aws --target .local/packages --require-hashes --compile-bytecode \
 		-r functions/requirements.txt
 	cp functions/requirements.txt .local/packages/installed-requirements.txt
+	touch $@
+
+$(AGENT): | $(UV)
+	$(call environment,.venv-agent,examples/agent/requirements-test.txt)
 	touch $@
 
 $(SAM): | $(UV)

@@ -1,0 +1,103 @@
+"""A LiveKit agent for outbound calls placed by Ringonce: `python agent.py dev`, or `start` in production.
+
+LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET name the server; AGENT_NAME must be the workspace's agent name.
+AGENT_STT, AGENT_LLM and AGENT_TTS give it ears, a mind and a voice (providers.py); without them it plays a tone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from livekit.agents import AgentServer, AgentSession, JobContext, cli, room_io
+
+import tone
+from conversation import Caller, answered, begin, tell_what_was_said
+from providers import Providers, read_providers
+from reports import Reports
+from ringonce_agent import read_dispatch
+from script import Script, fill, load
+
+logger = logging.getLogger("ringonce.agent")
+
+TONE_SECONDS = 2
+# The last reports are sent after the call, each for up to a minute and a half when Ringonce is slow to answer.
+server = AgentServer(shutdown_process_timeout=120)
+
+
+@server.rtc_session(agent_name=os.environ.get("AGENT_NAME", "outbound"))
+async def take_call(ctx: JobContext) -> None:
+    """One call. Ringonce rings the phone once this agent is in the room, so it only has to wait for it."""
+    dispatch = read_dispatch(ctx.job.metadata)
+    providers = read_providers(os.environ)
+    script, missing = fill(load(_script_path()), dispatch.dynamic_variables)
+    if missing:
+        logger.warning("call %s has no %s", dispatch.call_id, ", ".join(sorted(missing)))
+    await ctx.connect()
+    reports = Reports(dispatch, ctx.room.name)
+    try:
+        await ctx.wait_for_participant(identity=dispatch.identity)
+    except RuntimeError:
+        # The room was closed before anything rang.
+        await reports.close()
+        ctx.shutdown("not dialled")
+        return
+    if providers is None:
+        await play_tone(ctx, dispatch.identity, reports)
+    else:
+        await converse(ctx, dispatch.identity, script, providers, reports)
+
+
+def _script_path() -> Path:
+    return Path(os.environ.get("AGENT_SCRIPT") or Path(__file__).with_name("script.toml"))
+
+
+async def play_tone(ctx: JobContext, identity: str, reports: Reports) -> None:
+    """For a first try without any provider: the callee hears a tone, then the agent hangs up."""
+    ctx.add_shutdown_callback(reports.close)
+    if not await answered(ctx.room, identity, reports):
+        leave_unanswered(ctx)
+        return
+    await tone.play(ctx.room.local_participant, TONE_SECONDS)
+    reports.tell("agent.summary", {"text": "A tone was played: no speech provider is configured."})
+    await hang_up(ctx)
+
+
+async def converse(ctx: JobContext, identity: str, script: Script, providers: Providers, reports: Reports) -> None:
+    """Speaks and listens until somebody hangs up; what was said is reported after that."""
+    session: AgentSession[Any] = AgentSession(**providers.make())
+
+    async def finish() -> None:
+        await tell_what_was_said(session.history, session.llm, reports)
+        await reports.close()
+
+    ctx.add_shutdown_callback(finish)
+    # A callee who hangs up closes the session; then there is nothing left to do here.
+    session.on("close", lambda _: ctx.shutdown("the session closed"))
+    await session.start(
+        Caller(script, reports), room=ctx.room, room_options=room_io.RoomOptions(participant_identity=identity)
+    )
+    match await begin(session, script, ctx.room, identity, reports):
+        case "nobody":
+            leave_unanswered(ctx)
+        case "machine":
+            await hang_up(ctx)
+
+
+def leave_unanswered(ctx: JobContext) -> None:
+    """The room stays: Ringonce has the carrier's reason, and closes it."""
+    ctx.shutdown("not answered")
+
+
+async def hang_up(ctx: JobContext) -> None:
+    """Ends the call for everybody. Only leaving the room would let the callee sit in silence."""
+    await ctx.delete_room()
+    ctx.shutdown("hung up")
+
+
+if __name__ == "__main__":
+    read_providers(os.environ)
+    load(_script_path())
+    cli.run_app(server)

@@ -1,0 +1,182 @@
+"""What stands in for LiveKit and its providers, and for Ringonce's side of the reports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from livekit import rtc
+from livekit.agents import DEFAULT_API_CONNECT_OPTIONS, llm, stt, tts
+
+CALL_ID = "f9e8d7c6b5a4f3e2d1c0b9a8"
+IDENTITY = f"call-{CALL_ID}"
+ROOM = "agent-1-x7k2m9p4q1"
+KEY, SECRET = "devkey", "secret-of-at-least-thirty-two-characters"
+
+
+def dispatch_metadata(events_url: str = "http://127.0.0.1:9/", **changes: Any) -> str:
+    """As Ringonce writes it."""
+    fields: dict[str, Any] = {
+        "callId": CALL_ID,
+        "workspaceId": "demo",
+        "callAgentId": "agent-1",
+        "to": "+12025550123",
+        "dynamicVariables": {"firstName": "Zoë", "open": 2, "member": True, "nickname": None},
+        "metadata": {"orderId": "SECRET-ORDER", "SECRET-KEY": {"deep": ["SECRET-DEEP"]}},
+        "eventsUrl": events_url,
+    }
+    return json.dumps(fields | changes)
+
+
+class Phone:
+    """A SIP participant as the room shows it."""
+
+    identity = IDENTITY
+    state = rtc.ParticipantState.PARTICIPANT_STATE_ACTIVE
+
+    def __init__(self, status: str) -> None:
+        self.attributes = {"sip.callStatus": status}
+
+
+class FakeRoom(rtc.EventEmitter[str]):
+    """A room with a phone in it, whose status a test sets."""
+
+    name = ROOM
+    local_participant: Any = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phone = Phone("dialing")
+        self.remote_participants: dict[str, Any] = {IDENTITY: self.phone}
+
+    def isconnected(self) -> bool:
+        return True
+
+    def waited_for(self) -> int:
+        """How many wait for a change of the phone's."""
+        return len(self._events.get("participant_attributes_changed", ()))
+
+    def status(self, status: str) -> None:
+        self.phone.attributes["sip.callStatus"] = status
+        # The library compares with its own class of participants, which only a server can make.
+        for waiting in list(self._events.get("participant_attributes_changed", ())):
+            waiting(["sip.callStatus"], self.phone)
+
+    def leave(self) -> None:
+        del self.remote_participants[IDENTITY]
+        self.emit("participant_disconnected", self.phone)
+
+
+class FakeContext:
+    """A job's context: what the agent asked of it stands in `done`, in order."""
+
+    def __init__(self, metadata: str) -> None:
+        self.job = type("Job", (), {"metadata": metadata})()
+        self.room = FakeRoom()
+        self.done: list[str] = []
+        self.callbacks: list[Callable[[], Any]] = []
+
+    async def connect(self) -> None:
+        self.done.append("connect")
+
+    async def wait_for_participant(self, *, identity: str) -> Any:
+        return self.room.remote_participants[identity]
+
+    async def delete_room(self) -> None:
+        self.done.append("delete_room")
+
+    def shutdown(self, reason: str = "") -> None:
+        self.done.append(f"shutdown: {reason}")
+
+    def add_shutdown_callback(self, callback: Callable[[], Any]) -> None:
+        self.callbacks.append(callback)
+
+    async def finish(self) -> None:
+        for callback in self.callbacks:
+            await callback()
+
+
+class Ringonce:
+    """The route that takes reports. answers: status codes for the first requests; then 200."""
+
+    def __init__(self, *answers: int) -> None:
+        self.answers = list(answers)
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+
+    @property
+    def reports(self) -> list[tuple[str, Any]]:
+        bodies = [json.loads(body) for _, body in self.requests]
+        return [(body["type"], body["data"]) for body in bodies]
+
+    async def __aenter__(self) -> Ringonce:
+        app = web.Application()
+        app.router.add_post("/events", self._post)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/events"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    async def _post(self, request: web.Request) -> web.Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.requests.append((headers, await request.read()))
+        status = self.answers.pop(0) if self.answers else 200
+        told = {"sequence": len(self.requests), "code": "a_code", "message": "a message"}
+        return web.json_response(told, status=status)
+
+
+class FakeLLM(llm.LLM[str]):
+    """Remembers all that it was ever asked, and says the same thing to everything."""
+
+    asked: list[Any] = []  # noqa: RUF012
+
+    def chat(self, *, chat_ctx: llm.ChatContext, tools: Any = None, conn_options: Any = None, **_: Any) -> Any:
+        names = [getattr(tool, "__name__", str(tool)) for tool in tools or []]
+        self.asked.append([item.model_dump(mode="json") for item in chat_ctx.items] + [names])
+        options = conn_options or DEFAULT_API_CONNECT_OPTIONS
+        return _Said(self, chat_ctx=chat_ctx, tools=tools or [], conn_options=options)
+
+
+class _Said(llm.LLMStream):
+    async def _run(self) -> None:
+        delta = llm.ChoiceDelta(role="assistant", content="Good to hear")
+        self._event_ch.send_nowait(llm.ChatChunk(id="1", delta=delta))
+
+
+class FakeSTT(stt.STT[str]):
+    def __init__(self) -> None:
+        super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=False))
+
+    async def _recognize_impl(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    def stream(self, *, conn_options: Any = DEFAULT_API_CONNECT_OPTIONS, **_: Any) -> Any:
+        return _Silence(stt=self, conn_options=conn_options)
+
+
+class _Silence(stt.RecognizeStream):
+    async def _run(self) -> None:
+        await asyncio.Event().wait()
+
+
+class FakeTTS(tts.TTS[str]):
+    def __init__(self) -> None:
+        super().__init__(capabilities=tts.TTSCapabilities(streaming=False), sample_rate=24_000, num_channels=1)
+
+    def synthesize(self, text: str, **_: Any) -> Any:
+        raise NotImplementedError
+
+
+async def until(done: Callable[[], bool]) -> None:
+    """Fails when it is not so after ten seconds."""
+    for _ in range(2000):
+        if done():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not happen")

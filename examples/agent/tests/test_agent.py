@@ -1,0 +1,224 @@
+"""A call as the agent lives it: silent until it is answered, its context kept apart, the end reported."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+from typing import Any, cast
+
+import pytest
+from livekit import rtc
+from livekit.agents import AgentSession, JobContext
+from livekit.agents.voice.amd import AMDCategory
+
+import agent
+import conversation
+import tone
+from providers import Providers, read_providers
+from tests.fakes import CALL_ID, FakeContext, FakeLLM, Phone, Ringonce, dispatch_metadata, until
+
+
+@pytest.fixture(autouse=True)
+def phones_are_participants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library looks only at participants that a server made."""
+    monkeypatch.setattr(rtc, "RemoteParticipant", Phone)
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    seconds: list[float] = []
+
+    async def play(participant: Any, length: float) -> None:
+        seconds.append(length)
+
+    monkeypatch.setattr(tone, "play", play)
+    return seconds
+
+
+def job(ctx: FakeContext) -> asyncio.Future[None]:
+    return asyncio.ensure_future(agent.take_call(cast(JobContext, ctx)))
+
+
+def test_without_a_provider_it_waits_for_the_answer_plays_a_tone_reports_and_ends_the_room(
+    played: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with Ringonce() as ringonce:
+            ctx = FakeContext(dispatch_metadata(ringonce.url))
+            running = job(ctx)
+            await until(lambda: ctx.room.waited_for() == 2)
+            assert played == []
+            ctx.room.status("ringing")
+            await until(lambda: ("agent.ringing", {}) in ringonce.reports)
+            assert (played, ctx.done) == ([], ["connect"])
+            ctx.room.status("active")
+            await running
+            assert played == [agent.TONE_SECONDS]
+            assert ctx.done == ["connect", "delete_room", "shutdown: hung up"]
+            await ctx.finish()
+            assert [kind for kind, _ in ringonce.reports] == ["agent.ringing", "agent.summary"]
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    [warning] = [record.getMessage() for record in caplog.records if CALL_ID in record.getMessage()]
+    assert warning == f"call {CALL_ID} has no Zipcode, address, lastName"
+    assert "SECRET" not in caplog.text
+
+
+def test_a_call_that_is_not_answered_hears_nothing_and_keeps_its_room(played: list[float]) -> None:
+    """Ringonce has the carrier's reason, and closes the room itself."""
+
+    async def run() -> None:
+        async with Ringonce() as ringonce:
+            ctx = FakeContext(dispatch_metadata(ringonce.url))
+            running = job(ctx)
+            await until(lambda: ctx.room.waited_for() == 2)
+            ctx.room.leave()
+            await running
+            await ctx.finish()
+            assert (played, ctx.done, ringonce.reports) == ([], ["connect", "shutdown: not answered"], [])
+
+    asyncio.run(run())
+
+
+class Session(AgentSession[Any]):
+    """The real session, without a room to hear and speak in."""
+
+    async def start(self, *args: Any, room: Any = None, room_options: Any = None, **rest: Any) -> Any:
+        return await super().start(*args, **rest)
+
+
+class Detector:
+    """As AMD, deciding what a test says."""
+
+    category = AMDCategory.HUMAN
+
+    def __init__(self, session: Any, **_: Any) -> None:
+        pass
+
+    async def __aenter__(self) -> Detector:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def execute(self) -> Any:
+        return type("Heard", (), {"category": self.category})()
+
+
+@pytest.fixture
+def voice(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STT", "LLM", "TTS"):
+        monkeypatch.setenv(f"AGENT_{name}", f"tests.fakes:Fake{name}")
+    monkeypatch.setattr(agent, "AgentSession", Session)
+    monkeypatch.setattr(conversation, "AMD", Detector)
+    monkeypatch.setattr(FakeLLM, "asked", [])
+
+
+@pytest.mark.usefixtures("voice")
+def test_no_value_of_the_metadata_reaches_the_model_or_what_is_said() -> None:
+    """The whole agent, from its dispatch on: every prompt that the model ever gets, and every report."""
+
+    async def run() -> None:
+        async with Ringonce() as ringonce:
+            ctx = FakeContext(dispatch_metadata(ringonce.url))
+            sessions: list[Session] = []
+            make = Session.__init__
+
+            def remember(self: Session, **given: Any) -> None:
+                make(self, **given)
+                sessions.append(self)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Session, "__init__", remember)
+                ctx.room.status("active")
+                await job(ctx)
+            [session] = sessions
+            await until(lambda: bool(conversation.turns_of(session.history)))
+            await session.run(user_input="Hello, who is there?")
+            await session.aclose()
+            await ctx.finish()
+            assert "shutdown: the session closed" in ctx.done
+            everything = json.dumps([FakeLLM.asked, ringonce.reports])
+            assert "Zo\\u00eb" in everything
+            assert "remind them of their appointment" in everything
+            assert "SECRET" not in everything
+            told = dict(ringonce.reports)
+            assert [turn["speaker"] for turn in told["agent.transcript"]["turns"]] == ["agent", "callee", "agent"]
+            assert told["agent.transcript"]["turns"][0]["text"].startswith("Hello Zoë, this is")
+            assert told["agent.summary"] == {"text": "Good to hear"}
+
+    asyncio.run(run())
+    # A turn of the conversation, and the summary.
+    assert len(FakeLLM.asked) == 2
+
+
+@pytest.mark.usefixtures("voice")
+@pytest.mark.parametrize(
+    ("category", "left"), [(AMDCategory.MACHINE_VM, True), (AMDCategory.MACHINE_UNAVAILABLE, False)]
+)
+def test_a_machine_is_reported_and_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch, category: AMDCategory, left: bool
+) -> None:
+    monkeypatch.setattr(Detector, "category", category)
+
+    async def run() -> None:
+        async with Ringonce() as ringonce:
+            ctx = FakeContext(dispatch_metadata(ringonce.url))
+            ctx.room.status("active")
+            await job(ctx)
+            assert ctx.done[:2] == ["connect", "delete_room"]
+            await ctx.finish()
+            told = dict(ringonce.reports)
+            assert told["agent.voicemail"] == {"messageLeft": left}
+            assert ("agent.transcript" in told) is left
+
+    asyncio.run(run())
+
+
+def test_an_opt_out_is_reported_in_the_callees_words() -> None:
+    told: list[tuple[str, Any]] = []
+    reports = type("Told", (), {"tell": lambda self, kind, data: told.append((kind, data))})()
+    tool = conversation.Caller._opt_out_tool(reports)
+    asyncio.run(cast(Any, tool)(None, "Never call me again"))
+    assert told == [("agent.opt_out", {"said": "Never call me again"})]
+
+
+def test_a_summary_that_the_model_does_not_give_is_made_without_it() -> None:
+    class Broken:
+        def chat(self, **_: Any) -> Any:
+            raise OSError("no provider")
+
+    text = asyncio.run(conversation._summary([("agent", "Hello"), ("callee", "Bye")], Broken()))
+    assert text == "2 turns were spoken; the last, by the callee: Bye"
+
+
+def test_half_of_the_providers_are_refused_by_name() -> None:
+    assert read_providers({}) is None
+    given = {"AGENT_STT": "a/b", "AGENT_LLM": "c/d", "AGENT_TTS": "e/f"}
+    assert read_providers(given) == Providers("a/b", "c/d", "e/f")
+    with pytest.raises(ValueError, match="not set: AGENT_LLM, AGENT_TTS"):
+        read_providers({"AGENT_STT": "a/b"})
+
+
+def test_a_model_is_a_name_for_livekit_or_a_plugins_class() -> None:
+    made = Providers("deepgram/nova-3:en", "tests.fakes:FakeLLM", "cartesia/sonic-3").make()
+    assert (made["stt"], made["tts"]) == ("deepgram/nova-3:en", "cartesia/sonic-3")
+    assert isinstance(made["llm"], FakeLLM)
+
+
+def test_the_tone_is_as_long_as_it_should_be_and_does_not_click() -> None:
+    frames = list(tone.tone(0.5))
+    samples = [sample for frame in frames for sample in frame.data]
+    assert len(samples) == tone.RATE // 2
+    assert samples[0] == 0
+    assert abs(samples[-1]) < 100
+    assert 5000 < max(samples) <= 32767 * tone.LOUDNESS + 1
+    crossings = sum(a < 0 <= b for a, b in itertools.pairwise(samples))
+    assert abs(crossings - tone.HERTZ // 2) <= 1
+
+
+def test_the_worker_offers_itself_under_the_workspaces_agent_name() -> None:
+    assert agent.server._agent_name == "outbound"
