@@ -38,6 +38,7 @@ POINTS: dict[str, tuple[str, ...]] = {
         "CallStore.end",
         "CallStore.postpone",
         "CallStore.leave_due",
+        "CallStore.append_report",
     ),
     "shared.workspaces": ("WorkspaceStore.take_slot", "WorkspaceStore.free_slot"),
     "shared.delivery_store": ("DeliveryStore.create", "DeliveryStore.take", "DeliveryStore.finish"),

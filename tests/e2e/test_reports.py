@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from examples.agent.ringonce_agent import signed
 from tests.e2e.client import Client
@@ -31,6 +33,25 @@ def test_the_agents_reports_reach_the_callback_signed_in_sequence_with_the_metad
         assert all(body["metadata"] == metadata for body in bodies)
         [transcript] = [body["data"]["report"] for body in bodies if body["type"] == "agent.transcript"]
         assert transcript["turns"][0]["text"] == "Hello Zoë"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_process_that_dies_while_it_takes_a_report_neither_loses_nor_doubles_it(
+    stack: dict[str, Any], when: str
+) -> None:
+    """The agent gets no answer and reports again, under the same key."""
+    with Client(stack) as client:
+        key = f"report-death-{when}"
+        call_id = client.call_id_of(key)
+        asked = Path(stack["deaths"]) / f"{key}.json"
+        wish = {"function": "CallsApi", "point": "CallStore.append_report", "when": when, "call": call_id}
+        asked.with_suffix(".new").write_text(json.dumps(wish))
+        asked.with_suffix(".new").rename(asked)
+        client.place("+15550000019", key)
+        eventually(lambda: len(client.received(call_id)) == 7, "seven events were received")
+        assert asked.with_suffix(".done").exists()
+        types = [event["type"] for event in client.call(call_id)["events"]]
+        assert sorted(kind for kind in types if kind.startswith("agent.")) == sorted(REPORTED)
 
 
 def test_reports_that_come_at_the_same_time_all_land_once_and_a_forged_one_does_not(stack: dict[str, Any]) -> None:
