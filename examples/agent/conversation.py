@@ -24,6 +24,8 @@ logger = logging.getLogger("ringonce.agent")
 
 CALL_STATUS = "sip.callStatus"
 SUMMARY_SECONDS = 10
+# Somebody who answers and says nothing for so long is spoken to.
+NO_SPEECH_SECONDS = 4.0
 SUMMARY_PROMPT = "Summarise this phone call in two sentences, for the person who asked for it."
 
 
@@ -79,7 +81,12 @@ async def begin(
 
     The detection listens from before the answer on, so that it misses no word of the greeting.
     """
-    async with AMD(session, participant_identity=identity, suppress_compatibility_warning=True) as detector:
+    async with AMD(
+        session,
+        participant_identity=identity,
+        suppress_compatibility_warning=True,
+        detection_options={"no_speech_threshold": NO_SPEECH_SECONDS},
+    ) as detector:
         if not await answered(room, identity, reports):
             return "nobody"
         heard = (await detector.execute()).category

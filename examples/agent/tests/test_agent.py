@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 from livekit import rtc
-from livekit.agents import AgentSession, JobContext
+from livekit.agents import AMD, AgentSession, JobContext
 from livekit.agents.voice.amd import AMDCategory
 
 import agent
@@ -86,6 +86,12 @@ def test_a_call_that_is_not_answered_hears_nothing_and_keeps_its_room(played: li
 class Session(AgentSession[Any]):
     """The real session, without a room to hear and speak in."""
 
+    made: list[Session] = []  # noqa: RUF012
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.made.append(self)
+
     async def start(self, *args: Any, room: Any = None, room_options: Any = None, **rest: Any) -> Any:
         return await super().start(*args, **rest)
 
@@ -115,6 +121,7 @@ def voice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "AgentSession", Session)
     monkeypatch.setattr(conversation, "AMD", Detector)
     monkeypatch.setattr(FakeLLM, "asked", [])
+    monkeypatch.setattr(Session, "made", [])
 
 
 @pytest.mark.usefixtures("voice")
@@ -124,18 +131,9 @@ def test_no_value_of_the_metadata_reaches_the_model_or_what_is_said() -> None:
     async def run() -> None:
         async with Ringonce() as ringonce:
             ctx = FakeContext(dispatch_metadata(ringonce.url))
-            sessions: list[Session] = []
-            make = Session.__init__
-
-            def remember(self: Session, **given: Any) -> None:
-                make(self, **given)
-                sessions.append(self)
-
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Session, "__init__", remember)
-                ctx.room.status("active")
-                await job(ctx)
-            [session] = sessions
+            ctx.room.status("active")
+            await job(ctx)
+            [session] = Session.made
             await until(lambda: bool(conversation.turns_of(session.history)))
             await session.run(user_input="Hello, who is there?")
             await session.aclose()
@@ -174,6 +172,28 @@ def test_a_machine_is_reported_and_hung_up_on(
             told = dict(ringonce.reports)
             assert told["agent.voicemail"] == {"messageLeft": left}
             assert ("agent.transcript" in told) is left
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("voice")
+def test_somebody_who_says_nothing_is_greeted_by_livekits_own_detection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the stand-in for it: the real one, which hears silence."""
+    monkeypatch.setattr(conversation, "AMD", AMD)
+    monkeypatch.setattr(conversation, "NO_SPEECH_SECONDS", 0.1)
+
+    async def run() -> None:
+        async with Ringonce() as ringonce:
+            ctx = FakeContext(dispatch_metadata(ringonce.url))
+            ctx.room.status("active")
+            await job(ctx)
+            [session] = Session.made
+            await until(lambda: bool(conversation.turns_of(session.history)))
+            assert ctx.done == ["connect"]
+            await session.aclose()
+            await ctx.finish()
+            [turn] = dict(ringonce.reports)["agent.transcript"]["turns"]
+            assert turn["text"].startswith("Hello Zoë, this is")
 
     asyncio.run(run())
 
