@@ -59,6 +59,7 @@ WRITES: dict[str, Callable[[CallStore], Any]] = {
     "leave_due": lambda store: store.leave_due("x"),
     "postpone": lambda store: store.postpone(call(), 4),
     "stop_webhooks": lambda store: store.stop_webhooks("x", 1),
+    "append_report": lambda store: store.append_report("x", "room", "id", {}, 1, ended_since=1),
 }
 
 
@@ -106,6 +107,7 @@ NOT_MODELLED = {
     "create": "the record's birth: before the first message that does anything",
     "postpone": "only when to look next; looks come at any time here",
     "stop_webhooks": "webhooks are not modelled",
+    "append_report": "what agents report: it changes nothing that another write asks for",
 }
 
 

@@ -144,6 +144,16 @@ def test_a_change_of_status_and_its_event_are_one_write(write: str) -> None:
     assert ("#status =" in update) == ("list_append(events, :event)" in update)
 
 
+def test_nothing_that_an_agent_reports_can_make_another_write_lose() -> None:
+    """Of a report's attributes no other condition speaks: a call that is full of reports goes on and ends."""
+    changed = set(re.findall(r"\b(\w+) = |ADD (\w+)", request("append_report")["UpdateExpression"]))
+    names = {name for pair in changed for name in pair if name}
+    assert names == {"events", "reportBytes", "reportIds"}
+    for write in WRITES:
+        if write not in ("append_report", "create"):
+            assert not names & set(re.findall(r"\w+", request(write)["ConditionExpression"])), write
+
+
 def test_the_model_has_the_slots_condition() -> None:
     recorder = Recorder()
     WorkspaceStore(recorder, "table").take_slot("x", "call", 1)  # type: ignore[arg-type]
