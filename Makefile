@@ -52,9 +52,10 @@ stop: ## Stops the local stack that `make run` started
 admin: $(DEV) ## The operator's command: make admin ARGS="--local workspace list"
 	@.venv/bin/python -m admin $(ARGS)
 
-test: $(DEV) $(AWS) $(AGENT) $(PACKAGES) browser ## Runs every test: unit and model, integration and infra, the agent's, then the whole stack
+test: $(DEV) $(AWS) $(AGENT) $(PACKAGES) browser ## Runs every test: unit and model, integration and infra, schedules, the agent's, then the whole stack
 	.venv/bin/python -m pytest tests/unit tests/model
 	.venv/bin/python -m pytest tests/infra tests/integration
+	.venv/bin/python -m pytest tests/schedules
 	cd examples/agent && $(CURDIR)/.venv-agent/bin/python -m pytest
 	.venv/bin/python -m pytest -m e2e
 

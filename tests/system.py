@@ -383,12 +383,7 @@ class System:
     def _make_resources(self) -> None:
         resources = TEMPLATE["Resources"]
         for name in ("CallsTable", "WorkspacesTable"):
-            properties = resources[name]["Properties"]
-            wanted = ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode")
-            table: Any = {key: properties[key] for key in wanted if key in properties}
-            if "StreamSpecification" in properties:
-                table["StreamSpecification"] = {"StreamEnabled": True} | properties["StreamSpecification"]
-            self.dynamodb.create_table(TableName=name, **table)
+            self.dynamodb.create_table(TableName=name, **table_definition(name))
         self.queue_urls: dict[str, str] = {}
         for name, resource in resources.items():
             if resource["Type"] == "AWS::SQS::Queue":
@@ -440,6 +435,16 @@ def _one_request_at_a_time() -> None:
             return process(botocore_stubber, request)
 
     botocore_stubber.process_request = process_alone  # type: ignore[method-assign]
+
+
+def table_definition(name: str) -> Any:
+    """What CreateTable needs of a table of template.yaml."""
+    properties = TEMPLATE["Resources"][name]["Properties"]
+    wanted = ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode")
+    definition = {key: properties[key] for key in wanted if key in properties}
+    if "StreamSpecification" in properties:
+        definition["StreamSpecification"] = {"StreamEnabled": True} | properties["StreamSpecification"]
+    return definition
 
 
 def demo_workspace(**changes: Any) -> Workspace:

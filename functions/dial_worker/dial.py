@@ -111,6 +111,7 @@ async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call, *, wai
     if not await _take_slot(parts, workspace, call, waited):
         return
     if _lease_over(parts, call):
+        await _slot_came_late(parts, call)
         return
     try:
         room_sid = await _prepare_room(parts, workspace, call)
@@ -174,6 +175,13 @@ async def _take_slot(parts: Dialling, workspace: Workspace, call: Call, waited: 
     return False
 
 
+async def _slot_came_late(parts: Dialling, call: Call) -> None:
+    """Taken after the lease: whoever ended the call meanwhile may have freed its slot before it was taken."""
+    seen = await asyncio.to_thread(parts.calls.get, call.callId)
+    if seen is None or seen.ended:
+        await asyncio.to_thread(parts.workspaces.free_slot, call.workspaceId, call.callId)
+
+
 async def _prepare_room(parts: Dialling, workspace: Workspace, call: Call) -> str | None:
     """The room with its agent in it: the room's sid, or None when no agent came."""
     if call.attempts > 1:
@@ -211,6 +219,9 @@ async def _dial_fenced(
     parts: Dialling, workspace: Workspace, call: Call, from_number: str | None, ring: float, timeout: float
 ) -> None:
     """The one place that makes a phone ring, and what follows from LiveKit's answer."""
+    if _lease_over(parts, call):
+        # The fence's answer took so long that the reconciler may have ended the call: it must not ring after that.
+        return
     started = parts.clock()
     try:
         await parts.livekit.dial(

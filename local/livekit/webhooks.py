@@ -48,7 +48,7 @@ class Notifier:
 
     def __init__(self, livekit: LiveKit) -> None:
         self._livekit = livekit
-        # By address and room; each event with the monotonic second it was queued at.
+        # By address and room; each event with the loop's second it was queued at.
         self._queues: dict[tuple[str, str], deque[tuple[float, Signed]]] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -119,10 +119,10 @@ class Notifier:
     def _enqueue(self, url: str, signed: Signed) -> None:
         key = (url, signed.room_name)
         if key not in self._queues:
-            self._queues[key] = deque([(time.monotonic(), signed)])
+            self._queues[key] = deque([(asyncio.get_running_loop().time(), signed)])
             self._livekit.spawn(self._drain(key))
         elif len(self._queues[key]) < QUEUE_DEPTH:
-            self._queues[key].append((time.monotonic(), signed))
+            self._queues[key].append((asyncio.get_running_loop().time(), signed))
         else:
             self._livekit.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="queue is full")
 
@@ -131,7 +131,7 @@ class Notifier:
         try:
             while queue:
                 queued_at, signed = queue.popleft()
-                if time.monotonic() - queued_at > self._livekit.scaled(MAX_AGE):
+                if asyncio.get_running_loop().time() - queued_at > self._livekit.scaled(MAX_AGE):
                     self._livekit.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="too old")
                 else:
                     await self._deliver(url, signed)

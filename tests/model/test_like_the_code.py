@@ -38,12 +38,14 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
     dial_worker.dial: {
         "dial_call": "workspaces.paused _wait _end _end workspaces.next_free _wait calls.take_lease _dial_leased",
         "_dial_leased": (
-            "_take_slot _lease_over _prepare_room _try_again _lease_over _end workspaces.reserve_trunk "
-            "_step_back workspaces.paused _step_back calls.fence _dial_fenced _lease_over _clear"
+            "_take_slot _lease_over _slot_came_late _prepare_room _try_again _lease_over _end "
+            "workspaces.reserve_trunk _step_back workspaces.paused _step_back "
+            "calls.fence _dial_fenced _lease_over _clear"
         ),
         "_take_slot": "workspaces.take_slot workspaces.note_waiting _wait",
         "_prepare_room": "livekit.delete_room livekit.create_room livekit.view_room",
-        "_dial_fenced": "livekit.dial _lease_over _not_answered verdict _answered",
+        "_slot_came_late": "calls.get workspaces.free_slot",
+        "_dial_fenced": "_lease_over livekit.dial _lease_over _not_answered verdict _answered",
         "_answered": "_lease_over calls.answered _end _still_mine _delete_room _end",
         "_not_answered": "_end _un_fence calls.get _still_mine _end _find_out",
         "_un_fence": "livekit.view_room _find_out _end calls.unfence _still_mine _end",

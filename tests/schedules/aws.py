@@ -1,0 +1,174 @@
+"""AWS for the schedules: moto's DynamoDB without HTTP around it, queues in the loop's time, one secret.
+
+What the product's clients send goes to moto's own handlers as it is, expressions and all; botocore's serialising,
+signing and parsing is left out, because it takes ten times as long as the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from botocore.exceptions import ClientError
+from moto.dynamodb.exceptions import ConditionalCheckFailed
+from moto.dynamodb.models import dynamodb_backends
+from moto.dynamodb.models.table import StreamShard, Table
+from moto.dynamodb.responses import DynamoHandler
+
+from shared.dynamo import from_wire
+from tests.schedules import process, virtual_time
+from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET
+
+ACCOUNT, REGION = "123456789012", "us-east-1"
+# Redrive policy and visibility of both queues' consumers are template.yaml's.
+MAXIMUM_RECEIVES = 5
+
+
+def request(operation: str, work: Callable[[], Any]) -> Any:
+    """What a client sends: an outside call of the process it belongs to."""
+    sender = process.current.get()
+    if sender is None or not virtual_time.in_thread():
+        return work()
+    return virtual_time.wait_for(sender.aws(operation, work))
+
+
+class DynamoDB:
+    """A boto3 client as far as the product uses one, on moto's tables. wrote: told of each write's parameters."""
+
+    def __init__(self) -> None:
+        self.wrote: Callable[[dict[str, Any]], None] = lambda parameters: None
+        self._handler = DynamoHandler()
+        self._handler.current_account, self._handler.region = ACCOUNT, REGION
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        def send(**parameters: Any) -> Any:
+            return request(operation, lambda: self._handle(operation, parameters))
+
+        return send
+
+    def _handle(self, operation: str, parameters: dict[str, Any]) -> Any:
+        self._handler.body = self._handler.params = parameters
+        try:
+            answer = getattr(self._handler, operation)().result
+        except ConditionalCheckFailed as exc:
+            told = json.loads(exc.description or "{}")
+            raise ClientError(
+                {
+                    "Error": {"Code": "ConditionalCheckFailedException", "Message": told.get("message", "")},
+                    "ResponseMetadata": {"HTTPStatusCode": 400},  # type: ignore[typeddict-item]
+                    "Item": told.get("Item"),
+                },
+                operation,
+            ) from exc
+        if operation in ("put_item", "update_item"):
+            self.wrote(parameters)
+        return answer
+
+
+def table(name: str) -> Table:
+    return dynamodb_backends[ACCOUNT][REGION].get_table(name)
+
+
+def empty(name: str) -> None:
+    """Takes everything out of a table and out of its stream."""
+    emptied = table(name)
+    emptied.items.clear()
+    if emptied.stream_shard is not None:
+        emptied.stream_shard = StreamShard(ACCOUNT, emptied)
+
+
+def stream(name: str, start: int, most: int) -> list[dict[str, Any]]:
+    """Records of a table's stream as Lambda hands them over, from the place `start` (0: the first)."""
+    shard = table(name).stream_shard
+    assert shard is not None
+    return shard.get(shard.starting_sequence_number + start, most)
+
+
+def stream_length(name: str) -> int:
+    shard = table(name).stream_shard
+    assert shard is not None
+    return len(shard.items)
+
+
+def items(name: str) -> Iterator[dict[str, Any]]:
+    """What a table holds now."""
+    for found in table(name).all_items():
+        yield from_wire(found.to_json()["Attributes"])
+
+
+@dataclasses.dataclass
+class Message:
+    """visible_at: milliseconds. received: how often it was handed out."""
+
+    id: str
+    body: str
+    sent_at: int
+    visible_at: int
+    received: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """As Lambda hands it over."""
+        return {
+            "messageId": self.id,
+            "receiptHandle": self.id,
+            "body": self.body,
+            "attributes": {"SentTimestamp": str(self.sent_at), "ApproximateReceiveCount": str(self.received)},
+        }
+
+
+class SQS:
+    """Queues by URL. Messages may be handed out at any time; `visible` are those that SQS would hand out now."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._ids = itertools.count(1)
+        self.queues: dict[str, list[Message]] = {}
+        self.sent: Callable[[], Any] = lambda: None
+
+    def send_message(self, **parameters: Any) -> dict[str, str]:
+        answer: dict[str, str] = request("SendMessage", lambda: self._send(parameters["QueueUrl"], parameters))
+        return answer
+
+    def send_message_batch(self, **parameters: Any) -> dict[str, Any]:
+        def send() -> dict[str, Any]:
+            entries = parameters["Entries"]
+            return {"Successful": [self._send(parameters["QueueUrl"], entry) for entry in entries], "Failed": []}
+
+        answer: dict[str, Any] = request("SendMessageBatch", send)
+        return answer
+
+    def _send(self, url: str, entry: dict[str, Any]) -> dict[str, str]:
+        now = self._clock()
+        message = Message(
+            f"message-{next(self._ids)}", entry["MessageBody"], now, now + 1000 * entry.get("DelaySeconds", 0)
+        )
+        self.queues.setdefault(url, []).append(message)
+        self.sent()
+        return {"MessageId": message.id}
+
+    def waiting(self, url: str) -> list[Message]:
+        return self.queues.setdefault(url, [])
+
+    def visible(self, url: str) -> list[Message]:
+        return [message for message in self.waiting(url) if message.visible_at <= self._clock()]
+
+    def receive(self, url: str, messages: list[Message], visibility: int) -> list[dict[str, Any]]:
+        """Hands these out; they are hidden for so many seconds. What came back too often is a dead letter."""
+        for message in messages:
+            message.received += 1
+            message.visible_at = self._clock() + 1000 * visibility
+            if message.received > MAXIMUM_RECEIVES:
+                self.queues[url].remove(message)
+        return [message.record() for message in messages if message.received <= MAXIMUM_RECEIVES]
+
+    def delete(self, url: str, ids: set[str]) -> None:
+        self.queues[url] = [message for message in self.waiting(url) if message.id not in ids]
+
+
+class SecretsManager:
+    def get_secret_value(self, **parameters: Any) -> dict[str, str]:
+        secret = {"url": "http://livekit", "apiKey": LIVEKIT_KEY, "apiSecret": LIVEKIT_SECRET}
+        return {"SecretString": json.dumps(secret)}

@@ -1,0 +1,194 @@
+"""Random schedules: requests, messages, time, and everything that can go wrong between any two steps."""
+
+from __future__ import annotations
+
+import collections
+from typing import ClassVar, get_args
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.schedules.process import Fault, Faults
+from tests.schedules.world import DIAL, WEBHOOK, Stage, World
+
+MOST_CALLS = 3
+
+OUTCOMES = (
+    "answer", "talks_on", "busy", "no_answer", "rejected", "carrier_error", "cps_limit", "trunk_auth",
+    "unavailable_once", "rate_limited_once", "unavailable", "agent_never_joins", "cut_after_answer",
+    "cut_while_ringing", "bad_gateway", "never_responds",
+)  # fmt: skip
+
+# How a request to LiveKit fails, and whether that can be after it has done its work: `unavailable` and a rate
+# limit tell that it has not.
+LIVEKIT_FAILURES = (
+    ("cut", False), ("cut", True), ("html502", False), ("html502", True), ("hang", False), ("hang", True),
+    ("unavailable", False), ("resource_exhausted", False), ("deadline_exceeded", True), ("internal", False),
+    ("unauthenticated", False),
+)  # fmt: skip
+LIVEKIT_METHODS = (
+    "createRoom", "deleteRoom", "listRooms", "listParticipants", "removeParticipant", "createSIPParticipant",
+)  # fmt: skip
+
+LIVEKIT_EVENTS: dict[str, dict[str, float]] = {
+    "lost": {"drop": 1},
+    "twice": {"duplicate": 1},
+    "now and then, late": {"drop": 0.3, "reorder": 0.5, "reorderSeconds": 20},
+    "well": {},
+}
+WEATHER = (
+    "kill switch: on", "kill switch: off", "receiver: ok", "receiver: fails", "receiver: refuses",
+    "receiver: hangs", "receiver: forgets to answer", "agents: leave", "callees: hang up",
+    "LiveKit's events: processed", *(f"LiveKit's events: {fault}" for fault in LIVEKIT_EVENTS),
+)  # fmt: skip
+
+FAULTS: st.SearchStrategy[Fault] = st.sampled_from(get_args(Fault))
+# Which outside call of a process is hit by what. A dial makes about fifteen, a delivery four.
+A_LIFE: st.SearchStrategy[Faults] = st.dictionaries(st.integers(0, 15), FAULTS, max_size=2)
+LIVES = st.lists(A_LIFE, max_size=4)
+WHICH = st.integers(0, 9)
+# Less than one outside call; a call's way to its end; more than any lease.
+MOMENTS, SECONDS, MINUTES = (0.002, 0.005, 0.02, 0.1), (0.5, 1.5, 5, 20), (75, 200)
+
+
+class Schedules(RuleBasedStateMachine):
+    """`stage` is set before it runs; `counted` is for the report."""
+
+    stage: ClassVar[Stage]
+    counted: ClassVar[collections.Counter[str]] = collections.Counter()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted["schedules"] += 1
+        self.world = World(self.stage)
+
+    def _key(self, which: int) -> str:
+        keys = list(self.world.requests)
+        return keys[which % len(keys)]
+
+    def _step(self) -> None:
+        self.counted["steps"] += 1
+
+    # ── clients, operators, callees ─────────────────────────────────────────────────────────────
+
+    @initialize(outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=2), callback=st.booleans())
+    def begins_with(self, outcomes: list[str], callback: bool) -> None:
+        for outcome in outcomes:
+            self.world.place(outcome, callback, {})
+
+    @precondition(lambda self: len(self.world.requests) < MOST_CALLS)
+    @rule(outcome=st.sampled_from(OUTCOMES), callback=st.booleans(), life=A_LIFE)
+    def place(self, outcome: str, callback: bool, life: Faults) -> None:
+        self._step()
+        self.world.place(outcome, callback, life)
+
+    @rule(which=WHICH, other=st.booleans(), life=A_LIFE)
+    def repeat_request(self, which: int, other: bool, life: Faults) -> None:
+        self._step()
+        if other:
+            self.world.reuse_key(self._key(which), life)
+        else:
+            self.world.repeat(self._key(which), life)
+
+    @rule(which=WHICH, life=A_LIFE)
+    def cancel(self, which: int, life: Faults) -> None:
+        self._step()
+        self.world.cancel(self._key(which), life)
+
+    # ── AWS ─────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(seconds=st.sampled_from(MOMENTS), lives=LIVES)
+    def aws_runs_for_a_moment(self, seconds: float, lives: list[Faults]) -> None:
+        self._step()
+        self.world.run(seconds, list(lives))
+
+    @rule(seconds=st.sampled_from(SECONDS), lives=LIVES)
+    def aws_runs_for_seconds(self, seconds: float, lives: list[Faults]) -> None:
+        self._step()
+        self.world.run(seconds, list(lives))
+
+    @rule(seconds=st.sampled_from(MINUTES), aws=st.booleans(), lives=LIVES)
+    def minutes_pass(self, seconds: float, aws: bool, lives: list[Faults]) -> None:
+        """aws: queues, stream and the reconciler's rule work meanwhile."""
+        self._step()
+        if aws:
+            self.world.run(seconds, list(lives))
+        else:
+            self.world.wait(seconds)
+
+    @precondition(lambda self: self.world.sqs.waiting(DIAL))
+    @rule(which=WHICH, life=A_LIFE, again=st.booleans())
+    def dial(self, which: int, life: Faults, again: bool) -> None:
+        self._step()
+        self.world.hand_out(DIAL, which, life, again=again)
+
+    @precondition(lambda self: self.world.sqs.waiting(WEBHOOK))
+    @rule(which=WHICH, life=A_LIFE, again=st.booleans())
+    def deliver(self, which: int, life: Faults, again: bool) -> None:
+        self._step()
+        self.world.hand_out(WEBHOOK, which, life, again=again)
+
+    @precondition(lambda self: self.world.sqs.waiting(DIAL) or self.world.sqs.waiting(WEBHOOK))
+    @rule(which=WHICH)
+    def message_is_lost(self, which: int) -> None:
+        self._step()
+        self.world.lose(DIAL if self.world.sqs.waiting(DIAL) else WEBHOOK, which)
+
+    @rule(life=A_LIFE)
+    def reconcile(self, life: Faults) -> None:
+        self._step()
+        self.world.reconcile(life)
+
+    @precondition(lambda self: self.world.running())
+    @rule(which=WHICH)
+    def process_dies(self, which: int) -> None:
+        self._step()
+        running = self.world.running()
+        running[which % len(running)].kill()
+
+    @precondition(lambda self: any(each.stalled for each in self.world.running()))
+    @rule()
+    def stalled_wake_up(self) -> None:
+        self._step()
+        for each in self.world.running():
+            each.wake()
+
+    # ── LiveKit, receivers ──────────────────────────────────────────────────────────────────────
+
+    @rule(
+        method=st.sampled_from(LIVEKIT_METHODS), failure=st.sampled_from(LIVEKIT_FAILURES), times=st.integers(1, 4)
+    )
+    def livekit_fails(self, method: str, failure: tuple[str, bool], times: int) -> None:
+        self._step()
+        fail, after = failure
+        self.world.livekit_fails(method, fail=fail, after=after, times=times)
+
+    @rule(what=st.sampled_from(WEATHER), lives=LIVES)
+    def weather(self, what: str, lives: list[Faults]) -> None:
+        self._step()
+        match what.split(": "):
+            case ["kill switch", state]:
+                self.world.switch(on=state == "on")
+            case ["receiver", does]:
+                self.world.receiver_does = does
+            case ["agents", _]:
+                self.world.agents_leave()
+            case ["callees", _]:
+                self.world.callees_hang_up()
+            case ["LiveKit's events", "processed"]:
+                self.world.event_faults = list(lives)
+            case ["LiveKit's events", fault]:
+                self.world.livekit_events(**LIVEKIT_EVENTS[fault])
+
+    # ── what must hold ──────────────────────────────────────────────────────────────────────────
+
+    @invariant()
+    def holds(self) -> None:
+        self.world.check()
+
+    def teardown(self) -> None:
+        # hypothesis calls this after a failure too: the world is taken down either way.
+        try:
+            self.world.finish()
+        finally:
+            self.world.close()

@@ -1,0 +1,152 @@
+"""A process of AWS Lambda that dies, stalls, or is failed by AWS at any of its outside calls.
+
+Every request to DynamoDB, SQS, LiveKit or a customer's endpoint is one outside call, counted from 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import contextvars
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+from botocore.exceptions import ClientError, ReadTimeoutError
+
+T = TypeVar("T")
+
+# throttled: AWS refuses. answer_lost: done, but the process hears of a time-out. sent_twice: the SDK heard nothing
+# and sent it again. The last three only happen to requests to AWS: LiveKit's stand-in and the receiver have faults
+# of their own.
+Fault = Literal[
+    "dies_before", "dies_after", "stalls_before", "stalls_after", "throttled", "answer_lost", "sent_twice"
+]
+Faults = Mapping[int, Fault]
+
+# What an outside call takes before it is carried out, seconds: what others do falls between any two.
+LATENCY = 0.005
+
+# How often each fault struck.
+struck: collections.Counter[Fault] = collections.Counter()
+
+current: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class Death(BaseException):
+    """The process is gone: raised at the point of death, and at every outside call it would still make."""
+
+
+class Process:
+    """One invocation. `lives`: seconds until AWS ends it; one that stalls is forgotten and may outlive that."""
+
+    def __init__(self, name: str, faults: Faults, lives: float) -> None:
+        self.name = name
+        self.calls = 0
+        self.dead = False
+        self.stalled = False
+        self.ever_stalled = False
+        self.answer: Any = None
+        self.error: Exception | None = None
+        self._loop = asyncio.get_running_loop()
+        self._faults = dict(faults)
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._deadline = self._loop.time() + lives
+        self._end: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self, work: Callable[[], Awaitable[Any]], over: Callable[[], None]) -> None:
+        context = contextvars.copy_context()
+        context.run(current.set, self)
+        self._end = self._loop.call_at(self._deadline, self.kill)
+        self.task = self._loop.create_task(self._live(work), context=context)
+        self.task.add_done_callback(lambda task: over())
+
+    async def _live(self, work: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            answer = await work()
+        except Death:
+            return
+        except Exception as exc:
+            self.error = exc
+        else:
+            # What a process says that dies meanwhile is heard by nobody.
+            self.answer = None if self.dead else answer
+        finally:
+            if self._end is not None:
+                self._end.cancel()
+
+    def seconds_left(self) -> float:
+        return max(0.0, self._deadline - self._loop.time())
+
+    def kill(self) -> None:
+        self.dead = True
+        self._awake.set()
+        if self.task is not None:
+            self.task.cancel()
+
+    def wake(self) -> None:
+        self.stalled = False
+        self._awake.set()
+
+    def _stall(self) -> None:
+        self.stalled = self.ever_stalled = True
+        self._awake.clear()
+        if self._end is not None:
+            self._end.cancel()
+
+    def _die(self) -> None:
+        self.kill()
+        raise Death
+
+    async def _go_on(self) -> None:
+        await self._awake.wait()
+        if self.dead:
+            raise Death
+
+    async def aws(self, operation: str, request: Callable[[], T]) -> T:
+        """One request to AWS."""
+        fault = await self._before()
+        if fault == "throttled":
+            raise ClientError(
+                {"Error": {"Code": "ThrottlingException"}, "ResponseMetadata": {"HTTPStatusCode": 400}},  # type: ignore[typeddict-item]
+                operation,
+            )
+        if fault == "sent_twice":
+            with contextlib.suppress(ClientError):
+                request()
+        result = request()
+        if fault == "answer_lost":
+            raise ReadTimeoutError(endpoint_url=operation)
+        await self._after(fault)
+        return result
+
+    async def call(self, request: Callable[[], Awaitable[T]], *, at_once: bool = False) -> T:
+        """One request to LiveKit or to a customer's endpoint. at_once: it cannot stall before this one."""
+        fault = await self._before(at_once)
+        try:
+            return await request()
+        finally:
+            await self._after(fault)
+
+    async def _before(self, at_once: bool = False) -> Fault | None:
+        fault = self._faults.get(self.calls)
+        self.calls += 1
+        if fault == "stalls_before" and not at_once:
+            self._stall()
+        await self._go_on()
+        await asyncio.sleep(LATENCY)
+        await self._go_on()
+        if fault is not None:
+            struck[fault] += 1
+        if fault == "dies_before":
+            self._die()
+        return fault
+
+    async def _after(self, fault: Fault | None) -> None:
+        if fault == "dies_after":
+            self._die()
+        if fault == "stalls_after":
+            self._stall()
+        await self._go_on()

@@ -1,0 +1,658 @@
+"""The whole product in one process and in virtual time, with everything around it that can go wrong.
+
+The functions' handlers are the real ones, loaded a second time with three things of their surroundings replaced:
+the clock, the AWS clients (`aws.py`: moto without HTTP), and the TCP socket to LiveKit, which is a UNIX socket.
+LiveKit is the stand-in with its whole wire protocol. What AWS does by itself (queues, stream, the rule that starts
+the reconciler every minute) happens in `run`; a schedule may do any of it at any other time too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import pkgutil
+import tempfile
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+from unittest import mock
+
+import aiohttp
+import httpx
+from aiohttp import web
+from livekit.api.twirp_client import TwirpClient
+from livekit.protocol.models import DisconnectReason, ParticipantInfo
+from moto import mock_aws
+from standardwebhooks import Webhook
+
+import calls_api.cancel
+from local.livekit import Faults as StandinFaults
+from local.livekit import Settings as StandinSettings
+from local.livekit import create_app as create_standin
+from local.livekit.control import LIVEKIT
+from local.livekit.state import LiveKit
+from shared.call import ENDED, Call, event_id
+from shared.dynamo import from_wire
+from shared.livekit_secret import LiveKitSecretCache
+from shared.workspaces import WorkspaceCache, WorkspaceStore
+from tests.schedules import aws, process, virtual_time
+from tests.schedules.process import Faults, Process
+from tests.system import (
+    API_KEY,
+    LIVEKIT_KEY,
+    LIVEKIT_SECRET,
+    TEMPLATE,
+    WEBHOOK_SECRET,
+    demo_workspace,
+    forget,
+    http_event,
+    table_definition,
+)  # fmt: skip
+from webhook_dispatch.address_guard import Policy
+
+T = TypeVar("T")
+
+START_MS = 1_800_000_000_000
+LIMIT = 2
+DIAL, WEBHOOK, DEAD_WEBHOOK = "dial", "webhook", "dead-webhook"
+READ_EXPRESSION = "moto.dynamodb.parsing.expressions.UpdateExpressionParser.make"
+CALLBACK_URL = "https://receiver.example/hook"
+HANDLERS = {
+    "initiate_call": "initiate_call.handler",
+    "dial_worker": "dial_worker.handler",
+    "livekit_events": "livekit_events.handler",
+    "fan_out": "webhook_dispatch.fan_out_handler",
+    "reconcile_calls": "reconcile_calls.handler",
+    "calls_api": "calls_api.handler",
+    "deliver": "webhook_dispatch.deliver_handler",
+}
+RESOURCES = {
+    "initiate_call": "InitiateCall", "dial_worker": "DialWorker", "livekit_events": "LivekitEvents",
+    "fan_out": "FanOut", "reconcile_calls": "ReconcileCalls", "calls_api": "CallsApi", "deliver": "Deliver",
+}  # fmt: skip
+
+
+class Stage:
+    """What all schedules share: moto's tables, the loaded handlers, and which world they belong to at present."""
+
+    def __init__(self) -> None:
+        self.world: World
+        self.dynamodb = aws.DynamoDB()
+        self.sqs = aws.SQS(self.now_ms)
+        self.folder = tempfile.TemporaryDirectory()
+        self.socket = str(Path(self.folder.name) / "livekit")
+        self._undo = contextlib.ExitStack()
+        self._undo.enter_context(mock_aws())
+        for name in ("CallsTable", "WorkspacesTable"):
+            # Other tests of this process may have made them.
+            if name not in self.dynamodb.list_tables()["TableNames"]:
+                self.dynamodb.create_table(TableName=name, **table_definition(name))
+        session = aiohttp.ClientSession
+        twirp_request = TwirpClient.request
+
+        def unix_session(**given: Any) -> aiohttp.ClientSession:
+            return session(**given | {"connector": aiohttp.UnixConnector(self.socket)})
+
+        async def observed_request(client: TwirpClient, service: str, *given: Any, **named: Any) -> Any:
+            sender = process.current.get()
+            assert sender is not None
+            # A dial follows the look at its lease at once. No process can make sure of more.
+            return await sender.call(
+                lambda: twirp_request(client, service, *given, **named), at_once=service == "SIP"
+            )
+
+        for target, replaced in (
+            ("aiohttp.ClientSession", unix_session),
+            ("livekit.api.twirp_client.TwirpClient.request", observed_request),
+            ("local.livekit.state.now_ms", self.now_ms),
+            # A metric takes longer than the request it counts, and nobody reads it here.
+            ("shared.telemetry.single_metric", mock.MagicMock()),
+            # moto reads an expression for longer than it takes to carry it out, and copies what it has read.
+            (READ_EXPRESSION, functools.cache(pkgutil.resolve_name(READ_EXPRESSION))),
+        ):
+            self._undo.enter_context(mock.patch(target, replaced))
+        in_thread = SimpleNamespace(run=virtual_time.wait_for)
+        self._undo.enter_context(mock.patch.object(calls_api.cancel, "asyncio", in_thread))
+        with self._surroundings():
+            self.modules = {name: _load(module) for name, module in HANDLERS.items()}
+
+    def now_ms(self) -> int:
+        return self.world.now_ms()
+
+    def close(self) -> None:
+        deliver = self.modules["deliver"]
+        deliver.runner.run(deliver.parts.client.aclose())
+        deliver.runner.close()
+        self._undo.close()
+        self.folder.cleanup()
+
+    @contextlib.contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        clients = {"dynamodb": self.dynamodb, "sqs": self.sqs, "secretsmanager": aws.SecretsManager()}
+        environment = {
+            "CALLS_TABLE": "CallsTable",
+            "WORKSPACES_TABLE": "WorkspacesTable",
+            "LIVEKIT_SECRET_NAME": "ringonce/livekit",
+            "PUBLIC_API_URL": "https://api.example",
+            "TIME_SCALE": "1",
+            "DIAL_QUEUE_URL": DIAL,
+            "WEBHOOK_QUEUE_URL": WEBHOOK,
+            "WEBHOOK_DEAD_LETTER_QUEUE_URL": DEAD_WEBHOOK,
+        }
+        with (
+            mock.patch.dict(os.environ, environment),
+            mock.patch("shared.aws.client", clients.__getitem__),
+            mock.patch("shared.clock.now_ms", self.now_ms),
+        ):
+            yield
+
+
+def _load(name: str) -> Any:
+    """The module once more, for this stage alone: whoever else imports it keeps the one with its own clients."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclasses.dataclass
+class Request:
+    """What a client sends, and what it has been told."""
+
+    key: str
+    number: str
+    callback: bool
+    call_id: str
+    accepted: bool = False
+
+    def body(self, **changes: Any) -> bytes:
+        body: dict[str, Any] = {
+            "to": self.number,
+            "call_agent_id": "agent-1",
+            "max_duration_seconds": 30,
+            "metadata": {"key": self.key},
+        }
+        if self.callback:
+            body["callback_url"] = CALLBACK_URL
+        return json.dumps(body | changes).encode()
+
+
+class Context:
+    """Lambda's context, as far as the handlers read it."""
+
+    aws_request_id = "request"
+
+    def __init__(self, of: Process) -> None:
+        self._of = of
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(self._of.seconds_left() * 1000)
+
+
+class World:
+    """One account from its first day to the end of a schedule. Every assertion about a promise is made here."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        stage.world = self
+        self.loop = virtual_time.VirtualTimeLoop()
+        # A write, a message, or the end of a process: there may be something to do.
+        self._news = asyncio.Event()
+        stage.sqs.queues.clear()
+        aws.empty("CallsTable")
+        aws.empty("WorkspacesTable")
+        self.workspaces = WorkspaceStore(stage.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
+        self.workspaces.put(demo_workspace(maxConcurrentCalls=LIMIT, callsPerSecond=2))
+        stage.dynamodb.wrote = self._wrote
+        self.sqs = stage.sqs
+        self.sqs.sent = self._news.set
+        self.requests: dict[str, Request] = {}
+        self.processes: list[Process] = []
+        self.received: dict[str, set[bytes]] = {}
+        self.receiver_does = "ok"
+        self.event_faults: list[Faults] = []
+        self.calls: dict[str, Call] = {}
+        self.rings_at_end: dict[str, int] = {}
+        self._broken: list[AssertionError] = []
+        # When what is in the index of what is due is due.
+        self._due: dict[tuple[str, str], int] = {}
+        self._stream_at = 0
+        self._fan_out: Process | None = None
+        self._reconciler: Process | None = None
+        self._next_minute = 60.0
+        self._outcomes: dict[str, dict[str, str]] = {}
+        self._of_method: dict[str, Any] = {}
+        self._of_events: dict[str, Any] = {}
+        self._prepare_modules()
+        Path(stage.socket).unlink(missing_ok=True)
+        self._runner = self.loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> web.AppRunner:
+        settings = StandinSettings(
+            api_key=LIVEKIT_KEY,
+            api_secret=LIVEKIT_SECRET,
+            webhook_urls=("http://front/v1/livekit/events",),
+            faults=StandinFaults(agent_join_seconds=2.2, ring_seconds=6, talk_seconds=15, seed=1),
+        )
+        app = create_standin(settings)
+        app.router.add_post("/v1/livekit/events", self._on_event)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.UnixSite(runner, self.stage.socket).start()
+        self.livekit: LiveKit = app[LIVEKIT]
+        return runner
+
+    def close(self) -> None:
+        for each in self.running():
+            each.kill()
+        self.loop.run_until_complete(self._end_everything())
+        self.loop.close()
+
+    async def _end_everything(self) -> None:
+        await self._runner.cleanup()
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _prepare_modules(self) -> None:
+        """Nothing read before is remembered; caches age in virtual time; webhooks go to this world's receiver."""
+        modules = self.stage.modules
+        found = [value for module in modules.values() for value in vars(module).values()]
+        for parts in (modules["initiate_call"].parts, modules["deliver"].parts, modules["calls_api"].cancelling):
+            found += [getattr(parts, name) for name in parts.__slots__]
+        for cache in found:
+            if isinstance(cache, (WorkspaceCache, LiveKitSecretCache)):
+                cache._clock = self.loop.time
+                forget(cache)
+        accepting, deliver = modules["initiate_call"], modules["deliver"]
+        accepting.parts = dataclasses.replace(
+            accepting.parts, callback_policy=Policy(), look_up=lambda host, port: []
+        )
+        client = httpx.AsyncClient(transport=httpx.MockTransport(self._on_webhook), timeout=15)
+        deliver.parts = dataclasses.replace(deliver.parts, client=client)
+
+    # ── time ────────────────────────────────────────────────────────────────────────────────────
+
+    def now_ms(self) -> int:
+        return START_MS + int(self.loop.time() * 1000)
+
+    def wait(self, seconds: float) -> None:
+        """Time passes, what runs goes on; AWS starts nothing."""
+        self._do(asyncio.sleep(seconds))
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    # ── processes ───────────────────────────────────────────────────────────────────────────────
+
+    def _start(self, function: str, faults: Faults, work: Callable[[Context], Awaitable[Any]]) -> Process:
+        lives = TEMPLATE["Resources"][RESOURCES[function]]["Properties"]["Timeout"]
+        started = Process(function, faults, lives)
+        started.start(lambda: work(Context(started)), over=self._news.set)
+        self.processes.append(started)
+        return started
+
+    def _start_sync(self, function: str, faults: Faults, event: dict[str, Any]) -> Process:
+        handler = self.stage.modules[function].lambda_handler
+        return self._start(function, faults, lambda context: asyncio.to_thread(handler, event, context))
+
+    async def _over(self, awaited: Process) -> Process:
+        """Waits until a process has ended, or stalls."""
+        assert awaited.task is not None
+        while not awaited.task.done() and not awaited.stalled:
+            await asyncio.wait([awaited.task], timeout=0.1)
+        return awaited
+
+    def running(self) -> list[Process]:
+        self.processes = [each for each in self.processes if each.task is not None and not each.task.done()]
+        return self.processes
+
+    async def _on_event(self, request: web.Request) -> web.Response:
+        """LiveKit's webhook, as API Gateway hands it over."""
+        faults = self.event_faults.pop(0) if self.event_faults else {}
+        event = http_event("POST /v1/livekit/events", await request.read(), dict(request.headers), in_base64=True)
+        handled = await self._over(self._start_sync("livekit_events", faults, event))
+        if handled.answer is None:
+            return web.Response(status=502)
+        return web.Response(status=handled.answer["statusCode"], text=handled.answer["body"])
+
+    async def _on_webhook(self, request: httpx.Request) -> httpx.Response:
+        """A customer's endpoint. Verifies the signature and that an id always comes with the same bytes."""
+        sender = process.current.get()
+        assert sender is not None
+        return await sender.call(lambda: self._answer_webhook(request))
+
+    async def _answer_webhook(self, request: httpx.Request) -> httpx.Response:
+        if self.receiver_does == "refuses":
+            raise httpx.ConnectError("refused")
+        if self.receiver_does == "hangs":
+            await asyncio.sleep(1000)
+        if self.receiver_does == "fails":
+            return httpx.Response(500, stream=httpx.ByteStream(b""))
+        body = await request.aread()
+        message_id, headers = request.headers["webhook-id"], request.headers
+        at = int(headers["webhook-timestamp"])
+        if headers["webhook-signature"] != _signature(message_id, at, body):
+            self._broken.append(AssertionError(headers))
+        self.received.setdefault(message_id, set()).add(body)
+        if self.receiver_does == "forgets to answer":
+            raise httpx.ReadError("cut")
+        return httpx.Response(204, stream=httpx.ByteStream(b""))
+
+    # ── what clients, operators and callees do ──────────────────────────────────────────────────
+
+    def place(self, outcome: str, callback: bool, faults: Faults) -> None:
+        key = f"key-{len(self.requests)}"
+        number = f"+1555123{len(self.requests):04}"
+        self._outcomes[number] = {"outcome": outcome}
+        self._set_faults()
+        call_id = hashlib.sha256(json.dumps(["demo", key]).encode()).hexdigest()[:24]
+        self.requests[key] = Request(key, number, callback, call_id)
+        self.repeat(key, faults)
+
+    def repeat(self, key: str, faults: Faults) -> None:
+        """The request of that key, once more. The client waits for its answer."""
+        request = self.requests[key]
+        answer = self._post(request, request.body(), faults)
+        if answer is None or answer["statusCode"] == 503:
+            return
+        assert answer["statusCode"] == 200, answer
+        told = json.loads(answer["body"])
+        assert told["callId"] == request.call_id, told
+        request.accepted = True
+
+    def reuse_key(self, key: str, faults: Faults) -> None:
+        """The same key with another body: refused once the first is accepted, and never a second call."""
+        request = self.requests[key]
+        if request.accepted:
+            answer = self._post(request, request.body(ring_timeout_seconds=11), faults)
+            assert answer is None or answer["statusCode"] in (422, 503), answer
+
+    def _post(self, request: Request, body: bytes, faults: Faults) -> dict[str, Any] | None:
+        headers = {"x-workspace-id": "demo", "x-api-key": API_KEY, "idempotency-key": request.key}
+        return self._asked("initiate_call", http_event("POST /v1/api/call", body, headers), faults)
+
+    def _asked(self, function: str, event: dict[str, Any], faults: Faults) -> dict[str, Any] | None:
+        async def ask() -> Process:
+            return await self._over(self._start_sync(function, faults, event))
+
+        asked = self._do(ask())
+        assert asked.error is None, asked.error
+        answer: dict[str, Any] | None = asked.answer
+        return answer
+
+    def cancel(self, key: str, faults: Faults) -> None:
+        event = http_event(
+            "POST /v1/api/call/{callId}/cancel",
+            headers={"x-workspace-id": "demo", "x-api-key": API_KEY},
+            path={"callId": self.requests[key].call_id},
+        )
+        answer = self._asked("calls_api", event, faults)
+        assert answer is None or answer["statusCode"] in (200, 404, 409, 503), answer
+
+    def switch(self, on: bool) -> None:
+        if on:
+            self.workspaces.pause(self.now_ms())
+        else:
+            self.workspaces.resume()
+
+    def callees_hang_up(self) -> None:
+        """Those who talk hang up, those whose phone rings decline."""
+        self._do(self._soon(lambda: self.livekit.hang_up(self.livekit.calls)))
+
+    def agents_leave(self) -> None:
+        def leave() -> None:
+            for room in list(self.livekit.rooms.values()):
+                for member in list(room.members.values()):
+                    if member.info.kind == ParticipantInfo.AGENT:
+                        self.livekit.leave(member, DisconnectReason.CLIENT_INITIATED)
+
+        self._do(self._soon(leave))
+
+    async def _soon(self, work: Callable[[], Any]) -> None:
+        work()
+
+    # ── what AWS does ───────────────────────────────────────────────────────────────────────────
+
+    def hand_out(self, queue: str, which: int, faults: Faults, *, again: bool) -> None:
+        """One message to a process now, whatever its delay. again: it will come another time, as a duplicate."""
+        waiting = self.sqs.waiting(queue)
+        message = waiting[which % len(waiting)]
+        self._do(self._handed_out(queue, [message], faults))
+        if again:
+            waiting.append(dataclasses.replace(message, id=f"{message.id}-again", visible_at=self.now_ms()))
+
+    async def _handed_out(self, queue: str, messages: list[aws.Message], faults: Faults) -> None:
+        """A batch to one process, acknowledged as it says once it has ended."""
+        function = "dial_worker" if queue == DIAL else "deliver"
+        resource = TEMPLATE["Resources"]["DialQueue" if queue == DIAL else "WebhookQueue"]["Properties"]
+        records = self.sqs.receive(queue, messages, resource["VisibilityTimeout"])
+        module = self.stage.modules[function]
+
+        async def work(context: Context) -> Any:
+            if queue == DIAL:
+                answer = await module.dial_batch(records, context)
+            else:
+                answer = await module.deliver_batch(module.parts, records)
+            self._acknowledge(queue, records, answer)
+            return answer
+
+        if records:
+            self._start(function, faults, work)
+
+    def _acknowledge(self, queue: str, records: list[dict[str, Any]], answer: dict[str, Any]) -> None:
+        sender = process.current.get()
+        if sender is not None and not sender.dead:
+            failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
+            self.sqs.delete(queue, {record["messageId"] for record in records} - failed)
+
+    def lose(self, queue: str, which: int) -> None:
+        waiting = self.sqs.waiting(queue)
+        waiting.pop(which % len(waiting))
+
+    def reconcile(self, faults: Faults) -> Process:
+        """One run of the reconciler, beside any other."""
+
+        async def start() -> Process:
+            return self._start("reconcile_calls", faults, self.stage.modules["reconcile_calls"].run)
+
+        return self._do(start())
+
+    def run(self, seconds: float, faults: list[Faults], done: Callable[[], bool] = lambda: False) -> None:
+        """AWS goes on by itself: queues and stream are handed out, the reconciler runs every minute. The first
+        processes started meanwhile have these faults."""
+        self._do(self._run(seconds, faults, done))
+
+    async def _run(self, seconds: float, faults: list[Faults], done: Callable[[], bool]) -> None:
+        end = self.loop.time() + seconds
+        while end - self.loop.time() > 1e-6 and not done():
+            for queue in (DIAL, WEBHOOK):
+                if visible := self.sqs.visible(queue):
+                    await self._handed_out(queue, visible[:10], faults.pop(0) if faults else {})
+            self._fan_out_new(faults)
+            if self.loop.time() >= self._next_minute:
+                self._next_minute = 60 * (1 + self.loop.time() // 60)
+                if self._is_over(self._reconciler) and self._due_at() <= self.now_ms():
+                    self._reconciler = self._start(
+                        "reconcile_calls",
+                        faults.pop(0) if faults else {},
+                        self.stage.modules["reconcile_calls"].run,
+                    )
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), max(0, min(self._next_change(), end) - self.loop.time()))
+
+    @staticmethod
+    def _is_over(each: Process | None) -> bool:
+        return each is None or each.task is None or each.task.done() or each.stalled
+
+    def _next_change(self) -> float:
+        """The second at which AWS does something, if nothing happens before."""
+        times = [60.0 * (1 + max(self._due_at(), self.now_ms()) // 60_000) - START_MS / 1000]
+        for queue in (DIAL, WEBHOOK):
+            times += [(message.visible_at - START_MS) / 1000 for message in self.sqs.waiting(queue)]
+        if any(call.outcome is None for call in self.livekit.calls):
+            times.append(self.loop.time() + 1)
+        return min(times) + 0.001
+
+    def _due_at(self) -> int:
+        return min(self._due.values(), default=2**60)
+
+    def _fan_out_new(self, faults: list[Faults]) -> None:
+        """The stream's next records to fan_out, one batch at a time; from the first that failed again."""
+        records = aws.stream("CallsTable", self._stream_at, 25)
+        wanted = [
+            record
+            for record in records
+            if record["dynamodb"]["Keys"]["sk"]["S"] == "CALL"
+            and "callbackUrl" in record["dynamodb"].get("NewImage", {})
+        ]
+        if not records or not self._is_over(self._fan_out):
+            return
+        if not wanted:
+            self._stream_at += len(records)
+            return
+        handler = self.stage.modules["fan_out"].lambda_handler
+
+        async def work(context: Context) -> Any:
+            answer = await asyncio.to_thread(handler, {"Records": wanted}, context)
+            sender = process.current.get()
+            assert sender is not None
+            failed = [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
+            if not sender.dead and not sender.ever_stalled:
+                numbers = [record["dynamodb"]["SequenceNumber"] for record in records]
+                self._stream_at += numbers.index(failed[0]) if failed else len(records)
+            return answer
+
+        self._fan_out = self._start("fan_out", faults.pop(0) if faults else {}, work)
+
+    # ── what LiveKit and the receiver do ────────────────────────────────────────────────────────
+
+    def livekit_fails(self, method: str, **fault: Any) -> None:
+        self._of_method[method] = fault
+        self._set_faults()
+
+    def livekit_events(self, **faults: Any) -> None:
+        self._of_events = faults
+        self._set_faults()
+
+    def _set_faults(self) -> None:
+        # All at once: the knobs' counters and dice begin anew at each change.
+        knobs = {"numbers": self._outcomes, "webhooks": self._of_events, **self._of_method}
+        self.livekit.set_faults(self.livekit.settings.faults.changed_by(knobs))
+
+    # ── the promises ────────────────────────────────────────────────────────────────────────────
+
+    def _wrote(self, parameters: dict[str, Any]) -> None:
+        """Every state that an item is ever in."""
+        self._news.set()
+        try:
+            self._check_write(parameters)
+        except AssertionError as exc:
+            # Raised here, in the middle of the product, it would be one more failure that the product survives.
+            self._broken.append(exc)
+
+    def _check_write(self, parameters: dict[str, Any]) -> None:
+        if parameters["TableName"] == "WorkspacesTable":
+            active = self.active_calls()
+            assert len(active) <= LIMIT, active
+            return
+        written = parameters.get("Key") or parameters["Item"]
+        key = {name: written[name] for name in ("pk", "sk")}
+        item = from_wire(self.stage.dynamodb.get_item(TableName="CallsTable", Key=key)["Item"])
+        place = (item["pk"], item["sk"])
+        if "dueShard" in item:
+            self._due[place] = item["checkAt"]
+        else:
+            self._due.pop(place, None)
+        if item["sk"] == "CALL":
+            self._check_step(self.calls.get(item["callId"]), Call.from_item(item))
+
+    def _check_step(self, before: Call | None, now: Call) -> None:
+        self.calls[now.callId] = now
+        types = [entry["type"] for entry in now.events]
+        assert types.count("call.ended") == (1 if now.ended else 0), now.events
+        assert not now.ended or types[-1] == "call.ended", now.events
+        if before is not None:
+            assert now.events[: len(before.events)] == before.events, (before, now)
+            assert not before.ended or now.status == before.status, (before, now)
+
+    def rings(self, call_id: str) -> int:
+        return sum(call.identity == f"call-{call_id}" for call in self.livekit.calls)
+
+    def active_calls(self) -> frozenset[str]:
+        for item in aws.items("WorkspacesTable"):
+            if item["workspaceId"] == "demo#slots":
+                return frozenset(item.get("activeCalls", ()))
+        return frozenset()
+
+    def check(self) -> None:
+        """What holds at any time."""
+        for broken in self._broken:
+            raise broken
+        assert all(call.status in ENDED or call.dueShard is not None for call in self.calls.values()), self.calls
+        for call_id, call in self.calls.items():
+            rings = self.rings(call_id)
+            assert rings <= 1, (rings, call.events)
+            if call.ended:
+                assert rings == self.rings_at_end.setdefault(call_id, rings), call
+        for message_id, bodies in self.received.items():
+            assert len(bodies) == 1, (message_id, bodies)
+
+    def finish(self) -> None:
+        """The faults stop: all end within the published bound, nothing is left, every event is received."""
+        self._of_method, self._of_events, self.receiver_does, self.event_faults = {}, {}, "ok", []
+        self._set_faults()
+        self.switch(on=False)
+        for each in self.running():
+            each.wake()
+        began = self.now_ms()
+        durations = self.stage.modules["dial_worker"].settings.durations
+        last_dial = max([began, *(call.queueDeadline for call in self.calls.values())])
+        bound = (last_dial - began) / 1000 + 40 + 30 + durations.end_margin + 300
+        self.run(bound, [], done=lambda: all(call.ended for call in self.calls.values()))
+        self.check()
+        assert all(call.ended for call in self.calls.values()), self.calls
+        for request in self.requests.values():
+            assert not request.accepted or request.call_id in self.calls, request
+        attempts = [at - self.now_ms() for (_, kind), at in self._due.items() if kind != "CALL"]
+        self.run(1200 + max([0, *attempts]) / 1000, [], done=self._quiet)
+        self.check()
+        assert self._due == {}
+        assert self.active_calls() == frozenset()
+        assert [call.as_json() for call in self.livekit.calls if call.outcome is None] == []
+        expected = {
+            event_id(call.callId, sequence)
+            for call in self.calls.values()
+            for sequence in range(1, len(call.events) + 1)
+            if call.callbackUrl is not None
+        }
+        assert set(self.received) == expected
+
+    def _quiet(self) -> bool:
+        """Nothing runs, is due, is on its way or talks."""
+        return (
+            not self.running()
+            and self._due_at() == 2**60
+            and aws.stream_length("CallsTable") == self._stream_at
+            and not self.sqs.waiting(DIAL)
+            and not self.sqs.waiting(WEBHOOK)
+            and all(call.outcome is not None for call in self.livekit.calls)
+        )
+
+
+def _signature(message_id: str, at: int, body: bytes) -> str:
+    return Webhook(WEBHOOK_SECRET).sign(
+        message_id, datetime.datetime.fromtimestamp(at, datetime.UTC), body.decode()
+    )
