@@ -91,6 +91,22 @@ def test_every_source_reports_partial_failures(resources: dict[str, Any]) -> Non
         assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"], name
 
 
+def test_a_stream_record_is_tried_for_as_long_as_the_stream_keeps_it(resources: dict[str, Any]) -> None:
+    """Given up earlier, an event would be known to nobody but a dead-letter queue's metadata."""
+    assert (
+        of_type(resources, "AWS::Lambda::EventSourceMapping")["FanOutFromStream"]["MaximumRecordAgeInSeconds"]
+        == 24 * 3600
+    )
+
+
+def test_callback_ports_are_the_same_where_they_are_checked_and_where_they_bind(
+    resources: dict[str, Any],
+) -> None:
+    functions = of_type(resources, "AWS::Lambda::Function")
+    ports = [functions[name]["Environment"]["Variables"]["CALLBACK_PORTS"] for name in ("InitiateCall", "Deliver")]
+    assert ports == [{"Ref": "CallbackPorts"}] * 2
+
+
 def test_every_queue_that_is_worked_on_has_a_dead_letter_queue(resources: dict[str, Any]) -> None:
     queues = of_type(resources, "AWS::SQS::Queue")
     dead = {
