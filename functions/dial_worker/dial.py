@@ -35,7 +35,7 @@ from shared.call import Call, Outcome, compact, json_object
 from shared.call_store import CallStore
 from shared.durations import Durations
 from shared.ending import clear, end_call
-from shared.errors import LiveKitError
+from shared.errors import LiveKitError, LiveKitUnreachable
 from shared.queues import Queue
 from shared.telemetry import count, logger
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
@@ -123,17 +123,15 @@ async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call, *, wai
     if room_sid is None:
         await _end(parts, call, Outcome("failed", "agent_unavailable", retryable=True))
         return
-    gap_ms = int(1000 * parts.durations.scale / workspace.callsPerSecond)
-    free_at = await asyncio.to_thread(parts.workspaces.reserve_trunk, workspace.sipTrunkId, gap_ms, parts.clock())
-    pause = max(0.0, (free_at - parts.clock()) / 1000)
     ring = call.ringTimeoutSeconds * parts.durations.scale
     # The client raises its own time-out to ring + 2 s where that is more.
     timeout = max(ring + parts.durations.answer_margin, ring + 2)
-    if parts.remaining() < pause + timeout + parts.durations.fence_margin:
-        # A dial that cannot finish in time is not begun.
-        await _step_back(parts, call, max(pause, parts.durations.orphan_step))
+    free_at = await _reserve_trunk(parts, workspace, timeout)
+    if free_at is None:
+        free_in = await asyncio.to_thread(parts.workspaces.next_free, workspace.sipTrunkId) - parts.clock()
+        await _step_back(parts, call, max(free_in / 1000, parts.durations.orphan_step))
         return
-    await asyncio.sleep(pause)
+    await asyncio.sleep(max(0.0, (free_at - parts.clock()) / 1000))
     if await asyncio.to_thread(parts.workspaces.paused):
         # The last moment at which the switch can still stop this call: the agent and the trunk took their time.
         await _step_back(parts, call, parts.durations.paused_wait, paused=True)
@@ -180,6 +178,16 @@ async def _slot_came_late(parts: Dialling, call: Call) -> None:
     seen = await asyncio.to_thread(parts.calls.get, call.callId)
     if seen is None or seen.ended:
         await asyncio.to_thread(parts.workspaces.free_slot, call.workspaceId, call.callId)
+
+
+async def _reserve_trunk(parts: Dialling, workspace: Workspace, timeout: float) -> int | None:
+    """The trunk's next free moment, epoch ms; None when a dial begun then could not finish in this process."""
+    now = parts.clock()
+    latest = now + int((parts.remaining() - timeout - parts.durations.fence_margin) * 1000)
+    if latest < now:
+        return None
+    gap_ms = int(1000 * parts.durations.scale / workspace.callsPerSecond)
+    return await asyncio.to_thread(parts.workspaces.reserve_trunk, workspace.sipTrunkId, gap_ms, now, latest)
 
 
 async def _prepare_room(parts: Dialling, workspace: Workspace, call: Call) -> str | None:
@@ -249,7 +257,8 @@ async def _answered(parts: Dialling, call: Call) -> None:
     if _lease_over(parts, call):
         return
     now = parts.clock()
-    check_at = now + int(min(parts.durations.live_check, _longest(parts, call)) * 1000)
+    # The first look comes soon: the agent may have gone while the phone rang.
+    check_at = now + int(min(parts.durations.second_look, _longest(parts, call)) * 1000)
     answered = await asyncio.to_thread(parts.calls.answered, call.callId, _lease_of(call), check_at, now)
     if answered.won and answered.call is not None:
         if answered.call.left is None:
@@ -279,11 +288,21 @@ async def _not_answered(parts: Dialling, call: Call, error: LiveKitError, judged
         case Verdict(kind="retry"):
             await _un_fence(parts, call, error)
         case Verdict(kind="unanswered"):
-            seen = await asyncio.to_thread(parts.calls.get, call.callId)
+            seen = await _told(parts, call, 0 if rang_out else parts.durations.left_wait)
             if seen is not None and _still_mine(seen, call):
                 await _end(parts, seen, unanswered_outcome(seen.left, rang_out))
         case _:
             await _find_out(parts, call)
+
+
+async def _told(parts: Dialling, call: Call, patience: float) -> Call | None:
+    """The call, as soon as LiveKit's event or a request to hang up says more; or after `patience` seconds."""
+    give_up = parts.clock() + patience * 1000
+    while True:
+        seen = await asyncio.to_thread(parts.calls.get, call.callId)
+        if seen is None or seen.left or seen.hangup or not _still_mine(seen, call) or parts.clock() >= give_up:
+            return seen
+        await asyncio.sleep(parts.durations.left_wait / 10)
 
 
 async def _un_fence(parts: Dialling, call: Call, error: LiveKitError) -> None:
@@ -398,7 +417,8 @@ async def _wait_for_record(parts: Dialling, message: DialMessage) -> None:
 async def _try_again(parts: Dialling, call: Call, error: LiveKitError) -> None:
     """LiveKit failed before the fence: nothing rang."""
     logger.warning("LiveKit failed before the dial", extra={"call_id": call.callId, "livekit": str(error)})
-    if error.code in ("unauthenticated", "permission_denied"):
+    if error.code in ("unauthenticated", "permission_denied") or isinstance(error, LiveKitUnreachable):
+        # LiveKit's keys, or its address.
         count("ConfigurationFaults")
     if call.attempts >= MAXIMUM_ATTEMPTS:
         await _end(parts, call, Outcome("failed", "livekit_unavailable", retryable=True))

@@ -7,8 +7,9 @@ LiveKitUnclear (sent, outcome unknown).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Literal
 
 import aiohttp
 from google.protobuf.duration_pb2 import Duration
@@ -21,8 +22,21 @@ from shared.livekit_secret import LiveKitSecret
 
 CALL_STATUS = "sip.callStatus"
 
+# Any other `code` in an error's JSON is not LiveKit's (twitchtv/twirp errors.go). The client spells data_loss
+# as one word.
+TWIRP_CODES = frozenset(
+    {
+        "canceled", "unknown", "invalid_argument", "malformed", "deadline_exceeded", "not_found", "bad_route",
+        "already_exists", "permission_denied", "unauthenticated", "resource_exhausted", "failed_precondition",
+        "aborted", "out_of_range", "unimplemented", "internal", "unavailable", "data_loss", "dataloss",
+    }
+)  # fmt: skip
+
 # ListRooms takes many names; so many keep the answer small.
 ROOMS_PER_REQUEST = 50
+
+# A room: phone and agent are surely in it; it exists, with one of them or none; it does not exist.
+Presence = Literal["both", "some", "absent"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,23 +112,17 @@ class LiveKit:
                 agent = agent or participant.state == ParticipantInfo.State.ACTIVE
         return RoomView(status, agent)
 
-    async def rooms_present(self, names: list[str], before_request: Callable[[], None]) -> dict[str, bool]:
-        """Those of the named rooms that exist, and whether phone and agent are surely in it. Few requests.
+    async def rooms_present(self, names: list[str]) -> dict[str, Presence]:
+        """What is in each of these rooms (at most ROOMS_PER_REQUEST), by one request.
 
         LiveKit counts agents among the publishers but not among the participants (livekit/livekit
         pkg/rtc/room.go `updateProto`): one participant and two publishers are a phone and an agent.
-        before_request is called before each; what it raises ends the listing.
         """
-        present: dict[str, bool] = {}
-        for start in range(0, len(names), ROOMS_PER_REQUEST):
-            before_request()
-            with _livekit_errors():
-                answer = await self._client.room.list_rooms(
-                    api.ListRoomsRequest(names=names[start : start + ROOMS_PER_REQUEST])
-                )
-            present |= {
-                room.name: room.num_participants >= 1 and room.num_publishers >= 2 for room in answer.rooms
-            }
+        with _livekit_errors():
+            answer = await self._client.room.list_rooms(api.ListRoomsRequest(names=names))
+        present: dict[str, Presence] = dict.fromkeys(names, "absent")
+        for room in answer.rooms:
+            present[room.name] = "both" if room.num_participants >= 1 and room.num_publishers >= 2 else "some"
         return present
 
     async def dial(
@@ -150,18 +158,21 @@ def _livekit_errors() -> Iterator[None]:
     try:
         yield
     except api.ServerError as exc:
-        if exc.code == "unknown" and exc.status >= 500:
+        code = exc.code if exc.code in TWIRP_CODES else "unknown"
+        if code == "unknown" and exc.status >= 500:
             # Not Twirp JSON: a proxy in front of LiveKit answered, LiveKit may have got the request.
             raise LiveKitUnclear(exc.status) from exc
-        code = {401: "unauthenticated", 403: "permission_denied", 429: "resource_exhausted"}.get(
-            exc.status, "unknown"
-        ) if exc.code == "unknown" else str(exc.code)  # fmt: skip
+        if code == "unknown":
+            code = {401: "unauthenticated", 403: "permission_denied", 429: "resource_exhausted"}.get(
+                exc.status, code
+            )
         # A SIP answer whose code cannot be read is a SIP answer all the same: 0.
         sip = (exc.sip_status_code or 0) if isinstance(exc, api.SipCallError) else None
         raise LiveKitError(code, exc.status, sip) from exc
     except aiohttp.ClientConnectorError as exc:
         raise LiveKitUnreachable from exc
-    except (TimeoutError, aiohttp.ClientError, DecodeError) as exc:
+    except (TimeoutError, aiohttp.ClientError, DecodeError, AttributeError) as exc:
+        # AttributeError: the client found JSON that is not an object (a proxy's again).
         raise LiveKitUnclear from exc
 
 

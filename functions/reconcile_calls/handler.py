@@ -31,7 +31,7 @@ livekit_secret = LiveKitSecretCache(
 runner = asyncio.Runner()
 
 # A round that has begun is finished: it must fit into what remains.
-ROUND_SECONDS = 20
+ROUND_SECONDS = 30
 
 
 def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, int]:
@@ -39,7 +39,7 @@ def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, int]:
 
 
 async def run(context: Any) -> dict[str, int]:
-    async with connect(livekit_secret.get(), settings.durations.livekit_request) as livekit:
+    async with connect(livekit_secret.get(), settings.durations.livekit_look) as livekit:
         parts = Reconciling(
             calls=calls,
             deliveries=deliveries,

@@ -16,9 +16,10 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import random
 from collections.abc import Awaitable, Callable, Iterator
 
-from dial_worker.livekit_sip import LiveKit
+from dial_worker.livekit_sip import ROOMS_PER_REQUEST, LiveKit, Presence
 from dial_worker.outcomes import ANSWERED, answered_outcome, left_outcome
 from shared.call import Call, Outcome
 from shared.call_store import CallStore
@@ -84,7 +85,7 @@ async def _round(parts: Reconciling, keys: list[tuple[str, str]], paused: bool) 
     now = parts.clock()
     due = [call for call in calls if call.checkAt is not None and call.checkAt <= now]
     rooms = await _rooms(parts, due)
-    work = [_guarded(parts, call, _call(parts, call, rooms, paused)) for call in due]
+    work = [_guarded(parts, call, _call(parts, call, rooms.get(call.roomName), paused)) for call in due]
     work += [_delivery(parts, row) for row in deliveries if row.checkAt is not None and row.checkAt <= now]
     for result in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(result, BaseException):
@@ -92,19 +93,26 @@ async def _round(parts: Reconciling, keys: list[tuple[str, str]], paused: bool) 
             count("ReconcileErrors")
 
 
-async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, bool] | None:
-    """Rooms that exist, and whether phone and agent are surely there: few requests for many calls.
+async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, Presence]:
+    """What is in the rooms of these calls: few requests for many calls, side by side.
 
-    None: not known.
+    A room whose request failed is left out. The order is another each time, so that a name which LiveKit
+    does not bear is not always in the way of the same others.
     """
     names = [call.roomName for call in calls if call.status == "in_progress" or call.ended]
-    if not names:
-        return {}
-    try:
-        return await parts.livekit.rooms_present(names, parts.spend_request)
-    except (LiveKitError, RequestsSpent) as exc:
-        logger.warning("rooms not listed", extra={"livekit": str(exc)})
-        return None
+    random.shuffle(names)
+
+    async def listed(some: list[str]) -> dict[str, Presence]:
+        try:
+            parts.spend_request()
+            return await parts.livekit.rooms_present(some)
+        except (LiveKitError, RequestsSpent) as exc:
+            logger.warning("rooms not listed", extra={"livekit": str(exc)})
+            return {}
+
+    starts = range(0, len(names), ROOMS_PER_REQUEST)
+    answers = await asyncio.gather(*(listed(names[start : start + ROOMS_PER_REQUEST]) for start in starts))
+    return {name: presence for answer in answers for name, presence in answer.items()}
 
 
 async def _guarded(parts: Reconciling, call: Call, work: Awaitable[str]) -> None:
@@ -117,16 +125,17 @@ async def _guarded(parts: Reconciling, call: Call, work: Awaitable[str]) -> None
         parts.done["postponed"] += 1
 
 
-async def _call(parts: Reconciling, call: Call, rooms: dict[str, bool] | None, paused: bool) -> str:
+async def _call(parts: Reconciling, call: Call, room: Presence | None, paused: bool) -> str:
+    """room: None when it is not known."""
     match call.status:
         case "queued":
             return await _queued(parts, call, paused)
         case "dialing":
             return await _dialing(parts, call)
         case "in_progress":
-            return await _in_progress(parts, call, rooms)
+            return await _in_progress(parts, call, room)
         case _:
-            return await _ended(parts, call, rooms)
+            return await _ended(parts, call, room)
 
 
 async def _queued(parts: Reconciling, call: Call, paused: bool) -> str:
@@ -175,14 +184,18 @@ async def _dialing(parts: Reconciling, call: Call) -> str:
     if view.call_status in ANSWERED and call.leaseId is not None:
         check_at = now + int(parts.durations.second_look * 1000)
         write = await asyncio.to_thread(parts.calls.answered, call.callId, call.leaseId, check_at, now)
-        if write.won:
-            count("CallsAnswered")
-        return "answered" if write.won else "lost"
+        if not write.won or write.call is None:
+            return "lost"
+        count("CallsAnswered")
+        if write.call.left is not None:
+            # It was over before this was written.
+            return await _end(parts, write.call, left_outcome(write.call.left))
+        return "answered"
     # It still rings; LiveKit gives up by itself.
     return await _note(parts, call, parts.durations.second_look, missingSince=None)
 
 
-async def _in_progress(parts: Reconciling, call: Call, rooms: dict[str, bool] | None) -> str:
+async def _in_progress(parts: Reconciling, call: Call, room: Presence | None) -> str:
     now = parts.clock()
     limit = (call.answeredAt or 0) + int(call.maxDurationSeconds * parts.durations.scale * 1000)
     if now >= limit + int(parts.durations.end_margin * 1000):
@@ -192,11 +205,11 @@ async def _in_progress(parts: Reconciling, call: Call, rooms: dict[str, bool] | 
         return await _hang_up(parts, call, "max_duration")
     if call.hangup is not None:
         return await _hang_up(parts, call, call.hangup["reason"])
-    if rooms is None:
+    if room is None:
         return await _postpone(parts, call, parts.durations.second_look)
-    if rooms.get(call.roomName, False):
+    if room == "both":
         return await _alive(parts, call, limit)
-    if call.roomName in rooms:
+    if room == "some":
         parts.spend_request()
         view = await parts.livekit.view_room(call.roomName, call.identity)
         if view.call_status is not None and view.agent_present:
@@ -238,11 +251,11 @@ async def _hang_up(parts: Reconciling, call: Call, reason: str) -> str:
     return await _end(parts, call, answered_outcome(None))
 
 
-async def _ended(parts: Reconciling, call: Call, rooms: dict[str, bool] | None) -> str:
+async def _ended(parts: Reconciling, call: Call, room: Presence | None) -> str:
     if call.dialedAt is None and call.leaseUntil >= parts.clock():
         # Its worker may still make the room.
         return await _postpone_to(parts, call, call.leaseUntil)
-    if rooms is None or call.roomName in rooms:
+    if room != "absent":
         parts.spend_request()
         await parts.livekit.delete_room(call.roomName)
     await asyncio.to_thread(clear, parts.calls, parts.workspaces, call)

@@ -18,6 +18,7 @@ from shared.call import TRANSITIONS, Call, Outcome, Status, event
 from shared.delivery_store import Delivery
 from shared.dynamo import from_wire, store_errors, to_wire
 from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
+from shared.telemetry import count, logger
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -209,15 +210,23 @@ class CallStore:
         )
 
     def note_missing(self, seen: Call, check_at: int, **since: int | None) -> Write:
-        """Remembers what a look at LiveKit did not find: `missingSince`, `agentMissingSince` (None clears)."""
+        """Remembers what a look at LiveKit did not find: `missingSince`, `agentMissingSince` (None clears).
+
+        Lost when somebody has moved the next look meanwhile: a request to hang up must not wait for it.
+        """
         assigned = [name for name, value in since.items() if value is not None]
         removed = [name for name, value in since.items() if value is None]
         return self._update(
             seen.callId,
             f"SET checkAt = :check{''.join(f', {name} = :{name}' for name in assigned)}"
             + (f" REMOVE {', '.join(removed)}" if removed else ""),
-            "#status = :seen",
-            {":check": check_at, ":seen": seen.status, **{f":{name}": since[name] for name in assigned}},
+            "#status = :seen AND checkAt = :was",
+            {
+                ":check": check_at,
+                ":seen": seen.status,
+                ":was": seen.checkAt,
+                **{f":{name}": since[name] for name in assigned},
+            },
         )
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────
@@ -367,11 +376,16 @@ class CallStore:
             if self._table in answer["UnprocessedKeys"]:
                 wanted += answer["UnprocessedKeys"][self._table]["Keys"]
             for found in answer["Responses"].get(self._table, []):
-                item = from_wire(found)
-                if item["sk"] == "CALL":
-                    calls.append(Call.from_item(item))
-                else:
-                    deliveries.append(Delivery.from_item(item))
+                try:
+                    item = from_wire(found)
+                    if item["sk"] == "CALL":
+                        calls.append(Call.from_item(item))
+                    else:
+                        deliveries.append(Delivery.from_item(item))
+                except (KeyError, TypeError, ValueError):
+                    # Written by no version of this code. One such item must not hold up all others.
+                    logger.exception("unreadable item", extra={"key": [found["pk"]["S"], found["sk"]["S"]]})
+                    count("UnreadableItems")
         return calls, deliveries
 
     # ── one conditional UpdateItem ──────────────────────────────────────────────────────────────

@@ -34,8 +34,12 @@ class Durations:
     answer_margin: float = 15
     # What must remain of the process beyond ring + answer_margin before the fence: room for the writes.
     fence_margin: float = 10
+    # A dial that failed without a SIP code: LiveKit's event, which may say why, comes a moment after its answer.
+    left_wait: float = 2
     # A request to LiveKit other than a dial.
     livekit_request: float = 10
+    # The same of the reconciler's: up to four in a row must fit into one round.
+    livekit_look: float = 5
     # Waiting: for a slot, for the switch, for a trunk whose next free second is further away than this.
     slot_wait: float = 10
     paused_wait: float = 30
@@ -49,8 +53,9 @@ class Durations:
     # A live call is looked at this often; absent twice, so far apart, means over.
     live_check: float = 300
     second_look: float = 30
-    # After answer + max_duration + this a call ends without looking.
-    end_margin: float = 600
+    # After answer + max_duration + this a call ends without looking: ten minutes, as published, less what one
+    # look takes at most to be made (the last postponement, the reconciler's minute, its run).
+    end_margin: float = 450
     # A room whose call has ended is looked at after this.
     clear_check: float = 60
     # An agent may still report for so long after its call has ended.

@@ -260,8 +260,11 @@ class WorkspaceStore:
         """Epoch ms from which the trunk may be given its next INVITE; 0 when it never had one."""
         return int((self._get(f"trunk#{trunk_id}") or {}).get("nextFreeAt", 0))
 
-    def reserve_trunk(self, trunk_id: str, gap_ms: int, now: int) -> int:
-        """Takes the trunk's next free moment for one INVITE. Returns it, epoch ms (`now` or later)."""
+    def reserve_trunk(self, trunk_id: str, gap_ms: int, now: int, latest: int) -> int | None:
+        """Takes the trunk's next free moment for one INVITE. Returns it, epoch ms (`now` or later).
+
+        None, and nothing taken, when that is after `latest`: a moment that nobody can use would stay empty.
+        """
         key = f"trunk#{trunk_id}"
         while True:
             if self._update(
@@ -272,6 +275,8 @@ class WorkspaceStore:
             ):
                 return now
             free_at = self.next_free(trunk_id)
+            if free_at > latest:
+                return None
             if self._update(
                 key,
                 "SET nextFreeAt = :next",

@@ -11,8 +11,8 @@ from local.livekit.phone import OUTCOMES
 from local.livekit.wire import HTTP_STATUS
 
 # Besides Twirp codes, a method can fail below Twirp: the connection is cut, no answer ever comes, a proxy's
-# HTML page with 502, a plain-text 401.
-TRANSPORT_FAILURES = ("cut", "hang", "html502", "text401")
+# HTML page with 502, a gateway's 503 as text or as JSON that is not Twirp's, a plain-text 401.
+TRANSPORT_FAILURES = ("cut", "hang", "html502", "text503", "json503", "list503", "text401")
 
 
 def _known_outcome(outcome: str) -> str:

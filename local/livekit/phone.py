@@ -33,6 +33,11 @@ DEADLINE = Failure("deadline_exceeded", "request timed out")
 NO_NODE = Failure("unavailable", "no response from servers")
 RATE_LIMITED = Failure("resource_exhausted", "rate limit exceeded")
 NO_TRUNK = Failure("not_found", "requested sip trunk does not exist")
+NO_JOIN = Failure("internal", RPC_PREFIX + "update room failed: could not join")
+TRUNK_DNS = Failure("invalid_argument", RPC_PREFIX + "lookup sip.example.com: no such host")
+TRUNK_REFUSED = Failure("failed_precondition", RPC_PREFIX + "dial tcp 192.0.2.1:5060: connection refused")
+TRUNK_SILENT = Failure("canceled", RPC_PREFIX + "transaction failed to complete (0 intermediate responses)")
+NO_CODEC = Failure("failed_precondition", RPC_PREFIX + "no common audio codec")
 TRUNK_AUTH = Failure("failed_precondition", RPC_PREFIX + "sip server required auth, but no credentials were given")
 
 
@@ -126,6 +131,23 @@ SCRIPTS = (
         "0019", "agent_reports", "is answered; the agent reports ringing, a transcript and a summary",
         agent_reports=True,
     ),
+    Script(
+        "0020", "trunk_dns", "the trunk's DNS name is wrong (400, no SIP code)",
+        rings=False, failure=TRUNK_DNS,
+    ),
+    Script(
+        "0021", "trunk_refused", "the trunk refuses the connection (412, no SIP code)",
+        rings=False, failure=TRUNK_REFUSED,
+    ),
+    Script(
+        "0022", "trunk_silent", "the trunk never says a word (408 `canceled`, no SIP code)",
+        rings=False, failure=TRUNK_SILENT, leaves_as=DisconnectReason.USER_UNAVAILABLE,
+    ),
+    Script(
+        "0023", "codec_mismatch", "rings; the two sides have no codec in common (412, no SIP code)",
+        failure=NO_CODEC, leaves_as=DisconnectReason.USER_REJECTED,
+    ),
+    Script("0024", "join_failed", "the room cannot be joined (500 `internal`); nothing rings", refused=NO_JOIN),
 )  # fmt: skip
 SIP_SCRIPTS = {status: sip_script(status) for status in range(300, 700)}
 BY_DIGITS = {f"{status:04}": script for status, script in SIP_SCRIPTS.items()} | {s.digits: s for s in SCRIPTS}

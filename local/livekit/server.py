@@ -20,6 +20,13 @@ from local.livekit.wire import BadToken, Failure, TwirpError, read_token, requir
 MAX_BODY_BYTES = 10 * 1024 * 1024
 MAX_NAME_BYTES, MAX_METADATA_BYTES = 256, 512 * 1024
 BAD_GATEWAY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
+# What is answered by others than Twirp: LiveKit's own check of tokens, gateways in front of it.
+OTHER_ANSWERS = {
+    "text401": (401, "text/plain", "invalid API key"),
+    "text503": (503, "text/plain", "upstream connect error or disconnect/reset before headers"),
+    "json503": (503, "application/json", '{"code":"ServiceUnavailable","message":"Service Unavailable"}'),
+    "list503": (503, "application/json", '["Service Unavailable"]'),
+}
 
 
 class TransportFailure(Exception):
@@ -255,6 +262,7 @@ async def _fail_below_twirp(livekit: LiveKit, request: web.Request, how: str) ->
         await livekit.stopped.wait()
     if how in ("hang", "cut") and request.transport:
         request.transport.abort()
-    if how == "text401":
-        return web.Response(status=401, text="invalid API key")
+    if how in OTHER_ANSWERS:
+        status, content_type, text = OTHER_ANSWERS[how]
+        return web.Response(status=status, text=text, content_type=content_type)
     return web.Response(status=502, text=BAD_GATEWAY_PAGE, content_type="text/html")

@@ -218,7 +218,6 @@ def test_the_numbers_of_the_text_are_those_of_the_code() -> None:
     text = " ".join(PAGE["info"]["description"].split())
     assert "at once, then after 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h and 24 h" in text
     assert f"Answer 2xx within {Durations().webhook_attempt} seconds" in text
-    assert Durations().end_margin == 600
     assert Durations().queue_ttl == 3600
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,19 +11,8 @@ import pytest
 from shared.dynamo import to_wire
 from shared.table_keys import call_key
 from shared.workspaces import WorkspaceStore
+from tests.hooks import once
 from tests.system import Context, System, demo_workspace
-
-
-def hooked(monkeypatch: pytest.MonkeyPatch, method: str, before: Callable[[], None] = lambda: None) -> None:
-    """Runs `before` ahead of the next call of a method of the workspaces' store."""
-    original = getattr(WorkspaceStore, method)
-
-    def once(*given: Any, **named: Any) -> Any:
-        monkeypatch.setattr(WorkspaceStore, method, original)
-        before()
-        return original(*given, **named)
-
-    monkeypatch.setattr(WorkspaceStore, method, once)
 
 
 def rooms(system: System) -> list[str]:
@@ -33,7 +21,7 @@ def rooms(system: System) -> list[str]:
 
 
 def test_the_switch_stops_a_call_whose_agent_has_come(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    hooked(monkeypatch, "reserve_trunk", lambda: system.workspaces.pause(1))
+    once(monkeypatch, WorkspaceStore, "reserve_trunk", before=lambda: system.workspaces.pause(1))
     call_id = system.place()
     system.dial()
     assert system.calls_placed() == []
@@ -80,7 +68,7 @@ def test_a_duplicate_message_starts_no_second_chain(system: System, monkeypatch:
     system.workspaces.take_slot("demo", "somebody", 1)
     call_id = system.place()
     [record] = system.receive("DialQueue")
-    hooked(monkeypatch, "next_free", lambda: handle(system, record))
+    once(monkeypatch, WorkspaceStore, "next_free", before=lambda: handle(system, record))
     handle(system, record)
     # The first message itself, still invisible, and the one of the only chain.
     assert system.messages("DialQueue") == 2

@@ -225,7 +225,7 @@ def test_all_reads_every_page_and_only_workspaces(store: WorkspaceStore, client:
     for number in range(4):
         write(client, ACME.to_item() | {"workspaceId": f"w{number}", "ballast": "x" * 300_000})
     store.take_slot("w1", "call", 5)
-    store.reserve_trunk("ST_1", 1000, 5)
+    store.reserve_trunk("ST_1", 1000, 5, LATER)
     store.pause(5)
     client.requests.clear()
     assert [workspace.workspaceId for workspace in store.all()] == ["w0", "w1", "w2", "w3"]
@@ -293,31 +293,44 @@ def test_threads_together_take_no_more_than_the_limit(store: WorkspaceStore) -> 
 
 # ── pacing ──────────────────────────────────────────────────────────────────────────────────────────
 
+LATER = 10**9
+
 
 def test_a_trunk_that_is_free_is_given_now(store: WorkspaceStore) -> None:
     assert store.next_free("ST_1") == 0
-    assert store.reserve_trunk("ST_1", 1000, 5_000) == 5_000
+    assert store.reserve_trunk("ST_1", 1000, 5_000, LATER) == 5_000
     assert store.next_free("ST_1") == 6_000
 
 
 def test_moments_of_one_trunk_are_a_gap_apart(store: WorkspaceStore) -> None:
-    assert [store.reserve_trunk("ST_1", 1000, now) for now in (5_000, 5_000, 5_100)] == [5_000, 6_000, 7_000]
+    assert [store.reserve_trunk("ST_1", 1000, now, LATER) for now in (5_000, 5_000, 5_100)] == [
+        5_000,
+        6_000,
+        7_000,
+    ]
 
 
 def test_a_trunk_left_alone_is_free_again(store: WorkspaceStore) -> None:
-    store.reserve_trunk("ST_1", 1000, 5_000)
-    assert store.reserve_trunk("ST_1", 1000, 60_000) == 60_000
+    store.reserve_trunk("ST_1", 1000, 5_000, LATER)
+    assert store.reserve_trunk("ST_1", 1000, 60_000, LATER) == 60_000
+
+
+def test_a_moment_that_is_too_late_is_left_to_others(store: WorkspaceStore) -> None:
+    assert store.reserve_trunk("ST_1", 1000, 5_000, 5_000) == 5_000
+    assert store.reserve_trunk("ST_1", 1000, 5_000, 5_999) is None
+    assert store.next_free("ST_1") == 6_000
+    assert store.reserve_trunk("ST_1", 1000, 5_000, 6_000) == 6_000
 
 
 def test_trunks_do_not_wait_for_each_other(store: WorkspaceStore) -> None:
-    store.reserve_trunk("ST_1", 1000, 5_000)
-    assert store.reserve_trunk("ST_2", 1000, 5_000) == 5_000
+    store.reserve_trunk("ST_1", 1000, 5_000, LATER)
+    assert store.reserve_trunk("ST_2", 1000, 5_000, LATER) == 5_000
 
 
 def test_threads_are_given_moments_a_gap_apart(store: WorkspaceStore) -> None:
     with ThreadPoolExecutor(8) as threads:
-        moments = list(threads.map(lambda number: store.reserve_trunk("ST_1", 100, 5_000), range(16)))
-    assert sorted(moments) == [5_000 + 100 * number for number in range(16)]
+        moments = list(threads.map(lambda number: store.reserve_trunk("ST_1", 100, 5_000, LATER), range(16)))
+    assert sorted(moment for moment in moments if moment) == [5_000 + 100 * number for number in range(16)]
 
 
 # ── the switch ──────────────────────────────────────────────────────────────────────────────────────
