@@ -438,8 +438,7 @@ async def _wait(parts: Dialling, call: Call, delay: float, *, uncount: bool = Fa
         now,
         lease=call.leaseId,
         uncount=uncount,
-        # Time spent paused by an operator does not count against the queue's limit.
-        extend_ms=wait_until - now if paused else 0,
+        extend_ms=await _paused_time(parts, call, wait_until) if paused else 0,
     )
     if waiting.won:
         await _send(parts, call, delay)
@@ -451,6 +450,18 @@ async def _wait(parts: Dialling, call: Call, delay: float, *, uncount: bool = Fa
         and waiting.call.leaseId == call.leaseId
     ):
         await _clear(parts, waiting.call)
+
+
+async def _paused_time(parts: Dialling, call: Call, until: int) -> int:
+    """Milliseconds up to `until` that the call spends paused by an operator, if no wait before counted them.
+
+    They do not count against the queue's limit, however late or seldom the call's messages come.
+    """
+    paused_at = await asyncio.to_thread(parts.workspaces.paused_at)
+    if paused_at is None:
+        return 0
+    created_at: int = call.events[0]["at"]
+    return max(0, until - max(paused_at, created_at, call.pausedUntil))
 
 
 async def _step_back(parts: Dialling, call: Call, delay: float, *, paused: bool = False) -> None:

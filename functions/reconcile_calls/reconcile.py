@@ -84,6 +84,8 @@ async def _round(parts: Reconciling, keys: list[tuple[str, str]], paused: bool) 
     calls, deliveries = await asyncio.to_thread(parts.calls.get_many, keys)
     now = parts.clock()
     due = [call for call in calls if call.checkAt is not None and call.checkAt <= now]
+    # In another order each time: when LiveKit's requests are spent, it is not always the same calls that wait.
+    random.shuffle(due)
     rooms = await _rooms(parts, due)
     work = [_guarded(parts, call, _call(parts, call, rooms.get(call.roomName), paused)) for call in due]
     work += [_delivery(parts, row) for row in deliveries if row.checkAt is not None and row.checkAt <= now]
@@ -96,11 +98,9 @@ async def _round(parts: Reconciling, keys: list[tuple[str, str]], paused: bool) 
 async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, Presence]:
     """What is in the rooms of these calls: few requests for many calls, side by side.
 
-    A room whose request failed is left out. The order is another each time, so that a name which LiveKit
-    does not bear is not always in the way of the same others.
+    A room whose request failed is left out: it is asked about by itself.
     """
     names = [call.roomName for call in calls if call.status == "in_progress" or call.ended]
-    random.shuffle(names)
 
     async def listed(some: list[str]) -> dict[str, Presence]:
         try:
@@ -205,11 +205,9 @@ async def _in_progress(parts: Reconciling, call: Call, room: Presence | None) ->
         return await _hang_up(parts, call, "max_duration")
     if call.hangup is not None:
         return await _hang_up(parts, call, call.hangup["reason"])
-    if room is None:
-        return await _postpone(parts, call, parts.durations.second_look)
     if room == "both":
         return await _alive(parts, call, limit)
-    if room == "some":
+    if room != "absent":
         parts.spend_request()
         view = await parts.livekit.view_room(call.roomName, call.identity)
         if view.call_status is not None and view.agent_present:

@@ -94,6 +94,8 @@ class Call:
     leaseUntil: int = 0
     attempts: int = 0
     waitUntil: int = 0
+    # Time paused by an operator is counted into queueDeadline up to here.
+    pausedUntil: int = 0
     roomSid: str | None = None
     dialedAt: int | None = None
     answeredAt: int | None = None

@@ -139,13 +139,13 @@ class CallStore:
         the lease counted did not reach LiveKit. extend_ms: time that does not count against the queue's.
         """
         values: dict[str, Any] = {":wait": wait_until, ":check": check_at, ":extend": extend_ms}
-        counted = ""
+        counted = ", pausedUntil = :wait" if extend_ms else ""
         if lease is None:
             values[":now"] = now
         else:
             values[":lease"] = lease
             if uncount:
-                counted = ", attempts = attempts - :one"
+                counted += ", attempts = attempts - :one"
                 values[":one"] = 1
         return self._update(
             call_id,

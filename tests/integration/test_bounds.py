@@ -1,0 +1,215 @@
+"""When a call ends, at the latest: the bounds that the README publishes, in production's durations."""
+
+from __future__ import annotations
+
+import pytest
+
+from dial_worker.livekit_sip import RoomView
+from shared.call import Call
+from tests.clocked import DOWN, MINUTE, START, Clocked
+from tests.system import System
+
+
+@pytest.fixture
+def world(system: System) -> Clocked:
+    return Clocked(system)
+
+
+def end_of(call: Call) -> tuple[str, str]:
+    return call.status, call.events[-1]["reason"]
+
+
+def minutes(call: Call, since: int = START) -> float:
+    assert call.endedAt is not None
+    return (call.endedAt - since) / MINUTE
+
+
+def test_a_call_whose_messages_are_all_lost_expires_after_an_hour(world: Clocked) -> None:
+    world.dial_queue.loses = True
+    call_id = world.place()
+    call = world.minutes_until_ended(call_id, 62)
+    assert end_of(call) == ("expired", "expired")
+    assert 60 <= minutes(call) <= 61
+    assert call.dueShard is None
+
+
+def test_a_message_is_sent_again_any_number_of_times_and_the_last_one_dials(world: Clocked) -> None:
+    call_id = world.place()
+    for sent in range(12):
+        assert len(world.dial_queue.sent) == 1, f"after {sent} minutes"
+        world.dial_queue.sent.clear()
+        world.now += MINUTE
+        world.reconcile()
+    world.dial()
+    assert world.call(call_id).status == "in_progress"
+    assert world.livekit.requests["CreateSIPParticipant"] == 1
+
+
+def test_a_paused_system_expires_nothing_however_long(world: Clocked) -> None:
+    world.workspaces.pause(world.now)
+    call_id = world.place(queueDeadline=START + 3 * MINUTE)
+    for _ in range(10):
+        world.now += MINUTE
+        world.reconcile()
+        world.dial()
+    assert world.call(call_id).status == "queued"
+    world.workspaces.resume()
+    world.now += MINUTE
+    world.dial()
+    assert world.call(call_id).status == "in_progress"
+
+
+def test_a_call_whose_worker_died_before_the_fence_is_dialled_within_minutes(world: Clocked) -> None:
+    until = START + 180_000
+    call_id = world.place(leaseId="dead", leaseUntil=until, attempts=1, checkAt=until)
+    world.dial_queue.sent.clear()
+    while world.call(call_id).status == "queued":
+        world.now += MINUTE
+        world.reconcile()
+        world.dial()
+    assert world.call(call_id).status == "in_progress"
+    assert world.now - until <= 2 * MINUTE
+
+
+@pytest.mark.parametrize("left", [None, "USER_REJECTED"])
+def test_a_dial_whose_worker_died_ends_within_six_minutes(world: Clocked, left: str | None) -> None:
+    call_id = world.place_dialing(left={"reason": left, "callStatus": "ringing", "at": START} if left else None)
+    call = world.minutes_until_ended(call_id, 6)
+    assert end_of(call) == (("rejected", "rejected") if left else ("failed", "outcome_unknown"))
+    assert world.livekit.requests.get("CreateSIPParticipant", 0) == 0
+
+
+def test_a_phone_that_still_rings_is_waited_for_and_then_found_answered(world: Clocked) -> None:
+    call_id = world.place_dialing()
+    room = world.call(call_id).roomName
+    for status in ("dialing", "ringing", "ringing"):
+        world.livekit.rooms[room] = RoomView(status, True)
+        world.now += 2 * MINUTE
+        world.reconcile()
+        assert world.call(call_id).status == "dialing"
+    world.livekit.rooms[room] = RoomView("active", True)
+    world.now += MINUTE
+    world.reconcile()
+    assert world.call(call_id).status == "in_progress"
+
+
+def test_an_answer_found_late_of_a_phone_that_has_left_ends_at_once(
+    world: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call_id = world.place_dialing(left={"reason": "CLIENT_INITIATED", "callStatus": "hangup", "at": START})
+    world.livekit.rooms[world.call(call_id).roomName] = RoomView("active", True)
+    world.now = world.call(call_id).leaseUntil + 1
+    world.reconcile()
+    assert end_of(world.call(call_id)) == ("completed", "hangup")
+    assert [entry["type"] for entry in world.call(call_id).events][-2:] == ["call.answered", "call.ended"]
+
+
+def test_a_dial_that_livekit_cannot_be_asked_about_ends_all_the_same(world: Clocked) -> None:
+    world.livekit.down = DOWN
+    call_id = world.place_dialing(maxDurationSeconds=600)
+    call = world.minutes_until_ended(call_id, 30)
+    assert end_of(call) == ("failed", "outcome_unknown")
+    assert minutes(call) <= 40 / 60 + 10 + 10
+
+
+@pytest.mark.parametrize("seconds", [1, 29, 31, 61, 150, 299, 331, 451])
+def test_a_call_whose_events_were_lost_ends_within_eight_minutes(world: Clocked, seconds: int) -> None:
+    """Whenever between two looks the phone leaves."""
+    call_id = world.place_answered()
+    room = world.call(call_id).roomName
+    gone_at = START + 1000 * seconds
+    while not world.call(call_id).ended:
+        world.now += MINUTE
+        if world.now >= gone_at:
+            world.livekit.rooms.pop(room, None)
+        world.reconcile()
+    call = world.call(call_id)
+    assert end_of(call) == ("completed", "disconnected")
+    assert minutes(call, gone_at) <= 8
+
+
+def test_one_missing_look_ends_nothing(world: Clocked) -> None:
+    call_id = world.place_answered()
+    room = world.call(call_id).roomName
+    view = world.livekit.rooms.pop(room)
+    world.now += MINUTE
+    world.reconcile()
+    assert world.call(call_id).missingSince is not None
+    world.livekit.rooms[room] = view
+    world.now += MINUTE
+    world.reconcile()
+    assert (world.call(call_id).status, world.call(call_id).missingSince) == ("in_progress", None)
+
+
+def test_a_call_that_talks_on_is_hung_up_at_its_limit(world: Clocked) -> None:
+    call_id = world.place_answered(maxDurationSeconds=900)
+    call = world.minutes_until_ended(call_id, 17)
+    assert end_of(call) == ("completed", "max_duration")
+    assert 15 <= minutes(call) <= 17
+    assert world.livekit.rooms == {}
+
+
+@pytest.mark.parametrize("trouble", ["down", "keeps"])
+def test_whatever_livekit_says_a_call_ends_ten_minutes_after_its_limit(world: Clocked, trouble: str) -> None:
+    call_id = world.place_answered(maxDurationSeconds=300)
+    if trouble == "down":
+        world.livekit.down = DOWN
+    else:
+        world.livekit.keeps.add(world.call(call_id).roomName)
+    call = world.minutes_until_ended(call_id, 16)
+    assert end_of(call) == ("completed", "max_duration")
+    assert minutes(call) <= 5 + 10
+
+
+def test_the_room_of_an_ended_call_is_deleted_as_soon_as_livekit_can_be_asked(world: Clocked) -> None:
+    call_id = world.place_answered(maxDurationSeconds=60)
+    world.workspaces.take_slot("demo", call_id, 1)
+    world.livekit.down = DOWN
+    assert world.minutes_until_ended(call_id, 12).dueShard is not None
+    assert len(world.livekit.rooms) == 1
+    world.livekit.down = None
+    for _ in range(2):
+        world.now += MINUTE
+        world.reconcile()
+    assert world.call(call_id).dueShard is None
+    assert world.livekit.rooms == {}
+    assert world.workspaces.active_calls("demo") == frozenset()
+
+
+def test_a_phone_that_is_left_alone_is_hung_up_within_minutes(world: Clocked) -> None:
+    """The agent went while it rang: the first look comes soon after the answer."""
+    call_id = world.place_answered()
+    world.livekit.rooms[world.call(call_id).roomName] = RoomView("active", False)
+    call = world.minutes_until_ended(call_id, 4)
+    assert end_of(call) == ("completed", "agent_left")
+    assert minutes(call) <= 3
+
+
+def test_a_request_to_hang_up_is_repeated_until_the_phone_is_gone(world: Clocked) -> None:
+    call_id = world.place_answered()
+    world.livekit.keeps.add(world.call(call_id).roomName)
+    world.calls.ask_to_hang_up(world.call(call_id), "canceled_by_api", world.now)
+    for _ in range(3):
+        world.now += MINUTE
+        world.reconcile()
+        assert not world.call(call_id).ended
+    assert world.livekit.requests["DeleteRoom"] == 3
+    world.livekit.keeps.clear()
+    assert end_of(world.minutes_until_ended(call_id, 1)) == ("completed", "canceled_by_api")
+
+
+def test_a_look_does_not_put_off_a_request_to_hang_up(world: Clocked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request comes while the reconciler finds everything well."""
+    call_id = world.place_answered()
+    rooms_present = type(world.livekit).rooms_present
+
+    async def meanwhile(livekit: object, names: list[str]) -> object:
+        monkeypatch.undo()
+        world.calls.ask_to_hang_up(world.call(call_id), "canceled_by_api", world.now)
+        return await rooms_present(world.livekit, names)
+
+    monkeypatch.setattr(type(world.livekit), "rooms_present", meanwhile)
+    world.now += MINUTE
+    world.reconcile()
+    assert not world.call(call_id).ended
+    assert end_of(world.minutes_until_ended(call_id, 1)) == ("completed", "canceled_by_api")
