@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import dataclasses
+import hashlib
 import inspect
+import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jwt
 import pytest
 
-from tests.system import System
+from shared.dynamo import to_wire
+from shared.table_keys import call_key
+from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET, Context, System, http_event
 
 
 def nothing() -> None:
@@ -36,11 +45,12 @@ def once(
 
     async def awaited(*given: Any, **named: Any) -> Any:
         patch.setattr(owner, method, original)
-        before()
+        # In a thread, because a handler that runs there has a loop of its own.
+        await asyncio.to_thread(before)
         try:
             return await original(*given, **named)
         finally:
-            after()
+            await asyncio.to_thread(after)
 
     patch.setattr(owner, method, awaited if inspect.iscoroutinefunction(original) else plain)
 
@@ -50,3 +60,80 @@ def change_durations(patch: pytest.MonkeyPatch, system: System, module: str, **c
     settings = system.modules[module].settings
     durations = dataclasses.replace(settings.durations, **changes)
     patch.setattr(system.modules[module], "settings", dataclasses.replace(settings, durations=durations))
+
+
+def other_worker(system: System, records: list[dict[str, Any]], seconds: float = 6) -> dict[str, Any]:
+    """What a second dial worker answers: a process of its own has an event loop of its own."""
+
+    def work() -> Any:
+        return asyncio.run(system.modules["dial_worker"].dial_batch(records, Context(seconds)))
+
+    with ThreadPoolExecutor(1) as other:
+        answer = other.submit(work).result(30)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def tell(system: System, event: dict[str, Any]) -> int:
+    """LiveKit posts an event (its JSON), signed. The handler's HTTP status."""
+    body = json.dumps(event).encode()
+    now = int(time.time())
+    claims = {
+        "iss": LIVEKIT_KEY, "nbf": now, "exp": now + 300,
+        "sha256": base64.b64encode(hashlib.sha256(body).digest()).decode(),
+    }  # fmt: skip
+    headers = {"authorization": jwt.encode(claims, LIVEKIT_SECRET, algorithm="HS256")}
+    answer = system.handlers["livekit_events"](http_event("POST /v1/livekit/events", body, headers), Context(10))
+    status = answer["statusCode"]
+    assert isinstance(status, int)
+    return status
+
+
+def phone_left(system: System, call_id: str, reason: str, call_status: str, **room: str) -> dict[str, Any]:
+    """The event that says that the phone has left."""
+    item = system.item(call_id)
+    return {
+        "event": "participant_left",
+        "id": "EV_1",
+        "createdAt": str(int(time.time())),
+        "room": {"name": item["roomName"], "sid": item.get("roomSid", "")} | room,
+        "participant": {
+            "identity": f"call-{call_id}",
+            "kind": "SIP",
+            "disconnectReason": reason,
+            "attributes": {"sip.callStatus": call_status},
+        },
+    }
+
+
+def room_finished(system: System, call_id: str) -> dict[str, Any]:
+    item = system.item(call_id)
+    room = {"name": item["roomName"], "sid": item.get("roomSid", ""), "metadata": json.dumps({"callId": call_id})}
+    return {"event": "room_finished", "id": "EV_2", "createdAt": str(int(time.time())), "room": room}
+
+
+def rooms(system: System) -> list[str]:
+    """The names of the rooms that LiveKit has."""
+    answer = system.http.get(f"{system.servers.livekit_url}/_standin/rooms").json()["rooms"]
+    return [room["name"] for room in answer]
+
+
+def requests(system: System) -> dict[str, int]:
+    """How often LiveKit was asked what."""
+    counts = system.http.get(f"{system.servers.livekit_url}/_standin/requests").json()["counts"]
+    assert isinstance(counts, dict)
+    return counts
+
+
+def change(system: System, call_id: str, **attributes: Any) -> None:
+    """Puts the record into a state that a crash or the passing of time would have left. None removes."""
+    sets = {name: value for name, value in attributes.items() if value is not None}
+    removes = [f"#{name}" for name, value in attributes.items() if value is None]
+    request: dict[str, Any] = {"ExpressionAttributeNames": {f"#{name}": name for name in attributes}}
+    if sets:
+        request["ExpressionAttributeValues"] = to_wire({f":{name}": value for name, value in sets.items()})
+    update = " ".join(
+        ([f"SET {', '.join(f'#{name} = :{name}' for name in sets)}"] if sets else [])
+        + ([f"REMOVE {', '.join(removes)}"] if removes else [])
+    )
+    system.dynamodb.update_item(TableName="CallsTable", Key=call_key(call_id), UpdateExpression=update, **request)

@@ -27,6 +27,7 @@ from dial_worker.livekit_sip import LiveKit
 from dial_worker.outcomes import (
     ANSWERED,
     Verdict,
+    answered_outcome,
     left_outcome,
     unanswered_outcome,
     verdict,
@@ -266,7 +267,7 @@ async def _answered(parts: Dialling, call: Call) -> None:
             count("CallsAnswered")
         else:
             # It was over before this answer came back.
-            await _end(parts, answered.call, left_outcome(answered.call.left))
+            await _end(parts, answered.call, answered_outcome(answered.call.left["reason"]))
     elif (
         answered.call is not None
         and _still_mine(answered.call, call)

@@ -189,7 +189,7 @@ async def _dialing(parts: Reconciling, call: Call) -> str:
         count("CallsAnswered")
         if write.call.left is not None:
             # It was over before this was written.
-            return await _end(parts, write.call, left_outcome(write.call.left))
+            return await _end(parts, write.call, answered_outcome(write.call.left["reason"]))
         return "answered"
     # It still rings; LiveKit gives up by itself.
     return await _note(parts, call, parts.durations.second_look, missingSince=None)

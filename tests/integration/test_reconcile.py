@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.hooks import change
 from tests.system import System
 
 
@@ -127,17 +128,3 @@ def test_cancelling_an_ended_call_is_refused_with_its_state(system: System) -> N
 
 def due_now(system: System, call_id: str) -> None:
     change(system, call_id, checkAt=1)
-
-
-def change(system: System, call_id: str, **attributes: Any) -> None:
-    """Puts the record into a state that a crash or the passing of time would have left."""
-    from shared.dynamo import to_wire
-    from shared.table_keys import call_key
-
-    system.dynamodb.update_item(
-        TableName="CallsTable",
-        Key=call_key(call_id),
-        UpdateExpression="SET " + ", ".join(f"#{name} = :{name}" for name in attributes),
-        ExpressionAttributeNames={f"#{name}": name for name in attributes},
-        ExpressionAttributeValues=to_wire({f":{name}": value for name, value in attributes.items()}),
-    )

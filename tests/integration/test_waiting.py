@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
 import pytest
 
-from shared.dynamo import to_wire
-from shared.table_keys import call_key
 from shared.workspaces import WorkspaceStore
-from tests.hooks import once
-from tests.system import Context, System, demo_workspace
-
-
-def rooms(system: System) -> list[str]:
-    answer = system.http.get(f"{system.servers.livekit_url}/_standin/rooms").json()["rooms"]
-    return [room["name"] for room in answer]
+from tests.hooks import change, once, other_worker, rooms
+from tests.system import System, demo_workspace
 
 
 def test_the_switch_stops_a_call_whose_agent_has_come(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,12 +24,12 @@ def test_the_switch_stops_a_call_whose_agent_has_come(system: System, monkeypatc
 def test_paused_time_does_not_count_against_the_queues(system: System) -> None:
     system.workspaces.pause(1)
     call_id = system.place()
-    long_ago(system, call_id)
+    change(system, call_id, queueDeadline=1)
     system.dial()
     assert system.item(call_id)["status"] == "queued"
     assert system.item(call_id)["queueDeadline"] > 1
     system.workspaces.resume()
-    long_ago(system, call_id)
+    change(system, call_id, queueDeadline=1)
     system.run_until(lambda: system.ended(call_id))
     assert system.item(call_id)["status"] == "expired"
     assert system.calls_placed() == []
@@ -68,27 +57,8 @@ def test_a_duplicate_message_starts_no_second_chain(system: System, monkeypatch:
     system.workspaces.take_slot("demo", "somebody", 1)
     call_id = system.place()
     [record] = system.receive("DialQueue")
-    once(monkeypatch, WorkspaceStore, "next_free", before=lambda: handle(system, record))
-    handle(system, record)
+    once(monkeypatch, WorkspaceStore, "next_free", before=lambda: other_worker(system, [record]))
+    other_worker(system, [record])
     # The first message itself, still invisible, and the one of the only chain.
     assert system.messages("DialQueue") == 2
     assert system.item(call_id)["status"] == "queued"
-
-
-def handle(system: System, record: dict[str, Any]) -> None:
-    """The other worker: a process of its own has an event loop of its own."""
-
-    def work() -> None:
-        asyncio.run(system.modules["dial_worker"].dial_batch([record], Context(6)))
-
-    with ThreadPoolExecutor(1) as other:
-        other.submit(work).result(30)
-
-
-def long_ago(system: System, call_id: str) -> None:
-    system.dynamodb.update_item(
-        TableName="CallsTable",
-        Key=call_key(call_id),
-        UpdateExpression="SET queueDeadline = :one",
-        ExpressionAttributeValues=to_wire({":one": 1}),
-    )
