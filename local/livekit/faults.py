@@ -49,11 +49,14 @@ class WebhookFaults(Knobs):
 
 
 class NumberFaults(Knobs):
-    """What one number does, whatever its digits say."""
+    """What one number does, whatever its digits say. `fail`: what the request that dials it is answered, before
+    or `after` the phone was rung and has answered or not."""
 
     outcome: Outcome = "answer"
     ring_seconds: Seconds | None = None
     talk_seconds: Seconds | None = None
+    fail: Annotated[str, AfterValidator(_known_failure)] | None = None
+    after: bool = False
 
 
 class MethodFaults(Knobs):

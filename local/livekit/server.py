@@ -128,6 +128,9 @@ async def create_sip_participant(
         raise twirp_error("invalid_argument", "missing room name")
     _check_lengths(asked.room_name, asked.participant_metadata)
 
+    number = livekit.faults.numbers.get(asked.sip_call_to)
+    if number and number.fail and not number.after:
+        raise _failure(number.fail)
     script = phone.choose_script(livekit, asked.sip_call_to)
     if script.refused:
         refusal = (script.outcome, asked.sip_call_to, asked.room_name)
@@ -145,7 +148,10 @@ async def create_sip_participant(
         await call.rang.wait()
         raise TransportFailure("cut" if script.reply == "cut while ringing" else "html502")
     if asked.wait_until_answered:
-        if failure := await asyncio.shield(call.answered):
+        failure = await asyncio.shield(call.answered)
+        if number and number.fail:
+            raise _failure(number.fail)
+        if failure:
             raise TwirpError(failure)
         if script.reply == "cut when answered":
             raise TransportFailure("cut")
@@ -252,9 +258,13 @@ async def _failure_of_method(livekit: LiveKit, name: str, after: bool) -> Except
     if not faults.fail or faults.after != after or spent or livekit.dice(name) >= faults.probability:
         return None
     livekit.method_failures[name] += 1
-    if faults.fail in TRANSPORT_FAILURES:
-        return TransportFailure(faults.fail)
-    return TwirpError(Failure(faults.fail, "fault of the stand-in"))
+    return _failure(faults.fail)
+
+
+def _failure(kind: str) -> Exception:
+    if kind in TRANSPORT_FAILURES:
+        return TransportFailure(kind)
+    return TwirpError(Failure(kind, "fault of the stand-in"))
 
 
 async def _fail_below_twirp(livekit: LiveKit, request: web.Request, how: str) -> web.Response:

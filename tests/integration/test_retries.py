@@ -1,0 +1,153 @@
+"""Before it rings, try again: only where nothing can have rung, with backoff, five times; then say so."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from dial_worker.livekit_sip import RoomView
+from shared.call import Call
+from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
+from tests.clocked import DOWN, Clocked
+from tests.system import System
+
+UNAVAILABLE, RATE_LIMITED = LiveKitError("unavailable", 503), LiveKitError("resource_exhausted", 429)
+
+
+@pytest.fixture
+def world(system: System) -> Clocked:
+    return Clocked(system)
+
+
+def dial_until_ended(world: Clocked, call_id: str) -> tuple[Call, list[float]]:
+    """Works on each message when its delay is over. The call, and the seconds between the attempts."""
+    waits: list[float] = []
+    while world.dial() and not world.call(call_id).ended:
+        if not world.dial_queue.sent:
+            break
+        at = min(at for at, _ in world.dial_queue.sent)
+        waits.append((at - world.now) / 1000)
+        world.now = at
+    return world.call(call_id), waits
+
+
+def doubled(waits: list[float]) -> bool:
+    """Each wait lies in the upper half of 5 s, 10 s, 20 s, 40 s."""
+    return all(2.5 * 2**n <= wait <= 5 * 2**n for n, wait in enumerate(waits))
+
+
+@pytest.mark.parametrize("error", [UNAVAILABLE, RATE_LIMITED, LiveKitUnreachable()])
+def test_what_rang_nowhere_is_tried_five_times_with_backoff(world: Clocked, error: LiveKitError) -> None:
+    world.livekit.answers = [error] * 10
+    call_id = world.place()
+    call, waits = dial_until_ended(world, call_id)
+    assert (call.status, call.events[-1]["reason"], call.events[-1]["retryable"]) == (
+        "failed", "livekit_unavailable", True,
+    )  # fmt: skip
+    assert world.livekit.requests["CreateSIPParticipant"] == 5
+    assert len(waits) == 4
+    assert doubled(waits), waits
+    assert [entry["type"] for entry in call.events] == [
+        "call.queued", *(["call.dialing", "call.queued"] * 4), "call.dialing", "call.ended",
+    ]  # fmt: skip
+    assert call.dueShard is None
+    assert world.workspaces.active_calls("demo") == frozenset()
+
+
+def test_the_fifth_attempt_may_still_be_answered(world: Clocked) -> None:
+    world.livekit.answers = [UNAVAILABLE] * 4
+    call, _ = dial_until_ended(world, world.place())
+    assert call.status == "in_progress"
+    assert world.livekit.requests["CreateSIPParticipant"] == 5
+
+
+def test_each_attempt_has_a_fresh_room(world: Clocked) -> None:
+    """The agents of a room are dispatched once, when it is made."""
+    world.livekit.answers = [UNAVAILABLE] * 2
+    call, _ = dial_until_ended(world, world.place())
+    assert call.status == "in_progress"
+    assert world.livekit.requests["CreateRoom"] == 3
+    assert world.livekit.requests["DeleteRoom"] == 2
+
+
+def test_the_backoff_has_jitter(world: Clocked) -> None:
+    first = set()
+    for _ in range(8):
+        world.livekit.answers = [UNAVAILABLE]
+        call_id = world.place()
+        world.dial()
+        first.add(world.call(call_id).waitUntil - world.now)
+        world.dial_queue.sent.clear()
+    assert len(first) > 1
+
+
+@pytest.mark.parametrize("down", [DOWN, LiveKitUnreachable(), LiveKitError("unauthenticated", 401)])
+def test_a_livekit_that_fails_before_the_dial_is_tried_again_and_nothing_is_fenced(
+    world: Clocked, down: LiveKitError
+) -> None:
+    world.livekit.down = down
+    call, waits = dial_until_ended(world, world.place())
+    assert (call.status, call.events[-1]["reason"]) == ("failed", "livekit_unavailable")
+    assert doubled(waits), waits
+    assert [entry["type"] for entry in call.events] == ["call.queued", "call.ended"]
+    assert world.livekit.requests["CreateRoom"] <= 5
+    assert "CreateSIPParticipant" not in world.livekit.requests
+
+
+@pytest.mark.parametrize("code", [500, 502, 503, 504])
+def test_a_carriers_own_failure_ends_the_call(world: Clocked, code: int) -> None:
+    """Even under a Twirp code that would be tried again: the carrier had the INVITE."""
+    world.livekit.answers = [LiveKitError("unavailable", 503, code)]
+    call, waits = dial_until_ended(world, world.place())
+    assert (call.status, call.events[-1]["reason"], call.events[-1]["sipStatusCode"]) == (
+        "failed", "carrier_error", code,
+    )  # fmt: skip
+    assert waits == []
+    assert world.livekit.requests["CreateSIPParticipant"] == 1
+
+
+def test_a_refusal_with_a_phone_in_the_room_is_not_taken_at_its_word(world: Clocked) -> None:
+    """The participant joins before the INVITE: where it is, something may ring."""
+    call_id = world.place()
+    room = world.call(call_id).roomName
+
+    async def joins_and_refuses(**request: object) -> None:
+        world.livekit.requests["CreateSIPParticipant"] = 1
+        world.livekit.rooms[room] = RoomView("active", True)
+        raise UNAVAILABLE
+
+    world.livekit.dial = joins_and_refuses  # type: ignore[method-assign]
+    world.dial()
+    assert world.call(call_id).status == "in_progress"
+    assert world.dial_queue.sent == []
+
+
+def test_a_refusal_that_cannot_be_checked_is_left_to_the_reconciler(world: Clocked) -> None:
+    call_id = world.place()
+
+    async def refuses(**request: object) -> None:
+        world.livekit.down = LiveKitUnclear(502)
+        raise UNAVAILABLE
+
+    world.livekit.dial = refuses  # type: ignore[method-assign]
+    world.dial()
+    call = world.call(call_id)
+    assert (call.status, world.dial_queue.sent) == ("dialing", [])
+    world.livekit.down = None
+    ended = world.minutes_until_ended(call_id, 6)
+    assert (ended.status, ended.events[-1]["reason"]) == ("failed", "outcome_unknown")
+
+
+def test_a_refusal_after_the_phone_was_seen_to_leave_is_an_end(world: Clocked) -> None:
+    call_id = world.place()
+
+    async def refuses(**request: object) -> None:
+        left = {"reason": "USER_REJECTED", "callStatus": "ringing", "at": world.now}
+        await asyncio.to_thread(world.calls.note_left, call_id, left)
+        raise UNAVAILABLE
+
+    world.livekit.dial = refuses  # type: ignore[method-assign]
+    world.dial()
+    call = world.call(call_id)
+    assert (call.status, call.events[-1]["reason"]) == ("rejected", "rejected")
