@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from dial_worker.livekit_sip import connect
-from reconcile_calls.reconcile import Reconciling, reconcile
+from reconcile_calls.reconcile import ROUND_SECONDS, Reconciling, reconcile
 from reconcile_calls.settings import Settings
 from shared import aws
 from shared.call_store import CallStore
@@ -29,9 +29,6 @@ livekit_secret = LiveKitSecretCache(
     aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
 )
 runner = asyncio.Runner()
-
-# A round that has begun is finished: it must fit into what remains.
-ROUND_SECONDS = 30
 
 
 def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, int]:

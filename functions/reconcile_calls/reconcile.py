@@ -32,6 +32,9 @@ from shared.table_keys import SHARDS
 from shared.telemetry import count, logger
 from shared.workspaces import WorkspaceStore
 
+# A round that has begun is finished: it must fit into what remains of the run.
+ROUND_SECONDS = 30
+
 # LiveKit Cloud allows 1,000 requests a minute; the dial workers need theirs.
 LIVEKIT_REQUESTS = 500
 

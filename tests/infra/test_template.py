@@ -12,6 +12,7 @@ import pytest
 from samtranslator.yaml_helper import yaml_parse
 
 from local.template_for_emulator import translate
+from reconcile_calls.reconcile import ROUND_SECONDS
 from shared.durations import Durations
 
 ROOT = Path(__file__).parent.parent.parent
@@ -164,7 +165,17 @@ def test_time_outs_nest(resources: dict[str, Any]) -> None:
     timeout = {name: entry["Timeout"] for name, entry in of_type(resources, "AWS::Lambda::Function").items()}
     d = Durations()
     longest_ring = 60
-    assert longest_ring + d.answer_margin + d.fence_margin + d.agent_wait < timeout["DialWorker"]
+    dial = longest_ring + d.answer_margin
+    assert d.livekit_request < dial < dial + d.fence_margin < timeout["DialWorker"]
+    # Room, agent and the trunk's moment fit in front of the longest dial.
+    assert d.livekit_request + d.agent_wait + d.pacing_hold + dial + d.fence_margin <= timeout["DialWorker"]
+    # A lease ends so long after its process: clocks differ by less, and a dial under way is answered by then.
+    assert d.lease_margin >= 60
+    # The reconciler: one listing and three requests for a call in a row, and the writes, are one round.
+    assert 4 * d.livekit_look <= ROUND_SECONDS - 5
+    assert timeout["ReconcileCalls"] - d.livekit_look > ROUND_SECONDS
+    # Published: ten minutes after its limit. The last postponement, the next minute, the run itself.
+    assert d.end_margin + d.second_look + 60 + timeout["ReconcileCalls"] <= 600
     assert d.webhook_attempt < timeout["Deliver"] < d.webhook_lease
     assert timeout["InitiateCall"] < d.orphan_drop
     assert timeout["ReconcileCalls"] < 60

@@ -112,7 +112,7 @@ def test_a_dial_that_livekit_cannot_be_asked_about_ends_all_the_same(world: Cloc
     assert minutes(call) <= 40 / 60 + 10 + 10
 
 
-@pytest.mark.parametrize("seconds", [1, 29, 31, 61, 150, 299, 331, 451])
+@pytest.mark.parametrize("seconds", [1, 61, 299, 331])
 def test_a_call_whose_events_were_lost_ends_within_eight_minutes(world: Clocked, seconds: int) -> None:
     """Whenever between two looks the phone leaves."""
     call_id = world.place_answered()
