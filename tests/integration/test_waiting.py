@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from typing import Any
+
 import pytest
 
 from shared.workspaces import WorkspaceStore
+from tests.clocked import START, Clocked, RoomsInMemory
 from tests.hooks import change, once, other_worker, rooms
 from tests.system import System, demo_workspace
 
@@ -62,3 +67,98 @@ def test_a_duplicate_message_starts_no_second_chain(system: System, monkeypatch:
     # The first message itself, still invisible, and the one of the only chain.
     assert system.messages("DialQueue") == 2
     assert system.item(call_id)["status"] == "queued"
+
+
+def test_a_waiting_call_burns_no_receives(system: System) -> None:
+    """Each round is a message of its own, received for the first time: none comes near the dead-letter queue."""
+    system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
+    system.workspaces.take_slot("demo", "somebody", 1)
+    call_id = system.place()
+    deadline = system.item(call_id)["queueDeadline"]
+    seen: set[str] = set()
+
+    def three_rounds() -> bool:
+        for record in system.receive("DialQueue"):
+            assert record["attributes"]["ApproximateReceiveCount"] == "1"
+            assert other_worker(system, [record]) == {"batchItemFailures": []}
+            system.sqs.delete_message(
+                QueueUrl=system.queue_urls["DialQueue"], ReceiptHandle=record["receiptHandle"]
+            )
+            seen.add(record["messageId"])
+        return len(seen) == 3
+
+    system.run_until(three_rounds, dial=False)
+    item = system.item(call_id)
+    assert (item["status"], item["queueDeadline"], item["attempts"]) == ("queued", deadline, 0)
+    assert system.events(call_id) == ["call.queued"]
+    assert system.messages("DialQueue") == 1
+
+
+def test_a_call_that_never_gets_a_slot_expires_at_its_deadline(system: System) -> None:
+    world = Clocked(system)
+    world.durations = dataclasses.replace(world.durations, queue_ttl=90)
+    system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
+    system.workspaces.take_slot("demo", "somebody", 1)
+    call_id = world.place()
+    rounds = 0
+    while not world.call(call_id).ended:
+        rounds += world.dial()
+        assert len(world.dial_queue.sent) <= 1, "one chain of messages"
+        world.now = min((at for at, _ in world.dial_queue.sent), default=world.now)
+    call = world.call(call_id)
+    assert (call.status, call.events[-1]["reason"], call.events[-1]["retryable"]) == ("expired", "expired", True)
+    assert call.endedAt is not None
+    assert 0 <= call.endedAt - call.queueDeadline <= world.durations.slot_wait * 1000
+    assert call.queueDeadline == START + 90_000
+    assert rounds > 90 / world.durations.slot_wait, "and it asked often enough"
+    assert set(world.livekit.requests) <= {"DeleteRoom"}
+    assert (call.dueShard, world.dial_queue.sent) == (None, [])
+
+
+def test_a_trunk_is_given_its_invites_a_gap_apart(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten calls of two workspaces on one trunk, one call a second (at 1/20 of the time: 50 ms)."""
+    gap = 50
+    for name in ("demo", "other"):
+        system.workspaces.put(demo_workspace(workspaceId=name, callsPerSecond=1))
+    reserved: list[int] = []
+    reserve_trunk = WorkspaceStore.reserve_trunk
+
+    def noted(*given: Any) -> int | None:
+        moment = reserve_trunk(*given)
+        assert moment is not None
+        reserved.append(moment)
+        return moment
+
+    monkeypatch.setattr(WorkspaceStore, "reserve_trunk", noted)
+    system.faults(numbers={f"+1555060{n:04}": {"outcome": "busy"} for n in range(10)})
+    calls = [
+        system.place(f"+1555060{n:04}", headers={"x-workspace-id": ("demo", "other")[n % 2]}) for n in range(10)
+    ]
+    system.run_until(lambda: all(map(system.ended, calls)))
+    moments = sorted(reserved)
+    assert len(moments) == len(system.calls_placed()) == 10
+    assert all(later - earlier >= gap for earlier, later in itertools.pairwise(moments)), moments
+    dialled = sorted(system.item(call_id)["dialedAt"] for call_id in calls)
+    # Each is fenced at its own moment or later; a sleep may wake up a millisecond early.
+    assert all(at >= moment - 2 for at, moment in zip(dialled, moments, strict=True))
+
+
+def test_a_moment_that_a_call_cannot_use_is_left_to_others(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its agent came, others took the trunk for longer than this process lives."""
+    world = Clocked(system)
+    call_id = world.place()
+    taken = world.now + 100_000
+    once(
+        monkeypatch, RoomsInMemory, "create_room",
+        after=lambda: world.workspaces.reserve_trunk("ST_demo", 100_000, world.now, taken),
+    )  # fmt: skip
+    world.dial()
+    assert world.call(call_id).status == "queued"
+    assert world.workspaces.next_free("ST_demo") == taken
+    assert world.livekit.rooms == {}, "its agent does not wait with it"
+    assert world.call(call_id).waitUntil == taken
+    world.now = taken
+    world.dial()
+    assert world.call(call_id).status == "in_progress"
