@@ -326,7 +326,7 @@ class System:
         return len(records)
 
     def run_until(self, done: Callable[[], bool], seconds: float = 15, *, dial: bool = True) -> None:
-        """Pumps everything until `done`, or fails after `seconds`. dial: False leaves the dial queue to the test."""
+        """Pumps everything until `done`, or fails after `seconds`. dial: not the dial queue, if False."""
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, f"not done: {self.calls_placed()}"

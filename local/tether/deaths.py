@@ -34,6 +34,7 @@ POINTS: dict[str, tuple[str, ...]] = {
         "CallStore.unfence",
         "CallStore.answered",
         "CallStore.note_left",
+        "CallStore.note_missing",
         "CallStore.ask_to_hang_up",
         "CallStore.end",
         "CallStore.postpone",
@@ -43,7 +44,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     "shared.workspaces": ("WorkspaceStore.take_slot", "WorkspaceStore.free_slot"),
     "shared.delivery_store": ("DeliveryStore.create", "DeliveryStore.take", "DeliveryStore.finish"),
     "shared.queues": ("Queue.send", "Queue.send_batch"),
-    "dial_worker.livekit_sip": ("LiveKit.create_room", "LiveKit.dial"),
+    "dial_worker.livekit_sip": ("LiveKit.view_room", "LiveKit.create_room", "LiveKit.dial"),
     "webhook_dispatch.transport": ("GuardedTransport.handle_async_request",),
 }
 

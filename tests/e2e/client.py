@@ -65,6 +65,15 @@ class Client:
         assert isinstance(events, list)
         return events
 
+    def make_room(self) -> None:
+        """Enough slots, trunk and rate for everything a test places."""
+        self.aws("dynamodb").update_item(
+            TableName=self.info["resources"]["WorkspacesTable"],
+            Key={"workspaceId": {"S": self.info["workspaceId"]}},
+            UpdateExpression="SET maxConcurrentCalls = :slots, callsPerSecond = :pace, callsPerMinute = :rate",
+            ExpressionAttributeValues={":slots": {"N": "60"}, ":pace": {"N": "20"}, ":rate": {"N": "60000"}},
+        )
+
     def active_calls(self) -> set[str]:
         """The ids that hold a slot of the workspace."""
         answer = self.aws("dynamodb").get_item(

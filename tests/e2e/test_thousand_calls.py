@@ -26,7 +26,7 @@ SHARE = 0.05
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     with launched(tmp_path_factory.mktemp("thousand") / "state") as running, Client(running.info()) as client:
-        change_workspace(client)
+        client.make_room()
         faults = {
             "talkSeconds": 0.5,
             "ringSeconds": 0.3,
@@ -40,16 +40,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         }
         client.livekit.put("/_standin/faults", json=faults).raise_for_status()
         yield client
-
-
-def change_workspace(client: Client) -> None:
-    """Enough slots and trunk for the test; a rate for all of it."""
-    client.aws("dynamodb").update_item(
-        TableName=client.info["resources"]["WorkspacesTable"],
-        Key={"workspaceId": {"S": client.info["workspaceId"]}},
-        UpdateExpression="SET maxConcurrentCalls = :slots, callsPerSecond = :pace, callsPerMinute = :rate",
-        ExpressionAttributeValues={":slots": {"N": "60"}, ":pace": {"N": "20"}, ":rate": {"N": "60000"}},
-    )
 
 
 def test_every_one_of_them_ends_once_and_rings_at_most_once(
