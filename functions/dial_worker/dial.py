@@ -33,7 +33,7 @@ from dial_worker.outcomes import (
     verdict,
 )
 from shared.call import Call, Outcome, compact, json_object
-from shared.call_store import CallStore
+from shared.call_store import ROOM_CLOSED, CallStore
 from shared.durations import Durations
 from shared.ending import clear, end_call
 from shared.errors import LiveKitError, LiveKitUnreachable
@@ -353,7 +353,7 @@ async def _find_out(parts: Dialling, call: Call) -> None:
                 return
             missing_since = missing_since or parts.clock()
             # A room may close while the dial is on its way to it, which then makes it again and rings.
-            left = seen.left is not None and seen.left["reason"] != "ROOM_CLOSED"
+            left = seen.left is not None and seen.left["reason"] != ROOM_CLOSED
             if left or parts.clock() - missing_since >= parts.durations.second_look * 1000:
                 await _end(parts, seen, left_outcome(seen.left))
                 return

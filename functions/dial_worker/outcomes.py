@@ -113,8 +113,9 @@ def left_outcome(left: dict[str, Any] | None) -> Outcome:
             return Outcome("rejected", "rejected", retryable=True)
         case "CLIENT_INITIATED" | "SIP_TRUNK_FAILURE":
             return _CARRIER_RETRY
-        case "ROOM_DELETED" | "PARTICIPANT_REMOVED" | "ROOM_CLOSED":
+        case "ROOM_DELETED" | "PARTICIPANT_REMOVED":
             return Outcome("failed", "removed", retryable=True)
+    # ROOM_CLOSED, of a room that finished without a word about the phone, tells nothing of it.
     return Outcome("failed", "outcome_unknown")
 
 

@@ -17,7 +17,7 @@ from livekit.protocol.webhook import WebhookEvent
 
 from dial_worker.outcomes import NOT_AN_END, answered_outcome
 from shared.call import Call, Outcome
-from shared.call_store import CallStore, Write
+from shared.call_store import ROOM_CLOSED, CallStore, Write
 from shared.durations import Durations
 from shared.ending import clear, end_call
 from shared.workspaces import WorkspaceStore
@@ -94,7 +94,7 @@ def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
 
 def _room_finished(parts: Settling, call: Call) -> Settled:
     if call.status == "dialing":
-        left = {"reason": "ROOM_CLOSED", "callStatus": "dialing", "at": parts.clock()}
+        left = {"reason": ROOM_CLOSED, "callStatus": "dialing", "at": parts.clock()}
         write = parts.calls.note_left(call, left)
         answered = _answered_meanwhile(call, write)
         if answered is None:

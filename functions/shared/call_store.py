@@ -34,6 +34,9 @@ NO_HANGUP = "attribute_not_exists(hangup)"
 MAXIMUM_REPORTS = 50
 MAXIMUM_REPORTS_BYTES = 128 * 1024
 
+# Noted as the reason when a room finished without LiveKit's word on the phone itself.
+ROOM_CLOSED = "ROOM_CLOSED"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Write:
@@ -199,13 +202,14 @@ class CallStore:
     def note_left(self, seen: Call, left: dict[str, Any]) -> Write:
         """Keeps the first word on why the phone's participant left while the dial is still under way.
 
-        Lost when the call has been fenced anew since it was seen: the word is of another room.
+        That its room closed is no word on the phone: a later one takes its place. Lost when the call has been
+        fenced anew since it was seen: the word is of another room.
         """
         return self._update(
             seen.callId,
             "SET #left = :left",
-            "#status = :dialing AND attribute_not_exists(#left) AND roomSid = :room",
-            {":left": left, ":dialing": "dialing", ":room": seen.roomSid},
+            "#status = :dialing AND roomSid = :room AND (attribute_not_exists(#left) OR #left.reason = :closed)",
+            {":left": left, ":dialing": "dialing", ":room": seen.roomSid, ":closed": ROOM_CLOSED},
             mine=lambda call: call.left == left,
         )
 

@@ -94,6 +94,7 @@ def test_a_dial_without_a_sip_code_ends_by_how_long_it_rang(
         ("ROOM_DELETED", "active", "completed"),
         ("PARTICIPANT_REMOVED", "ringing", "failed"),
         ("SERVER_SHUTDOWN", "ringing", "failed"),
+        ("ROOM_CLOSED", "dialing", "failed"),
     ],
 )
 def test_livekits_reason_decides_where_the_dials_own_answer_was_lost(
@@ -102,8 +103,11 @@ def test_livekits_reason_decides_where_the_dials_own_answer_was_lost(
     assert left_outcome({"reason": reason, "callStatus": call_status}).status == status
 
 
-def test_without_any_word_the_outcome_is_unknown_and_never_retryable() -> None:
-    assert left_outcome(None) == Outcome("failed", "outcome_unknown", retryable=False)
+@pytest.mark.parametrize("left", [None, {"reason": "ROOM_CLOSED", "callStatus": "dialing"}])
+def test_without_a_word_on_the_phone_the_outcome_is_unknown_and_never_retryable(
+    left: dict[str, Any] | None,
+) -> None:
+    assert left_outcome(left) == Outcome("failed", "outcome_unknown", retryable=False)
 
 
 @pytest.mark.parametrize("reason", [None, "CLIENT_INITIATED", "ROOM_DELETED", "CONNECTION_TIMEOUT"])
