@@ -62,11 +62,11 @@ def change_durations(patch: pytest.MonkeyPatch, system: System, module: str, **c
     patch.setattr(system.modules[module], "settings", dataclasses.replace(settings, durations=durations))
 
 
-def other_worker(system: System, records: list[dict[str, Any]], seconds: float = 6) -> dict[str, Any]:
+def other_worker(system: System, records: list[dict[str, Any]], context: Context | None = None) -> dict[str, Any]:
     """What a second dial worker answers: a process of its own has an event loop of its own."""
 
     def work() -> Any:
-        return asyncio.run(system.modules["dial_worker"].dial_batch(records, Context(seconds)))
+        return asyncio.run(system.modules["dial_worker"].dial_batch(records, context or Context(6)))
 
     with ThreadPoolExecutor(1) as other:
         answer = other.submit(work).result(30)

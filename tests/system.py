@@ -63,6 +63,10 @@ class Context:
     invoked_function_arn = "arn:aws:lambda:us-east-1:123456789012:function:function"
 
     def __init__(self, seconds: float) -> None:
+        self.remaining(seconds)
+
+    def remaining(self, seconds: float) -> None:
+        """Moves the deadline: so much is left from now."""
         self._deadline = time.monotonic() + seconds
 
     def get_remaining_time_in_millis(self) -> int:

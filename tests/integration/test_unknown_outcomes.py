@@ -12,7 +12,7 @@ from shared.call_store import CallStore
 from shared.errors import LiveKitUnclear
 from shared.workspaces import WorkspaceStore
 from tests.hooks import change, once, other_worker, requests
-from tests.system import System
+from tests.system import Context, System
 
 ANSWERS, BUSY, RINGS, TALKS_ON = "+15550000000", "+15550000001", "+15550000002", "+15550000012"
 # "hang": no answer within the client's own time.
@@ -82,29 +82,25 @@ def test_a_phone_that_rings_out_after_the_connection_was_cut_was_not_answered(sy
 def test_what_the_worker_cannot_find_out_in_its_time_the_reconciler_does(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The function's own deadline is near when the dial's time-out comes; LiveKit cannot be asked meanwhile."""
-    system.faults(createSIPParticipant={"fail": "cut", "after": True}, listParticipants=None)
+    """The function's own deadline is near when the connection is cut, and LiveKit cannot be asked."""
+    system.faults(createSIPParticipant={"fail": "cut", "after": True})
     call_id = system.place(TALKS_ON)
     [record] = system.receive("DialQueue")
-    dial = LiveKit.dial
+    context = Context(6)
+    dial, view_room = LiveKit.dial, LiveKit.view_room
 
     async def last_thing(livekit: LiveKit, **request: Any) -> None:
         try:
             await dial(livekit, **request)
         finally:
-            await system_is_down()
-
-    async def system_is_down() -> None:
-        monkeypatch.setattr(LiveKit, "view_room", down)
+            context.remaining(system.durations.fence_margin + 0.2)
+            monkeypatch.setattr(LiveKit, "view_room", down)
 
     async def down(livekit: LiveKit, room: str, identity: str) -> Any:
         raise LiveKitUnclear(502)
 
-    view_room = LiveKit.view_room
     monkeypatch.setattr(LiveKit, "dial", last_thing)
-    # So long that the fence is just allowed, and nothing remains after a few looks.
-    seconds = 40 * 0.05 + 2 + system.durations.fence_margin + 1
-    assert other_worker(system, [record], seconds) == {"batchItemFailures": []}
+    assert other_worker(system, [record], context) == {"batchItemFailures": []}
     assert system.item(call_id)["status"] == "dialing"
     monkeypatch.setattr(LiveKit, "view_room", view_room)
     change(system, call_id, leaseUntil=1, checkAt=1)
