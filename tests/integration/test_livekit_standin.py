@@ -163,7 +163,8 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(work)
 
 
-def token(ttl: float = 60, secret: str = SECRET, key: str = KEY, **claims: Any) -> str:
+def token(ttl: float = 3600, secret: str = SECRET, key: str = KEY, **claims: Any) -> str:
+    """Lives for an hour: the tables of tests are made long before the last of them runs."""
     return jwt.encode({"iss": key, "exp": int(time.time() + ttl), **claims}, secret, algorithm="HS256")
 
 
