@@ -137,7 +137,16 @@ def test_the_phones_own_reason_is_better_than_the_rooms(silent: System, turned: 
     """The worker is dead: what the events say is all there is."""
     call_id = silent.place(ANSWERS)
     now = int(time.time() * 1000)
-    change(silent, call_id, status="dialing", leaseId="dead", leaseUntil=now - 1, dialedAt=now, checkAt=1)
+    change(
+        silent,
+        call_id,
+        status="dialing",
+        leaseId="dead",
+        leaseUntil=now - 1,
+        dialedAt=now,
+        roomSid="RM_1",
+        checkAt=1,
+    )
     events = [phone_left(silent, call_id, "USER_UNAVAILABLE", "ringing"), room_finished(silent, call_id)]
     for event in reversed(events) if turned else events:
         assert tell(silent, event) == 200
@@ -148,7 +157,16 @@ def test_the_phones_own_reason_is_better_than_the_rooms(silent: System, turned: 
 def test_a_room_that_finished_says_nothing_of_a_phone_that_nobody_saw(silent: System) -> None:
     call_id = silent.place(ANSWERS)
     now = int(time.time() * 1000)
-    change(silent, call_id, status="dialing", leaseId="dead", leaseUntil=now - 1, dialedAt=now, checkAt=1)
+    change(
+        silent,
+        call_id,
+        status="dialing",
+        leaseId="dead",
+        leaseUntil=now - 1,
+        dialedAt=now,
+        roomSid="RM_1",
+        checkAt=1,
+    )
     assert tell(silent, room_finished(silent, call_id)) == 200
     silent.reconcile()
     assert end_of(silent, call_id) == ("failed", "outcome_unknown", None)

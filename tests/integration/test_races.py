@@ -14,7 +14,8 @@ from dial_worker.livekit_sip import LiveKit, RoomView
 from livekit_events.settle import settle
 from shared.call import Call
 from shared.errors import LiveKitUnclear
-from tests.integration.test_reconcile import change, reconcile_until_ended
+from tests.hooks import change
+from tests.integration.test_reconcile import reconcile_until_ended
 from tests.system import System
 
 

@@ -144,7 +144,7 @@ def test_a_refusal_after_the_phone_was_seen_to_leave_is_an_end(world: Clocked) -
 
     async def refuses(**request: object) -> None:
         left = {"reason": "USER_REJECTED", "callStatus": "ringing", "at": world.now}
-        await asyncio.to_thread(world.calls.note_left, call_id, left)
+        await asyncio.to_thread(world.calls.note_left, world.call(call_id), left)
         raise UNAVAILABLE
 
     world.livekit.dial = refuses  # type: ignore[method-assign]

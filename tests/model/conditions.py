@@ -95,6 +95,8 @@ NAMES = {
     "attribute_not_exists(hangup)": "no hangup",
     "attribute_exists(hangup)": "hangup",
     "attribute_not_exists(#left)": "nothing left",
+    "(attribute_not_exists(#left) OR #left.reason = :closed)": "no word on the phone",
+    "checkAt = :was": "next look as seen",
     "roomSid = :room": "room as seen",
     "attribute_exists(endedAt)": "ended",
 }

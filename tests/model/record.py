@@ -42,6 +42,9 @@ MEANINGS: dict[str, Callable[[Call, int, Seen, bool], bool]] = {
     "no hangup": lambda call, lease, seen, stale: not call.hangup,
     "hangup": lambda call, lease, seen, stale: call.hangup,
     "nothing left": lambda call, lease, seen, stale: not call.left,
+    "no word on the phone": lambda call, lease, seen, stale: call.left != "phone",
+    # When to look next is not modelled: looks come at any time.
+    "next look as seen": lambda call, lease, seen, stale: True,
     "room as seen": lambda call, lease, seen, stale: call.room == seen.room,
     "ended": lambda call, lease, seen, stale: call.status == ENDED,
 }

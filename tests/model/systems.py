@@ -213,8 +213,9 @@ SECOND_LINES = {
 # No promise of the model rests on these.
 OTHER_REASONS = {
     "answered: lease mine": "only the lease's holder, or the reconciler after it, has a dial to tell of",
-    "note_left: nothing left": "the first word on why the phone left is the better reason",
+    "note_left: no word on the phone": "the first word on why the phone left is the better reason",
     "note_missing: status as seen": "a look noted too late only brings on another look",
+    "note_missing: next look as seen": "a look noted too late would put off a request to hang up by minutes",
     "ask_to_hang_up: no hangup": "the first reason to hang up stays",
     "leave_due: ended": "everybody who asks for it has seen the end",
     "take_slot: its own slot": "a call that backs off while every slot is taken would wait for its own",

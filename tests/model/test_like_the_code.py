@@ -39,15 +39,17 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "dial_call": "workspaces.paused _wait _end _end workspaces.next_free _wait calls.take_lease _dial_leased",
         "_dial_leased": (
             "_take_slot _lease_over _slot_came_late _prepare_room _try_again _lease_over _end "
-            "workspaces.reserve_trunk _step_back workspaces.paused _step_back "
+            "_reserve_trunk workspaces.next_free _step_back workspaces.paused _step_back "
             "calls.fence _dial_fenced _lease_over _clear"
         ),
         "_take_slot": "workspaces.take_slot workspaces.note_waiting _wait",
+        "_reserve_trunk": "workspaces.reserve_trunk",
         "_prepare_room": "livekit.delete_room livekit.create_room livekit.view_room",
         "_slot_came_late": "calls.get workspaces.free_slot",
         "_dial_fenced": "_lease_over livekit.dial _lease_over _not_answered verdict _answered",
         "_answered": "_lease_over calls.answered _end _still_mine _delete_room _end",
-        "_not_answered": "_end _un_fence calls.get _still_mine _end _find_out",
+        "_not_answered": "_end _un_fence _told _still_mine _end _find_out",
+        "_told": "calls.get _still_mine",
         "_un_fence": "livekit.view_room _find_out _end calls.unfence _still_mine _end",
         "_find_out": "_lease_over livekit.view_room _answered calls.get _still_mine _end",
         "_end": "end_call _clear",
@@ -65,7 +67,7 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "_queued": "_end dial_queue.send",
         "_dialing": (
             "livekit.remove_participant _end livekit.view_room _missing_long_enough _end "
-            "livekit.delete_room livekit.remove_participant calls.answered"
+            "livekit.delete_room livekit.remove_participant calls.answered _end"
         ),
         "_in_progress": (
             "_end _hang_up _hang_up livekit.view_room _missing_long_enough _hang_up _missing_long_enough _end"
