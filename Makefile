@@ -69,11 +69,12 @@ check: $(DEV) $(SAM) $(AGENT) ## Lints, formats (without writing), type-checks, 
 	.venv/bin/mypy
 	cd examples/agent && $(CURDIR)/.venv-agent/bin/mypy
 	$(SAM_ENV) sam validate --lint
-	$(SAM_ENV) cfn-lint template.yaml
+	$(SAM_ENV) cfn-lint template.yaml infra/monitoring.yaml infra/deploy-role.yaml
 
 BUILD_DIR := .aws-sam/$(if $(filter arm64,$(ARCH)),build,build-$(ARCH))
 build: $(SAM) ## Builds what `sam deploy` uploads; ARCH=x86_64 builds one that runs on such a machine, beside it
-	mkdir -p .aws-sam
+	mkdir -p .aws-sam/infra
+	cp infra/monitoring.yaml .aws-sam/infra/
 	sed 's/^    Architectures: .*/    Architectures: [$(ARCH)]/' template.yaml > .aws-sam/template-$(ARCH).yaml
 	$(SAM_ENV) UV_REQUIRE_HASHES=1 UV_NO_BUILD=1 sam build --config-file "$(CURDIR)/samconfig.toml" \
 		--template-file .aws-sam/template-$(ARCH).yaml --base-dir . --build-dir $(BUILD_DIR)

@@ -38,7 +38,7 @@ from shared.durations import Durations
 from shared.ending import clear, end_call
 from shared.errors import LiveKitError, LiveKitUnreachable
 from shared.queues import Queue
-from shared.telemetry import count, logger
+from shared.telemetry import count, logger, measure
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
 
 MAXIMUM_ATTEMPTS = 5
@@ -142,6 +142,9 @@ async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call, *, wai
         parts.calls.fence, call.callId, _lease_of(call), room_sid, from_number, parts.clock()
     )
     if fenced.won and fenced.call is not None:
+        count("CallsDialed")
+        # From the POST until LiveKit is asked, waiting for a slot, a trunk or the switch included.
+        measure("DialDelay", fenced.call.events[-1]["at"] - fenced.call.events[0]["at"])
         await _dial_fenced(parts, workspace, fenced.call, from_number, ring, timeout)
     elif fenced.call is not None and fenced.call.ended and not _lease_over(parts, call):
         # Canceled meanwhile; the room and the slot were this process's.

@@ -20,6 +20,7 @@ from shared.call import Call, Outcome
 from shared.call_store import ROOM_CLOSED, CallStore, Write
 from shared.durations import Durations
 from shared.ending import clear, end_call
+from shared.telemetry import count, logger
 from shared.workspaces import WorkspaceStore
 
 CALL_STATUS = "sip.callStatus"
@@ -71,6 +72,10 @@ def call_id_of(event: WebhookEvent) -> str | None:
 
 
 def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
+    if call.dialedAt is None:
+        # Nobody may ask LiveKit for a phone before the fence, so this one broke the first promise.
+        logger.error("a phone rang without a fence", extra={"call_id": call.callId})
+        count("RingsWithoutFence")
     reason = DisconnectReason.Name(event.participant.disconnect_reason)
     if call.status == "dialing" and reason not in NOT_AN_END:
         left = {

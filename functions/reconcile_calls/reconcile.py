@@ -29,7 +29,7 @@ from shared.ending import clear, end_call
 from shared.errors import LiveKitError, RingonceError
 from shared.queues import Queue
 from shared.table_keys import SHARDS
-from shared.telemetry import count, logger
+from shared.telemetry import count, logger, measure
 from shared.workspaces import WorkspaceStore
 
 # A round that has begun is finished: it must fit into what remains of the run.
@@ -57,6 +57,8 @@ class Reconciling:
     clock: Callable[[], int]
     time_left: Callable[[], bool]
     requests_left: int = LIVEKIT_REQUESTS
+    # ms by which the latest item of this run was late
+    lateness: int = 0
     done: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def spend_request(self) -> None:
@@ -76,6 +78,7 @@ async def reconcile(parts: Reconciling) -> collections.Counter[str]:
         pages = [shard for shard, page in zip(pages, keys, strict=True) if page is not None]
         await _round(parts, [key for page in keys if page for key in page], paused)
     logger.info("reconciled", extra={"done": dict(parts.done), "requests_left": parts.requests_left})
+    measure("DueLateness", parts.lateness)
     return parts.done
 
 
@@ -89,9 +92,12 @@ async def _round(parts: Reconciling, keys: list[tuple[str, str]], paused: bool) 
     due = [call for call in calls if call.checkAt is not None and call.checkAt <= now]
     # In another order each time: when LiveKit's requests are spent, it is not always the same calls that wait.
     random.shuffle(due)
+    rows = [row for row in deliveries if row.checkAt is not None and row.checkAt <= now]
+    since = [call.checkAt or now for call in due] + [row.checkAt or now for row in rows]
+    parts.lateness = max(parts.lateness, now - min(since, default=now))
     rooms = await _rooms(parts, due)
     work = [_guarded(parts, call, _call(parts, call, rooms.get(call.roomName), paused)) for call in due]
-    work += [_delivery(parts, row) for row in deliveries if row.checkAt is not None and row.checkAt <= now]
+    work += [_delivery(parts, row) for row in rows]
     for result in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(result, BaseException):
             logger.error("not reconciled", exc_info=result)
@@ -280,7 +286,9 @@ async def _end(parts: Reconciling, call: Call, outcome: Outcome) -> str:
     ended = await asyncio.to_thread(end_call, parts.calls, call, outcome, parts.durations, parts.clock)
     if ended is None:
         return "lost"
-    count("CallsEndedByReconciler")
+    if ended.hangup is None:
+        # Not one that somebody asked to hang up: a process died, or an event was lost.
+        count("CallsEndedByReconciler")
     if ended.attempts:
         parts.spend_request()
         await parts.livekit.delete_room(ended.roomName)

@@ -72,7 +72,7 @@ def respond(event: Event, function: Callable[[Event], Answer]) -> Answer:
         result = function(event)
     except RequestRefused as refused:
         logger.info("refused", extra={"code": refused.code, "request_id": request_id(event)})
-        count("RequestsRefused", code=refused.code)
+        count("RequestsRefused")
         result = refusal(refused)
     except (StoreError, QueueError) as exc:
         logger.error("dependency down", extra={"reason": str(exc), "request_id": request_id(event)})

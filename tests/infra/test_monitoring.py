@@ -1,0 +1,160 @@
+"""What must hold of infra/monitoring.yaml, of the code that feeds it, and of the runbook it points at."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+from samtranslator.yaml_helper import yaml_parse
+
+from local.dashboard import dashboard_body, metrics_of
+from shared.call import ENDED
+from shared.delivery_store import State
+
+ROOT = Path(__file__).parents[2]
+MONITORING = yaml_parse((ROOT / "infra" / "monitoring.yaml").read_text())
+TEMPLATE = yaml_parse((ROOT / "template.yaml").read_text())
+RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
+ALARMS: dict[str, dict[str, Any]] = {
+    name: resource["Properties"]
+    for name, resource in MONITORING["Resources"].items()
+    if resource["Type"] == "AWS::CloudWatch::Alarm"
+}
+# What a dimension's values may be: CloudWatch bills each of them as a metric.
+VALUES = {"status": set(ENDED), "outcome": set(get_args(State))}
+
+# (metric's name, the dimension's name and value or None)
+Series = tuple[str, tuple[str, str] | None]
+
+
+def emitted() -> set[Series]:
+    """Every series that a call of `count` or `measure` in the functions can make."""
+    found: set[Series] = set()
+    for path in (ROOT / "functions").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("count", "measure")):
+                continue
+            names = [part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)]
+            dimensions = [word.arg for word in node.keywords if word.arg not in (None, "value")]
+            assert names, f"{path.name}:{node.lineno}: the metric's name must be written out"
+            assert len(dimensions) <= 1, f"{path.name}:{node.lineno}: more than one dimension multiplies the cost"
+            for name in names:
+                assert isinstance(name, str)
+                if not dimensions:
+                    found.add((name, None))
+                for dimension in dimensions:
+                    assert dimension is not None
+                    found |= {(name, (dimension, value)) for value in VALUES[dimension]}
+    return found
+
+
+def alarm_metrics(alarm: dict[str, Any]) -> list[dict[str, Any]]:
+    """The metrics of an alarm, each with Namespace, MetricName and Dimensions."""
+    if "Metrics" in alarm:
+        return [entry["MetricStat"]["Metric"] for entry in alarm["Metrics"] if "MetricStat" in entry]
+    return [alarm]
+
+
+def own_series(metric: dict[str, Any]) -> Series | None:
+    """An alarm's metric as a series of ours; None when it is one of AWS's."""
+    if metric["Namespace"] != {"Ref": "Namespace"}:
+        return None
+    dimensions = metric.get("Dimensions", [])
+    assert len(dimensions) <= 1
+    return metric["MetricName"], next(((d["Name"], d["Value"]) for d in dimensions), None)
+
+
+def on_the_dashboard() -> set[Series]:
+    return {
+        (metric.name, metric.dimensions[0] if metric.dimensions else None)
+        for widget in dashboard_body()["widgets"]
+        for metric in metrics_of(widget)
+        if metric.namespace == "${Namespace}"
+    }
+
+
+def in_alarms() -> set[Series]:
+    return {
+        series for alarm in ALARMS.values() for metric in alarm_metrics(alarm) if (series := own_series(metric))
+    }
+
+
+def headings(text: str) -> set[str]:
+    """As GitHub makes links of them."""
+    return {
+        re.sub(r"[^\w\- ]", "", line.lstrip("#").strip().lower()).replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("#")
+    }
+
+
+def test_every_metric_that_is_shown_or_alarmed_on_is_emitted() -> None:
+    assert on_the_dashboard() | in_alarms() <= emitted()
+
+
+def test_every_metric_that_is_emitted_is_shown_or_alarmed_on() -> None:
+    assert emitted() <= on_the_dashboard() | in_alarms()
+
+
+def test_every_alarm_says_what_to_do_and_where_it_is_written() -> None:
+    known = headings(RUNBOOK)
+    for name, alarm in ALARMS.items():
+        found = re.search(r"Runbook: docs/operations\.md#([\w-]+)$", alarm["AlarmDescription"])
+        assert found, name
+        assert found[1] in known, f"{name}: the runbook has no heading {found[1]}"
+        assert len(alarm["AlarmDescription"]) <= 1024, name
+
+
+def test_every_heading_of_the_alarms_chapter_belongs_to_an_alarm() -> None:
+    chapter = RUNBOOK.split("\n## Alarms\n")[1].split("\n## ")[0]
+    told = {alarm["AlarmDescription"].rpartition("#")[2] for alarm in ALARMS.values()}
+    assert headings(chapter) == told
+
+
+def test_every_alarm_tells_somebody_and_says_what_silence_means() -> None:
+    for name, alarm in ALARMS.items():
+        assert alarm["AlarmActions"] == [{"Ref": "AlarmTopic"}], name
+        assert alarm["TreatMissingData"] in ("notBreaching", "breaching"), name
+
+
+def test_every_alarm_is_on_the_dashboard() -> None:
+    (shown,) = (widget for widget in dashboard_body()["widgets"] if widget["type"] == "alarm")
+    assert shown["properties"]["alarms"] == [f"${{{name}.Arn}}" for name in ALARMS]
+
+
+def test_every_function_and_every_queue_has_an_alarm() -> None:
+    watched = json.dumps([[alarm_metrics(alarm)] for alarm in ALARMS.values()])
+    errors = {
+        metric["Dimensions"][0]["Value"]["Ref"]
+        for alarm in ALARMS.values()
+        for metric in alarm_metrics(alarm)
+        if metric["MetricName"] == "Errors"
+    }
+    for name, resource in TEMPLATE["Resources"].items():
+        match resource["Type"]:
+            case "AWS::Serverless::Function":
+                assert name in errors, name
+            case "AWS::SQS::Queue" | "AWS::DynamoDB::Table":
+                assert json.dumps({"Ref": name}) in watched, name
+
+
+def test_the_template_hands_over_every_parameter() -> None:
+    nested = TEMPLATE["Resources"]["Monitoring"]["Properties"]
+    assert set(nested["Parameters"]) == set(MONITORING["Parameters"])
+    # The functions' metrics go where the alarms look for them.
+    variables = TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]
+    assert nested["Parameters"]["Namespace"] == variables["POWERTOOLS_METRICS_NAMESPACE"]
+
+
+def test_the_dashboards_places_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for widget in dashboard_body()["widgets"]:
+        columns = range(widget["x"], widget["x"] + widget["width"])
+        rows = range(widget["y"], widget["y"] + widget["height"])
+        assert columns.stop <= 24
+        places = {(x, y) for x in columns for y in rows}
+        assert not places & taken, widget["properties"].get("title")
+        taken |= places
