@@ -12,7 +12,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from admin import deliveries, keys, place, switch, webhook_secrets, webhook_test, workspaces
+from admin import deliveries, keys, place, restore, switch, webhook_secrets, webhook_test, workspaces
 from admin.terminal import AdminError, Terminal, UsageError
 from shared.clock import now_ms
 from shared.errors import StoreError, StoreUnclear
@@ -179,6 +179,12 @@ def parser() -> argparse.ArgumentParser:
     command("pause", switch.pause, "Stops all dialling; calls under way go on, others wait.", on_workspace=False)
     command("resume", switch.resume, "Dials again.", on_workspace=False)
     command("status", switch.status, "Says whether dialling is paused.", on_workspace=False)
+
+    command = group("restore", "After calls were lost: docs/operations.md has the whole procedure.")
+    seal = command(
+        "seal", restore.seal, "Brings calls back from a backup and ends the open ones, unrung.", on_workspace=False
+    )
+    seal.add_argument("restored", metavar="TABLE", help="into which the backup was restored; it is only read")
     return top
 
 

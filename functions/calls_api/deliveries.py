@@ -49,7 +49,7 @@ def replay(
 def _delivery_view(call: Call, sequence: int, row: Delivery | None) -> dict[str, Any]:
     pending = row is None or row.state == "pending"
     return {
-        "id": event_id(call.callId, sequence),
+        "id": event_id(call, sequence),
         "sequence": sequence,
         "type": call.events[sequence - 1]["type"],
         "state": "pending" if row is None else row.state,

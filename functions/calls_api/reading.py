@@ -45,7 +45,7 @@ def call_view(call: Call) -> str:
 def _event_view(call: Call, sequence: int) -> str:
     entry = call.events[sequence - 1]
     fields = {
-        "id": compact(event_id(call.callId, sequence)),
+        "id": compact(event_id(call, sequence)),
         "type": compact(entry["type"]),
         "timestamp": compact(iso(entry["at"])),
         "sequence": str(sequence),

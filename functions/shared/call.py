@@ -107,6 +107,8 @@ class Call:
     endedAt: int | None = None
     # Epoch ms: a receiver answered 410, no more webhooks of this call.
     webhooksStoppedAt: int | None = None
+    # Epoch ms: it came back from a backup, which does not know what became of it (admin/restore.py).
+    restoredAt: int | None = None
     # In the index of what is due, while there is anything to do.
     dueShard: int | None = None
     checkAt: int | None = None
@@ -149,8 +151,12 @@ def event(kind: str, at: int, **fields: Any) -> dict[str, Any]:
     return {"type": kind, "at": at, **{name: value for name, value in fields.items() if value is not None}}
 
 
-def event_id(call_id: str, sequence: int) -> str:
-    return f"evt_{call_id}_{sequence}"
+def event_id(call: Call, sequence: int) -> str:
+    """The end that a restore wrote has an id of its own: before the loss the same place in the list may have
+    held another event, which the receiver has seen under that id.
+    """
+    restored = "r" if call.events[sequence - 1].get("restored") else ""
+    return f"evt_{call.callId}_{sequence}{restored}"
 
 
 def snapshot(call: Call, sequence: int) -> dict[str, Any]:
@@ -222,7 +228,7 @@ def webhook_body(call: Call, sequence: int) -> str:
         data["report"] = entry["data"]
     return json_object(
         {
-            "id": compact(event_id(call.callId, sequence)),
+            "id": compact(event_id(call, sequence)),
             "type": compact(entry["type"]),
             "timestamp": compact(iso(entry["at"])),
             "sequence": str(sequence),

@@ -265,6 +265,7 @@ class CallStore:
                 reason=outcome.reason,
                 retryable=outcome.retryable,
                 sipStatusCode=outcome.sip_status_code,
+                restored=seen.restoredAt is not None or None,
             ),
             "endedAt = :ended, checkAt = :check, expiresAt = :expires",
             condition,
@@ -391,6 +392,40 @@ class CallStore:
                     logger.exception("unreadable item", extra={"key": [found["pk"]["S"], found["sk"]["S"]]})
                     count("UnreadableItems")
         return calls, deliveries
+
+    # ── what a backup has ───────────────────────────────────────────────────────────────────────
+
+    @property
+    def table(self) -> str:
+        return self._table
+
+    def items_of(self, restored: str, now: int, *, calls: bool) -> Iterator[dict[str, Any]]:
+        """The items of another table of this kind that have not expired, as on the wire: calls, or the rest."""
+        request: dict[str, Any] = {
+            "TableName": restored,
+            "ConsistentRead": True,
+            "FilterExpression": f"sk {'=' if calls else '<>'} :call "
+            "AND (attribute_not_exists(expiresAt) OR expiresAt > :now)",
+            "ExpressionAttributeValues": to_wire({":call": "CALL", ":now": now // 1000}),
+        }
+        while True:
+            with store_errors():
+                page = self._client.scan(**request)
+            yield from page["Items"]
+            if "LastEvaluatedKey" not in page:
+                return
+            request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+    def bring_back(self, item: dict[str, Any]) -> bool:
+        """Writes an item as it is, unless there is one of its key: that is newer, and stays."""
+        try:
+            with store_errors():
+                self._client.put_item(
+                    TableName=self._table, Item=item, ConditionExpression="attribute_not_exists(pk)"
+                )
+        except ClientError:
+            return False
+        return True
 
     # ── one conditional UpdateItem ──────────────────────────────────────────────────────────────
 

@@ -26,6 +26,16 @@ def end_call(
     None too when the call has moved on: another status, another process's lease. The caller who gets the call
     sees to its room, its slot and its place in the index; until then it stays due.
     """
+    ended = write_end(calls, seen, outcome, durations, clock)
+    if ended is not None:
+        _report(ended)
+    return ended
+
+
+def write_end(
+    calls: CallStore, seen: Call, outcome: Outcome, durations: Durations, clock: Callable[[], int]
+) -> Call | None:
+    """What `end_call` writes, without its log line and metric: those are of the functions."""
     status, lease = seen.status, seen.leaseId
     while True:
         now = clock()
@@ -34,7 +44,6 @@ def end_call(
         check_at = max(now + int(durations.clear_check * 1000), held_until)
         write = calls.end(seen, hangup_outcome(seen) or outcome, check_at, now)
         if write.won and write.call is not None:
-            _report(write.call)
             return write.call
         if write.call is None or write.call.status != status or write.call.leaseId != lease:
             return None

@@ -17,7 +17,7 @@ from shared.delivery_store import Delivery, DeliveryStore, State
 from shared.durations import Durations
 from shared.errors import StoreError
 from shared.queues import Queue
-from shared.telemetry import count, logger
+from shared.telemetry import count, logger, measure
 from shared.workspaces import Workspace, WorkspaceCache
 from webhook_dispatch.attempt import Attempted, SecretMissing, post, signed_headers
 
@@ -70,7 +70,7 @@ async def deliver(
         raise StoreError(f"no time is left for delivery {sequence} of call {call_id}")
     else:
         attempted = await _attempt(parts, call, call.callbackUrl, sequence, workspace, leaving)
-        await asyncio.to_thread(_conclude, parts, delivery, attempted, began)
+        await asyncio.to_thread(_conclude, parts, delivery, attempted, began, call.events[sequence - 1]["at"])
         return
     await asyncio.to_thread(_finish, parts, delivery, attempted, state, None, began)
 
@@ -100,20 +100,22 @@ async def _attempt(
     body = webhook_body(call, sequence)
     webhook_secrets = workspace.webhookSecrets if workspace is not None else ()
     try:
-        headers = signed_headers(webhook_secrets, event_id(call.callId, sequence), now(), body, call.metadata)
+        headers = signed_headers(webhook_secrets, event_id(call, sequence), now(), body, call.metadata)
     except SecretMissing as exc:
         return Attempted(error=str(exc))
     leaving()
     return await post(parts.client, url, body, headers, parts.durations.webhook_attempt, now)
 
 
-def _conclude(parts: Delivering, delivery: Delivery, attempted: Attempted, began: int) -> None:
+def _conclude(parts: Delivering, delivery: Delivery, attempted: Attempted, began: int, happened: int) -> None:
     if attempted.status == GONE:
         # Before the row: a death in between stops the call, and its next attempt finds that.
         parts.calls.stop_webhooks(delivery.callId, parts.clock())
     earlier = [attempt.get("status") for attempt in delivery.attempts]
     state, delay = what_follows(attempted, delivery.attempt, earlier, parts.durations)
     _finish(parts, delivery, attempted, state, delay, began)
+    if state == "delivered" and not delivery.replayed:
+        measure("WebhookDelay", parts.clock() - happened)
 
 
 def what_follows(

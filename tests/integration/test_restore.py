@@ -1,0 +1,219 @@
+"""Calls that come back from a backup: each ends once, with its event, and no phone rings again."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import pytest
+
+from admin.command import parser
+from admin.place import Place
+from admin.restore import bring_back, seal
+from admin.terminal import AdminError, Terminal
+from shared.call_store import CallStore
+from shared.dynamo import to_wire
+from shared.table_keys import call_key
+from tests.system import TEMPLATE, System
+
+RESTORED = "CallsTable-restored"
+SOON = 60_000
+
+
+def run(system: System, *words: str) -> dict[str, int]:
+    """`admin restore seal`, answered with yes: what it says as JSON."""
+    import json
+
+    arguments = parser().parse_args(["restore", "seal", *(words or (RESTORED,)), "--yes", "--json"])
+    output = io.StringIO()
+    terminal = Terminal(io.StringIO(), output, io.StringIO(), as_json=True, assume_yes=True)
+    place = Place(system.workspaces, "the test's", calls=store(system))
+    seal(place, terminal, arguments)
+    told: dict[str, int] = json.loads(output.getvalue())
+    return told
+
+
+def store(system: System) -> CallStore:
+    return CallStore(system.dynamodb, "CallsTable")
+
+
+def back_up(system: System) -> None:
+    """What PITR gives: all items as they are now, in a table of another name."""
+    properties = TEMPLATE["Resources"]["CallsTable"]["Properties"]
+    system.dynamodb.create_table(
+        TableName=RESTORED,
+        AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in ("pk", "sk")],
+        KeySchema=properties["KeySchema"],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    for item in everything(system):
+        system.dynamodb.put_item(TableName=RESTORED, Item=item)
+
+
+def everything(system: System) -> list[dict[str, Any]]:
+    return list(system.dynamodb.scan(TableName="CallsTable")["Items"])
+
+
+def lose_everything(system: System) -> None:
+    for item in everything(system):
+        system.dynamodb.delete_item(TableName="CallsTable", Key={"pk": item["pk"], "sk": item["sk"]})
+
+
+def queued(system: System) -> str:
+    return system.place("+15550000000")
+
+
+def leased(system: System) -> str:
+    """A worker had it, and had not dialled."""
+    call_id = system.place("+15550000000")
+    now = int(time.time() * 1000)
+    change(system, call_id, leaseId="lost", leaseUntil=now + SOON, attempts=1, checkAt=now + SOON)
+    system.workspaces.take_slot("demo", call_id, 10)
+    return call_id
+
+
+def dialing(system: System) -> str:
+    """A worker had it, and may have dialled; it died."""
+    call_id = system.place("+15550000000")
+    now = int(time.time() * 1000)
+    change(system, call_id, status="dialing", leaseId="lost", leaseUntil=now - 1, attempts=1, dialedAt=now)
+    system.workspaces.take_slot("demo", call_id, 10)
+    return call_id
+
+
+def in_progress(system: System) -> str:
+    """Talks, really."""
+    call_id = system.place("+15550000012")
+    system.run_until(lambda: system.item(call_id)["status"] == "in_progress")
+    return call_id
+
+
+def asked_to_hang_up(system: System) -> str:
+    call_id = dialing(system)
+    change(system, call_id, hangup={"reason": "canceled_by_api", "at": 1})
+    return call_id
+
+
+@pytest.mark.parametrize("state", [queued, leased, dialing, in_progress])
+def test_an_open_call_ends_once_and_never_rings_again(system: System, state: Any) -> None:
+    call_id = state(system)
+    rung = len(system.calls_placed())
+    back_up(system)
+    lose_everything(system)
+    system.workspaces.pause(now := int(time.time() * 1000) + 1)
+    assert system.item(call_id) == {}
+
+    assert run(system)["sealed"] == 1
+    end = system.item(call_id)["events"][-1]
+    assert (end["type"], end["status"], end["reason"]) == ("call.ended", "failed", "outcome_unknown")
+    # Again, as after a death: nothing changes.
+    assert run(system) == {"broughtBack": 0, "sealed": 0, "slotsFreed": 0}
+    system.workspaces.resume()
+
+    def cleared() -> bool:
+        change(system, call_id, checkAt=1) if "checkAt" in system.item(call_id) else None
+        if "leaseUntil" in system.item(call_id):
+            change(system, call_id, leaseUntil=now - 1)
+        system.reconcile()
+        return "dueShard" not in system.item(call_id)
+
+    system.run_until(cleared)
+    system.run_until(lambda: system.dial() + system.deliver() == 0)
+    assert len(system.calls_placed()) == rung
+    assert system.events(call_id).count("call.ended") == 1
+    assert system.workspaces.active_calls("demo") == frozenset()
+    # A phone that still talked has been hung up.
+    assert all(placed["outcome"] is not None for placed in system.calls_placed())
+
+
+def test_the_end_reaches_a_receiver_that_has_seen_more_than_the_backup(system: System) -> None:
+    """It knows the second event as `call.dialing`; the end has the same place, and another id."""
+    call_id = system.place("+15550000012")
+    system.pump_stream()
+    back_up(system)
+    system.run_until(lambda: len(system.received(call_id)) == 3)
+    lose_everything(system)
+    system.workspaces.pause(int(time.time() * 1000) + 1)
+    run(system)
+    system.run_until(lambda: any(event["type"] == "call.ended" for event in system.received(call_id)))
+    heard = [(event["id"], event["type"]) for event in system.received(call_id)]
+    assert (f"evt_{call_id}_2", "call.dialing") in heard
+    assert (f"evt_{call_id}_2r", "call.ended") in heard
+    shown = system.api("GET /v1/api/call/{callId}/deliveries", call_id)["json"]["deliveries"]
+    assert [entry["id"] for entry in shown] == [f"evt_{call_id}_1", f"evt_{call_id}_2r"]
+
+
+def test_a_request_to_hang_up_keeps_its_reason(system: System) -> None:
+    call_id = asked_to_hang_up(system)
+    back_up(system)
+    lose_everything(system)
+    system.workspaces.pause(int(time.time() * 1000) + 1)
+    assert run(system)["sealed"] == 1
+    end = system.item(call_id)["events"][-1]
+    assert (end["status"], end["reason"]) == ("canceled", "canceled_by_api")
+
+
+def test_a_call_accepted_after_the_pause_is_dialled_once_it_goes_on(system: System) -> None:
+    system.workspaces.pause(int(time.time() * 1000) - 1)
+    call_id = system.place("+15550000000")
+    back_up(system)
+    lose_everything(system)
+    assert run(system) == {"broughtBack": 1, "sealed": 0, "slotsFreed": 0}
+    system.workspaces.resume()
+    system.run_until(lambda: system.ended(call_id))
+    assert len(system.calls_placed()) == 1
+    assert system.item(call_id)["status"] == "completed"
+
+
+def test_what_the_table_still_has_stays_as_it_is(system: System) -> None:
+    call_id = in_progress(system)
+    back_up(system)
+    before = system.item(call_id)
+    system.workspaces.pause(int(time.time() * 1000) + 1)
+    assert run(system) == {"broughtBack": 0, "sealed": 0, "slotsFreed": 0}
+    assert system.item(call_id) == before
+    assert system.workspaces.active_calls("demo") == {call_id}
+
+
+def test_slots_of_calls_without_a_record_are_freed(system: System) -> None:
+    """Accepted after the backup, and lost with the table."""
+    back_up(system)
+    call_id = in_progress(system)
+    lose_everything(system)
+    system.workspaces.pause(int(time.time() * 1000) + 1)
+    assert system.workspaces.active_calls("demo") == {call_id}
+    assert run(system)["slotsFreed"] == 1
+    assert system.workspaces.active_calls("demo") == frozenset()
+
+
+def test_a_copy_that_was_not_ended_yet_is_ended_by_the_repeat(system: System) -> None:
+    """The command died between its two steps."""
+    call_id = queued(system)
+    back_up(system)
+    lose_everything(system)
+    system.workspaces.pause(now := int(time.time() * 1000) + 1)
+    assert bring_back(store(system), RESTORED, now) >= 1
+    assert run(system)["sealed"] == 1
+    assert system.ended(call_id)
+
+
+def test_nothing_is_done_while_dialling_goes_on(system: System) -> None:
+    with pytest.raises(AdminError, match="not paused"):
+        run(system)
+
+
+def test_the_stacks_own_table_is_not_taken_for_a_backup(system: System) -> None:
+    system.workspaces.pause(1)
+    with pytest.raises(AdminError, match="own table"):
+        run(system, "CallsTable")
+
+
+def change(system: System, call_id: str, **attributes: Any) -> None:
+    system.dynamodb.update_item(
+        TableName="CallsTable",
+        Key=call_key(call_id),
+        UpdateExpression="SET " + ", ".join(f"#{name} = :{name}" for name in attributes),
+        ExpressionAttributeNames={f"#{name}": name for name in attributes},
+        ExpressionAttributeValues=to_wire({f":{name}": value for name, value in attributes.items()}),
+    )
