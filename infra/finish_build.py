@@ -1,4 +1,5 @@
-"""Makes what `sam build` left ready to upload: ``python infra/finish_build.py BUILD_DIR``.
+"""Makes what `sam build` left ready to upload: ``python infra/finish_build.py BUILD_DIR``. With ``--python``
+in its place it prints the path of a Python of the runtime's version, or an empty line.
 
 `sam build` ships no bytecode and dates its files 1980, so a function would compile every module again at
 each cold start. Bytecode that Python does not compare with its source (``unchecked-hash``, PEP 552) helps.
@@ -82,4 +83,7 @@ def main(build_dir: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "--python":
+        print(find_runtime_python() or "")
+    else:
+        main(Path(sys.argv[1]))

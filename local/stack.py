@@ -256,7 +256,8 @@ def running_pid(state: Path) -> int | None:
 def clear(state: Path) -> None:
     """Removes what a stack leaves for itself; the logs stay until the next one starts."""
     shutil.rmtree(state / "tmp", ignore_errors=True)
-    (state / "stack.json").unlink(missing_ok=True)
+    for name in ("stack.json", "sam-env.json", "sam-template.yaml"):
+        (state / name).unlink(missing_ok=True)
 
 
 # ── the emulated AWS ────────────────────────────────────────────────────────────────────────────
@@ -575,6 +576,24 @@ def start_console(running: Running) -> Child:
     )
 
 
+def write_sam_files(running: Running, functions: Sequence[str]) -> None:
+    """What `sam local invoke` needs (`local.sam_local`), and its containers' way to the emulated AWS."""
+    from local import sam_local
+
+    endpoint = running.info["awsEndpointUrl"]
+    lambdas = aws_client("lambda", endpoint)
+    variables = {
+        name: lambdas.get_function_configuration(FunctionName=running.info["resources"][name])["Environment"][
+            "Variables"
+        ]
+        for name in functions
+    }
+    credentials = {**CREDENTIALS, "AWS_DEFAULT_REGION": REGION}
+    sam_local.write(running.state, ROOT, variables, endpoint, credentials)
+    if (host := sam_local.bridge_address()) is not None:
+        sam_local.open_door(host, int(endpoint.rpartition(":")[2]), running.done)
+
+
 # ── the whole ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -679,6 +698,7 @@ def _start(running: Running, port: int, progress: Callable[[str], None]) -> None
     }
     write_workspace(running)
     console = start_console(running)
+    write_sam_files(running, adapted.functions)
     progress("starting the functions")
     warm_up(running, adapted)
     running.info["consoleUrl"] = wait_for(lambda: ready_line(console), "the console", running)

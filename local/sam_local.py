@@ -1,0 +1,145 @@
+"""What `sam local invoke` needs to run one function in a container against the running local stack.
+
+Two files in the state folder, made anew at each start:
+    sam-template.yaml   the functions, with the local stack's variables declared, since `sam local` passes on no
+                        others, and with their code where `make build` leaves it
+    sam-env.json        the variables, by function
+
+They hold the emulated AWS's address and its own made-up credentials: no account of AWS's is asked for anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import platform
+import socket
+import struct
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Variables that make sense only in the stack's own processes.
+OWN = ("PYTHONPATH", "RINGONCE_DEATHS", "RINGONCE_FUNCTION_LOG")
+LOOPBACK = "127.0.0.1"
+
+
+def container_host() -> str:
+    """How a container calls this machine. On Linux by the bridge's address, elsewhere by Docker's own name."""
+    if platform.system() != "Linux":
+        return "host.docker.internal"
+    return bridge_address() or LOOPBACK
+
+
+def bridge_address(interface: str = "docker0") -> str | None:
+    """The IPv4 address of a network interface of this machine; None when there is no such interface."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            # SIOCGIFADDR (Linux, netdevice(7)): the address lies at bytes 20 to 24 of what comes back.
+            answer = fcntl.ioctl(asking.fileno(), 0x8915, struct.pack("256s", interface.encode()))
+        except OSError:
+            return None
+    return socket.inet_ntoa(answer[20:24])
+
+
+def environments(
+    variables: Mapping[str, Mapping[str, str]], endpoint: str, credentials: Mapping[str, str], host: str
+) -> dict[str, dict[str, str]]:
+    """The variables of each function as a container needs them. variables: as deployed, by logical id."""
+    added = {**credentials, "AWS_ENDPOINT_URL": endpoint}
+    return {
+        function: {
+            name: value.replace(LOOPBACK, host) for name, value in {**own, **added}.items() if name not in OWN
+        }
+        for function, own in variables.items()
+    }
+
+
+def template(source: Mapping[str, Any], declared: Mapping[str, Mapping[str, str]], code: str) -> dict[str, Any]:
+    """The functions of template.yaml for `sam local`, which needs no more of them than this.
+
+    declared: every variable that it is to pass on, by function. code: the built artifact.
+    """
+    machine = "arm64" if platform.machine() in ("arm64", "aarch64") else "x86_64"
+    shared = {"Runtime": source["Globals"]["Function"]["Runtime"], "Architectures": [machine], "CodeUri": code}
+    functions = {
+        name: {
+            "Type": resource["Type"],
+            "Properties": {
+                "Handler": resource["Properties"]["Handler"],
+                "Timeout": resource["Properties"]["Timeout"],
+                "MemorySize": source["Globals"]["Function"]["MemorySize"],
+                "Environment": {"Variables": dict(declared[name])},
+            },
+        }
+        for name, resource in source["Resources"].items()
+        if resource["Type"] == "AWS::Serverless::Function"
+    }
+    return {"Transform": source["Transform"], "Globals": {"Function": shared}, "Resources": functions}
+
+
+def artifact_folder() -> str:
+    """Where `make build` leaves the functions for this machine, from the state folder's parent."""
+    folder = "build" if platform.machine() in ("arm64", "aarch64") else "build-x86_64"
+    return f".aws-sam/{folder}/InitiateCall-Shared"
+
+
+def write(
+    state: Path,
+    root: Path,
+    variables: Mapping[str, Mapping[str, str]],
+    endpoint: str,
+    credentials: Mapping[str, str],
+) -> None:
+    """Writes both files into the state folder."""
+    import yaml
+    from samtranslator.yaml_helper import yaml_parse
+
+    given = environments(variables, endpoint, credentials, container_host())
+    source = yaml_parse((root / "template.yaml").read_text())
+    made = template(source, given, str(root / artifact_folder()))
+    (state / "sam-env.json").write_text(json.dumps(given, indent=2) + "\n")
+    (state / "sam-template.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(made)), sort_keys=False))
+
+
+# ── on Linux: a door from the containers' bridge to a server on loopback ────────────────────────────
+
+
+def open_door(address: str, port: int, done: threading.Event) -> threading.Thread:
+    """Passes connections to `address`:`port` on to the same port on loopback, until `done`.
+
+    The stack's servers listen on loopback only. The bridge is this machine's own: no other network reaches it.
+    Raises OSError when the address cannot be listened on.
+    """
+    listening = socket.create_server((address, port))
+    listening.settimeout(0.2)
+
+    def accept() -> None:
+        with listening:
+            while not done.is_set():
+                with contextlib.suppress(TimeoutError):
+                    client, _ = listening.accept()
+                    threading.Thread(target=_pass_on, args=(client, port), daemon=True).start()
+
+    thread = threading.Thread(target=accept, name=f"door {address}:{port}", daemon=True)
+    thread.start()
+    return thread
+
+
+def _pass_on(client: socket.socket, port: int) -> None:
+    with client, contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port)) as server:
+        client.settimeout(None)
+        back = threading.Thread(target=_copy, args=(server, client), daemon=True)
+        back.start()
+        _copy(client, server)
+        back.join()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
