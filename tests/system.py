@@ -87,7 +87,8 @@ class Servers:
     """Stand-in, receiver and the routes that LiveKit and the agent call, on a loop and thread of their own."""
 
     def __init__(self, handle: Callable[[str, dict[str, Any]], dict[str, Any]]) -> None:
-        self._handle = handle
+        # A function's answer to a request; a test may put its own in place.
+        self.handle = handle
         # A test that takes LiveKit's events for itself gets each body here.
         self.taken_by: Callable[[bytes], None] | None = None
         self._loop = asyncio.new_event_loop()
@@ -134,12 +135,12 @@ class Servers:
                 self.taken_by(body)
                 return web.Response()
             event = http_event("POST /v1/livekit/events", body, dict(request.headers), in_base64=True)
-            answer = await asyncio.to_thread(self._handle, "livekit_events", event)
+            answer = await asyncio.to_thread(self.handle, "livekit_events", event)
             return web.Response(status=answer["statusCode"], text=answer["body"])
 
         async def post_report(request: web.Request) -> web.Response:
             event = http_event(REPORT, await request.read(), dict(request.headers), path=dict(request.match_info))
-            answer = await asyncio.to_thread(self._handle, "calls_api", event)
+            answer = await asyncio.to_thread(self.handle, "calls_api", event)
             return web.Response(status=answer["statusCode"], text=answer["body"], headers=answer["headers"])
 
         app = web.Application()

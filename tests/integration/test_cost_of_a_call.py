@@ -1,0 +1,206 @@
+"""The counts behind docs/capacity.md: what one call asks of AWS and of LiveKit, held to bench/one_call.toml.
+
+Counted at low traffic, where nothing shares a batch: the dearest case. The call is accepted, answered and ended;
+once with a callback URL, and so with a webhook for each of its four events, once without.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import json
+import logging
+import queue
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.spent import Request, recorded
+from bench.units import index_units, write_units
+from shared.telemetry import logger
+from tests.system import TEMPLATE, Context, System
+
+COUNTS = tomllib.loads((Path(__file__).parents[2] / "bench" / "one_call.toml").read_text())
+INDEXES = TEMPLATE["Resources"]["CallsTable"]["Properties"]["GlobalSecondaryIndexes"]
+
+
+@dataclasses.dataclass(slots=True)
+class Seen:
+    """invocations: by function. livekit: requests by name. written: units by table or index. logged: bytes."""
+
+    requests: list[Request]
+    invocations: collections.Counter[str]
+    livekit: dict[str, int]
+    written: collections.Counter[str]
+    logged: int
+
+
+class OneAtATime:
+    """Hands the stream's records to fan_out one by one, as AWS does when there are few, and keeps them all."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.records: list[Any] = []
+        stream = system.streams.list_streams(TableName="CallsTable")["Streams"][0]["StreamArn"]
+        shard = system.streams.describe_stream(StreamArn=stream)["StreamDescription"]["Shards"][0]["ShardId"]
+        self.iterator = system.streams.get_shard_iterator(
+            StreamArn=stream, ShardId=shard, ShardIteratorType="LATEST"
+        )["ShardIterator"]
+
+    def pump(self) -> None:
+        """Each record's fan_out, and what it sent delivered before the next."""
+        answer = self.system.streams.get_records(ShardIterator=self.iterator)
+        self.iterator = answer["NextShardIterator"]
+        self.records += answer["Records"]
+        for record in answer["Records"]:
+            change = record["dynamodb"]
+            if change["Keys"]["sk"]["S"] == "CALL" and "callbackUrl" in change.get("NewImage", {}):
+                self.system.handlers["fan_out"]({"Records": [record]}, Context(30))
+                self.system.pump_queue("WebhookQueue", "deliver")
+
+
+class Held:
+    """LiveKit's events, kept back and handed over in order, so that two runs are the same."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.requests: queue.Queue[dict[str, Any]] = queue.Queue()
+        system.servers.handle = self.keep
+
+    def keep(self, function: str, event: dict[str, Any]) -> dict[str, Any]:
+        assert function == "livekit_events"
+        self.requests.put(event)
+        return {"statusCode": 200, "body": ""}
+
+    def hand_over(self, count: int) -> None:
+        """Raises queue.Empty when so many do not come in time."""
+        for _ in range(count):
+            answer = self.system.handlers["livekit_events"](self.requests.get(timeout=10), Context(10))
+            assert answer["statusCode"] == 200, answer
+
+
+def counted(system: System, capsys: pytest.CaptureFixture[str], *, webhooks: int) -> Seen:
+    """One call on warm functions, from its POST until nothing of it is due any more."""
+    events = COUNTS["invocations"]["livekit_events"]
+    held = Held(system)
+    warm = system.place()
+    system.run_until(lambda: system.item(warm)["status"] == "in_progress")
+    held.hand_over(events)
+    system.run_until(lambda: system.dial() + system.deliver() == 0)
+    assert "dueShard" not in system.item(warm)
+    stream = OneAtATime(system)
+    invocations: collections.Counter[str] = collections.Counter()
+
+    def counting(name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+        def call(event: dict[str, Any], context: Context) -> Any:
+            invocations[name] += 1
+            return handler(event, context)
+
+        return call
+
+    handlers = dict(system.handlers)
+    before = livekit_requests(system)
+    capsys.readouterr()
+    # Metrics are printed; log lines go where the logger was pointed when it was made.
+    lines = io.StringIO()
+    [log] = [handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler)]
+    stdout = log.setStream(lines)
+    try:
+        system.handlers.update({name: counting(name, handler) for name, handler in handlers.items()})
+        with recorded(system.modules) as requests:
+            fields: dict[str, Any] = {} if webhooks else {"callback_url": None}
+            call_id = system.place(**fields)
+            stream.pump()
+            system.dial()
+            stream.pump()
+            held.hand_over(events)
+            stream.pump()
+            # What the last delivery wrote: nobody's work.
+            stream.pump()
+    finally:
+        system.handlers.update(handlers)
+        log.setStream(stdout)
+    logged = len(capsys.readouterr().out) + len(lines.getvalue())
+    assert "dueShard" not in system.item(call_id)
+    assert len(system.received(call_id)) == webhooks
+    livekit = {name: count - before.get(name, 0) for name, count in livekit_requests(system).items()}
+    return Seen(requests, invocations, livekit, written(stream.records, requests), logged)
+
+
+@pytest.fixture(autouse=True)
+def _caches_stay_warm(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the tests' time scale a minute's cache is over in three seconds."""
+    for module in system.modules.values():
+        parts = getattr(module, "parts", None)
+        for cache in (
+            *(getattr(module, name, None) for name in ("workspace_cache", "livekit_secret")),
+            getattr(parts, "workspaces", None),
+        ):
+            if hasattr(cache, "_seconds"):
+                monkeypatch.setattr(cache, "_seconds", 3600)
+
+
+def livekit_requests(system: System) -> dict[str, int]:
+    counts = system.http.get(f"{system.servers.livekit_url}/_standin/requests").json()["counts"]
+    assert isinstance(counts, dict)
+    return counts
+
+
+def written(records: list[dict[str, Any]], requests: list[Request]) -> collections.Counter[str]:
+    units: collections.Counter[str] = collections.Counter()
+    for record in records:
+        old, new = record["dynamodb"].get("OldImage"), record["dynamodb"].get("NewImage")
+        units["CallsTable"] += write_units(old, new)
+        for index in INDEXES:
+            units[index["IndexName"]] += index_units(index, ("pk", "sk"), old, new)
+    writes = [request for request in requests if request.operation in ("PutItem", "UpdateItem")]
+    # Slots of few calls and a trunk's moment: small items. A write that was refused is paid for too.
+    units["WorkspacesTable"] = sum(request.table == "WorkspacesTable" for request in writes)
+    units["CallsTable"] += sum(request.table == "CallsTable" and request.failed is not None for request in writes)
+    return units
+
+
+def by_function(requests: list[Request]) -> dict[str, dict[str, int]]:
+    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for request in requests:
+        found[request.function][request.operation] += 1
+    return {function: dict(sorted(counts.items())) for function, counts in sorted(found.items())}
+
+
+def difference(told: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
+    return f"bench/one_call.toml says {json.dumps(told, indent=1)}\nbut there were {json.dumps(seen, indent=1)}"
+
+
+def test_one_call_with_its_webhooks_asks_as_much_of_aws_as_is_told(
+    system: System, capsys: pytest.CaptureFixture[str], report_table: list[tuple[str, ...]]
+) -> None:
+    seen = counted(system, capsys, webhooks=COUNTS["webhooks"])
+    found = {
+        "requests": by_function(seen.requests),
+        "invocations": dict(sorted(seen.invocations.items())),
+        "livekit_requests": dict(sorted(seen.livekit.items())),
+        "write_units": dict(sorted(seen.written.items())),
+        "read_units": sum(request.read for request in seen.requests),
+    }
+    told = {name: COUNTS[name] for name in found}
+    # How often the agent is looked for depends on when it comes.
+    assert seen.livekit["ListParticipants"] >= 1
+    found["livekit_requests"] = seen.livekit | {"ListParticipants": told["livekit_requests"]["ListParticipants"]}
+    assert found == told, difference(told, found)
+    assert COUNTS["logged_kilobytes"] * 850 <= seen.logged <= COUNTS["logged_kilobytes"] * 1000
+    told_units = f"{sum(seen.written.values())} write units, {found['read_units']:g} read units"
+    report_table.append(("one call, 4 webhooks", f"{len(seen.requests)} requests to AWS", told_units))
+
+
+def test_a_call_without_a_callback_pays_for_no_webhook(system: System, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = counted(system, capsys, webhooks=0)
+    assert by_function(seen.requests) == {
+        function: counts
+        for function, counts in COUNTS["requests"].items()
+        if function not in ("fan_out", "deliver")
+    }
+    assert "fan_out" not in seen.invocations
