@@ -21,6 +21,7 @@ DEV := $(call stamp,,requirements-dev.txt)
 AWS := $(call stamp,-aws,requirements-aws.txt)
 SAM := $(call stamp,-sam,requirements-sam.txt)
 AGENT := $(call stamp,-agent,examples/agent/requirements-test.txt)
+CHECKS := $(call stamp,-checks,requirements-checks.txt)
 RUNTIME := $(call stamp,-runtime,requirements-runtime.txt)
 
 # The functions' third-party packages for the local stack, with a copy of the file they came from.
@@ -67,13 +68,15 @@ picture: $(DEV) $(AWS) $(PACKAGES) browser ## Takes docs/console.png, the README
 	.venv/bin/python -m pytest -m e2e tests/e2e/test_console.py
 	cp .local/screenshots/answered-light-1280.png docs/console.png
 
-check: $(DEV) $(SAM) $(AGENT) ## Lints, formats (without writing), type-checks, and validates the template
+check: $(DEV) $(SAM) $(AGENT) $(CHECKS) ## Lints, formats (without writing), type-checks, validates the templates, looks for weak spots
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	cd examples/agent && $(CURDIR)/.venv-agent/bin/mypy
 	$(SAM_ENV) sam validate --lint
 	$(SAM_ENV) cfn-lint template.yaml infra/monitoring.yaml infra/deploy-role.yaml
+	.venv-checks/bin/bandit --quiet --recursive --configfile pyproject.toml functions admin
+	.venv-checks/bin/checkov --config-file infra/checkov.yaml
 
 BUILD_DIR := .aws-sam/$(if $(filter arm64,$(ARCH)),build,build-$(ARCH))
 build: $(SAM) ## Builds what `sam deploy` uploads; ARCH=x86_64 builds one that runs on such a machine, beside it
@@ -99,10 +102,11 @@ lock: | $(UV) ## Compiles the requirements files from pyproject.toml; UPGRADE=1 
 		-o examples/agent/requirements-test.txt
 	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) examples/agent/pyproject.toml -c examples/agent/requirements-test.txt \
 		-o examples/agent/requirements.txt
+	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group checks -o requirements-checks.txt
 	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group runtime -o requirements-runtime.txt
 
 clean: ## Removes everything that the other targets made
-	rm -rf .venv .venv-aws .venv-sam .venv-agent .venv-runtime .tools .local .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-aws .venv-sam .venv-agent .venv-checks .venv-runtime .tools .local .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ── the environments ──
@@ -150,6 +154,10 @@ $(SAM): | $(UV)
 	$(call environment,.venv-sam,requirements-sam.txt)
 	mkdir -p $(SAM_CLI_FOLDER)
 	echo '{"lastVersionCheck": 4102444800, "telemetryEnabled": false}' > $(SAM_CLI_FOLDER)/metadata.json
+	touch $@
+
+$(CHECKS): | $(UV)
+	$(call environment,.venv-checks,requirements-checks.txt)
 	touch $@
 
 # The one environment of the functions' own Python; without one it stays empty, and `make test` says what was not run.
