@@ -85,10 +85,11 @@ def points_in(logs: Path) -> Iterator[Point]:
     for log in sorted(logs.glob("[A-Z]*.log")):
         for line in log.read_text(errors="replace").splitlines():
             if line.startswith("{") and '"_aws"' in line:
-                yield from _points_of(line)
+                yield from points_of(line)
 
 
-def _points_of(line: str) -> Iterator[Point]:
+def points_of(line: str) -> Iterator[Point]:
+    """The data points of one line; none when it is no metric or not whole."""
     try:
         entry = json.loads(line)
         at = int(entry["_aws"]["Timestamp"])

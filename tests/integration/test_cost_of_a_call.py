@@ -69,7 +69,6 @@ class Held:
     def __init__(self, system: System) -> None:
         self.system = system
         self.requests: queue.Queue[dict[str, Any]] = queue.Queue()
-        system.servers.handle = self.keep
 
     def keep(self, function: str, event: dict[str, Any]) -> dict[str, Any]:
         assert function == "livekit_events"
@@ -85,8 +84,14 @@ class Held:
 
 def counted(system: System, capsys: pytest.CaptureFixture[str], *, webhooks: int) -> Seen:
     """One call on warm functions, from its POST until nothing of it is due any more."""
-    events = COUNTS["invocations"]["livekit_events"]
     held = Held(system)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(system.servers, "handle", held.keep)
+        return _counted(system, capsys, held, webhooks)
+
+
+def _counted(system: System, capsys: pytest.CaptureFixture[str], held: Held, webhooks: int) -> Seen:
+    events = COUNTS["invocations"]["livekit_events"]
     warm = system.place()
     system.run_until(lambda: system.item(warm)["status"] == "in_progress")
     held.hand_over(events)

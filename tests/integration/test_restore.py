@@ -13,8 +13,6 @@ from admin.place import Place
 from admin.restore import bring_back, seal
 from admin.terminal import AdminError, Terminal
 from shared.call_store import CallStore
-from shared.dynamo import to_wire
-from shared.table_keys import call_key
 from tests.system import TEMPLATE, System
 
 RESTORED = "CallsTable-restored"
@@ -68,7 +66,7 @@ def leased(system: System) -> str:
     """A worker had it, and had not dialled."""
     call_id = system.place("+15550000000")
     now = int(time.time() * 1000)
-    change(system, call_id, leaseId="lost", leaseUntil=now + SOON, attempts=1, checkAt=now + SOON)
+    system.change(call_id, leaseId="lost", leaseUntil=now + SOON, attempts=1, checkAt=now + SOON)
     system.workspaces.take_slot("demo", call_id, 10)
     return call_id
 
@@ -77,7 +75,7 @@ def dialing(system: System) -> str:
     """A worker had it, and may have dialled; it died."""
     call_id = system.place("+15550000000")
     now = int(time.time() * 1000)
-    change(system, call_id, status="dialing", leaseId="lost", leaseUntil=now - 1, attempts=1, dialedAt=now)
+    system.change(call_id, status="dialing", leaseId="lost", leaseUntil=now - 1, attempts=1, dialedAt=now)
     system.workspaces.take_slot("demo", call_id, 10)
     return call_id
 
@@ -91,7 +89,7 @@ def in_progress(system: System) -> str:
 
 def asked_to_hang_up(system: System) -> str:
     call_id = dialing(system)
-    change(system, call_id, hangup={"reason": "canceled_by_api", "at": 1})
+    system.change(call_id, hangup={"reason": "canceled_by_api", "at": 1})
     return call_id
 
 
@@ -112,9 +110,9 @@ def test_an_open_call_ends_once_and_never_rings_again(system: System, state: Any
     system.workspaces.resume()
 
     def cleared() -> bool:
-        change(system, call_id, checkAt=1) if "checkAt" in system.item(call_id) else None
+        system.change(call_id, checkAt=1) if "checkAt" in system.item(call_id) else None
         if "leaseUntil" in system.item(call_id):
-            change(system, call_id, leaseUntil=now - 1)
+            system.change(call_id, leaseUntil=now - 1)
         system.reconcile()
         return "dueShard" not in system.item(call_id)
 
@@ -207,13 +205,3 @@ def test_the_stacks_own_table_is_not_taken_for_a_backup(system: System) -> None:
     system.workspaces.pause(1)
     with pytest.raises(AdminError, match="own table"):
         run(system, "CallsTable")
-
-
-def change(system: System, call_id: str, **attributes: Any) -> None:
-    system.dynamodb.update_item(
-        TableName="CallsTable",
-        Key=call_key(call_id),
-        UpdateExpression="SET " + ", ".join(f"#{name} = :{name}" for name in attributes),
-        ExpressionAttributeNames={f"#{name}": name for name in attributes},
-        ExpressionAttributeValues=to_wire({f":{name}": value for name, value in attributes.items()}),
-    )
