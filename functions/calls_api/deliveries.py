@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.call import Call, compact, event_id, iso
+from shared.call import Call, compact, event_id_of, iso
 from shared.delivery_store import MAXIMUM_ATTEMPTS_LISTED, Delivery, DeliveryStore
 from shared.durations import Durations
 from shared.errors import RequestRefused
@@ -49,7 +49,7 @@ def replay(
 def _delivery_view(call: Call, sequence: int, row: Delivery | None) -> dict[str, Any]:
     pending = row is None or row.state == "pending"
     return {
-        "id": event_id(call, sequence),
+        "id": event_id_of(call, sequence),
         "sequence": sequence,
         "type": call.events[sequence - 1]["type"],
         "state": "pending" if row is None else row.state,

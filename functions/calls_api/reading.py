@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from shared.call import Call, Status, compact, event_id, iso, json_object, snapshot
+from shared.call import Call, Status, compact, event_id_of, iso, json_object, snapshot
 from shared.call_store import CallStore
 from shared.errors import FieldError, RequestRefused
 from shared.http_api import Event
@@ -45,7 +45,7 @@ def call_view(call: Call) -> str:
 def _event_view(call: Call, sequence: int) -> str:
     entry = call.events[sequence - 1]
     fields = {
-        "id": compact(event_id(call, sequence)),
+        "id": compact(event_id_of(call, sequence)),
         "type": compact(entry["type"]),
         "timestamp": compact(iso(entry["at"])),
         "sequence": str(sequence),

@@ -151,12 +151,15 @@ def event(kind: str, at: int, **fields: Any) -> dict[str, Any]:
     return {"type": kind, "at": at, **{name: value for name, value in fields.items() if value is not None}}
 
 
-def event_id(call: Call, sequence: int) -> str:
+def event_id(call_id: str, sequence: int) -> str:
+    return f"evt_{call_id}_{sequence}"
+
+
+def event_id_of(call: Call, sequence: int) -> str:
     """The end that a restore wrote has an id of its own: before the loss the same place in the list may have
     held another event, which the receiver has seen under that id.
     """
-    restored = "r" if call.events[sequence - 1].get("restored") else ""
-    return f"evt_{call.callId}_{sequence}{restored}"
+    return event_id(call.callId, sequence) + ("r" if call.events[sequence - 1].get("restored") else "")
 
 
 def snapshot(call: Call, sequence: int) -> dict[str, Any]:
@@ -228,7 +231,7 @@ def webhook_body(call: Call, sequence: int) -> str:
         data["report"] = entry["data"]
     return json_object(
         {
-            "id": compact(event_id(call, sequence)),
+            "id": compact(event_id_of(call, sequence)),
             "type": compact(entry["type"]),
             "timestamp": compact(iso(entry["at"])),
             "sequence": str(sequence),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import httpx
 
-from shared.call import Call, event_id, webhook_body
+from shared.call import Call, event_id_of, webhook_body
 from shared.call_store import CallStore
 from shared.delivery_store import Delivery, DeliveryStore, State
 from shared.durations import Durations
@@ -100,7 +100,7 @@ async def _attempt(
     body = webhook_body(call, sequence)
     webhook_secrets = workspace.webhookSecrets if workspace is not None else ()
     try:
-        headers = signed_headers(webhook_secrets, event_id(call, sequence), now(), body, call.metadata)
+        headers = signed_headers(webhook_secrets, event_id_of(call, sequence), now(), body, call.metadata)
     except SecretMissing as exc:
         return Attempted(error=str(exc))
     leaving()

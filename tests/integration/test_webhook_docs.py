@@ -218,7 +218,7 @@ def test_the_pages_program_verifies_what_deliver_sends_and_nothing_else(
     # Each event once, though it came three times.
     states: list[Any] = [json.loads(webhook_body(CALL, n))["data"]["status"] for n in everything]
     assert said == [f"{CALL.events[n - 1]['type']} {n} {states[n - 1]}" for n in everything]
-    assert event_id(CALL, 1) == f"evt_{CALL_ID}_1"
+    assert event_id(CALL_ID, 1) == f"evt_{CALL_ID}_1"
 
 
 def test_the_new_secret_verifies_during_a_rotation(tmp_path: Path) -> None:
