@@ -18,24 +18,31 @@ def hangup_outcome(call: Call) -> Outcome | None:
     return Outcome("completed" if call.answeredAt else "canceled", call.hangup["reason"])
 
 
+def report_end(call: Call) -> None:
+    """The log line and the metric of an end."""
+    end = call.events[-1]
+    logger.info(
+        "ended",
+        extra={
+            "call_id": call.callId,
+            "to": masked(call.to),
+            "status": end["status"],
+            "reason": end["reason"],
+            "sip_status_code": end.get("sipStatusCode"),
+        },
+    )
+    count("CallsEnded", status=end["status"])
+
+
 def end_call(
-    calls: CallStore, seen: Call, outcome: Outcome, durations: Durations, clock: Callable[[], int]
-) -> Call | None:
+    calls: CallStore, seen: Call, outcome: Outcome, durations: Durations, clock: Callable[[], int],
+    report: Callable[[Call], None] = report_end,
+) -> Call | None:  # fmt: skip
     """Ends the call as it was seen. Returns it, ended, to the one who ended it; None to everybody else.
 
     None too when the call has moved on: another status, another process's lease. The caller who gets the call
     sees to its room, its slot and its place in the index; until then it stays due.
     """
-    ended = write_end(calls, seen, outcome, durations, clock)
-    if ended is not None:
-        _report(ended)
-    return ended
-
-
-def write_end(
-    calls: CallStore, seen: Call, outcome: Outcome, durations: Durations, clock: Callable[[], int]
-) -> Call | None:
-    """What `end_call` writes, without its log line and metric: those are of the functions."""
     status, lease = seen.status, seen.leaseId
     while True:
         now = clock()
@@ -44,6 +51,7 @@ def write_end(
         check_at = max(now + int(durations.clear_check * 1000), held_until)
         write = calls.end(seen, hangup_outcome(seen) or outcome, check_at, now)
         if write.won and write.call is not None:
+            report(write.call)
             return write.call
         if write.call is None or write.call.status != status or write.call.leaseId != lease:
             return None
@@ -57,18 +65,3 @@ def clear(calls: CallStore, workspaces: WorkspaceStore, call: Call) -> None:
     """
     workspaces.free_slot(call.workspaceId, call.callId)
     calls.leave_due(call.callId)
-
-
-def _report(call: Call) -> None:
-    end = call.end_event
-    logger.info(
-        "ended",
-        extra={
-            "call_id": call.callId,
-            "to": masked(call.to),
-            "status": end["status"],
-            "reason": end["reason"],
-            "sip_status_code": end.get("sipStatusCode"),
-        },
-    )
-    count("CallsEnded", status=end["status"])

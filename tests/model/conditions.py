@@ -59,6 +59,7 @@ WRITES: dict[str, Callable[[CallStore], Any]] = {
     "leave_due": lambda store: store.leave_due("x"),
     "postpone": lambda store: store.postpone(call(), 4),
     "stop_webhooks": lambda store: store.stop_webhooks("x", 1),
+    "bring_back": lambda store: store.bring_back({}),
     "append_report": lambda store: store.append_report("x", "room", "id", {}, 1, ended_since=1),
 }
 
@@ -107,6 +108,7 @@ _AS_SEEN = {"lease mine": "lease as seen", "no lease": "lease as seen"} | dict.f
 # Writes that no promise of the model rests on.
 NOT_MODELLED = {
     "create": "the record's birth: before the first message that does anything",
+    "bring_back": "out of a backup, while dialling is paused; tests/integration/test_restore.py",
     "postpone": "only when to look next; looks come at any time here",
     "stop_webhooks": "webhooks are not modelled",
     "append_report": "what agents report: it changes nothing that another write asks for",

@@ -114,7 +114,7 @@ class Stage:
             ("livekit.api.twirp_client.TwirpClient.request", observed_request),
             ("local.livekit.state.now_ms", self.now_ms),
             # A metric takes longer than the request it counts, and nobody reads it here.
-            ("shared.telemetry.single_metric", mock.MagicMock()),
+            ("shared.telemetry._point", mock.MagicMock()),
             # moto reads an expression for longer than it takes to carry it out, and copies what it has read.
             (READ_EXPRESSION, functools.cache(pkgutil.resolve_name(READ_EXPRESSION))),
         ):
