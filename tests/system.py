@@ -34,7 +34,7 @@ from local.livekit import Settings as StandinSettings
 from local.livekit import create_app as create_standin
 from local.receiver import create_app as create_receiver
 from shared.durations import Durations
-from shared.dynamo import from_wire, to_wire
+from shared.dynamo import from_wire
 from shared.table_keys import call_key
 from shared.workspaces import Workspace, WorkspaceStore
 from webhook_dispatch.address_guard import Policy
@@ -350,16 +350,6 @@ class System:
     def item(self, call_id: str) -> dict[str, Any]:
         answer = self.dynamodb.get_item(TableName="CallsTable", Key=call_key(call_id), ConsistentRead=True)
         return from_wire(answer["Item"]) if "Item" in answer else {}
-
-    def change(self, call_id: str, **attributes: Any) -> None:
-        """Puts the record into a state that a crash or the passing of time would have left."""
-        self.dynamodb.update_item(
-            TableName="CallsTable",
-            Key=call_key(call_id),
-            UpdateExpression="SET " + ", ".join(f"#{name} = :{name}" for name in attributes),
-            ExpressionAttributeNames={f"#{name}": name for name in attributes},
-            ExpressionAttributeValues=to_wire({f":{name}": value for name, value in attributes.items()}),
-        )
 
     def messages(self, queue: str) -> int:
         """How many messages a queue holds, visible, delayed or being worked on."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from local.dashboard import Point, points_of
+from tests.hooks import change
 from tests.system import System
 
 
@@ -59,7 +60,7 @@ def test_the_reconciler_tells_how_late_it_was(system: System, capsys: pytest.Cap
     assert values(said(capsys), "DueLateness") == [0]
     call_id = system.place()
     system.sqs.purge_queue(QueueUrl=system.queue_urls["DialQueue"])
-    system.change(call_id, checkAt=int(time.time() * 1000) - 700_000)
+    change(system, call_id, checkAt=int(time.time() * 1000) - 700_000)
     system.reconcile()
     [late] = values(said(capsys), "DueLateness")
     assert 700_000 <= late < 760_000
@@ -80,8 +81,8 @@ def test_an_end_that_somebody_asked_for_is_not_the_reconcilers_healing(
         "checkAt": 1,
     }
     left = {"reason": "USER_REJECTED", "callStatus": "ringing", "at": 1}
-    system.change(asked, **fenced, hangup={"reason": "canceled_by_api", "at": 1})
-    system.change(died, **fenced, left=left)
+    change(system, asked, **fenced, hangup={"reason": "canceled_by_api", "at": 1})
+    change(system, died, **fenced, left=left)
     system.run_until(lambda: bool(system.reconcile()) and system.ended(asked) and system.ended(died))
     points = said(capsys)
     assert sum(values(points, "CallsEnded")) == 2

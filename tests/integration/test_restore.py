@@ -13,6 +13,7 @@ from admin.place import Place
 from admin.restore import bring_back, seal
 from admin.terminal import AdminError, Terminal
 from shared.call_store import CallStore
+from tests.hooks import change
 from tests.system import TEMPLATE, System
 
 RESTORED = "CallsTable-restored"
@@ -66,7 +67,7 @@ def leased(system: System) -> str:
     """A worker had it, and had not dialled."""
     call_id = system.place("+15550000000")
     now = int(time.time() * 1000)
-    system.change(call_id, leaseId="lost", leaseUntil=now + SOON, attempts=1, checkAt=now + SOON)
+    change(system, call_id, leaseId="lost", leaseUntil=now + SOON, attempts=1, checkAt=now + SOON)
     system.workspaces.take_slot("demo", call_id, 10)
     return call_id
 
@@ -75,7 +76,7 @@ def dialing(system: System) -> str:
     """A worker had it, and may have dialled; it died."""
     call_id = system.place("+15550000000")
     now = int(time.time() * 1000)
-    system.change(call_id, status="dialing", leaseId="lost", leaseUntil=now - 1, attempts=1, dialedAt=now)
+    change(system, call_id, status="dialing", leaseId="lost", leaseUntil=now - 1, attempts=1, dialedAt=now)
     system.workspaces.take_slot("demo", call_id, 10)
     return call_id
 
@@ -89,7 +90,7 @@ def in_progress(system: System) -> str:
 
 def asked_to_hang_up(system: System) -> str:
     call_id = dialing(system)
-    system.change(call_id, hangup={"reason": "canceled_by_api", "at": 1})
+    change(system, call_id, hangup={"reason": "canceled_by_api", "at": 1})
     return call_id
 
 
@@ -110,9 +111,9 @@ def test_an_open_call_ends_once_and_never_rings_again(system: System, state: Any
     system.workspaces.resume()
 
     def cleared() -> bool:
-        system.change(call_id, checkAt=1) if "checkAt" in system.item(call_id) else None
+        change(system, call_id, checkAt=1) if "checkAt" in system.item(call_id) else None
         if "leaseUntil" in system.item(call_id):
-            system.change(call_id, leaseUntil=now - 1)
+            change(system, call_id, leaseUntil=now - 1)
         system.reconcile()
         return "dueShard" not in system.item(call_id)
 
