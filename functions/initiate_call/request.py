@@ -5,18 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from typing import Annotated, Any, cast
-
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-)
-from pydantic_core import PydanticCustomError
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from shared.errors import FieldError, RequestRefused
 from shared.json_text import members
@@ -29,65 +19,115 @@ MAXIMUM_CONTEXT_BYTES = 32 * 1024
 # A field's name goes back to the client in the error, no longer than this.
 _NAME_CHARACTERS = 128
 
+_AGENT = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
-def _number(value: str) -> str:
+# A field's value to what is used of it; raises _Wrong. The second argument: where webhooks may go.
+_Check = Callable[[Any, Policy], Any]
+
+
+class _Wrong(ValueError):
+    """What a client is told of a field. code: that of the answer when nothing else is wrong."""
+
+    def __init__(self, message: str, code: str = "invalid_request") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Wrong("must be a string")
+    return value
+
+
+def _number(value: Any, _: Policy) -> str:
+    text = _string(value)
     try:
-        return e164(value)
+        return e164(text)
     except ValueError as exc:
-        raise PydanticCustomError("invalid_number", "{reason}", {"reason": str(exc)}) from exc
+        raise _Wrong(str(exc), "invalid_number") from exc
 
 
-def _url(value: str, info: ValidationInfo) -> str:
-    if len(value) > 2048:
-        raise PydanticCustomError("invalid_url", "must be at most 2,048 characters")
+def _agent(value: Any, _: Policy) -> str:
+    if not (isinstance(value, str) and _AGENT.fullmatch(value)):
+        raise _Wrong("must be a string of 1 to 128 of A-Z, a-z, 0-9, _ and -")
+    return value
+
+
+def _url(value: Any, callbacks: Policy) -> str | None:
+    url = _string(value)
+    if not url:
+        return None
+    if len(url) > 2048:
+        raise _Wrong("must be at most 2,048 characters", "invalid_url")
     try:
-        check_url(value, cast(Policy, info.context))
+        check_url(url, callbacks)
     except AddressRefused as exc:
-        raise PydanticCustomError("invalid_url", "{reason}", {"reason": str(exc)}) from exc
+        raise _Wrong(str(exc), "invalid_url") from exc
+    return url
+
+
+def _object(value: Any, _: Policy) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Wrong("must be an object")
     return value
 
 
-def _variables(value: dict[str, Any]) -> dict[str, Any]:
-    if len(value) > 100:
-        raise PydanticCustomError("invalid_variables", "must have at most 100 keys")
-    for key, entry in value.items():
+def _variables(value: Any, callbacks: Policy) -> dict[str, Any]:
+    variables = _object(value, callbacks)
+    if len(variables) > 100:
+        raise _Wrong("must have at most 100 keys", "invalid_variables")
+    for key, entry in variables.items():
         if not 1 <= len(key) <= 128:
-            raise PydanticCustomError("invalid_variables", "keys must have 1 to 128 characters")
+            raise _Wrong("keys must have 1 to 128 characters", "invalid_variables")
         if not isinstance(entry, str | int | float | bool | None):
-            raise PydanticCustomError(
-                "invalid_variables",
-                "'{key}' must be a string, a number, a boolean or null",
-                {"key": key},
-            )
+            raise _Wrong(f"'{key}' must be a string, a number, a boolean or null", "invalid_variables")
         if _CONTROL.search(key) or (isinstance(entry, str) and _CONTROL.search(entry)):
-            raise PydanticCustomError("invalid_variables", "'{key}' holds a control character", {"key": key})
-    return value
+            raise _Wrong(f"'{key}' holds a control character", "invalid_variables")
+    return variables
 
 
-def _absent_if_empty(value: Any) -> Any:
-    return None if value == "" else value
+def _whole(least: int, most: int) -> _Check:
+    def check(value: Any, _: Policy) -> int:
+        # JSON has one kind of number: 40.0 is 40, and some languages write it so.
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not least <= value <= most or value != int(value):
+            raise _Wrong(f"must be a whole number from {least} to {most}")
+        return int(value)
+
+    return check
 
 
-def _whole(value: Any) -> Any:
-    # JSON has one kind of number: 40.0 is 40, and some languages write it so.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+_CHECKS: dict[str, _Check] = {
+    "to": _number,
+    "call_agent_id": _agent,
+    "callback_url": _url,
+    "dynamic_variables": _variables,
+    "metadata": _object,
+    "from": _number,
+    "ring_timeout_seconds": _whole(10, 60),
+    "max_duration_seconds": _whole(30, 14_400),
+}
+_REQUIRED = frozenset({"to", "call_agent_id"})
 
 
-class _Body(BaseModel):
-    """Types and bounds of the fields; `null` in an optional one means absent."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-    to: Annotated[str, AfterValidator(_number)]
-    call_agent_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
-    callback_url: Annotated[Annotated[str, AfterValidator(_url)] | None, BeforeValidator(_absent_if_empty)] = None
-    dynamic_variables: Annotated[dict[str, Any], AfterValidator(_variables)] | None = None
-    metadata: dict[str, Any] | None = None
-    from_: Annotated[str, AfterValidator(_number)] | None = Field(default=None, alias="from")
-    ring_timeout_seconds: Annotated[Annotated[int, Field(ge=10, le=60)] | None, BeforeValidator(_whole)] = None
-    max_duration_seconds: Annotated[Annotated[int, Field(ge=30, le=14_400)] | None, BeforeValidator(_whole)] = None
+def _checked(given: Mapping[str, Any], callbacks: Policy) -> tuple[dict[str, Any], list[FieldError]]:
+    """The fields that are right, and what is wrong with the others. `null` in an optional one means absent."""
+    values: dict[str, Any] = {}
+    errors = []
+    for name, check in _CHECKS.items():
+        if name in _REQUIRED and name not in given:
+            errors.append(FieldError(name, "is required"))
+        elif name in _REQUIRED or given.get(name) is not None:
+            try:
+                values[name] = check(given[name], callbacks)
+            except _Wrong as exc:
+                errors.append(FieldError(name, str(exc), exc.code))
+    for name in given:
+        if name not in _CHECKS:
+            errors.append(FieldError(name[:_NAME_CHARACTERS], "is not a field of this request"))
+    return values, errors
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,20 +144,6 @@ class CallRequest:
     max_duration_seconds: int
 
 
-_MESSAGES = {
-    "missing": "is required",
-    "extra_forbidden": "is not a field of this request",
-    "string_type": "must be a string",
-    "dict_type": "must be an object",
-}
-# Of fields with one rule: what is said whichever part of it was broken.
-_RULES = {
-    "call_agent_id": "must be a string of 1 to 128 of A-Z, a-z, 0-9, _ and -",
-    "ring_timeout_seconds": "must be a whole number from 10 to 60",
-    "max_duration_seconds": "must be a whole number from 30 to 14400",
-}
-
-
 def parse_request(body: bytes, callbacks: Policy) -> CallRequest:
     """callbacks: where webhooks may go. Raises RequestRefused: 413 when too large, 400 with every wrong field."""
     if len(body) > MAXIMUM_BODY_BYTES:
@@ -125,15 +151,7 @@ def parse_request(body: bytes, callbacks: Policy) -> CallRequest:
     if not body.strip():
         raise RequestRefused(400, "invalid_json", "The body is empty; a JSON object is expected")
     fields = members(body)
-    errors: list[FieldError] = []
-    parsed: _Body | None = None
-    try:
-        parsed = _Body.model_validate({name: value for name, (value, _) in fields.items()}, context=callbacks)
-    except ValidationError as exc:
-        errors = [
-            FieldError(str(error["loc"][0])[:_NAME_CHARACTERS], _message(error), error["type"])
-            for error in exc.errors(include_url=False, include_input=False)
-        ]
+    values, errors = _checked({name: value for name, (value, _) in fields.items()}, callbacks)
     texts = {
         name: fields[name][1]
         for name in ("dynamic_variables", "metadata")
@@ -142,7 +160,7 @@ def parse_request(body: bytes, callbacks: Policy) -> CallRequest:
     if sum(len(text.encode()) for text in texts.values()) > MAXIMUM_CONTEXT_BYTES:
         message = "is too large: dynamic_variables and metadata together may have at most 32 KiB as JSON"
         errors += [FieldError(name, message) for name in texts]
-    if errors or parsed is None:
+    if errors:
         only = {error.code for error in errors}
         code = only.pop() if len(only) == 1 else "invalid_request"
         raise RequestRefused(
@@ -152,14 +170,14 @@ def parse_request(body: bytes, callbacks: Policy) -> CallRequest:
             errors,
         )
     return CallRequest(
-        to=parsed.to,
-        call_agent_id=parsed.call_agent_id,
-        callback_url=parsed.callback_url,
+        to=values["to"],
+        call_agent_id=values["call_agent_id"],
+        callback_url=values.get("callback_url"),
         dynamic_variables=texts.get("dynamic_variables"),
         metadata=texts.get("metadata"),
-        from_number=parsed.from_,
-        ring_timeout_seconds=parsed.ring_timeout_seconds or 40,
-        max_duration_seconds=parsed.max_duration_seconds or 1800,
+        from_number=values.get("from"),
+        ring_timeout_seconds=values.get("ring_timeout_seconds", 40),
+        max_duration_seconds=values.get("max_duration_seconds", 1800),
     )
 
 
@@ -175,10 +193,3 @@ def canonical(body: bytes) -> str:
 def _as_written(number: str) -> dict[str, str]:
     # Read as numbers, 1e400 and 1e500 would be the same. No valid body can hold this key.
     return {"\ud800": number}
-
-
-def _message(error: Any) -> str:
-    kind, field = error["type"], error["loc"][0]
-    if kind not in ("missing", "extra_forbidden") and field in _RULES:
-        return _RULES[field]
-    return _MESSAGES.get(kind, str(error["msg"]))
