@@ -5,12 +5,15 @@ in its place it prints the path of a Python of the runtime's version, or an empt
 each cold start. Bytecode that Python does not compare with its source (``unchecked-hash``, PEP 552) helps.
 It must be made by the runtime's own minor version, so without a Python 3.13 none is shipped.
 
+What no function reads is left out, and where this machine can run the artifact every module of it is imported.
+
 Standard library only: it runs under whatever Python started it.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,6 +21,44 @@ from pathlib import Path
 
 RUNTIME = (3, 13)  # Runtime: python3.13 in template.yaml
 AWS_SERVICES = {"dynamodb", "sqs", "secretsmanager", "sts"}
+
+UNUSED = (
+    "bin",  # commands
+    "*-stubs",  # types, and what extensions were compiled from
+    "types_*.dist-info",
+    "**/*.pyi",
+    "**/*.pyx",
+    "**/*.pxd",
+    "**/py.typed",
+    "**/__pycache__",  # made anew below
+    "*.dist-info/RECORD",  # what pip would remove
+    "certifi/tests",
+    "google/protobuf/testdata",
+    "aws_lambda_powertools/event_handler",  # only its logger and its metrics are used
+    "aws_lambda_powertools/utilities/[!_j]*",  # ... which need jmespath_utils
+    "phonenumbers/shortdata/region_*",  # emergency numbers and the like
+)
+
+FUNCTIONS = Path(__file__).parents[1] / "functions"
+# Imported by functions at their first need.
+IMPORTED_LATER = ("phonenumbers",)
+# What handlers read from their environment when they are imported. Nothing is asked for by then.
+HANDLERS_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "none",
+    "AWS_SECRET_ACCESS_KEY": "none",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "CALLS_TABLE": "calls",
+    "WORKSPACES_TABLE": "workspaces",
+    "DIAL_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/1/dial",
+    "WEBHOOK_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/1/webhook",
+    "WEBHOOK_DEAD_LETTER_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/1/dead",
+    "LIVEKIT_SECRET_NAME": "livekit",
+    "PUBLIC_API_URL": "https://api.example.com",
+    "POWERTOOLS_SERVICE_NAME": "none",
+    "POWERTOOLS_METRICS_NAMESPACE": "none",
+    # The artifact's bytecode is used, and no other is written beside it.
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
 
 
 def runs_as_runtime(python: str) -> bool:
@@ -54,9 +95,12 @@ def remove_unused(artifact: Path) -> None:
         for service in data.iterdir():
             if service.is_dir() and service.name not in AWS_SERVICES:
                 shutil.rmtree(service)
-    unused = [*artifact.glob("*-stubs"), *artifact.glob("types_*.dist-info"), artifact / "bin"]
-    for folder in [*unused, *artifact.rglob("__pycache__")]:
-        shutil.rmtree(folder, ignore_errors=True)
+    for pattern in UNUSED:
+        for path in [*artifact.glob(pattern)]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def compile_bytecode(artifact: Path, python: str) -> None:
@@ -65,17 +109,33 @@ def compile_bytecode(artifact: Path, python: str) -> None:
     subprocess.run([python, "-m", "compileall", *mode, str(artifact)], check=True)
 
 
+def import_everything(artifact: Path, python: str) -> bool:
+    """Imports every module of the functions out of the artifact, and nothing from elsewhere. False when this
+    machine has another processor than the artifact is for. Raises CalledProcessError when one does not import.
+    """
+    if not any(artifact.rglob(f"*-{platform.machine()}-linux-gnu.so")):
+        return False
+    modules = [".".join(path.relative_to(FUNCTIONS).with_suffix("").parts) for path in FUNCTIONS.glob("*/*.py")]
+    code = f"import importlib; [importlib.import_module(name) for name in {[*sorted(modules), *IMPORTED_LATER]}]"
+    # -s and -S: no packages of the machine's own.
+    subprocess.run([python, "-sSc", code], check=True, env={**HANDLERS_ENVIRONMENT, "PYTHONPATH": str(artifact)})
+    return True
+
+
 def main(build_dir: Path) -> None:
     artifacts = [folder for folder in sorted(build_dir.iterdir()) if (folder / "requirements.txt").is_file()]
     if not artifacts:
         sys.exit(f"no built function in {build_dir}")
     python = find_runtime_python()
+    checked = False
     for artifact in artifacts:
         remove_unused(artifact)
         if python:
             compile_bytecode(artifact, python)
+            checked = import_everything(artifact, python)
         size = sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
-        print(f"{artifact}: {size / 1e6:.1f} MB, {'bytecode of ' + python if python else 'no bytecode'}")
+        bytecode = f"bytecode of {python}, {'' if checked else 'not '}imported" if python else "no bytecode"
+        print(f"{artifact}: {size / 1e6:.1f} MB, {bytecode}")
     if not python:
         print(f"No Python {RUNTIME[0]}.{RUNTIME[1]} found: cold starts will take longer.", file=sys.stderr)
 
