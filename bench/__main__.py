@@ -1,4 +1,4 @@
-"""`make bench`: the figures that the README tells. `python -m bench dial` or `webhooks` takes one of them."""
+"""`make bench`: the figures of docs/performance.md. `python -m bench cold webhooks` takes some of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "functions"))
 
 
 def main(names: list[str]) -> None:
-    from bench import dial, webhooks
+    from bench import cold, dial, size, warm, webhooks
 
-    benches = {"dial": dial.main, "webhooks": webhooks.main}
+    benches = {
+        "size": size.main,
+        "cold": cold.main,
+        "warm": warm.main,
+        "dial": dial.main,
+        "webhooks": webhooks.main,
+    }
     for name in names or benches:
         benches[name]()
 

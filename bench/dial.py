@@ -1,19 +1,50 @@
-"""How long it takes from a warm POST until LiveKit is asked to ring, on the local stack."""
+"""How long it takes from a warm POST until LiveKit is asked to ring, and what ringing costs in Lambda time.
+
+All on the local stack. The first runs at its usual pace; nothing is waited for there but the request path. The
+second runs in real time: phones ring for 5 s, alone or ten to a batch, and the invocation's duration is what AWS
+would bill.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from bench.table import Figure, report
 from tests.e2e.client import Client
 from tests.e2e.launch import eventually, launched
 
-CALLS = 50
+CALLS = 200
+RING_SECONDS = 5.0
+ALONE = 3
+BATCH = 10
+# A batch's time for each of its phones, of the time of one alone.
+SHARE = 0.125
 
 
 def main() -> None:
+    taken = sorted(_request_path())
+    alone, batch = _lambda_time()
+    report(
+        "dial",
+        [
+            Figure("POST to CreateSIPParticipant, median", statistics.median(taken), "ms"),
+            Figure("POST to CreateSIPParticipant, 99th percentile", statistics.quantiles(taken, n=100)[98], "ms"),
+            Figure("Lambda time per dial of a 5 s ring, alone", alone, "ms"),
+            Figure("Lambda time per dial of a 5 s ring, ten to a batch", batch, "ms"),
+            Figure("ten to a batch, of alone", batch / alone, "x", SHARE),
+        ],
+    )
+
+
+def _request_path() -> list[float]:
+    """Milliseconds of each call."""
     with (
         tempfile.TemporaryDirectory() as folder,
         launched(Path(folder) / "state") as running,
@@ -29,5 +60,57 @@ def main() -> None:
             [placed] = client.livekit.get("/_standin/calls", params={"number": number}).json()["calls"]
             taken.append(placed["atMs"] - started)
             client.api.post(f"/v1/api/call/{call_id}/cancel").raise_for_status()
-        # The first ones find processes that have not served a call yet.
-        print(f"POST to CreateSIPParticipant, median of {CALLS}: {statistics.median(taken[3:]):.0f} ms")
+    # The first ones find processes that have not served a call yet.
+    return taken[3:]
+
+
+def _lambda_time() -> tuple[float, float]:
+    """Milliseconds per dial of an invocation with one message, and of one with ten."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        launched(Path(folder) / "state", {"TIME_SCALE": "1"}) as running,
+        Client(running.info()) as client,
+        dialling_stopped(client),
+    ):
+        client.livekit.put(
+            "/_standin/faults", json={"agentJoinSeconds": 0.0, "ringSeconds": RING_SECONDS}
+        ).raise_for_status()
+        alone = statistics.median(_invoke(client, [f"+155504000{n:02d}"]) for n in range(ALONE))
+        return alone, _invoke(client, [f"+155504100{n:02d}" for n in range(BATCH)]) / BATCH
+
+
+def _invoke(client: Client, numbers: list[str]) -> float:
+    """Places the calls, hands their messages to one invocation of dial_worker, and returns its milliseconds."""
+    call_ids = [client.place(number) for number in numbers]
+    queue, sqs = client.info["resources"]["DialQueue"], client.aws("sqs")
+    messages: list[dict[str, Any]] = []
+    while len(messages) < len(numbers):
+        received = sqs.receive_message(
+            QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=5, AttributeNames=["SentTimestamp"]
+        )
+        messages += received.get("Messages", [])
+    records = [
+        {"messageId": one["MessageId"], "body": one["Body"], "attributes": one["Attributes"]} for one in messages
+    ]
+    began = time.perf_counter()
+    answer = client.aws("lambda").invoke(
+        FunctionName=client.info["resources"]["DialWorker"], Payload=json.dumps({"Records": records}).encode()
+    )
+    taken = 1000 * (time.perf_counter() - began)
+    assert json.loads(answer["Payload"].read()) == {"batchItemFailures": []}
+    for message in messages:
+        sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+    assert all(client.call(call_id)["answeredAt"] for call_id in call_ids)
+    return taken
+
+
+@contextlib.contextmanager
+def dialling_stopped(client: Client) -> Iterator[None]:
+    """Nobody takes the dial queue's messages meanwhile, except who asks for them."""
+    functions = client.aws("lambda")
+    [mapping] = functions.list_event_source_mappings(FunctionName=client.info["resources"]["DialWorker"])[
+        "EventSourceMappings"
+    ]
+    functions.update_event_source_mapping(UUID=mapping["UUID"], Enabled=False)
+    yield
+    functions.update_event_source_mapping(UUID=mapping["UUID"], Enabled=True)
