@@ -9,6 +9,7 @@ from typing import Any
 from calls_api.cancel import Cancelling, cancel
 from calls_api.deliveries import deliveries_view, replay
 from calls_api.reading import call_of_workspace, call_view, list_calls, list_query
+from calls_api.reports import Reporting, report
 from calls_api.settings import Settings
 from shared import aws
 from shared.authorization import api_key, authorized_workspace, bearer_token
@@ -87,9 +88,6 @@ def post_replay(event: Event) -> Answer:
 
 
 def post_event(event: Event) -> Answer:
-    # Imported here: pydantic takes longer to import than every other route to answer.
-    from calls_api.reports import Reporting, report
-
     reported = report(
         Reporting(calls=calls, livekit_secret=livekit_secret, durations=settings.durations, clock=now_ms),
         call_id=event["pathParameters"]["callId"],

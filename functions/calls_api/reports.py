@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from calls_api.reading import CALL_ID
 from shared.call import Call, event, event_id
 from shared.call_store import CallStore
 from shared.durations import Durations
-from shared.errors import FieldError, RequestRefused
+from shared.errors import RequestRefused
+from shared.fields import Fields, Wrong, below, boolean, json_object, objects, one_of, string, text
 from shared.http_api import check_idempotency_key
 from shared.json_text import members
 from shared.livekit_secret import LiveKitSecretCache
@@ -28,75 +28,41 @@ MAXIMUM_REPORT_BYTES = 32 * 1024
 # A token that leaks is soon worth nothing, and LiveKit's own for a room's participants live for hours.
 MAXIMUM_TOKEN_SECONDS = 600
 
-# A field's name goes back to the agent in the error, no longer than this.
-_NAME_CHARACTERS = 128
-
-Text = Annotated[str, Field(min_length=1)]
+_KIND = re.compile(r"agent\.[a-z][a-z0-9_]{0,63}")
 
 
-class _Data(BaseModel):
-    """The `data` of a well-known report: what must be right of it. Whatever else it holds is the agent's own."""
-
-    model_config = ConfigDict(extra="allow", strict=True, hide_input_in_errors=True)
-
-
-class Ringing(_Data):
-    """The agent saw that the phone rings."""
+def _kind(value: Any) -> str:
+    if not (isinstance(value, str) and _KIND.fullmatch(value)):
+        raise Wrong("must be agent. and 1 to 64 of a-z, 0-9 and _, the first a letter")
+    return value
 
 
-class Voicemail(_Data):
-    """A machine answered. messageLeft: whether the agent spoke to it."""
+_BODY = Fields(
+    {"type": _kind, "data": json_object},
+    required=frozenset({"type"}),
+    unknown="is not a field of a report",
+)
 
-    messageLeft: bool | None = None
+# One thing that was said.
+_TURN = Fields({"speaker": one_of("agent", "callee"), "text": text}, required=frozenset({"speaker", "text"}))
 
-
-class Turn(_Data):
-    """One thing that was said."""
-
-    speaker: Literal["agent", "callee"]
-    text: Text
-
-
-class Transcript(_Data):
-    """What was said, in order. A long conversation comes in several reports."""
-
-    turns: Annotated[list[Turn], Field(min_length=1)]
-
-
-class Summary(_Data):
-    """What came of the conversation, for people."""
-
-    text: Text
-
-
-class OptOut(_Data):
-    """The callee wants no more calls. said: in which words."""
-
-    said: str | None = None
-
-
-class Transfer(_Data):
-    """The callee is handed to somebody else. to: a number or a SIP address."""
-
-    to: Text
-    status: Literal["started", "completed", "failed"] | None = None
-
-
-WELL_KNOWN: dict[str, type[_Data]] = {
-    "agent.ringing": Ringing,
-    "agent.voicemail": Voicemail,
-    "agent.transcript": Transcript,
-    "agent.summary": Summary,
-    "agent.opt_out": OptOut,
-    "agent.transfer": Transfer,
+# The `data` of a well-known report: what must be right of it. Whatever else it holds is the agent's own.
+WELL_KNOWN: dict[str, Fields] = {
+    # The agent saw that the phone rings.
+    "agent.ringing": Fields({}),
+    # A machine answered. messageLeft: whether the agent spoke to it.
+    "agent.voicemail": Fields({"messageLeft": boolean}),
+    # What was said, in order. A long conversation comes in several reports.
+    "agent.transcript": Fields({"turns": objects(_TURN)}, required=frozenset({"turns"})),
+    # What came of the conversation, for people.
+    "agent.summary": Fields({"text": text}, required=frozenset({"text"})),
+    # The callee wants no more calls. said: in which words.
+    "agent.opt_out": Fields({"said": string}),
+    # The callee is handed to somebody else. to: a number or a SIP address.
+    "agent.transfer": Fields(
+        {"to": text, "status": one_of("started", "completed", "failed")}, required=frozenset({"to"})
+    ),
 }
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-    type: Annotated[str, Field(pattern=r"^agent\.[a-z][a-z0-9_]{0,63}$")]
-    data: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -201,37 +167,11 @@ def _report_id(idempotency_key: str | None, body: bytes) -> str:
 def parse_report(body: bytes) -> Report:
     """Raises RequestRefused (400) with every field that is wrong."""
     fields = members(body)
-    values = {name: value for name, (value, _) in fields.items()}
-    try:
-        kind = _Body.model_validate(values).type
-        if kind in WELL_KNOWN:
-            WELL_KNOWN[kind].model_validate(values.get("data") or {})
-    except ValidationError as exc:
-        inside = exc.title != _Body.__name__
-        errors = [_field_error(error, inside) for error in exc.errors(include_url=False, include_input=False)]
+    values, errors = _BODY.check({name: value for name, (value, _) in fields.items()})
+    if not errors and values["type"] in WELL_KNOWN:
+        errors = below("data", WELL_KNOWN[values["type"]].check(values.get("data", {}))[1])
+    if errors:
         message = "; ".join(f"{error.field} {error.message}" for error in errors)
-        raise RequestRefused(400, "invalid_request", message, errors) from exc
-    value, text = fields.get("data", (None, ""))
-    return Report(kind, "{}" if value is None else text)
-
-
-_MESSAGES = {
-    "missing": "is required",
-    "extra_forbidden": "is not a field of a report",
-    "dict_type": "must be an object",
-    "list_type": "must be a list",
-    "bool_type": "must be true or false",
-    "string_type": "must be a string",
-    "string_too_short": "must not be empty",
-    "too_short": "must not be empty",
-    "model_type": "must be an object",
-}
-
-
-def _field_error(error: Any, inside: bool) -> FieldError:
-    path = [str(part) for part in error["loc"]]
-    field = ".".join(["data", *path] if inside else path)
-    message = _MESSAGES.get(error["type"], str(error["msg"]))
-    if field == "type" and error["type"] != "missing":
-        message = "must be agent. and 1 to 64 of a-z, 0-9 and _, the first a letter"
-    return FieldError(field[:_NAME_CHARACTERS], message)
+        raise RequestRefused(400, "invalid_request", message, errors)
+    value, written = fields.get("data", (None, ""))
+    return Report(values["type"], "{}" if value is None else written)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from shared.errors import FieldError, RequestRefused
+from shared.fields import Fields, Wrong, json_object, string, whole_number
 from shared.json_text import members
 from shared.phone_number import e164
 from webhook_dispatch.address_guard import AddressRefused, Policy, check_url
@@ -16,118 +17,66 @@ from webhook_dispatch.address_guard import AddressRefused, Policy, check_url
 MAXIMUM_BODY_BYTES = 64 * 1024
 MAXIMUM_CONTEXT_BYTES = 32 * 1024
 
-# A field's name goes back to the client in the error, no longer than this.
-_NAME_CHARACTERS = 128
-
 _AGENT = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
-# A field's value to what is used of it; raises _Wrong. The second argument: where webhooks may go.
-_Check = Callable[[Any, Policy], Any]
-
-
-class _Wrong(ValueError):
-    """What a client is told of a field. code: that of the answer when nothing else is wrong."""
-
-    def __init__(self, message: str, code: str = "invalid_request") -> None:
-        super().__init__(message)
-        self.code = code
-
-
-def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise _Wrong("must be a string")
-    return value
-
-
-def _number(value: Any, _: Policy) -> str:
-    text = _string(value)
+def _number(value: Any) -> str:
+    text = string(value)
     try:
         return e164(text)
     except ValueError as exc:
-        raise _Wrong(str(exc), "invalid_number") from exc
+        raise Wrong(str(exc), "invalid_number") from exc
 
 
-def _agent(value: Any, _: Policy) -> str:
+def _agent(value: Any) -> str:
     if not (isinstance(value, str) and _AGENT.fullmatch(value)):
-        raise _Wrong("must be a string of 1 to 128 of A-Z, a-z, 0-9, _ and -")
+        raise Wrong("must be a string of 1 to 128 of A-Z, a-z, 0-9, _ and -")
     return value
 
 
-def _url(value: Any, callbacks: Policy) -> str | None:
-    url = _string(value)
+def _url(callbacks: Policy, value: Any) -> str | None:
+    url = string(value)
     if not url:
         return None
     if len(url) > 2048:
-        raise _Wrong("must be at most 2,048 characters", "invalid_url")
+        raise Wrong("must be at most 2,048 characters", "invalid_url")
     try:
         check_url(url, callbacks)
     except AddressRefused as exc:
-        raise _Wrong(str(exc), "invalid_url") from exc
+        raise Wrong(str(exc), "invalid_url") from exc
     return url
 
 
-def _object(value: Any, _: Policy) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _Wrong("must be an object")
-    return value
-
-
-def _variables(value: Any, callbacks: Policy) -> dict[str, Any]:
-    variables = _object(value, callbacks)
+def _variables(value: Any) -> dict[str, Any]:
+    variables = json_object(value)
     if len(variables) > 100:
-        raise _Wrong("must have at most 100 keys", "invalid_variables")
+        raise Wrong("must have at most 100 keys", "invalid_variables")
     for key, entry in variables.items():
         if not 1 <= len(key) <= 128:
-            raise _Wrong("keys must have 1 to 128 characters", "invalid_variables")
+            raise Wrong("keys must have 1 to 128 characters", "invalid_variables")
         if not isinstance(entry, str | int | float | bool | None):
-            raise _Wrong(f"'{key}' must be a string, a number, a boolean or null", "invalid_variables")
+            raise Wrong(f"'{key}' must be a string, a number, a boolean or null", "invalid_variables")
         if _CONTROL.search(key) or (isinstance(entry, str) and _CONTROL.search(entry)):
-            raise _Wrong(f"'{key}' holds a control character", "invalid_variables")
+            raise Wrong(f"'{key}' holds a control character", "invalid_variables")
     return variables
 
 
-def _whole(least: int, most: int) -> _Check:
-    def check(value: Any, _: Policy) -> int:
-        # JSON has one kind of number: 40.0 is 40, and some languages write it so.
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not least <= value <= most or value != int(value):
-            raise _Wrong(f"must be a whole number from {least} to {most}")
-        return int(value)
-
-    return check
-
-
-_CHECKS: dict[str, _Check] = {
-    "to": _number,
-    "call_agent_id": _agent,
-    "callback_url": _url,
-    "dynamic_variables": _variables,
-    "metadata": _object,
-    "from": _number,
-    "ring_timeout_seconds": _whole(10, 60),
-    "max_duration_seconds": _whole(30, 14_400),
-}
-_REQUIRED = frozenset({"to", "call_agent_id"})
-
-
-def _checked(given: Mapping[str, Any], callbacks: Policy) -> tuple[dict[str, Any], list[FieldError]]:
-    """The fields that are right, and what is wrong with the others. `null` in an optional one means absent."""
-    values: dict[str, Any] = {}
-    errors = []
-    for name, check in _CHECKS.items():
-        if name in _REQUIRED and name not in given:
-            errors.append(FieldError(name, "is required"))
-        elif name in _REQUIRED or given.get(name) is not None:
-            try:
-                values[name] = check(given[name], callbacks)
-            except _Wrong as exc:
-                errors.append(FieldError(name, str(exc), exc.code))
-    for name in given:
-        if name not in _CHECKS:
-            errors.append(FieldError(name[:_NAME_CHARACTERS], "is not a field of this request"))
-    return values, errors
+def _fields(callbacks: Policy) -> Fields:
+    return Fields(
+        {
+            "to": _number,
+            "call_agent_id": _agent,
+            "callback_url": functools.partial(_url, callbacks),
+            "dynamic_variables": _variables,
+            "metadata": json_object,
+            "from": _number,
+            "ring_timeout_seconds": whole_number(10, 60),
+            "max_duration_seconds": whole_number(30, 14_400),
+        },
+        required=frozenset({"to", "call_agent_id"}),
+        unknown="is not a field of this request",
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -151,7 +100,7 @@ def parse_request(body: bytes, callbacks: Policy) -> CallRequest:
     if not body.strip():
         raise RequestRefused(400, "invalid_json", "The body is empty; a JSON object is expected")
     fields = members(body)
-    values, errors = _checked({name: value for name, (value, _) in fields.items()}, callbacks)
+    values, errors = _fields(callbacks).check({name: value for name, (value, _) in fields.items()})
     texts = {
         name: fields[name][1]
         for name in ("dynamic_variables", "metadata")
