@@ -87,7 +87,7 @@ build: $(SAM) ## Builds what `sam deploy` uploads; ARCH=x86_64 builds one that r
 		--template-file .aws-sam/template-$(ARCH).yaml --base-dir . --build-dir $(BUILD_DIR)
 	$(PYTHON) infra/finish_build.py $(BUILD_DIR)
 
-bench: $(DEV) $(AWS) $(PACKAGES) ## Measures the request path and the webhooks on the local stack
+bench: $(DEV) $(AWS) $(PACKAGES) ## Measures what docs/performance.md tells, beside the floors; after `make build`
 	@.venv/bin/python -m bench
 
 # The functions' versions are those that the tests ran with: they are cut out of the dev resolution.

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from bench.artifact import built_artifact
 from bench.table import Figure, report
+from infra.finish_build import HANDLERS_ENVIRONMENT
 
-ROUNDS = 15
+ROUNDS = 11
 
 # Module and clients of each function, and the most it should take of its floor.
 HANDLERS: dict[str, tuple[str, tuple[str, ...], float | None]] = {
@@ -31,23 +32,6 @@ HANDLERS: dict[str, tuple[str, tuple[str, ...], float | None]] = {
 }
 MEMORY_MB = 110
 
-# What the functions read from their environment; nothing is asked for at import.
-ENVIRONMENT = {
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_ACCESS_KEY_ID": "none",
-    "AWS_SECRET_ACCESS_KEY": "none",
-    "CALLS_TABLE": "calls",
-    "WORKSPACES_TABLE": "workspaces",
-    "DIAL_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/1/dial",
-    "WEBHOOK_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/1/webhook",
-    "WEBHOOK_DEAD_LETTER_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/1/dead",
-    "LIVEKIT_SECRET_NAME": "livekit",
-    "PUBLIC_API_URL": "https://api.example.com",
-    "POWERTOOLS_METRICS_NAMESPACE": "Ringonce",
-    "POWERTOOLS_SERVICE_NAME": "bench",
-    # The bytecode that the artifact ships is used, and no other is written beside it.
-    "PYTHONDONTWRITEBYTECODE": "1",
-}
 # The process's own peak: a child's ru_maxrss begins with that of its parent.
 PEAK = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 
@@ -92,7 +76,7 @@ def _run(python: str, artifact: Path, code: str) -> tuple[float, float, float]:
     began = time.perf_counter()
     with subprocess.Popen(
         [python, "-c", f"{code}\n{PEAK}"],
-        env={"PYTHONPATH": str(artifact), "PATH": os.environ["PATH"], **ENVIRONMENT},
+        env={"PYTHONPATH": str(artifact), "PATH": os.environ["PATH"], **HANDLERS_ENVIRONMENT},
         stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout

@@ -5,7 +5,8 @@ in its place it prints the path of a Python of the runtime's version, or an empt
 each cold start. Bytecode that Python does not compare with its source (``unchecked-hash``, PEP 552) helps.
 It must be made by the runtime's own minor version, so without a Python 3.13 none is shipped.
 
-What no function reads is left out, and where this machine can run the artifact every module of it is imported.
+What no function reads is left out; where this machine can run the artifact, every module of the functions is then
+imported out of it.
 
 Standard library only: it runs under whatever Python started it.
 """
@@ -109,17 +110,20 @@ def compile_bytecode(artifact: Path, python: str) -> None:
     subprocess.run([python, "-m", "compileall", *mode, str(artifact)], check=True)
 
 
-def import_everything(artifact: Path, python: str) -> bool:
-    """Imports every module of the functions out of the artifact, and nothing from elsewhere. False when this
-    machine has another processor than the artifact is for. Raises CalledProcessError when one does not import.
+def is_of_this_machine(artifact: Path) -> bool:
+    """Whether the artifact is for this machine's processor."""
+    return any(artifact.rglob(f"*-{platform.machine()}-linux-gnu.so"))
+
+
+def import_everything(artifact: Path, python: str) -> None:
+    """Imports every module of the functions out of the artifact, and nothing from elsewhere.
+
+    Raises CalledProcessError when one does not import.
     """
-    if not any(artifact.rglob(f"*-{platform.machine()}-linux-gnu.so")):
-        return False
     modules = [".".join(path.relative_to(FUNCTIONS).with_suffix("").parts) for path in FUNCTIONS.glob("*/*.py")]
     code = f"import importlib; [importlib.import_module(name) for name in {[*sorted(modules), *IMPORTED_LATER]}]"
     # -s and -S: no packages of the machine's own.
     subprocess.run([python, "-sSc", code], check=True, env={**HANDLERS_ENVIRONMENT, "PYTHONPATH": str(artifact)})
-    return True
 
 
 def main(build_dir: Path) -> None:
@@ -127,15 +131,17 @@ def main(build_dir: Path) -> None:
     if not artifacts:
         sys.exit(f"no built function in {build_dir}")
     python = find_runtime_python()
-    checked = False
     for artifact in artifacts:
         remove_unused(artifact)
+        done = "no bytecode"
         if python:
             compile_bytecode(artifact, python)
-            checked = import_everything(artifact, python)
+            done = f"bytecode of {python}"
+            if is_of_this_machine(artifact):
+                import_everything(artifact, python)
+                done += ", every module imported"
         size = sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
-        bytecode = f"bytecode of {python}, {'' if checked else 'not '}imported" if python else "no bytecode"
-        print(f"{artifact}: {size / 1e6:.1f} MB, {bytecode}")
+        print(f"{artifact}: {size / 1e6:.1f} MB, {done}")
     if not python:
         print(f"No Python {RUNTIME[0]}.{RUNTIME[1]} found: cold starts will take longer.", file=sys.stderr)
 
