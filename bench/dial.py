@@ -1,4 +1,5 @@
-"""How long it takes from a warm POST until LiveKit is asked to ring, and what ringing costs in Lambda time.
+"""From a warm POST until LiveKit is asked to ring, from an event until its webhook is received, and what ringing
+costs in Lambda time.
 
 All on the local stack. The first runs at its usual pace; nothing is waited for there but the request path. The
 second runs in real time: phones ring for 5 s, alone or ten to a batch, and the invocation's duration is what AWS
@@ -8,6 +9,7 @@ would bill.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import statistics
 import tempfile
@@ -21,6 +23,8 @@ from tests.e2e.client import Client
 from tests.e2e.launch import eventually, launched
 
 CALLS = 200
+# The first calls find processes that have not served one yet.
+WARM_UP = 3
 RING_SECONDS = 5.0
 ALONE = 3
 BATCH = 10
@@ -29,13 +33,15 @@ SHARE = 0.125
 
 
 def main() -> None:
-    taken = sorted(_request_path())
+    taken, told = _request_path()
     alone, batch = _lambda_time()
     report(
         "dial",
         [
             Figure("POST to CreateSIPParticipant, median", statistics.median(taken), "ms"),
             Figure("POST to CreateSIPParticipant, 99th percentile", statistics.quantiles(taken, n=100)[98], "ms"),
+            Figure("event in the record to its webhook received, median", statistics.median(told), "ms"),
+            Figure("... 99th percentile", statistics.quantiles(told, n=100)[98], "ms"),
             Figure("Lambda time per dial of a 5 s ring, alone", alone, "ms"),
             Figure("Lambda time per dial of a 5 s ring, ten to a batch", batch, "ms"),
             Figure("ten to a batch, of alone", batch / alone, "x", SHARE),
@@ -43,16 +49,16 @@ def main() -> None:
     )
 
 
-def _request_path() -> list[float]:
-    """Milliseconds of each call."""
+def _request_path() -> tuple[list[float], list[float]]:
+    """Milliseconds from each POST to its INVITE, and from each event to its webhook."""
     with (
         tempfile.TemporaryDirectory() as folder,
         launched(Path(folder) / "state") as running,
         Client(running.info()) as client,
     ):
         client.livekit.put("/_standin/faults", json={"agentJoinSeconds": 0.0}).raise_for_status()
-        taken = []
-        for n in range(CALLS + 3):
+        taken, told = [], []
+        for n in range(CALLS + WARM_UP):
             number = f"+1555030{n:04d}"
             started = time.time() * 1000
             call_id = client.place(number)
@@ -60,8 +66,18 @@ def _request_path() -> list[float]:
             [placed] = client.livekit.get("/_standin/calls", params={"number": number}).json()["calls"]
             taken.append(placed["atMs"] - started)
             client.api.post(f"/v1/api/call/{call_id}/cancel").raise_for_status()
-    # The first ones find processes that have not served a call yet.
-    return taken[3:]
+            eventually(lambda call_id=call_id: _ended(client, call_id), "its webhooks come", 60)  # type: ignore[misc]
+            told += [_delay(event) for event in client.received(call_id)] if n >= WARM_UP else []
+    return taken[WARM_UP:], told
+
+
+def _ended(client: Client, call_id: str) -> bool:
+    return any(event["type"] == "call.ended" for event in client.received(call_id))
+
+
+def _delay(event: dict[str, Any]) -> float:
+    written = datetime.datetime.fromisoformat(json.loads(event["body"])["timestamp"])
+    return float(event["receivedAtMs"]) - 1000 * written.timestamp()
 
 
 def _lambda_time() -> tuple[float, float]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from bench.table import Figure, report
 from shared.call import webhook_body
 from shared.clock import now_ms
 from shared.delivery_store import Delivery
@@ -59,7 +60,16 @@ def main() -> None:
             receiver.terminate()
     if measured.returncode:
         raise SystemExit(measured.stderr)
-    print(measured.stderr, end="")
+    found = json.loads(measured.stderr)
+    report(
+        "webhooks",
+        [
+            Figure("webhooks a second by one deliver process", found["deliver"], "/s"),
+            Figure("... by a bare httpx loop", found["bare"], "/s"),
+            Figure("bare, of deliver's (its share of 0.7 is 1.43)", found["bare"] / found["deliver"], "x", 1.43),
+            *(Figure(f"memory after {count} deliveries", size, "MB") for count, size in found["memory"].items()),
+        ],
+    )
 
 
 def _environment() -> dict[str, str]:
@@ -144,14 +154,7 @@ async def _measure(url: str) -> None:
                 rates["bare"].append(await _rate(post_bare))
     await client.aclose()
     ours, bares = (statistics.median(rates[name][:ROUNDS]) for name in ("deliver", "bare"))
-    ratios = [one / other for one, other in zip(rates["deliver"], rates["bare"], strict=False)]
-    print(
-        f"Webhooks by one deliver process, median of {ROUNDS} rounds of {PER_ROUND}: {ours:.0f}/s; "
-        f"a bare httpx loop: {bares:.0f}/s; ratio {ours / bares:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-        file=sys.stderr,
-    )
-    looks = ", ".join(f"{size:.1f} MB after {count:,}" for count, size in memory.items())
-    print(f"Memory of that process: {looks} deliveries", file=sys.stderr)
+    print(json.dumps({"deliver": ours, "bare": bares, "memory": memory}), file=sys.stderr)
 
 
 async def _round(parts: Delivering, call_ids: list[str]) -> None:
