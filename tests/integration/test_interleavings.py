@@ -132,13 +132,11 @@ def test_a_phone_that_leaves_while_the_answer_is_written_is_over(
     assert end_of(silent, call_id) == ("completed", "hangup", None)
 
 
-@pytest.mark.parametrize("turned", [False, True], ids=["the phone first", "the room first"])
-def test_the_phones_own_reason_is_better_than_the_rooms(silent: System, turned: bool) -> None:
-    """The worker is dead: what the events say is all there is."""
-    call_id = silent.place(ANSWERS)
+def fenced_by_a_dead_worker(system: System) -> str:
+    call_id = system.place(ANSWERS)
     now = int(time.time() * 1000)
     change(
-        silent,
+        system,
         call_id,
         status="dialing",
         leaseId="dead",
@@ -147,6 +145,13 @@ def test_the_phones_own_reason_is_better_than_the_rooms(silent: System, turned: 
         roomSid="RM_1",
         checkAt=1,
     )
+    return call_id
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["the phone first", "the room first"])
+def test_the_phones_own_reason_is_better_than_the_rooms(silent: System, turned: bool) -> None:
+    """The worker is dead: what the events say is all there is."""
+    call_id = fenced_by_a_dead_worker(silent)
     events = [phone_left(silent, call_id, "USER_UNAVAILABLE", "ringing"), room_finished(silent, call_id)]
     for event in reversed(events) if turned else events:
         assert tell(silent, event) == 200
@@ -155,18 +160,7 @@ def test_the_phones_own_reason_is_better_than_the_rooms(silent: System, turned: 
 
 
 def test_a_room_that_finished_says_nothing_of_a_phone_that_nobody_saw(silent: System) -> None:
-    call_id = silent.place(ANSWERS)
-    now = int(time.time() * 1000)
-    change(
-        silent,
-        call_id,
-        status="dialing",
-        leaseId="dead",
-        leaseUntil=now - 1,
-        dialedAt=now,
-        roomSid="RM_1",
-        checkAt=1,
-    )
+    call_id = fenced_by_a_dead_worker(silent)
     assert tell(silent, room_finished(silent, call_id)) == 200
     silent.reconcile()
     assert end_of(silent, call_id) == ("failed", "outcome_unknown", None)

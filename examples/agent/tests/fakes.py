@@ -154,7 +154,7 @@ class FakeSTT(stt.STT[str]):
         super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=False))
 
     async def _recognize_impl(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("a whole recording: the agent listens to a stream only")
 
     def stream(self, *, conn_options: Any = DEFAULT_API_CONNECT_OPTIONS, **_: Any) -> Any:
         return _Silence(stt=self, conn_options=conn_options)
@@ -170,7 +170,7 @@ class FakeTTS(tts.TTS[str]):
         super().__init__(capabilities=tts.TTSCapabilities(streaming=False), sample_rate=24_000, num_channels=1)
 
     def synthesize(self, text: str, **_: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("no test lets the agent be heard")
 
 
 async def until(done: Callable[[], bool]) -> None:
