@@ -348,15 +348,16 @@ class Expired(Exception):
 
 
 class FakeStreams:
-    """A stream of two shards of which the second appears later; iterators are `shard:place:age`."""
+    """A stream of two shards on two pages, each read by a thread of its own; iterators are `shard:place`.
+
+    The iterator behind the first record of shard `one` expires once: of that shard, whichever thread reads first.
+    """
 
     class exceptions:  # as botocore names it
         ExpiredIteratorException = Expired
 
-    def __init__(self, shards: dict[str, list[dict[str, Any]]], stop: threading.Event, wanted: int) -> None:
+    def __init__(self, shards: dict[str, list[dict[str, Any]]]) -> None:
         self.shards = shards
-        self.stop = stop
-        self.left = wanted
         self.iterators: list[tuple[str, str]] = []
         self.expire_once = True
 
@@ -375,7 +376,7 @@ class FakeStreams:
 
     def get_records(self, ShardIterator: str, Limit: int) -> dict[str, Any]:
         name, place = ShardIterator.split(":")
-        if int(place) == 1 and self.expire_once:
+        if ShardIterator == "one:1" and self.expire_once:
             self.expire_once = False
             raise Expired
         found = self.shards[name][int(place) : int(place) + 1]
@@ -385,7 +386,7 @@ class FakeStreams:
 def test_every_shard_is_read_to_its_end_even_when_an_iterator_expires() -> None:
     stop = threading.Event()
     shards = {"one": [record(0), record(1)], "two": [record(0)]}
-    streams = FakeStreams(shards, stop, 3)
+    streams = FakeStreams(shards)
     seen: list[tuple[str, int]] = []
 
     def batches(shard_id: str) -> Batches:
