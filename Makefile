@@ -54,10 +54,12 @@ stop: ## Stops the local stack that `make run` started
 admin: $(DEV) ## The operator's command: make admin ARGS="--local workspace list"
 	@.venv/bin/python -m admin $(ARGS)
 
+# Most tests wait more than they work: four processes, each with a system of its own; a module's tests stay together.
+SIDE_BY_SIDE := -n 4 --dist loadfile
 ARTIFACT_TEST := tests/e2e/test_artifact.py
 test: $(DEV) $(AWS) $(SAM) $(AGENT) $(RUNTIME) $(PACKAGES) browser ## Runs every test: unit and model, integration and infra, schedules, the agent's, then the whole stack
-	.venv/bin/python -m pytest tests/unit tests/model
-	.venv/bin/python -m pytest tests/infra tests/integration
+	.venv/bin/python -m pytest $(SIDE_BY_SIDE) tests/unit tests/model
+	.venv/bin/python -m pytest $(SIDE_BY_SIDE) tests/infra tests/integration
 	.venv/bin/python -m pytest tests/schedules
 	cd examples/agent && $(CURDIR)/.venv-agent/bin/python -m pytest
 	if [ -x .venv-runtime/bin/python ]; then .venv/bin/python -m pytest -m e2e; else \

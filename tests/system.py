@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +382,11 @@ class System:
 
     def faults(self, **knobs: Any) -> None:
         self.http.put(f"{self.servers.livekit_url}/_standin/faults", json=knobs).raise_for_status()
+
+    def sent_by_accepting(self) -> AbstractContextManager[list[str]]:
+        """What the route that places calls asks of AWS meanwhile: the operations' names."""
+        parts = self.modules["initiate_call"].parts
+        return aws_requests(*{parts.calls._client, parts.workspaces._store._client, parts.dial_queue._client})
 
     # ── how it is made ──────────────────────────────────────────────────────────────────────────
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 from botocore.exceptions import ConnectTimeoutError
 
-from tests.system import EXAMPLE, Clock, System, aws_requests, demo_workspace
+from tests.system import EXAMPLE, Clock, System, demo_workspace
 
 
 @pytest.fixture(autouse=True)
@@ -20,18 +19,12 @@ def clock(system: System) -> Iterator[Clock]:
         yield clock
 
 
-def sent_by(system: System) -> AbstractContextManager[list[str]]:
-    """What the route that places calls asks of AWS meanwhile."""
-    parts = system.modules["initiate_call"].parts
-    return aws_requests(*{parts.calls._client, parts.workspaces._store._client, parts.dial_queue._client})
-
-
 def test_a_warm_call_is_a_message_and_then_a_record_and_nothing_else(system: System) -> None:
-    with sent_by(system) as cold:
+    with system.sent_by_accepting() as cold:
         assert system.post(EXAMPLE)["statusCode"] == 200
     # The workspace and some permits of this minute's rate, once.
     assert cold == ["GetItem", "UpdateItem", "SendMessage", "PutItem"]
-    with sent_by(system) as warm:
+    with system.sent_by_accepting() as warm:
         assert system.post(EXAMPLE)["statusCode"] == 200
     assert warm == ["SendMessage", "PutItem"]
 
@@ -40,7 +33,7 @@ def test_a_warm_call_is_a_message_and_then_a_record_and_nothing_else(system: Sys
 def test_a_tenth_of_the_rate_is_accepted_without_asking_again(system: System, limit: int, calls: int) -> None:
     system.workspaces.put(demo_workspace(callsPerMinute=limit))
     system.post(EXAMPLE)
-    with sent_by(system) as warm:
+    with system.sent_by_accepting() as warm:
         for _ in range(calls - 1):
             assert system.post(EXAMPLE)["statusCode"] == 200
     assert warm == ["SendMessage", "PutItem"] * (calls - 1)
@@ -49,20 +42,20 @@ def test_a_tenth_of_the_rate_is_accepted_without_asking_again(system: System, li
 def test_with_an_idempotency_key_the_record_is_read_first(system: System) -> None:
     system.post(EXAMPLE)
     key = {"idempotency-key": "order-1"}
-    with sent_by(system) as first:
+    with system.sent_by_accepting() as first:
         assert system.post(EXAMPLE, key)["statusCode"] == 200
     assert first == ["GetItem", "SendMessage", "PutItem"]
-    with sent_by(system) as repeat:
+    with system.sent_by_accepting() as repeat:
         assert system.post(EXAMPLE, key)["statusCode"] == 200
     assert repeat == ["GetItem"]
-    with sent_by(system) as other:
+    with system.sent_by_accepting() as other:
         assert system.post(EXAMPLE | {"to": "+12025550123"}, key)["statusCode"] == 422
     assert other == ["GetItem"]
 
 
 def test_a_refused_request_costs_nothing(system: System) -> None:
     system.post(EXAMPLE)
-    with sent_by(system) as sent:
+    with system.sent_by_accepting() as sent:
         assert system.post(b"{")["statusCode"] == 400
         assert system.post(EXAMPLE | {"to": "1"})["statusCode"] == 400
         assert system.post(EXAMPLE | {"to": "+442079460000"})["statusCode"] == 403
@@ -78,7 +71,7 @@ def test_over_the_rate_nothing_is_written_and_soon_nothing_is_asked(system: Syst
     clock.now += 17_400
     key = {"idempotency-key": "order-1"}
     assert system.post(EXAMPLE, key)["statusCode"] == 429
-    with sent_by(system) as sent:
+    with system.sent_by_accepting() as sent:
         answers = [system.post(EXAMPLE) for _ in range(3)]
     assert sent == []
     for answer in answers:
@@ -155,7 +148,7 @@ def test_a_rate_that_cannot_be_told_is_a_503_and_nothing_is_sent(system: System)
 
 
 def test_an_unknown_workspace_is_looked_up_once(system: System) -> None:
-    with sent_by(system) as sent:
+    with system.sent_by_accepting() as sent:
         for _ in range(3):
             assert system.post(EXAMPLE, {"x-workspace-id": "nobody"})["statusCode"] == 403
     assert sent == ["GetItem"]
