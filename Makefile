@@ -35,12 +35,12 @@ SAM_ENV := SAM_CLI_TELEMETRY=0 __SAM_CLI_APP_DIR=$(SAM_CLI_FOLDER) AWS_DEFAULT_R
 
 export UV
 
-.PHONY: help setup demo run stop admin test picture browser check build lock bench clean
+.PHONY: help setup demo run stop test picture browser check build lock bench clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(DEV) $(AWS) $(SAM) $(AGENT) $(PACKAGES) ## Makes the environments .venv, .venv-aws, .venv-sam and .venv-agent, and installs the functions' packages
+setup: $(DEV) $(AWS) $(SAM) $(AGENT) $(PACKAGES) ## Makes the environments .venv (with the operator's .venv/bin/admin), .venv-aws, .venv-sam and .venv-agent
 
 demo: $(DEV) $(AWS) $(PACKAGES) ## Places three calls on the local stack and shows what happens, then stops
 	@.venv/bin/python -m local.demo
@@ -50,9 +50,6 @@ run: $(DEV) $(AWS) $(PACKAGES) ## Leaves the local stack running until Ctrl-C or
 
 stop: ## Stops the local stack that `make run` started
 	@$(PYTHON) -m local.stack stop
-
-admin: $(DEV) ## The operator's command: make admin ARGS="--local workspace list"
-	@.venv/bin/python -m admin $(ARGS)
 
 # Most tests wait more than they work: four processes, each with a system of its own; a module's tests stay together.
 SIDE_BY_SIDE := -n 4 --dist loadfile
@@ -125,6 +122,7 @@ endef
 
 $(DEV): | $(UV)
 	$(call environment,.venv,requirements-dev.txt)
+	$(UV) pip install --quiet --python .venv --no-deps --editable .
 	touch $@
 
 # Chromium and what drives it, for the console's tests alone. Where they cannot be installed those tests are skipped

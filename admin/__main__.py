@@ -1,4 +1,4 @@
-"""`python -m admin`, `python admin` and `uv run admin`: all the same."""
+"""`.venv/bin/admin`, which `make setup` installs, `python -m admin` and `python admin`: all the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def run() -> int:
         from admin.command import main
     except ModuleNotFoundError as exc:
         print(
-            f"admin: the package {exc.name} is missing: run `make setup`, then .venv/bin/python -m admin",
+            f"admin: the package {exc.name} is missing: run `make setup`, then .venv/bin/admin",
             file=sys.stderr,
         )
         return 1

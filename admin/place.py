@@ -48,7 +48,7 @@ CREDENTIAL_ERRORS = (
 _LOG_IN = "set AWS_PROFILE or pass --profile, run `aws sso login`, or set AWS_ACCESS_KEY_ID and the rest"
 
 # What works after `make setup`, without an activated environment.
-COMMAND = ".venv/bin/python -m admin"
+COMMAND = ".venv/bin/admin"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
