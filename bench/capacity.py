@@ -139,6 +139,7 @@ def demands(counts: Mapping[str, Any], assumed: Mapping[str, float]) -> dict[str
         "calls": 1,
         "livekit": sum(counts["livekit_requests"].values()),
         "ringing": assumed["dial_seconds"],
+        "posting": counts["webhooks"] * assumed["deliver_ms"] / 1000,
         "events": events,
         "api": 1 + events,
         "processes": assumed["dial_seconds"] / 10 + short_seconds(counts, assumed),

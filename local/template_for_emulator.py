@@ -41,7 +41,7 @@ LEFT_OUT = (
 SCALED = {"DialWorker": "Timeout", "DialQueue": "VisibilityTimeout"}
 
 # A machine has few cores: each process of a function that starts takes one for a second.
-PARAMETERS = {"MaximumDialBatches": 3}
+PARAMETERS = {"MaximumDialBatches": 3, "MaximumDeliveryBatches": 5}
 
 _METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "x-amazon-apigateway-any-method"}
 _RATE = re.compile(r"rate\((\d+) (minute|hour|day)s?\)")

@@ -99,9 +99,11 @@ def test_the_queues_mappings_are_deployed(adapted: Adapted) -> None:
     deployed = of_type(adapted.template, "AWS::Lambda::EventSourceMapping")
     assert set(deployed) == {"DialFromQueue", "DeliverFromQueue"}
     # The emulator compares this with a number, and would be handed the parameter's text.
-    concurrency = deployed["DialFromQueue"]["Properties"]["ScalingConfig"]["MaximumConcurrency"]
-    assert concurrency == PARAMETERS["MaximumDialBatches"]
-    assert type(concurrency) is int
+    limits = {"DialFromQueue": "MaximumDialBatches", "DeliverFromQueue": "MaximumDeliveryBatches"}
+    for mapping, parameter in limits.items():
+        concurrency = deployed[mapping]["Properties"]["ScalingConfig"]["MaximumConcurrency"]
+        assert concurrency == PARAMETERS[parameter]
+        assert type(concurrency) is int
 
 
 def test_the_schedule_is_left_to_the_stack_with_its_permission(adapted: Adapted) -> None:
