@@ -18,7 +18,7 @@ import pytest
 
 from shared.dynamo import to_wire
 from shared.table_keys import call_key
-from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET, Context, System, http_event
+from tests.system import DEADLINE_SECONDS, LIVEKIT_KEY, LIVEKIT_SECRET, Context, System, http_event
 
 
 def nothing() -> None:
@@ -66,10 +66,10 @@ def other_worker(system: System, records: list[dict[str, Any]], context: Context
     """What a second dial worker answers: a process of its own has an event loop of its own."""
 
     def work() -> Any:
-        return asyncio.run(system.modules["dial_worker"].dial_batch(records, context or Context(6)))
+        return asyncio.run(system.modules["dial_worker"].dial_batch(records, context or Context(120)))
 
     with ThreadPoolExecutor(1) as other:
-        answer = other.submit(work).result(30)
+        answer = other.submit(work).result(DEADLINE_SECONDS)
     assert isinstance(answer, dict)
     return answer
 

@@ -306,7 +306,7 @@ async def _told(parts: Dialling, call: Call, patience: float) -> Call | None:
         seen = await asyncio.to_thread(parts.calls.get, call.callId)
         if seen is None or seen.left or seen.hangup or not _still_mine(seen, call) or parts.clock() >= give_up:
             return seen
-        await asyncio.sleep(parts.durations.left_wait / 10)
+        await asyncio.sleep(parts.durations.orphan_read / 5)
 
 
 async def _un_fence(parts: Dialling, call: Call, error: LiveKitError) -> None:

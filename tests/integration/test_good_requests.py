@@ -262,7 +262,7 @@ def check_verbatim(system: System, contexts: list[tuple[str, str]], *, in_base64
         )
         call_id = accepted(system.post(body.encode(), in_base64=in_base64))
         calls[call_id] = (variables.strip(" \n\r\t"), metadata.strip(" \n\r\t"))
-    system.run_until(lambda: all(len(system.received(call_id)) == 3 for call_id in calls), seconds=30)
+    system.run_until(lambda: all(len(system.received(call_id)) == 3 for call_id in calls))
     found = system.http.get(f"{system.servers.livekit_url}/_standin/dispatches").json()["dispatches"]
     dispatches = {json.loads(dispatch["metadata"])["callId"]: dispatch["metadata"] for dispatch in found}
     for call_id, (variables, metadata) in calls.items():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 
-from tests.system import EXAMPLE, System, demo_workspace
+from tests.system import DEADLINE_SECONDS, EXAMPLE, System, demo_workspace
 
 KEY = {"idempotency-key": "order-1"}
 CALL = EXAMPLE | {"to": "+15550000000"}
@@ -79,7 +79,7 @@ def test_fifty_repeats_at_the_same_time_are_one_call(system: System) -> None:
     together = threading.Barrier(50)
 
     def post(_: int) -> dict[str, Any]:
-        together.wait(timeout=30)
+        together.wait(DEADLINE_SECONDS)
         return system.post(CALL, KEY)
 
     with ThreadPoolExecutor(50) as pool:

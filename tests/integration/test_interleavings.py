@@ -15,8 +15,18 @@ import pytest
 from dial_worker.livekit_sip import LiveKit
 from shared.call_store import CallStore
 from shared.workspaces import WorkspaceStore
-from tests.hooks import change, once, other_worker, phone_left, requests, room_finished, rooms, tell
-from tests.system import System
+from tests.hooks import (
+    change,
+    change_durations,
+    once,
+    other_worker,
+    phone_left,
+    requests,
+    room_finished,
+    rooms,
+    tell,
+)
+from tests.system import DEADLINE_SECONDS, System
 
 ANSWERS, BUSY, TALKS_ON, RINGS = "+15550000000", "+15550000001", "+15550000012", "+15550000002"
 
@@ -370,6 +380,8 @@ def test_an_event_before_the_fence_changes_nothing(silent: System) -> None:
 def test_a_room_that_is_deleted_while_it_rings_ends_the_call(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # It rings for a minute: longer than the slowest machine takes to delete the room.
+    change_durations(monkeypatch, system, "dial_worker", scale=1)
     call_id = system.place(RINGS, ring_timeout_seconds=60)
     invites: list[int] = []
 
@@ -427,7 +439,7 @@ def in_a_new_room(ready: Callable[[], bool]) -> Callable[..., Any]:
 
     async def deleted_first(livekit: LiveKit, **request: Any) -> None:
         await livekit.delete_room(request["room"])
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while not await asyncio.to_thread(ready):
             assert time.monotonic() < deadline
         await dial(livekit, **request)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from shared.table_keys import call_key
+from tests.hooks import change_durations
 from tests.system import EXAMPLE, System, demo_workspace
 
 
@@ -53,8 +54,10 @@ def test_an_answered_call_rings_once_ends_once_and_tells_it_all(system: System) 
     ],
 )
 def test_a_call_that_is_not_answered_ends_with_its_reason(
-    system: System, number: str, status: str, reason: str, sip: int | None
+    system: System, monkeypatch: pytest.MonkeyPatch, number: str, status: str, reason: str, sip: int | None
 ) -> None:
+    if reason == "agent_unavailable":
+        change_durations(monkeypatch, system, "dial_worker", agent_wait=0.1)
     call_id = system.place(number, ring_timeout_seconds=10)
     system.run_until(lambda: system.ended(call_id))
     item = system.item(call_id)
@@ -75,7 +78,10 @@ def test_a_cut_connection_never_rings_again(system: System, number: str) -> None
     assert len(system.calls_placed(number)) == 1
 
 
-def test_a_dial_that_is_never_answered_by_livekit_ends_truthfully(system: System) -> None:
+def test_a_dial_that_is_never_answered_by_livekit_ends_truthfully(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_durations(monkeypatch, system, "dial_worker", answer_margin=0)
     call_id = system.place("+15550000018", ring_timeout_seconds=10)
     system.run_until(lambda: system.ended(call_id))
     assert system.item(call_id)["events"][-1]["reason"] == "no_answer"
@@ -97,7 +103,10 @@ def test_what_certainly_rang_nowhere_is_tried_again(system: System, number: str)
     assert len(system.calls_placed(number)) == 1
 
 
-def test_a_message_without_a_record_waits_and_is_then_dropped(system: System) -> None:
+def test_a_message_without_a_record_waits_and_is_then_dropped(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_durations(monkeypatch, system, "dial_worker", orphan_drop=0.5)
     system.sqs.send_message(
         QueueUrl=system.queue_urls["DialQueue"],
         MessageBody=json.dumps({"callId": "0" * 24, "workspaceId": "demo"}),

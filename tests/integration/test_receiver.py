@@ -25,7 +25,7 @@ from local.receiver import create_app
 
 SECRET, OTHER_SECRET = ("whsec_" + base64.b64encode(bytes([fill]) * 32).decode() for fill in (1, 2))
 ROOT = Path(__file__).parents[2]
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 60.0
 EVENT = {"id": "evt_c1_2", "type": "call.dialing", "sequence": 2, "data": {"callId": "c1"}, "metadata": {}}
 
 

@@ -14,7 +14,7 @@ from shared.call import Call
 from shared.call_store import CallStore
 from shared.errors import StoreUnclear
 from tests.hooks import other_worker
-from tests.system import System
+from tests.system import DEADLINE_SECONDS, TIME_SCALE, System
 
 NUMBERS = [f"+1555050{n:04}" for n in range(10)]
 BUSY = {number: {"outcome": "busy"} for number in NUMBERS}
@@ -22,7 +22,7 @@ BUSY = {number: {"outcome": "busy"} for number in NUMBERS}
 
 def until(found: Callable[[], bool]) -> None:
     """Waits, in a thread, for a condition; raises when it does not come true."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while not found():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -40,11 +40,11 @@ def test_ten_phones_ring_at_the_same_time(system: System, monkeypatch: pytest.Mo
         dialling.add(request["to"])
         if len(dialling) == 10:
             all_ten.set()
-        await asyncio.wait_for(all_ten.wait(), 15)
+        await asyncio.wait_for(all_ten.wait(), DEADLINE_SECONDS)
         await dial(livekit, **request)
 
     monkeypatch.setattr(LiveKit, "dial", together)
-    assert system.dial(seconds=30) == 10
+    assert system.dial() == 10
     assert {system.item(call_id)["status"] for call_id in calls} == {"busy"}
     assert system.messages("DialQueue") == 0
 
@@ -63,7 +63,7 @@ def test_one_that_hangs_holds_up_no_other(system: System, monkeypatch: pytest.Mo
         await dial(livekit, **request)
 
     monkeypatch.setattr(LiveKit, "dial", hangs)
-    system.dial(seconds=30)
+    system.dial()
     assert ended_meanwhile == [True]
     assert {system.item(call_id)["status"] for call_id in calls.values()} == {"busy"}
 
@@ -124,7 +124,7 @@ def test_what_remains_of_the_functions_time_decides_for_each_call(system: System
     """A short ring still fits, a long one does not; the long one is dialled by a process with more time."""
     system.faults(numbers=BUSY)
     short, long = (system.place(NUMBERS[n], ring_timeout_seconds=ring) for n, ring in enumerate((10, 60)))
-    needed = 10 * 0.05 + 2 + system.durations.fence_margin
+    needed = 10 * TIME_SCALE + system.durations.answer_margin + system.durations.fence_margin
     assert system.dial(seconds=needed + 0.9) == 2
     assert system.item(short)["status"] == "busy"
     assert (system.item(long)["status"], len(system.calls_placed())) == ("queued", 1)

@@ -11,7 +11,7 @@ from dial_worker.livekit_sip import LiveKit
 from shared.call_store import CallStore
 from shared.errors import LiveKitUnclear
 from shared.workspaces import WorkspaceStore
-from tests.hooks import change, once, other_worker, requests
+from tests.hooks import change, change_durations, once, other_worker, requests
 from tests.system import Context, System
 
 ANSWERS, BUSY, RINGS, TALKS_ON = "+15550000000", "+15550000001", "+15550000002", "+15550000012"
@@ -30,12 +30,15 @@ def asked_once(system: System) -> None:
     assert requests(system)["CreateSIPParticipant"] == 1
 
 
-def test_a_dial_without_livekits_own_word_is_looked_after_and_never_repeated(system: System) -> None:
+def test_a_dial_without_livekits_own_word_is_looked_after_and_never_repeated(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One batch: the answers that are not LiveKit's, after the phone was answered and before it was rung.
 
     Those that got through are found answered. The others, which nobody can tell from them, end unknown after two
     looks; they are not tried again.
     """
+    change_durations(monkeypatch, system, "dial_worker", answer_margin=0)
     answered = {fail: f"+1555040{n:04}" for n, fail in enumerate(NOT_LIVEKITS_WORD)}
     unsent = {fail: f"+1555041{n:04}" for n, fail in enumerate(NOT_LIVEKITS_WORD[:2])}
     knobs = {number: {"outcome": "talks_on", "fail": fail, "after": True} for fail, number in answered.items()}
@@ -86,17 +89,17 @@ def test_what_the_worker_cannot_find_out_in_its_time_the_reconciler_does(
     system.faults(createSIPParticipant={"fail": "cut", "after": True})
     call_id = system.place(TALKS_ON)
     [record] = system.receive("DialQueue")
-    context = Context(6)
+    context = Context(120)
     dial, view_room = LiveKit.dial, LiveKit.view_room
 
     async def last_thing(livekit: LiveKit, **request: Any) -> None:
         try:
             await dial(livekit, **request)
         finally:
-            context.remaining(system.durations.fence_margin + 0.2)
             monkeypatch.setattr(LiveKit, "view_room", down)
 
     async def down(livekit: LiveKit, room: str, identity: str) -> Any:
+        context.remaining(system.durations.fence_margin)
         raise LiveKitUnclear(502)
 
     monkeypatch.setattr(LiveKit, "dial", last_thing)

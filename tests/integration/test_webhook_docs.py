@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "webhooks.md").read_text()
 NODE_PROJECT = ROOT / "tests" / "node"
 START = 1_795_600_800_000
+DEADLINE_SECONDS = 120.0
 SECRET, NEW_SECRET, OTHER_SECRET = (f"whsec_{letter * 43}=" for letter in ("a", "b", "c"))
 CALL_ID = "f9e8d7c6b5a4f3e2d1c0b9a8"
 CALL = Call(
@@ -89,24 +92,26 @@ def test_the_schedule_of_the_page_is_the_codes() -> None:
 
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
-    """A folder under .local where Node finds the reference library, at the locked versions."""
+    """A folder under .local where Node finds the reference library, at the locked versions.
+
+    It is there whole or not at all, whoever else makes it at the same time, or was killed while making it.
+    """
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("NOT RUN: there is no node on this machine; the Node library has not checked the signatures")
-    folder = ROOT / ".local" / "node"
-    wanted = {path.name: path.read_bytes() for path in NODE_PROJECT.iterdir() if path.is_file()}
-    installed = folder / "node_modules" / "standardwebhooks" / "package.json"
-    if not installed.exists() or any(
-        not (folder / name).exists() or (folder / name).read_bytes() != content for name, content in wanted.items()
-    ):
-        folder.mkdir(parents=True, exist_ok=True)
+    wanted = {path.name: path.read_bytes() for path in sorted(NODE_PROJECT.iterdir()) if path.is_file()}
+    folder = ROOT / ".local" / f"node-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:16]}"
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix="node-"))
         for name, content in wanted.items():
-            (folder / name).write_bytes(content)
-        subprocess.run(
-            ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"],
-            cwd=folder,
-            check=True,
-            timeout=120,
-        )
+            (made / name).write_bytes(content)
+        install = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
+        subprocess.run(install, cwd=made, check=True, timeout=600)
+        try:
+            made.rename(folder)
+        except OSError:
+            # Somebody else was quicker.
+            shutil.rmtree(made)
     return folder
 
 
@@ -128,44 +133,57 @@ class Program:
     def end(self) -> list[str]:
         """Everything it said."""
         self.process.terminate()
-        self.process.wait(10)
-        self._reader.join(10)
+        self.process.wait(DEADLINE_SECONDS)
+        self._reader.join(DEADLINE_SECONDS)
         assert self.process.stdout
         self.process.stdout.close()
         return self.said
 
 
 @contextlib.contextmanager
+def port_for_another() -> Iterator[int]:
+    """A port of loopback that this process holds without listening: nobody is given it who does not ask for it.
+
+    Linux lets a second socket listen on it, if both allow that, as servers do. Elsewhere it is only free just now.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        if sys.platform != "linux":
+            held.close()
+        yield port
+
+
+@contextlib.contextmanager
 def program(language: str, secret: str, folder: Path) -> Iterator[Program]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """folder: where the program lies, in a folder of its own."""
     [code] = blocks(language)
-    path = folder / {"python": "receiver.py", "js": "receiver.mjs"}[language]
-    path.write_text(code)
-    errors = path.with_suffix(".errors")
-    with errors.open("w") as stderr:
+    with contextlib.ExitStack() as stack:
+        own = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+        port = stack.enter_context(port_for_another())
+        path = own / {"python": "receiver.py", "js": "receiver.mjs"}[language]
+        path.write_text(code)
+        errors = path.with_suffix(".errors")
         process = subprocess.Popen(
             [sys.executable if language == "python" else "node", str(path)],
             env=os.environ | {"PORT": str(port), "WEBHOOK_SECRET": secret},
             stdout=subprocess.PIPE,
-            stderr=stderr,
+            stderr=stack.enter_context(errors.open("w")),
             text=True,
         )
-    running = Program(process, port)
-    try:
-        deadline = time.monotonic() + 20
+        running = Program(process, port)
+        stack.callback(running.end)
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
             try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
+                socket.create_connection(("127.0.0.1", port), DEADLINE_SECONDS).close()
                 break
             except OSError:
                 assert process.poll() is None, errors.read_text()
                 assert time.monotonic() < deadline, errors.read_text()
                 time.sleep(0.02)
         yield running
-    finally:
-        running.end()
 
 
 def statuses_of(world: World, keys: list[int]) -> list[int | None]:
@@ -182,8 +200,12 @@ def statuses_of(world: World, keys: list[int]) -> list[int | None]:
 
 
 def world_with(call: Call, *secrets: str) -> World:
-    """A world on the machine's clock: the libraries refuse what is more than five minutes old."""
-    world = World(transport=GuardedTransport(Policy(loopback=True)))
+    """A world on the machine's clock: the libraries refuse what is more than five minutes old.
+
+    Each event waits for the one before it, however slow this machine is: the program names them in order.
+    """
+    in_order = dataclasses.replace(Durations(), webhook_order=DEADLINE_SECONDS)
+    world = World(in_order, transport=GuardedTransport(Policy(loopback=True)))
     world.clock.now = now_ms()
     world.table.calls[CALL_ID] = call
     workspace = world.workspaces.by_id["demo"]

@@ -15,7 +15,7 @@ from standardwebhooks import Webhook
 
 from admin.command import main
 from admin.place import Place
-from tests.system import System
+from tests.system import DEADLINE_SECONDS, System
 from tests.unkind_receivers import Endpoints, endpoints
 
 
@@ -35,10 +35,10 @@ def found() -> Iterator[Endpoints]:
     started = threading.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
-    assert started.wait(30)
+    assert started.wait(DEADLINE_SECONDS)
     yield there[0]
     loop.call_soon_threadsafe(down.set)
-    thread.join(30)
+    thread.join(DEADLINE_SECONDS)
     loop.close()
 
 

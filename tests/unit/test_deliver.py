@@ -20,6 +20,7 @@ from calls_api.deliveries import deliveries_view, replay
 from shared.delivery_store import Delivery
 from shared.durations import Durations
 from shared.errors import QueueError, RequestRefused
+from tests.loop_time import time_passes
 from tests.webhook_world import (
     SECRET,
     START,
@@ -377,9 +378,10 @@ def test_the_status_decides_though_the_answers_body_never_ends(status: int, stat
     class Drip(httpx.AsyncByteStream):
         async def __aiter__(self) -> Any:
             yield b"ok, but "
+            time_passes(D.webhook_attempt)
             await asyncio.sleep(3600)
 
-    world = World(dataclasses.replace(D, webhook_attempt=0.05))
+    world = World()
     world.receivers.answer = lambda request, times: httpx.Response(status, stream=Drip())
     [row] = delivered(world)
     assert (row.state, len(row.attempts), row.attempts[0]["answer"]) == (state, 1, "ok, but ")
@@ -419,12 +421,16 @@ def records_of(*keys: tuple[str, int]) -> list[dict[str, Any]]:
 
 
 class Overlapping(httpx.AsyncBaseTransport):
-    """Endpoints that take their time. most: how many POSTs of one id there were at a time."""
+    """Endpoints that take their time. most: how many POSTs of one id there were at a time.
 
-    def __init__(self) -> None:
+    wait_for: nobody is answered before so many POSTs are under way.
+    """
+
+    def __init__(self, wait_for: int = 0) -> None:
+        self._wait_for = wait_for
+        self._enough = asyncio.Event()
         self.under_way: collections.Counter[str] = collections.Counter()
         self.most = 0
-        self.most_in_all = 0
         self.began: list[str] = []
         self.hang: set[str] = set()
 
@@ -433,8 +439,10 @@ class Overlapping(httpx.AsyncBaseTransport):
         self.began.append(message_id)
         self.under_way[message_id] += 1
         self.most = max(self.most, self.under_way[message_id])
-        self.most_in_all = max(self.most_in_all, self.under_way.total())
+        if self.under_way.total() >= self._wait_for:
+            self._enough.set()
         try:
+            await self._enough.wait()
             if message_id in self.hang:
                 await asyncio.sleep(3600)
             await asyncio.sleep(0.01)
@@ -457,31 +465,37 @@ def test_one_calls_first_attempts_leave_in_the_order_of_its_events(seed: int) ->
 
 
 def test_ten_calls_are_posted_side_by_side() -> None:
-    endpoint = Overlapping()
+    endpoint = Overlapping(wait_for=10)
     world = World(transport=endpoint)
     keys = [(f"{n:x}" * 24, 1) for n in range(10)]
     for call_id, _ in keys:
         world.fan_out(world.call(call_id, events=1))
     run(deliver_batch(world.delivering(), records_of(*keys)))
-    assert endpoint.most_in_all == 10
+    assert set(world.states().values()) == {"delivered"}
 
 
 def test_an_endpoint_that_hangs_holds_up_neither_its_own_next_event_nor_anybody_elses() -> None:
     endpoint = Overlapping()
     endpoint.hang = {f"evt_{A}_1"}
-    world = World(dataclasses.replace(D, webhook_attempt=0.5, webhook_order=0.05), transport=endpoint)
+    world = World(transport=endpoint)
     world.fan_out(world.call(A, events=3))
     world.fan_out(world.call(B, events=3))
     parts = world.delivering()
     keys = [(call_id, n) for call_id in (A, B) for n in (1, 2, 3)]
 
     async def batch() -> None:
+        async def delivered_are(number: int) -> None:
+            while collections.Counter(world.states().values())["delivered"] < number:
+                assert not task.done()
+                await asyncio.sleep(0.005)
+
         task = asyncio.create_task(deliver_batch(parts, records_of(*keys)))
-        while collections.Counter(world.states().values())["delivered"] < 5:
-            assert not task.done()
-            await asyncio.sleep(0.005)
+        await delivered_are(3)
+        time_passes(D.webhook_order)
+        await delivered_are(5)
         # All others are delivered while it still hangs.
         assert endpoint.under_way.total() == 1
+        time_passes(D.webhook_attempt)
         assert await task == {"batchItemFailures": []}
 
     run(batch())

@@ -45,7 +45,7 @@ def test_the_door_passes_both_directions_and_closes() -> None:
                 inside.sendall(b"answer")
             assert client.recv(100) == b"answer"
     done.set()
-    door.join(5)
+    door.join(60)
     assert not door.is_alive()
 
 
