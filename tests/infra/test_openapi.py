@@ -6,6 +6,7 @@ import ast
 import base64
 import datetime
 import hashlib
+import inspect
 import json
 import re
 import time
@@ -285,9 +286,10 @@ def test_the_bounds_of_numbers_are_those_of_the_code(system: System, field: str,
 
 
 class Answers:
-    """Checks real answers against the page, and remembers which were seen."""
+    """Checks real answers against the page, and remembers which were seen, and by which tests."""
 
     def __init__(self) -> None:
+        self.tests: set[str] = set()
         self.seen: set[tuple[str, str]] = set()
         self.codes: set[tuple[str, str, str]] = set()
 
@@ -316,8 +318,41 @@ def check_headers(response: str, headers: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def answers() -> Answers:
-    return Answers()
+def answers_of_all(request: pytest.FixtureRequest) -> Iterator[Answers]:
+    """Where all tests that use it have run, in whatever order, they have seen every answer of the page."""
+    answers = Answers()
+    yield answers
+    using = {
+        name
+        for name, test in vars(request.module).items()
+        if name.startswith("test_") and "answers" in inspect.signature(test).parameters
+    }
+    if answers.tests == using:
+        check_that_every_answer_was_seen(answers)
+
+
+@pytest.fixture
+def answers(answers_of_all: Answers, request: pytest.FixtureRequest) -> Answers:
+    answers_of_all.tests.add(request.function.__name__)
+    return answers_of_all
+
+
+def check_that_every_answer_was_seen(answers: Answers) -> None:
+    page = {
+        (route, status)
+        for route, operation in operations().items()
+        for status in at(operation)["responses"]
+        # Without codes it is API Gateway's own: no function can be made to answer so.
+        if status == "200" or codes_of_the_page()[route][status]
+    }
+    assert answers.seen == page
+    codes = {
+        (route, status, code)
+        for route, statuses in codes_of_the_page().items()
+        for status, found in statuses.items()
+        for code in found
+    }
+    assert answers.codes == codes
 
 
 POST_CALL, LIST, GET_CALL = "POST /v1/api/call", "GET /v1/api/call", "GET /v1/api/call/{callId}"
@@ -595,22 +630,3 @@ def test_failures_are_as_the_page_says(system: System, answers: Answers) -> None
     finally:
         for client in clients:
             client.meta.events.unregister("before-send", lose)
-
-
-def test_every_answer_of_the_page_was_seen(answers: Answers) -> None:
-    """Of the tests above, which therefore run together."""
-    page = {
-        (route, status)
-        for route, operation in operations().items()
-        for status in at(operation)["responses"]
-        # Without codes it is API Gateway's own: no function can be made to answer so.
-        if status == "200" or codes_of_the_page()[route][status]
-    }
-    assert answers.seen == page
-    codes = {
-        (route, status, code)
-        for route, statuses in codes_of_the_page().items()
-        for status, found in statuses.items()
-        for code in found
-    }
-    assert answers.codes == codes
