@@ -266,7 +266,7 @@ def test_a_name_without_addresses_is_refused_at_send() -> None:
         r"https://[A-Za-z0-9_-]{1,9}[.:@%_/?#\\-]?[a-z0-9]{0,9}\.com(:443)?[/?#:@]?[ -~]{0,9}", fullmatch=True
     )
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_client_connects_to_the_host_and_port_that_were_checked(url: str) -> None:
     """Two parsers that read one URL in two ways are how such checks are passed by."""
     try:
