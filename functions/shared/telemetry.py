@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.metrics import MetricUnit
@@ -31,7 +32,8 @@ def _point(metric: str, unit: MetricUnit, value: int, dimensions: dict[str, str]
     point.add_metric(metric, unit, value)
     for name, text in dimensions.items():
         point.add_dimension(name, text)
-    print(json.dumps(point.serialize_metric_set(), separators=(",", ":")))
+    # With its end in one write: `print` makes two, and two threads' lines would become one that nobody can read.
+    sys.stdout.write(json.dumps(point.serialize_metric_set(), separators=(",", ":")) + "\n")
 
 
 def masked(number: str) -> str:
