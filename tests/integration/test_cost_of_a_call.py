@@ -140,19 +140,6 @@ def _counted(system: System, capsys: pytest.CaptureFixture[str], held: Held, web
     return Seen(requests, invocations, livekit, written(stream.records, requests), logged)
 
 
-@pytest.fixture(autouse=True)
-def _caches_stay_warm(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the tests' time scale a minute's cache is over in three seconds."""
-    for module in system.modules.values():
-        parts = getattr(module, "parts", None)
-        for cache in (
-            *(getattr(module, name, None) for name in ("workspace_cache", "livekit_secret")),
-            getattr(parts, "workspaces", None),
-        ):
-            if hasattr(cache, "_seconds"):
-                monkeypatch.setattr(cache, "_seconds", 3600)
-
-
 def livekit_requests(system: System) -> dict[str, int]:
     counts = system.http.get(f"{system.servers.livekit_url}/_standin/requests").json()["counts"]
     assert isinstance(counts, dict)
