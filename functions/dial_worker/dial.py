@@ -34,6 +34,7 @@ from dial_worker.outcomes import (
 )
 from shared.call import Call, Outcome, compact, json_object
 from shared.call_store import ROOM_CLOSED, CallStore
+from shared.destination import in_allowed_country
 from shared.durations import Durations
 from shared.ending import clear, end_call
 from shared.errors import LiveKitError, LiveKitUnreachable
@@ -93,7 +94,7 @@ async def dial_call(parts: Dialling, message: DialMessage) -> None:
         await _end(parts, call, Outcome("expired", "expired", retryable=True))
         return
     workspace = await asyncio.to_thread(parts.workspace_cache.get, call.workspaceId)
-    if workspace is None or workspace.disabled:
+    if workspace is None or workspace.disabled or not in_allowed_country(call.to, workspace.allowedCallingCodes):
         await _end(parts, call, Outcome("failed", "not_allowed"))
         return
     trunk_free_in = await asyncio.to_thread(parts.workspaces.next_free, workspace.sipTrunkId) - now

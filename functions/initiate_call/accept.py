@@ -13,12 +13,12 @@ import secrets
 import string
 from collections.abc import Callable
 
-from initiate_call.destination import in_allowed_country, is_special
 from initiate_call.rate_limit import RateLimit
 from initiate_call.request import CallRequest, canonical, parse_request
 from shared.authorization import authorized_workspace
 from shared.call import Call, event, iso
 from shared.call_store import CallStore
+from shared.destination import in_allowed_country, is_special
 from shared.durations import Durations
 from shared.errors import FieldError, RequestRefused, StoreError, StoreUnclear
 from shared.http_api import check_idempotency_key

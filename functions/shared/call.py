@@ -51,7 +51,7 @@ EndReason = Literal[
     "agent_unavailable",  # no agent came into the room; nothing rang
     "livekit_error",  # LiveKit refused the dial itself: its keys, its SIP service
     "livekit_unavailable",  # LiveKit could not be reached in any attempt; nothing rang
-    "not_allowed",  # the workspace was disabled or changed before the call was dialled
+    "not_allowed",  # the workspace was disabled, or may not call there any more, before it was dialled
     "outcome_unknown",  # the phone may have rung, nobody can tell what became of it
     "canceled_by_api",
     "expired",

@@ -40,6 +40,22 @@ def test_paused_time_does_not_count_against_the_queues(system: System) -> None:
     assert system.calls_placed() == []
 
 
+@pytest.mark.parametrize("changed", [{"disabled": True}, {"allowedCallingCodes": frozenset({"+44"})}])
+def test_a_call_that_its_workspace_may_not_place_any_more_is_not_dialled(
+    system: System, changed: dict[str, Any]
+) -> None:
+    call_id = system.place()
+    system.workspaces.put(demo_workspace(**changed))
+    system.forget_workspaces()
+    system.run_until(lambda: system.ended(call_id))
+    system.workspaces.put(demo_workspace())
+    system.forget_workspaces()
+    seen = system.api("GET /v1/api/call/{callId}", call_id)["json"]
+    assert (seen["status"], seen["endReason"]) == ("failed", "not_allowed")
+    assert system.events(call_id) == ["call.queued", "call.ended"]
+    assert (system.calls_placed(), rooms(system), system.workspaces.active_calls("demo")) == ([], [], frozenset())
+
+
 def test_a_newcomer_does_not_overtake_a_call_that_waits(system: System) -> None:
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
     system.workspaces.take_slot("demo", "somebody", 1)

@@ -12,7 +12,7 @@ import phonenumbers
 import pytest
 from phonenumbers import PhoneMetadata, PhoneNumberType
 
-from initiate_call.destination import _AREA_CODES_ABROAD, in_allowed_country, is_special
+from shared.destination import _AREA_CODES_ABROAD, in_allowed_country, is_special
 
 HOME = {"US", "CA", "PR", "VI", "GU", "AS", "MP"}
 REGIONS = sorted(phonenumbers.SUPPORTED_REGIONS)
@@ -124,7 +124,7 @@ def test_a_number_of_plus_one_loads_no_library() -> None:
     """It would take longer than all the rest of a request."""
     code = (
         "import sys, initiate_call.handler\n"
-        "from initiate_call.destination import is_special\n"
+        "from shared.destination import is_special\n"
         "assert not is_special('+12025550123') and is_special('+19005550123') and is_special('+88161234567')\n"
         "assert 'phonenumbers' not in sys.modules\n"
         "assert not is_special('+442079460000')\n"
