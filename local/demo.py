@@ -26,6 +26,8 @@ from local import stack
 # Witnesses are asked in turns, so a line is held for this long in case another has an earlier one.
 MERGE_SECONDS = 0.25
 ASK_EVERY_SECONDS = 0.05
+# For what will never come: a slow machine takes longer to start a process than a phone rings.
+SCENE_SECONDS = 180.0
 
 EXAMPLE: dict[str, Any] = {
     "to": "+1234567890",
@@ -113,7 +115,7 @@ def fetch(url: str, headers: dict[str, str] | None = None, body: bytes | None = 
     """The status and the decoded JSON of an answer, whatever its status."""
     request = urllib.request.Request(url, body, headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=35) as answer:
+        with urllib.request.urlopen(request, timeout=stack.ANSWER_SECONDS) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as exc:
         content = exc.read()
@@ -289,7 +291,7 @@ def perform(state: Path) -> None:
         show(coloured(f"  ready after {time.monotonic() - began:.1f} s", "dim"))
         try:
             for scene in wanted:
-                watch(running, scene, 300 if stack.real_livekit() else 30, in_full=scene is wanted[0])
+                watch(running, scene, 300 if stack.real_livekit() else SCENE_SECONDS, in_full=scene is wanted[0])
         except (DemoFailed, OSError) as exc:
             suspects = exc.suspects if isinstance(exc, DemoFailed) else ()
             show(coloured(f"\nfailed: {exc}", "bad"))

@@ -6,7 +6,8 @@ paths, byte for byte, and answers as API Gateway does where the emulator does no
 .../limits.html):
 
 - an error in a function: 500 {"message":"Internal Server Error"}; the emulator sends its text, with 502
-- no answer within 30 s: 503 {"message":"Service Unavailable"}
+- no answer within 30 s: 503 {"message":"Service Unavailable"}; the local stack gives more, since a process of a
+  function that starts on a busy machine is its own doing
 - a body of more than 10 MB: 413 {"message":"Request Entity Too Large"}
 - OPTIONS where no CORS is configured and no route takes it: 404, as for any unknown route
 - headers that come more than once are joined with commas
@@ -53,8 +54,9 @@ TARGET = web.AppKey("target", str)
 CLIENT = web.AppKey("client", aiohttp.ClientSession)
 
 
-def create_app(target: str) -> web.Application:
-    """target: the URL of the API's stage in the emulator, without a slash at its end."""
+def create_app(target: str, timeout_seconds: float | None = None) -> web.Application:
+    """target: the URL of the API's stage in the emulator, without a slash at its end. timeout_seconds: how long an
+    answer may take; API Gateway's TIMEOUT_SECONDS without it."""
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app[TARGET] = target
 
@@ -62,7 +64,7 @@ def create_app(target: str) -> web.Application:
         app[CLIENT] = aiohttp.ClientSession(
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds),
             connector=aiohttp.TCPConnector(limit=0),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
@@ -160,8 +162,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.front", description="The API's plain address.")
     parser.add_argument("--port", type=int, default=0, help="0: any free port (default)")
     parser.add_argument("--target", required=True, help="URL of the API's stage in the emulator")
+    parser.add_argument("--timeout", type=float, help="seconds an answer may take (default: 30)")
     given = parser.parse_args()
-    serve(create_app(given.target.rstrip("/")), given.port)
+    serve(create_app(given.target.rstrip("/"), given.timeout), given.port)
 
 
 if __name__ == "__main__":

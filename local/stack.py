@@ -60,8 +60,17 @@ REGION = "us-east-1"
 STACK_NAME = "ringonce-local"
 # The only credentials that the emulator takes for the account's root; they open nothing else.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-START_SECONDS = 60.0
+# Deadlines are for what hangs: a part that dies is noticed at once, and a slow machine is not a broken one.
+START_SECONDS = 300.0
+STOP_SECONDS = 60.0
+# What the API waits for a function's answer: its processes may have to start first.
+ANSWER_SECONDS = 120.0
+# What a server gets to end by itself.
 GRACE_SECONDS = 2.0
+# Above the handles of whatever a process opens at its start.
+LAST_HANDLE = 200
+# What the killed get until they are gone.
+GONE_SECONDS = 30.0
 
 
 class StackError(Exception):
@@ -111,10 +120,11 @@ class Child:
 
 @dataclass(slots=True)
 class Running:
-    """The parts of a running stack, and what its users are told (`info`)."""
+    """The parts of a running stack, and what its users are told (`info`). lock: of `locked`."""
 
     state: Path
     time_scale: float
+    lock: int
     children: dict[str, Child] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     done: threading.Event = field(default_factory=threading.Event)
@@ -133,7 +143,8 @@ class Running:
         threading.Thread(target=guarded, name=work.__name__, daemon=True).start()
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Child:
-        """Starts a process in a session of its own; what it prints goes to `logs/<name>.log`."""
+        """Starts a process in a session of its own; what it prints goes to `logs/<name>.log`. It holds the state
+        folder's lock too: when this process is killed, the lock ends with the last of the others."""
         log = self.state / "logs" / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -144,6 +155,7 @@ class Running:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                pass_fds=(self.lock,),
             )
         self.children[name] = Child(name, process, log)
         return self.children[name]
@@ -167,12 +179,36 @@ class Running:
                 child.process.wait(max(0.0, until - time.monotonic()))
             _signal_group(child.process.pid, signal.SIGKILL)
             child.process.wait()
+        until = time.monotonic() + GONE_SECONDS
+        for child in self.children.values():
+            # A killed function's process is not this one's child: nothing but a look tells when it is gone.
+            while _lives(child.process.pid) and time.monotonic() < until:
+                time.sleep(0.01)
 
 
-def _signal_group(group: int, number: int) -> None:
-    # A group whose leader is dead may still have members; one without members is no longer there.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+def _signal_group(group: int, number: int) -> bool:
+    """Whether there was anybody to get the signal: a group whose leader is dead may still have members."""
+    try:
         os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _lives(group: int) -> bool:
+    """Whether anybody of a group still runs. The dead that nobody has collected yet, as in a container without an
+    init, would get signals too."""
+    if not _signal_group(group, 0):
+        return False
+    if not Path("/proc/self/stat").exists():
+        return True
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # Behind the name, which may hold anything: state, parent, group (proc_pid_stat(5)).
+            state, _, its_group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in ("Z", "X"):
+                return True
+    return False
 
 
 def tail(log: Path, lines: int = 30) -> str:
@@ -225,39 +261,69 @@ def state_folder(default: str = ".local") -> Path:
 
 
 @contextlib.contextmanager
-def locked(state: Path) -> Iterator[None]:
-    """Holds the state folder's lock, which ends with this process. Raises StackError when another has it."""
+def locked(state: Path) -> Iterator[int]:
+    """Holds the state folder's lock, which ends with this process and those that it starts; yields its handle.
+
+    Raises StackError when another stack has it. The processes of one that was killed are waited for: they end by
+    themselves, and until then they have its ports.
+    """
     state.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + GONE_SECONDS
     with (state / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise StackError(f"a stack is running in {state} (process {lock.read()})") from None
+        while not _taken(lock):
+            pid = _holder(lock)
+            if (pid is not None and _alive(pid)) or time.monotonic() > until:
+                raise StackError(f"a stack is running in {state} (process {pid})")
+            time.sleep(0.02)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        # A process that dies closes its files in the order of their handles: the lock after its sockets, so that
+        # whoever gets the lock gets the ports.
+        handle = fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, LAST_HANDLE)
+        try:
+            yield handle
+        finally:
+            lock.truncate(0)
+            os.close(handle)
 
 
-def running_pid(state: Path) -> int | None:
-    """The process that holds the state folder's lock; None when nobody does."""
+def _taken(lock: TextIO) -> bool:
     try:
-        with (state / "lock").open("r+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(lock.read())
-    except (FileNotFoundError, ValueError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(lock: TextIO) -> int | None:
+    """Who wrote itself into a lock; None while nobody has."""
+    lock.seek(0)
+    text = lock.read()
+    return int(text) if text else None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
         pass
-    return None
+    return True
 
 
 def clear(state: Path) -> None:
-    """Removes what a stack leaves for itself; the logs stay until the next one starts."""
-    shutil.rmtree(state / "tmp", ignore_errors=True)
-    for name in ("stack.json", "sam-env.json", "sam-template.yaml"):
+    """Removes what a stack leaves for itself; the logs stay until the next one starts. For who holds the lock."""
+    for folder in state.glob("tmp-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in ("stack.json", "stack.json.new", "sam-env.json", "sam-template.yaml"):
         (state / name).unlink(missing_ok=True)
+
+
+def temporary_folder(state: Path) -> Path:
+    """This stack's own: the emulator of one that was killed removes its folder when it comes to notice."""
+    return state / f"tmp-{os.getpid()}"
 
 
 # ── the emulated AWS ────────────────────────────────────────────────────────────────────────────
@@ -274,7 +340,7 @@ def child_environment(state: Path) -> dict[str, str]:
         "PYTHONPATH": str(TETHER),
         "PYTHONUNBUFFERED": "1",
         "RINGONCE_STACK_PID": str(os.getpid()),
-        "TMPDIR": str(state / "tmp"),
+        "TMPDIR": str(temporary_folder(state)),
     }
 
 
@@ -294,7 +360,7 @@ def start_emulator(running: Running, port: int) -> Child:
             "AUTH": "true",
             # It looks for containers of its own at start and end.
             "DOCKER_HOST": f"unix://{running.state}/no-docker.sock",
-            "RINGONCE_TEMPORARY_FOLDER": str(running.state / "tmp"),
+            "RINGONCE_TEMPORARY_FOLDER": str(temporary_folder(running.state)),
         },
     )
 
@@ -310,7 +376,7 @@ def aws_client(service: Any, endpoint: str) -> Any:
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
         # An invocation is answered when it ends, and is not to be repeated.
-        config=Config(connect_timeout=5, read_timeout=930, retries={"total_max_attempts": 1}),
+        config=Config(connect_timeout=60, read_timeout=930, retries={"total_max_attempts": 1}),
     )
 
 
@@ -335,8 +401,11 @@ def zipped(folder: Path) -> bytes:
 
 def function_environments(running: Running, api_url: str, functions: Sequence[str]) -> dict[str, dict[str, str]]:
     """The variables that only the local stack sets, by function; `""`: of all."""
+    from local import template_for_emulator
+
     everywhere = {
         "TIME_SCALE": str(running.time_scale),
+        "LEAST_PATIENCE": str(template_for_emulator.LEAST_PATIENCE),
         "ALLOW_LOOPBACK_CALLBACKS": "1",
         "PUBLIC_API_URL": api_url,
         "PYTHONPATH": os.pathsep.join([str(TETHER), str(PACKAGES)]),
@@ -476,12 +545,16 @@ def warm_up(running: Running, adapted: Adapted) -> None:
     routes = {function: route for route, function in adapted.routes}
 
     def failure(name: str) -> str | None:
-        if name in routes:
-            method, path = routes[name].split(" ", 1)
-            status = request_status(method, running.info["apiUrl"] + re.sub(r"\{[^}]+\}", "none", path))
-            return None if status < 500 else f"it answered {status}"
-        answer = functions.invoke(FunctionName=running.info["resources"][name], Payload=b'{"Records": []}')
-        return answer["Payload"].read().decode() if "FunctionError" in answer else None
+        # Not by the API, which waits no longer than API Gateway does.
+        event = request_event(routes[name]) if name in routes else {"Records": []}
+        answer = functions.invoke(FunctionName=running.info["resources"][name], Payload=json.dumps(event).encode())
+        if "FunctionError" in answer:
+            return str(answer["Payload"].read().decode())
+        if name not in routes:
+            return None
+        method, path = routes[name].split(" ", 1)
+        status = request_status(method, running.info["apiUrl"] + re.sub(r"\{[^}]+\}", "none", path))
+        return None if status < 500 else f"it answered {status}"
 
     pool = ThreadPoolExecutor(len(adapted.functions))
     try:
@@ -496,13 +569,28 @@ def warm_up(running: Running, adapted: Adapted) -> None:
             raise StackError(f"the function {name} does not start: {failed}\n{log}")
 
 
+def request_event(route: str) -> dict[str, Any]:
+    """What a function gets from an HTTP API for a request to `METHOD /path` without a body or credentials."""
+    method, path = route.split(" ", 1)
+    return {
+        "version": "2.0",
+        "routeKey": route,
+        "rawPath": path,
+        "rawQueryString": "",
+        "headers": {},
+        "pathParameters": dict.fromkeys(re.findall(r"\{([^}]+)\}", path), "none"),
+        "requestContext": {"http": {"method": method, "path": path}, "requestId": "start", "routeKey": route},
+        "isBase64Encoded": False,
+    }
+
+
 def request_status(method: str, url: str) -> int:
     """The status of an answer to a request without a body or credentials."""
     import urllib.error
     import urllib.request
 
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=60) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=ANSWER_SECONDS) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as exc:
         return exc.code
@@ -530,6 +618,8 @@ def livekit_settings(running: Running, webhook_url: str) -> tuple[str, str, str,
             *(sys.executable, "-m", "local.livekit", "--port", "0"),
             *("--webhook-url", webhook_url, "--time-scale", str(running.time_scale)),
             *("--api-key", key, f"--api-secret={secret}"),
+            # At real time: on a busy machine LiveKit would drop what it was slow to send.
+            *("--event-seconds", "30"),
         ],
         child_environment(running.state),
     )
@@ -619,14 +709,14 @@ def stack(state: Path, port: int = 0, progress: Callable[[str], None] = say) -> 
     """
     check_packages()
     scale = 1.0 if real_livekit() else float(os.environ.get("TIME_SCALE", "0.05"))
-    running = Running(state, scale)
-    with locked(state):
+    with locked(state) as lock:
+        running = Running(state, scale, lock)
         clear(state)
         shutil.rmtree(state / "logs", ignore_errors=True)
         (state / "logs").mkdir()
         shutil.rmtree(state / "deaths", ignore_errors=True)
         (state / "deaths").mkdir()
-        (state / "tmp").mkdir()
+        temporary_folder(state).mkdir()
         try:
             _start(running, port, progress)
             yield running
@@ -676,7 +766,10 @@ def _start(running: Running, port: int, progress: Callable[[str], None]) -> None
         target = f"{endpoint}/_aws/execute-api/{resources['HttpApi']}/$default"
         front = running.start(
             "front",
-            [sys.executable, "-m", "local.front", "--port", str(api_port), "--target", target],
+            [
+                *(sys.executable, "-m", "local.front", "--port", str(api_port), "--target", target),
+                *("--timeout", str(ANSWER_SECONDS)),
+            ],
             child_environment(running.state),
         )
         wait_for(lambda: ready_line(front), "the API", running)
@@ -726,20 +819,27 @@ def run(state: Path, port: int, output: TextIO) -> None:
 
 
 def stop(state: Path) -> None:
-    """Ends the stack of a state folder, if there is one, and waits until it has."""
-    pid = running_pid(state)
-    if pid is None:
-        say("no local stack is running")
-    else:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        until = time.monotonic() + 3 * GRACE_SECONDS
-        while running_pid(state) == pid:
-            if time.monotonic() > until:
-                os.kill(pid, signal.SIGKILL)
+    """Ends the stack of a state folder, if there is one, and waits until all of it has."""
+    stopped: int | None = None
+    until = time.monotonic() + STOP_SECONDS
+    with contextlib.suppress(FileNotFoundError), (state / "lock").open("r+") as lock:
+        while not _taken(lock):
+            pid = _holder(lock)
+            if pid is not None and pid != stopped:
+                if stopped is not None:
+                    # Another one has been started in its place.
+                    break
+                stopped = pid
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            if stopped is not None and time.monotonic() > until:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(stopped, signal.SIGKILL)
             time.sleep(0.05)
-        say(f"stopped the local stack (process {pid})")
-    clear(state)
+        else:
+            clear(state)
+            lock.truncate(0)
+    say("no local stack is running" if stopped is None else f"stopped the local stack (process {stopped})")
 
 
 def main(arguments: Sequence[str]) -> int:

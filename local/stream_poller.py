@@ -296,7 +296,14 @@ def poll(
     """
     known: dict[str, threading.Thread] = {}
     while not stop.is_set():
-        for shard_id in _shards(client, stream_arn):
+        try:
+            shards = list(_shards(client, stream_arn))
+        except Exception:
+            if not stop.is_set():
+                log.exception("listing the shards failed; trying again")
+                stop.wait(1)
+            continue
+        for shard_id in shards:
             if shard_id not in known:
                 # Shards that come later hold what came later: nothing of them may be skipped.
                 start = settings.starting_position if not known else "TRIM_HORIZON"
@@ -327,26 +334,21 @@ def _read_shard(
     stop: threading.Event,
     idle_seconds: float,
 ) -> None:
-    iterator: str | None = client.get_shard_iterator(
-        StreamArn=stream_arn,
-        ShardId=shard_id,
-        ShardIteratorType="LATEST" if starting_position == "LATEST" else "TRIM_HORIZON",
-    )["ShardIterator"]
-    last: str | None = None
-    while iterator and not stop.is_set():
+    iterator: str | None = None
+    place: Any = {"ShardIteratorType": "LATEST" if starting_position == "LATEST" else "TRIM_HORIZON"}
+    while not stop.is_set():
         try:
+            if iterator is None:
+                given = client.get_shard_iterator(StreamArn=stream_arn, ShardId=shard_id, **place)
+                iterator = given["ShardIterator"]
             answer = client.get_records(ShardIterator=iterator, Limit=1000)
             records = [as_event(record, stream_arn) for record in answer["Records"]]
             batches.process(records)
-            iterator = answer.get("NextShardIterator")
         except client.exceptions.ExpiredIteratorException:
-            place = {"SequenceNumber": last} if last else {}
-            iterator = client.get_shard_iterator(
-                StreamArn=stream_arn,
-                ShardId=shard_id,
-                ShardIteratorType="AFTER_SEQUENCE_NUMBER" if last else "TRIM_HORIZON",
-                **place,
-            )["ShardIterator"]
+            iterator = None
+            if place["ShardIteratorType"] == "LATEST":
+                # Nothing that came since may be skipped.
+                place = {"ShardIteratorType": "TRIM_HORIZON"}
             continue
         except Exception:
             if stop.is_set():
@@ -354,7 +356,11 @@ def _read_shard(
             log.exception("reading %s failed; trying again", shard_id)
             stop.wait(1)
             continue
+        iterator = answer.get("NextShardIterator")
         if records:
             last = records[-1]["dynamodb"]["SequenceNumber"]
-        else:
+            place = {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": last}
+        if not iterator:
+            return
+        if not records:
             stop.wait(idle_seconds)

@@ -8,7 +8,7 @@ What is deployed locally is the template itself: every difference is in this mod
 - A rule of every minute would be too slow for a stack whose time runs faster: the rule is left out, and the
   stack invokes its function itself.
 - The longest a dial may take follows the time scale: a lease ends with its process, and a crash is to be
-  healed at the scale of everything else.
+  healed at the scale of everything else. What answers may take (`LEAST_PATIENCE`) comes on top.
 - The emulator hands on the value of a Number parameter as text: a reference to one becomes the number.
 - AWS allows SendMessageBatch to whoever may SendMessage (there is no such IAM action); the emulator asks for an
   action of that name: it is added beside the other.
@@ -39,6 +39,12 @@ LEFT_OUT = (
 
 # Durations, in seconds, that follow the time scale.
 SCALED = {"DialWorker": "Timeout", "DialQueue": "VisibilityTimeout"}
+
+# Seconds that an answer may take at any time scale (`shared.durations`): a busy machine may stall for as long.
+LEAST_PATIENCE = 4
+# How often of it each of SCALED gets besides: the worker waits for the room, the agent and the dial's answer, and
+# needs a moment of its own; a message stays hidden for six times the worker's time.
+ANSWERS = {"DialWorker": 3, "DialQueue": 18}
 
 # A machine has few cores: each process of a function that starts takes one for a second.
 PARAMETERS = {"MaximumDialBatches": 3, "MaximumDeliveryBatches": 5}
@@ -141,7 +147,7 @@ def adapt(
         for name, key in SCALED.items():
             if key in resources.get(name, {}).get("Properties", {}):
                 properties = resources[name]["Properties"]
-                scaled = math.ceil(properties[key] * time_scale)
+                scaled = math.ceil(properties[key] * time_scale) + ANSWERS[name] * LEAST_PATIENCE
                 resources[name] = {**resources[name], "Properties": {**properties, key: scaled}}
     for name, res in resources.items():
         if res["Type"] == "AWS::IAM::Role":

@@ -3,12 +3,28 @@
 The production values are the defaults. The local stack and the tests run the same code faster by one
 factor (`TIME_SCALE`, 0.05 = twenty times faster), so that a day of retries can be watched in an hour and
 every margin keeps its proportion to every other. `tests/unit/test_durations.py` checks how they nest.
+
+What somebody else takes to answer does not run faster with it. So the local stack also sets the least time that
+is waited for an answer (`LEAST_PATIENCE`, seconds): a busy machine must not look like a LiveKit that is down.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+
+# How long somebody else's answer is waited for, and what must outlive such a wait: how many times
+# `LEAST_PATIENCE` each of them is at least.
+PATIENT: dict[str, float] = {
+    "agent_wait": 1,
+    "answer_margin": 1,
+    "livekit_request": 1,
+    "livekit_look": 1,
+    "webhook_connect": 0.5,
+    "webhook_attempt": 1,
+    "fence_margin": 0.25,
+    "webhook_lease": 3,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,10 +98,19 @@ class Durations:
             changes[field.name] = tuple(v * factor for v in value) if isinstance(value, tuple) else value * factor
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
+    def patient(self, least: float) -> Durations:
+        """The same durations, but no answer is waited for less than `least` seconds."""
+        changes = {name: max(getattr(self, name), times * least) for name, times in PATIENT.items()}
+        return dataclasses.replace(self, **changes)
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Durations:
-        """Production values with the operator's `QUEUE_TTL_SECONDS`, times the local stack's `TIME_SCALE`."""
+        """Production values with the operator's `QUEUE_TTL_SECONDS`, times the local stack's `TIME_SCALE`.
+
+        No answer is waited for less than the local stack's `LEAST_PATIENCE`.
+        """
         durations = cls()
         if queue_ttl := environment.get("QUEUE_TTL_SECONDS"):
             durations = dataclasses.replace(durations, queue_ttl=float(queue_ttl))
-        return durations.scaled(float(environment.get("TIME_SCALE", "1")))
+        scaled = durations.scaled(float(environment.get("TIME_SCALE", "1")))
+        return scaled.patient(float(environment.get("LEAST_PATIENCE", "0")))

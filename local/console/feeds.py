@@ -160,6 +160,9 @@ class Feeds:
         self._rooms: dict[str, list[Json]] = {}
         self._wanted = asyncio.Event()
         self._table: TableFeed | None = None
+        # Read, and not noted yet.
+        self._rows: list[tuple[str, Json]] = []
+        self._said: list[Json] = []
         self._livekit_last: Json | None = None
         self._hook_last: Json | None = None
         self._steps = LineFeed(stack.logs / "steps.log")
@@ -209,13 +212,19 @@ class Feeds:
             await asyncio.sleep(ASK_EVERY_SECONDS)
 
     async def _ask(self, client: aiohttp.ClientSession) -> set[str]:
-        """The ids of the calls of which there is news."""
-        steps, lines = await asyncio.to_thread(self._read_files)
-        changed = self._note_files(steps, lines)
-        if self.stack.stand_in:
-            changed |= await self._read_livekit(client)
-        changed |= await self._read_receiver(client)
-        changed |= self._note_changes(await asyncio.to_thread(self._read_table))
+        """The ids of the calls of which there is news.
+
+        The table is asked first and nothing is noted before all have answered: whatever led to what the table says
+        has happened by then, so no page shows an end, or a delivery, without what came before it.
+        """
+        # These two are told each thing once, so it is kept in case one of the others does not answer.
+        self._rows += await asyncio.to_thread(self._read_table)
+        self._said += await asyncio.to_thread(self._read_files)
+        events = await self._read_livekit(client) if self.stack.stand_in else []
+        hooks = await self._read_receiver(client)
+        changed = self._note_changes(self._rows) | self._note_files(self._said)
+        self._rows, self._said = [], []
+        changed |= self._note_events(events) | self._note_hooks(hooks)
         self._forget()
         return changed & self.stories.keys()
 
@@ -226,16 +235,15 @@ class Feeds:
             self._table = TableFeed(self.stack)
         return list(self._table.read())
 
-    def _read_files(self) -> tuple[list[Json], list[Json]]:
+    def _read_files(self) -> list[Json]:
         """The steps, and of the functions' logs the lines about a call: call, function, at, text."""
         steps = [json.loads(line) for line in self._steps.read()]
-        lines = [
+        return steps + [
             {"call": said["call_id"], "function": name, "at": said.get("timestamp", ""), "text": line}
             for name, feed in self._logs.items()
             for line in feed.read()
             if (said := _said_about_a_call(line)) is not None
         ]
-        return steps, lines
 
     def _note_changes(self, changes: list[tuple[str, Json]]) -> set[str]:
         for sort_key, item in changes:
@@ -247,20 +255,26 @@ class Feeds:
                 story.deliveries[item["sequence"]] = item
         return {item["callId"] for _, item in changes}
 
-    def _note_files(self, steps: list[Json], lines: list[Json]) -> set[str]:
-        for step in steps:
-            step["function"] = self.stack.functions.get(step["function"], step["function"])
-            self.story(step["call"]).steps.append(step)
-        for line in lines:
-            kept = self.story(line["call"]).lines
-            kept.append(line)
-            del kept[:-LINES_KEPT]
-        return {said["call"] for said in (*steps, *lines)}
+    def _note_files(self, said: list[Json]) -> set[str]:
+        for one in said:
+            if "text" in one:
+                kept = self.story(one["call"]).lines
+                kept.append(one)
+                del kept[:-LINES_KEPT]
+            else:
+                one["function"] = self.stack.functions.get(one["function"], one["function"])
+                self.story(one["call"]).steps.append(one)
+        return {one["call"] for one in said}
 
-    async def _read_livekit(self, client: aiohttp.ClientSession) -> set[str]:
-        url = f"{self.stack.livekit_url}/_standin/events"
-        last = self._livekit_last
-        events = await events_after(client, url, last, "sequence")
+    async def _read_livekit(self, client: aiohttp.ClientSession) -> list[Json]:
+        return await events_after(
+            client, f"{self.stack.livekit_url}/_standin/events", self._livekit_last, "sequence"
+        )
+
+    async def _read_receiver(self, client: aiohttp.ClientSession) -> list[Json]:
+        return await events_after(client, f"{self.stack.receiver_url}/_receiver/events", self._hook_last, "number")
+
+    def _note_events(self, events: list[Json]) -> set[str]:
         changed = set()
         for event in events:
             self._livekit_last = event
@@ -269,10 +283,9 @@ class Feeds:
                 changed.add(room)
         return {call_id for call_id, story in self.stories.items() if story.item.get("roomName") in changed}
 
-    async def _read_receiver(self, client: aiohttp.ClientSession) -> set[str]:
-        url = f"{self.stack.receiver_url}/_receiver/events"
+    def _note_hooks(self, events: list[Json]) -> set[str]:
         changed = set()
-        for event in await events_after(client, url, self._hook_last, "number"):
+        for event in events:
             self._hook_last = event
             if isinstance(call_id := event["callId"], str):
                 self.story(call_id).hooks.append(event)

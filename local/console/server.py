@@ -25,8 +25,8 @@ from local.console.feeds import Feeds, Stack, Watcher, now_ms
 
 PAGE = Path(__file__).parent / "page"
 MAX_BODY_BYTES = 256 * 1024
-# Longer than any answer of the API, which gives up after 30 s.
-TIMEOUT_SECONDS = 40.0
+# Longer than any answer of the API, which gives up after two minutes here (`local.stack`).
+TIMEOUT_SECONDS = 130.0
 HEARTBEAT_SECONDS = 15.0
 LOG_BYTES_SHOWN = 64 * 1024
 

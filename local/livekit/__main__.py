@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("--api-secret", required=True)
     parser.add_argument("--webhook-url", action="append", default=[], help="may be given several times")
     parser.add_argument("--time-scale", type=float, default=1.0, help="multiplies LiveKit's own limits")
+    parser.add_argument("--event-seconds", type=float, help="how long an event may wait (default: 30, scaled)")
     defaults = Faults()
     parser.add_argument("--agent-join-seconds", type=float, default=defaults.agent_join_seconds)
     parser.add_argument("--ring-seconds", type=float, default=defaults.ring_seconds)
@@ -25,6 +26,7 @@ def main() -> None:
         api_secret=given.api_secret,
         webhook_urls=tuple(given.webhook_url),
         time_scale=given.time_scale,
+        event_seconds=given.event_seconds,
         faults=Faults(
             agent_join_seconds=given.agent_join_seconds,
             ring_seconds=given.ring_seconds,

@@ -34,13 +34,15 @@ TRUNK_NUMBER = "+15550009999"
 @dataclass(frozen=True)
 class Settings:
     """`time_scale` multiplies LiveKit's own limits, so that tests need not wait 80 seconds for one; the
-    script of a call is in real seconds, and among the `faults`, which are what a reset goes back to."""
+    script of a call is in real seconds, and among the `faults`, which are what a reset goes back to.
+    `event_seconds`: how long an event may wait for its turn before it is dropped; None: LiveKit's time, scaled."""
 
     api_key: str
     api_secret: str
     webhook_urls: tuple[str, ...] = ()
     time_scale: float = 1.0
     faults: Faults = Faults()  # noqa: RUF009 (frozen)
+    event_seconds: float | None = None
 
 
 @dataclass(eq=False)

@@ -128,10 +128,13 @@ class Notifier:
 
     async def _drain(self, key: tuple[str, str]) -> None:
         url, queue = key[0], self._queues[key]
+        longest = self._livekit.settings.event_seconds
+        if longest is None:
+            longest = self._livekit.scaled(MAX_AGE)
         try:
             while queue:
                 queued_at, signed = queue.popleft()
-                if asyncio.get_running_loop().time() - queued_at > self._livekit.scaled(MAX_AGE):
+                if asyncio.get_running_loop().time() - queued_at > longest:
                     self._livekit.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="too old")
                 else:
                     await self._deliver(url, signed)

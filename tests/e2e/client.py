@@ -9,6 +9,8 @@ from typing import Any
 import boto3
 import httpx
 
+from tests.e2e.launch import END_SECONDS
+
 
 class Client:
     """info: what the stack's READY line says."""
@@ -16,9 +18,9 @@ class Client:
     def __init__(self, info: dict[str, Any]) -> None:
         self.info = info
         headers = {"x-workspace-id": info["workspaceId"], "x-api-key": info["apiKey"]}
-        self.api = httpx.Client(base_url=info["apiUrl"], headers=headers, timeout=60)
-        self.livekit = httpx.Client(base_url=info["liveKitUrl"], timeout=30)
-        self.receiver = httpx.Client(base_url=info["receiverUrl"], timeout=30)
+        self.api = httpx.Client(base_url=info["apiUrl"], headers=headers, timeout=END_SECONDS)
+        self.livekit = httpx.Client(base_url=info["liveKitUrl"], timeout=END_SECONDS)
+        self.receiver = httpx.Client(base_url=info["receiverUrl"], timeout=END_SECONDS)
 
     def __enter__(self) -> Client:
         return self
@@ -61,9 +63,17 @@ class Client:
         return len(self.livekit.get("/_standin/calls", params={"number": number}).json()["calls"])
 
     def received(self, call_id: str) -> list[dict[str, Any]]:
+        """Every POST, in the order of their coming: an event may come more than once."""
         events = self.receiver.get("/_receiver/events", params={"callId": call_id}).json()["events"]
         assert isinstance(events, list)
         return events
+
+    def events_received(self, call_id: str) -> list[dict[str, Any]]:
+        """Each event's first POST, in the order of the events."""
+        first: dict[int, dict[str, Any]] = {}
+        for event in self.received(call_id):
+            first.setdefault(event["sequence"], event)
+        return [first[sequence] for sequence in sorted(first)]
 
     def make_room(self) -> None:
         """Enough slots, trunk and rate for everything a test places."""

@@ -27,8 +27,9 @@ import pytest
 from samtranslator.yaml_helper import yaml_parse
 
 from local.sam_local import OWN, artifact_folder
+from local.stack import reserved_port
 from tests.e2e.client import Client
-from tests.e2e.launch import eventually
+from tests.e2e.launch import END_SECONDS, eventually
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / ".venv-runtime" / "bin" / "python"
@@ -83,17 +84,9 @@ class Runtime:
     log: Path
 
     def invoke(self, event: Any) -> Any:
-        answer = httpx.post(self.url, content=json.dumps(event), timeout=60)
+        answer = httpx.post(self.url, content=json.dumps(event), timeout=END_SECONDS)
         assert "errorType" not in answer.text, f"{answer.text}\n{self.log.read_text()}"
         return answer.json()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 @contextlib.contextmanager
@@ -102,9 +95,9 @@ def runtime(name: str, artifact: Path, variables: dict[str, str], log: Path) -> 
     (emulator,) = (ROOT / ".venv-sam").glob(
         f"lib/python*/site-packages/samcli/local/rapid/aws-lambda-rie-{'arm64' if ARM else 'x86_64'}"
     )
-    listening, runtime_api = free_ports(2)
     properties = FUNCTIONS[name]
-    with log.open("wb") as output:
+    with reserved_port() as listening, reserved_port() as runtime_api, log.open("wb") as output:
+        # Both are the emulator's as long as it runs: it takes them as it comes to need them.
         process = subprocess.Popen(
             [
                 *(str(emulator), "--runtime-interface-emulator-address", f"127.0.0.1:{listening}"),
@@ -119,7 +112,8 @@ def runtime(name: str, artifact: Path, variables: dict[str, str], log: Path) -> 
                 "LAMBDA_TASK_ROOT": str(artifact),
                 "_HANDLER": properties["Handler"],
                 "AWS_LAMBDA_FUNCTION_NAME": name,
-                "AWS_LAMBDA_FUNCTION_TIMEOUT": str(properties["Timeout"]),
+                # A machine without load needs a tenth of it; what a function may take on AWS is not asked here.
+                "AWS_LAMBDA_FUNCTION_TIMEOUT": str(max(properties["Timeout"], 120)),
                 "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
             },
             stdin=subprocess.DEVNULL,
@@ -127,13 +121,13 @@ def runtime(name: str, artifact: Path, variables: dict[str, str], log: Path) -> 
             stderr=output,
             start_new_session=True,
         )
-    try:
-        eventually(lambda: accepts(listening), f"{name}'s runtime answers")
-        yield Runtime(f"http://127.0.0.1:{listening}/2015-03-31/functions/function/invocations", log)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        try:
+            eventually(lambda: accepts(listening), f"{name}'s runtime answers")
+            yield Runtime(f"http://127.0.0.1:{listening}/2015-03-31/functions/function/invocations", log)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def accepts(port: int) -> bool:

@@ -58,7 +58,7 @@ def test_alarms_and_dashboard_are_deployed(client: Client) -> None:
     def status() -> str:
         return str(cloudformation.describe_stacks(StackName=STACK)["Stacks"][0]["StackStatus"])
 
-    eventually(lambda: not status().endswith("IN_PROGRESS"), "the stack is made", 30)
+    eventually(lambda: not status().endswith("IN_PROGRESS"), "the stack is made")
     events = cloudformation.describe_stack_events(StackName=STACK)["StackEvents"]
     failed = [e for e in events if e["ResourceStatus"].endswith("FAILED")]
     assert status() == "CREATE_COMPLETE", failed
@@ -76,9 +76,7 @@ def test_alarms_and_dashboard_are_deployed(client: Client) -> None:
 def test_the_dashboard_follows_a_call_from_the_request_to_the_report(client: Client) -> None:
     began = int(time.time() * 1000)
     call_id = client.place("+15550000000")
-    eventually(
-        lambda: any(event["type"] == "call.ended" for event in client.received(call_id)), "the end is told", 60
-    )
+    eventually(lambda: any(event["type"] == "call.ended" for event in client.received(call_id)), "the end is told")
     logs = Path(client.info["logs"])
 
     def funnel() -> dict[str, float | None]:

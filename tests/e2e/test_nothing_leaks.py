@@ -55,12 +55,11 @@ def calls(client: Client, marker: str) -> list[str]:
     assert all(client.info["apiKey"] not in answer.text for answer in refused)
     for call_id in placed:
         client.api.post(f"/v1/api/call/{call_id}/cancel")
-        eventually(lambda call_id=call_id: client.call(call_id)["endedAt"], "the call ends", 90)  # type: ignore[misc]
+        eventually(lambda call_id=call_id: client.call(call_id)["endedAt"], "the call ends")  # type: ignore[misc]
     for call_id in placed[:4]:
         eventually(
             lambda call_id=call_id: "call.ended" in {event["type"] for event in client.received(call_id)},  # type: ignore[misc]
             "the end is told",
-            60,
         )
     return placed
 

@@ -10,6 +10,7 @@ import httpx
 
 from shared.workspaces import Workspace, WorkspaceStore, key_hash
 from tests.e2e.client import Client
+from tests.e2e.launch import END_SECONDS
 
 LIMIT = 20
 KEY = "rk_of_the_rate"
@@ -28,7 +29,7 @@ def test_many_processes_accept_no_more_than_the_limit_in_any_minute(stack: dict[
         )
     )  # fmt: skip
     headers = {"x-workspace-id": "rate", "x-api-key": KEY}
-    with httpx.Client(base_url=stack["apiUrl"], headers=headers, timeout=30) as client:
+    with httpx.Client(base_url=stack["apiUrl"], headers=headers, timeout=END_SECONDS) as client:
 
         def post(n: int) -> httpx.Response:
             return client.post("/v1/api/call", json={"to": f"+1555040{n:04d}", "call_agent_id": "agent-1"})

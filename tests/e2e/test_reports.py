@@ -12,7 +12,7 @@ import pytest
 
 from examples.agent.ringonce_agent import signed
 from tests.e2e.client import Client
-from tests.e2e.launch import eventually
+from tests.e2e.launch import END_SECONDS, eventually
 
 REPORTED = ["agent.ringing", "agent.transcript", "agent.summary"]
 
@@ -21,10 +21,10 @@ def test_the_agents_reports_reach_the_callback_signed_in_sequence_with_the_metad
     with Client(stack) as client:
         metadata = {"orderId": "o-1"}
         call_id = client.place("+15550000019", metadata=metadata, dynamic_variables={"firstName": "Zoë"})
-        eventually(lambda: len(client.received(call_id)) == 7, "seven events were received")
+        eventually(lambda: len(client.events_received(call_id)) == 7, "seven events were received")
         events = client.call(call_id)["events"]
         assert [event["type"] for event in events if event["type"].startswith("agent.")] == REPORTED
-        received = sorted(client.received(call_id), key=lambda event: int(event["sequence"]))
+        received = client.events_received(call_id)
         assert all(event["verified"] for event in received)
         bodies = [json.loads(event["body"]) for event in received]
         assert [(body["sequence"], body["type"]) for body in bodies] == [
@@ -48,7 +48,7 @@ def test_a_process_that_dies_while_it_takes_a_report_neither_loses_nor_doubles_i
         asked.with_suffix(".new").write_text(json.dumps(wish))
         asked.with_suffix(".new").rename(asked)
         client.place("+15550000019", key)
-        eventually(lambda: len(client.received(call_id)) == 7, "seven events were received")
+        eventually(lambda: len(client.events_received(call_id)) == 7, "seven events were received")
         assert asked.with_suffix(".done").exists()
         types = [event["type"] for event in client.call(call_id)["events"]]
         assert sorted(kind for kind in types if kind.startswith("agent.")) == sorted(REPORTED)
@@ -65,7 +65,7 @@ def test_reports_that_come_at_the_same_time_all_land_once_and_a_forged_one_does_
             body = json.dumps({"type": "agent.note", "data": {"n": number}}).encode()
             token = signed(body, room, stack["liveKitApiKey"], secret)
             url = f"{stack['apiUrl']}/v1/api/call/{call_id}/events"
-            return httpx.post(url, content=body, headers={"authorization": f"Bearer {token}"}, timeout=60)
+            return httpx.post(url, content=body, headers={"authorization": f"Bearer {token}"}, timeout=END_SECONDS)
 
         with ThreadPoolExecutor(8) as threads:
             # Each of the four twice.
@@ -81,4 +81,4 @@ def test_reports_that_come_at_the_same_time_all_land_once_and_a_forged_one_does_
         ]
         client.api.post(f"/v1/api/call/{call_id}/cancel").raise_for_status()
         eventually(lambda: client.call(call_id)["status"] == "completed", "the call has ended")
-        eventually(lambda: len(client.received(call_id)) == before + 5, "every event was received")
+        eventually(lambda: len(client.events_received(call_id)) == before + 5, "every event was received")

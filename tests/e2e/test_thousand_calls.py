@@ -24,6 +24,8 @@ FAULTS = (
     "rate_limited_once", "never_responds",
 )  # fmt: skip
 SHARE = 0.05
+# For a call that never ends; a slow machine takes some minutes for all of them.
+SECONDS = 900.0
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +68,14 @@ def test_every_one_of_them_ends_once_and_rings_at_most_once(
                 calls[call_id] = call
         return True
 
-    eventually(all_ended, "every call ends", 300)
+    eventually(all_ended, "every call ends", SECONDS)
     ended = time.monotonic() - started
 
     def all_told() -> bool:
         time.sleep(0.5)
         return told_of(client).keys() >= set(call_ids)
 
-    eventually(all_told, "every end is told", 120)
+    eventually(all_told, "every end is told", SECONDS)
     told = told_of(client)
     assert all(len(ids) == 1 for ids in told.values())
     assert all([event["type"] for event in call["events"]].count("call.ended") == 1 for call in calls.values())
@@ -82,7 +84,7 @@ def test_every_one_of_them_ends_once_and_rings_at_most_once(
     )
     assert set(rings) <= set(numbers)
     assert max(rings.values()) == 1
-    eventually(lambda: not client.active_calls(), "every slot is free", 60)
+    eventually(lambda: not client.active_calls(), "every slot is free", SECONDS)
     reasons = collections.Counter(call["endReason"] for call in calls.values())
     report_table.append((f"{CALLS} calls, {SHARE:.0%} faults of every kind",))
     report_table.append(("accepted, ended after (s)", f"{accepted:.0f}, {ended:.0f}"))

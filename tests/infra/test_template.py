@@ -156,7 +156,12 @@ def test_every_resource_says_why_it_is_there() -> None:
 def test_no_secret_and_no_setting_of_the_local_stack_is_in_an_environment(resources: dict[str, Any]) -> None:
     for name, function in of_type(resources, "AWS::Lambda::Function").items():
         for variable in function["Environment"]["Variables"]:
-            assert variable not in {"TIME_SCALE", "ALLOW_LOOPBACK_CALLBACKS", "AWS_ENDPOINT_URL"}, name
+            assert variable not in {
+                "TIME_SCALE",
+                "LEAST_PATIENCE",
+                "ALLOW_LOOPBACK_CALLBACKS",
+                "AWS_ENDPOINT_URL",
+            }, name
             assert not variable.endswith(("_SECRET", "_KEY", "_TOKEN", "_PASSWORD")), name
 
 

@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 from local.stream_poller import Settings
-from local.template_for_emulator import LEFT_OUT, PARAMETERS, SCALED, Adapted, Schedule, adapt, translate
+from local.template_for_emulator import (
+    ANSWERS,
+    LEAST_PATIENCE,
+    LEFT_OUT,
+    PARAMETERS,
+    SCALED,
+    Adapted,
+    Schedule,
+    adapt,
+    translate,
+)
+from shared.durations import Durations
 
 TEMPLATE = Path(__file__).parents[2] / "template.yaml"
 
@@ -128,8 +139,20 @@ def test_only_the_dials_own_durations_are_scaled(translated: dict[str, Any], ada
         before = translated["Resources"].get(name, {}).get("Properties", {})
         for key in ("Timeout", "VisibilityTimeout"):
             if key in before:
-                scaled = -(-before[key] // 20) if SCALED.get(name) == key else before[key]
+                scaled = before[key]
+                if SCALED.get(name) == key:
+                    scaled = -(-before[key] // 20) + ANSWERS[name] * LEAST_PATIENCE
                 assert resource["Properties"][key] == scaled, name
+
+
+def test_the_local_stacks_time_outs_nest_as_those_on_aws_do(adapted: Adapted) -> None:
+    d = Durations.from_environment({"TIME_SCALE": "0.05", "LEAST_PATIENCE": str(LEAST_PATIENCE)})
+    resources = adapted.template["Resources"]
+    worker = resources["DialWorker"]["Properties"]["Timeout"]
+    dial = 60 * d.scale + d.answer_margin
+    assert d.livekit_request + d.agent_wait + d.pacing_hold + dial + d.fence_margin <= worker
+    assert resources["DialQueue"]["Properties"]["VisibilityTimeout"] >= 6 * worker
+    assert d.webhook_connect < d.webhook_attempt < d.webhook_lease
 
 
 def test_at_real_time_nothing_is_scaled(translated: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from shared.durations import Durations
+from shared.durations import PATIENT, Durations
 
 D = Durations()
 LONGEST_RING = 60
@@ -46,6 +46,15 @@ def test_every_duration_is_scaled_by_the_same_factor() -> None:
 def test_the_factor_comes_from_the_environment_and_is_one_without_it() -> None:
     assert Durations.from_environment({}) == D
     assert Durations.from_environment({"TIME_SCALE": "0.05"}).scale == 0.05
+
+
+def test_no_answer_is_waited_for_less_than_the_local_stack_says() -> None:
+    scaled = Durations.from_environment({"TIME_SCALE": "0.05", "LEAST_PATIENCE": "4"})
+    for field in dataclasses.fields(D):
+        least = PATIENT.get(field.name, 0) * 4
+        value = getattr(D.scaled(0.05), field.name)
+        assert getattr(scaled, field.name) == (value if isinstance(value, tuple) else max(value, least))
+    assert Durations.from_environment({"LEAST_PATIENCE": "4"}) == D
 
 
 def test_an_operator_sets_how_long_a_call_may_wait() -> None:
