@@ -24,6 +24,7 @@ PATIENT: dict[str, float] = {
     "webhook_attempt": 1,
     "fence_margin": 0.25,
     "webhook_lease": 3,
+    "report_grace": 30,
 }
 
 
