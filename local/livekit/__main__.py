@@ -15,7 +15,9 @@ def main() -> None:
     parser.add_argument("--api-secret", required=True)
     parser.add_argument("--webhook-url", action="append", default=[], help="may be given several times")
     parser.add_argument("--time-scale", type=float, default=1.0, help="multiplies LiveKit's own limits")
-    parser.add_argument("--event-seconds", type=float, help="how long an event may wait (default: 30, scaled)")
+    parser.add_argument(
+        "--slack", type=float, default=0.0, help="seconds given besides to whoever must do something"
+    )
     defaults = Faults()
     parser.add_argument("--agent-join-seconds", type=float, default=defaults.agent_join_seconds)
     parser.add_argument("--ring-seconds", type=float, default=defaults.ring_seconds)
@@ -26,7 +28,7 @@ def main() -> None:
         api_secret=given.api_secret,
         webhook_urls=tuple(given.webhook_url),
         time_scale=given.time_scale,
-        event_seconds=given.event_seconds,
+        slack=given.slack,
         faults=Faults(
             agent_join_seconds=given.agent_join_seconds,
             ring_seconds=given.ring_seconds,

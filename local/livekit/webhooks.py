@@ -128,9 +128,7 @@ class Notifier:
 
     async def _drain(self, key: tuple[str, str]) -> None:
         url, queue = key[0], self._queues[key]
-        longest = self._livekit.settings.event_seconds
-        if longest is None:
-            longest = self._livekit.scaled(MAX_AGE)
+        longest = self._livekit.scaled(MAX_AGE) + self._livekit.settings.slack
         try:
             while queue:
                 queued_at, signed = queue.popleft()

@@ -71,6 +71,11 @@ class Launched:
         return self.process.wait(END_SECONDS)
 
 
+def tied_to_this() -> dict[str, str]:
+    """What lets a process of Python's end with this one, should the tests be killed (`local/tether`)."""
+    return {"PYTHONPATH": str(ROOT / "local" / "tether"), "RINGONCE_STACK_PID": str(os.getpid())}
+
+
 @contextlib.contextmanager
 def launched(state: Path, environment: Mapping[str, str] | None = None) -> Iterator[Launched]:
     """`python -m local.stack` with a state folder of its own; ended with the context, if it still runs."""
@@ -80,7 +85,7 @@ def launched(state: Path, environment: Mapping[str, str] | None = None) -> Itera
         process = subprocess.Popen(
             [sys.executable, "-m", "local.stack"],
             cwd=ROOT,
-            env={**kept, "RINGONCE_LOCAL_DIR": str(state), "PORT": "", **(environment or {})},
+            env={**kept, **tied_to_this(), "RINGONCE_LOCAL_DIR": str(state), "PORT": "", **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

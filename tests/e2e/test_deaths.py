@@ -189,12 +189,12 @@ def place(client: Client, n: int, death: Death, turn: int = 0) -> Seen:
     if death.then:
         row.asked.append(ask(client, row, f"{key}-then", death.then))
     with paused(client) if death.paused else contextlib.nullcontext():
-        answer = client.post(number, key)
+        answer = client.post(number, key, max_duration_seconds=14_400)
         assert answer.status_code in death.answered, (death.after, answer.status_code, answer.text)
         if answer.status_code != 200:
             # A client repeats what got no answer, with the same key.
             row.died_at = time.time()
-            answer = client.post(number, key)
+            answer = client.post(number, key, max_duration_seconds=14_400)
             assert answer.status_code == 200, answer.text
             assert answer.json()["callId"] == row.call_id
         if death.cancel:

@@ -56,7 +56,7 @@ def test_a_process_that_dies_while_it_takes_a_report_neither_loses_nor_doubles_i
 
 def test_reports_that_come_at_the_same_time_all_land_once_and_a_forged_one_does_not(stack: dict[str, Any]) -> None:
     with Client(stack) as client:
-        call_id = client.place("+15550000012")
+        call_id = client.place("+15550000012", max_duration_seconds=14_400)
         eventually(lambda: client.call(call_id)["status"] == "in_progress", "the call is answered")
         room = client.call(call_id)["roomName"]
         before = len(client.call(call_id)["events"])
