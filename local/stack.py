@@ -618,7 +618,7 @@ def livekit_settings(running: Running, webhook_url: str) -> tuple[str, str, str,
             *(sys.executable, "-m", "local.livekit", "--port", "0"),
             *("--webhook-url", webhook_url, "--time-scale", str(running.time_scale)),
             *("--api-key", key, f"--api-secret={secret}"),
-            # A worker's lease lasts longer here (`template_for_emulator`), and so must the room that it left empty.
+            # A worker's lease lasts longer here (`template_for_emulator`): so must the room that it left empty.
             *("--slack", "30"),
         ],
         child_environment(running.state),
