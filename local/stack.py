@@ -165,6 +165,10 @@ class Running:
         for child in self.children.values():
             child.fail_if_dead()
         if self.broken:
+            # A process that dies lets go of its connections first: whose end was it?
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.children["aws"].process.wait(GRACE_SECONDS)
+            self.children["aws"].fail_if_dead()
             raise StackError(f"the stack's own part failed: {self.broken!r}") from self.broken
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ import inspect
 import json
 import os
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -68,6 +69,12 @@ async def rings(livekit: Any, named: dict[str, Any]) -> bool:
 BEGUN: dict[str, Callable[[Any, dict[str, Any]], Awaitable[bool]]] = {"LiveKit.dial": rings}
 
 
+# Held from before a step to the death that it leads to. One process works on many calls side by side, and the
+# first to die takes the others with it: their own fatal steps must not be done, or half done, but be to come.
+dying = threading.Lock()
+DYING_SECONDS = 10.0
+
+
 class Points(MetaPathFinder):
     """Wraps a module's points right after it is imported."""
 
@@ -95,16 +102,22 @@ def wrap(owner: type, point: str, name: str) -> None:
 
     @functools.wraps(original)
     def plain(*given: Any, **named: Any) -> Any:
-        die_if_asked(point, "before", given, named)
-        with steps.Step(point, steps.call_of(given, named)) as step:
-            step.result = original(*given, **named)
-        die_if_asked(point, "after", given, named)
-        return step.result
+        doomed = is_doomed(point, given, named) and dying.acquire(timeout=DYING_SECONDS)
+        try:
+            die_if_asked(point, "before", given, named)
+            with steps.Step(point, steps.call_of(given, named)) as step:
+                step.result = original(*given, **named)
+            die_if_asked(point, "after", given, named)
+            return step.result
+        finally:
+            if doomed:
+                dying.release()
 
     @functools.wraps(original)
     async def awaited(*given: Any, **named: Any) -> Any:
-        die_if_asked(point, "before", given, named)
+        doomed = is_doomed(point, given, named) and await taken(dying)
         try:
+            die_if_asked(point, "before", given, named)
             with steps.Step(point, steps.call_of(given, named)) as step:
                 task = asyncio.ensure_future(original(*given, **named))
                 if asked(point, "during", given, named):
@@ -117,6 +130,8 @@ def wrap(owner: type, point: str, name: str) -> None:
                 return step.result
         finally:
             die_if_asked(point, "after", given, named)
+            if doomed:
+                dying.release()
 
     setattr(owner, name, awaited if inspect.iscoroutinefunction(original) else plain)
 
@@ -135,6 +150,18 @@ def asked(point: str, when: str, given: tuple[Any, ...], named: dict[str, Any]) 
             if death["call"] in repr((given[1:], named, headers)):
                 return path
     return None
+
+
+async def taken(lock: threading.Lock) -> bool:
+    """Waits until the lock is this task's, without a thread: those may be what others need to let go of it."""
+    while True:
+        if lock.acquire(blocking=False):
+            return True
+        await asyncio.sleep(LOOK_EVERY_SECONDS)
+
+
+def is_doomed(point: str, given: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    return any(asked(point, when, given, named) for when in ("before", "after"))
 
 
 def die_if_asked(point: str, when: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
