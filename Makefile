@@ -51,12 +51,14 @@ run: $(DEV) $(AWS) $(PACKAGES) ## Leaves the local stack running until Ctrl-C or
 stop: ## Stops the local stack that `make run` started
 	@$(PYTHON) -m local.stack stop
 
-# Most tests wait more than they work: four processes, each with a system of its own; a module's tests stay together.
-SIDE_BY_SIDE := -n 4 --dist loadfile
+# A module's tests stay together in one process. Those of the handlers wait more than they work, each process with a
+# system of its own.
+WORKING := -n auto --maxprocesses 4 --dist loadfile
+WAITING := -n 4 --dist loadfile
 ARTIFACT_TEST := tests/e2e/test_artifact.py
 test: $(DEV) $(AWS) $(SAM) $(AGENT) $(RUNTIME) $(PACKAGES) browser ## Runs every test: unit and model, integration and infra, schedules, the agent's, then the whole stack
-	.venv/bin/python -m pytest $(SIDE_BY_SIDE) tests/unit tests/model
-	.venv/bin/python -m pytest $(SIDE_BY_SIDE) tests/infra tests/integration
+	.venv/bin/python -m pytest $(WORKING) tests/unit tests/model
+	.venv/bin/python -m pytest $(WAITING) tests/infra tests/integration
 	.venv/bin/python -m pytest tests/schedules
 	cd examples/agent && $(CURDIR)/.venv-agent/bin/python -m pytest
 	if [ -x .venv-runtime/bin/python ]; then .venv/bin/python -m pytest -m e2e; else \
