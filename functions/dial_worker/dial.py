@@ -378,8 +378,9 @@ async def _end(parts: Dialling, seen: Call, outcome: Outcome) -> None:
 
 
 async def _clear(parts: Dialling, call: Call) -> None:
+    # Without an attempt there never was a room; those who wait may be thousands, and LiveKit's requests are few.
     # A room that could not be deleted leaves the call due: the reconciler clears it.
-    if await _delete_room(parts, call):
+    if not call.attempts or await _delete_room(parts, call):
         await asyncio.to_thread(clear, parts.calls, parts.workspaces, call)
 
 
