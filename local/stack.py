@@ -9,7 +9,7 @@ timeScale, logs and deaths (folders), resources {logical id: physical id; a queu
 
 Environment:
     PORT                the API's port; any free one without it
-    TIME_SCALE          factor on every duration of the system, 0.05 without it
+    TIME_SCALE          factor on every duration of the system, 0.05 without it; answers have 4 s at least
     RINGONCE_LOCAL_DIR  the state folder, .local without it: stacks with different ones run side by side
     LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, SIP_TRUNK_ID, AGENT_NAME
                         a real LiveKit in place of the stand-in; time then runs as it does (TIME_SCALE 1)
@@ -823,7 +823,10 @@ def run(state: Path, port: int, output: TextIO) -> None:
 
 
 def stop(state: Path) -> None:
-    """Ends the stack of a state folder, if there is one, and waits until all of it has."""
+    """Ends the stack of a state folder, if there is one, and waits until all of it has.
+
+    Raises StackError when something of it does not end: a process of a killed stack that is itself stopped.
+    """
     stopped: int | None = None
     until = time.monotonic() + STOP_SECONDS
     with contextlib.suppress(FileNotFoundError), (state / "lock").open("r+") as lock:
@@ -839,6 +842,8 @@ def stop(state: Path) -> None:
             if stopped is not None and time.monotonic() > until:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(stopped, signal.SIGKILL)
+            if time.monotonic() > until + GONE_SECONDS:
+                raise StackError(f"what runs in {state} does not end: end who holds {state / 'lock'}")
             time.sleep(0.05)
         else:
             clear(state)
@@ -848,14 +853,14 @@ def stop(state: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     state = state_folder()
-    if arguments == ["stop"]:
-        stop(state)
-        return 0
-    if arguments:
+    if arguments not in ([], ["stop"]):
         say(__doc__)
         return 2
-    stop_on_signals()
     try:
+        if arguments:
+            stop(state)
+            return 0
+        stop_on_signals()
         run(state, int(os.environ.get("PORT") or 0), sys.stdout)
     except Stopped:
         say("stopped")
