@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("stream")
 
 IDLE_SECONDS = 0.075
+# After a fault of the stream itself.
+AGAIN_SECONDS = 1.0
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
 
@@ -301,7 +303,7 @@ def poll(
         except Exception:
             if not stop.is_set():
                 log.exception("listing the shards failed; trying again")
-                stop.wait(1)
+                stop.wait(AGAIN_SECONDS)
             continue
         for shard_id in shards:
             if shard_id not in known:
@@ -354,7 +356,7 @@ def _read_shard(
             if stop.is_set():
                 return
             log.exception("reading %s failed; trying again", shard_id)
-            stop.wait(1)
+            stop.wait(AGAIN_SECONDS)
             continue
         iterator = answer.get("NextShardIterator")
         if records:

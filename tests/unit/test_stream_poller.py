@@ -351,17 +351,25 @@ class FakeStreams:
     """A stream of two shards on two pages, each read by a thread of its own; iterators are `shard:place`.
 
     The iterator behind the first record of shard `one` expires once: of that shard, whichever thread reads first.
+    faults: the operations that fail, each once.
     """
 
     class exceptions:  # as botocore names it
         ExpiredIteratorException = Expired
 
-    def __init__(self, shards: dict[str, list[dict[str, Any]]]) -> None:
+    def __init__(self, shards: dict[str, list[dict[str, Any]]], *faults: str) -> None:
         self.shards = shards
+        self.faults = set(faults)
         self.iterators: list[tuple[str, str]] = []
         self.expire_once = True
 
+    def fail_once(self, operation: str) -> None:
+        if operation in self.faults:
+            self.faults.remove(operation)
+            raise ConnectionError(operation)
+
     def describe_stream(self, **request: str) -> dict[str, Any]:
+        self.fail_once("describe_stream")
         names = list(self.shards)
         if "ExclusiveStartShardId" in request:
             return {"StreamDescription": {"Shards": [{"ShardId": name} for name in names[1:]]}}
@@ -370,12 +378,14 @@ class FakeStreams:
         }
 
     def get_shard_iterator(self, **request: str) -> dict[str, str]:
+        self.fail_once("get_shard_iterator")
         self.iterators.append((request["ShardId"], request["ShardIteratorType"]))
         after = int(request.get("SequenceNumber", "-1"))
         return {"ShardIterator": f"{request['ShardId']}:{after + 1}"}
 
     def get_records(self, ShardIterator: str, Limit: int) -> dict[str, Any]:
         name, place = ShardIterator.split(":")
+        self.fail_once("get_records")
         if ShardIterator == "one:1" and self.expire_once:
             self.expire_once = False
             raise Expired
@@ -383,10 +393,14 @@ class FakeStreams:
         return {"Records": found, "NextShardIterator": f"{name}:{int(place) + len(found)}"}
 
 
-def test_every_shard_is_read_to_its_end_even_when_an_iterator_expires() -> None:
+@pytest.mark.parametrize("faults", [(), ("describe_stream", "get_shard_iterator", "get_records")])
+def test_every_shard_is_read_to_its_end_even_when_an_iterator_expires_or_the_stream_fails(
+    monkeypatch: pytest.MonkeyPatch, faults: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("local.stream_poller.AGAIN_SECONDS", 0.001)
     stop = threading.Event()
     shards = {"one": [record(0), record(1)], "two": [record(0)]}
-    streams = FakeStreams(shards)
+    streams = FakeStreams(shards, *faults)
     seen: list[tuple[str, int]] = []
 
     def batches(shard_id: str) -> Batches:
@@ -401,3 +415,4 @@ def test_every_shard_is_read_to_its_end_even_when_an_iterator_expires() -> None:
     poll(streams, "arn:stream", SETTINGS, batches, stop, idle_seconds=0.001)  # type: ignore[arg-type]
     assert sorted(seen) == [("one", 0), ("one", 1), ("two", 0)]
     assert ("one", "AFTER_SEQUENCE_NUMBER") in streams.iterators
+    assert not streams.faults
