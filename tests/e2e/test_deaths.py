@@ -89,7 +89,7 @@ DEATHS = [
     Death("un-fenced, no message", "DialWorker", "CallStore.unfence", "after", UNAVAILABLE_ONCE),
     Death("un-fenced, its message is sent", "DialWorker", "Queue.send", "after", UNAVAILABLE_ONCE),
     Death("a cancel is written, not hung up", "CallsApi", "CallStore.ask_to_hang_up", "after", TALKS_ON,
-          ends=(("canceled", "canceled_by_api"),), cancel=True),
+          ends=(("canceled", "canceled_by_api"), ("completed", "canceled_by_api")), cancel=True),
     Death("6 busy; event: saw it leave", *CAME_BACK, BUSY, ends=(REJECTED,),
           then=("LivekitEvents", "CallStore.note_left", "before")),
     Death("6 busy; event: noted that it left", *CAME_BACK, BUSY, ends=(REJECTED,),
