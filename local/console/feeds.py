@@ -222,8 +222,10 @@ class Feeds:
         self._said += await asyncio.to_thread(self._read_files)
         events = await self._read_livekit(client) if self.stack.stand_in else []
         hooks = await self._read_receiver(client)
-        changed = self._note_changes(self._rows) | self._note_files(self._said)
+        rows, said = self._rows, self._said
+        # Before they are noted: what cannot be noted must not come again at every turn.
         self._rows, self._said = [], []
+        changed = self._note_changes(rows) | self._note_files(said)
         changed |= self._note_events(events) | self._note_hooks(hooks)
         self._forget()
         return changed & self.stories.keys()

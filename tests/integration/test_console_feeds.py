@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 from pathlib import Path
 
 import aiohttp
+import pytest
 from aiohttp.test_utils import TestServer
 
 from local import receiver
-from local.console.feeds import LineFeed, events_after
+from local.console.feeds import Feeds, LineFeed, Stack, events_after
 from local.console.story import Json
 
 
@@ -53,3 +56,35 @@ def test_a_line_is_read_once_and_only_when_it_is_whole(tmp_path: Path) -> None:
         assert feed.read() == []
         log.write("o\nthree\n")
         assert feed.read() == ["two", "three"]
+
+
+def test_nothing_is_told_before_all_have_answered_and_then_all_of_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    down = Stack(
+        api_url="", workspace_id="demo", api_key="", livekit_url="", stand_in=False,
+        receiver_url="http://127.0.0.1:1", aws_url="", calls_table="", functions={"physical": "DialWorker"},
+        logs=tmp_path, deaths=tmp_path, time_scale=1,
+    )  # fmt: skip
+    rows = [[("CALL", {"callId": "c1", "roomName": "r1", "createdAt": "2026-11-25T09:00:00.000Z"})]]
+    monkeypatch.setattr(Feeds, "_read_table", lambda feeds: rows.pop() if rows else [])
+    (tmp_path / "steps.log").write_text(json.dumps({"call": "c1", "function": "physical"}) + "\n")
+    (tmp_path / "DialWorker.log").write_text(json.dumps({"call_id": "c1"}) + "\n")
+
+    async def run() -> None:
+        feeds = Feeds(down)
+        async with (
+            TestServer(receiver.create_app(), host="127.0.0.1") as server,
+            aiohttp.ClientSession() as client,
+        ):
+            for _ in range(2):
+                with pytest.raises(aiohttp.ClientError):
+                    await feeds._ask(client)
+                assert feeds.stories == {}
+            feeds.stack = dataclasses.replace(down, receiver_url=f"http://127.0.0.1:{server.port}")
+            assert [await feeds._ask(client) for _ in range(2)] == [{"c1"}, set()]
+        story = feeds.stories["c1"]
+        assert story.item["roomName"] == "r1"
+        assert ([step["function"] for step in story.steps], len(story.lines)) == (["DialWorker"], 1)
+
+    asyncio.run(run())
