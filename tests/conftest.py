@@ -41,6 +41,9 @@ def pytest_testnodedown(node: WorkerController) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for module, rows in sorted(config.stash.get(REPORT, {}).items()):
+        if not rows:
+            # Its tests failed before they had anything to tell.
+            continue
         terminalreporter.section(f"what {module} saw")
         widths = [max(len(row[n]) for row in rows if len(row) > n) for n in range(max(map(len, rows)))]
         for row in rows:
