@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +154,24 @@ def test_every_resource_says_why_it_is_there() -> None:
     for number, line in enumerate(lines):
         if line.startswith("  ") and line[2] not in " #" and line.endswith(":"):
             assert lines[number + 1].strip().startswith("# Why"), line
+
+
+def test_the_pages_tell_every_parameter_and_the_limits_that_it_sets() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    table = {
+        name: default.strip()
+        for names, defaults in re.findall(r"^\| (`[A-Z].*?`) \| (.*?) \|", page, re.MULTILINE)
+        for name, default in zip(re.findall(r"\w+", names), itertools.cycle(defaults.split(",")))
+    }
+    defaults = {name: str(parameter["Default"]) for name, parameter in SOURCE["Parameters"].items()}
+    assert table.keys() == defaults.keys()
+    told = {name: default.strip("`") for name, default in table.items()}
+    assert {name: told[name] for name in told if defaults[name]} == {n: d for n, d in defaults.items() if d}
+
+    quotas = tomllib.loads((ROOT / "docs" / "prices.toml").read_text())["quota"]
+    batches = {"dial-batches": "MaximumDialBatches", "delivery-batches": "MaximumDeliveryBatches"}
+    for quota, parameter in batches.items():
+        assert quotas[quota]["limit"] == 10 * SOURCE["Parameters"][parameter]["Default"], parameter
 
 
 def test_no_secret_and_no_setting_of_the_local_stack_is_in_an_environment(resources: dict[str, Any]) -> None:
