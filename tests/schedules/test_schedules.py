@@ -85,6 +85,25 @@ def one_fault_anywhere(stage: Stage, fault: Fault, cancelled: bool) -> None:
     assert process.struck[fault] > 0
 
 
+def test_the_same_schedules_run_the_same_way_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails can be shortened and found again; what depends on an earlier schedule cannot."""
+    runs: list[list[tuple[float, str, int]]] = []
+    before = process.Process._before
+
+    async def noted(self: process.Process, at_once: bool = False) -> Fault | None:
+        runs[-1].append((self._loop.time(), self.name, self.calls))
+        return await before(self, at_once)
+
+    monkeypatch.setattr(process.Process, "_before", noted)
+    for _ in range(2):
+        runs.append([])
+        run_state_machine_as_test(
+            Schedules, settings=settings(SETTINGS, max_examples=20, derandomize=True, phases=[Phase.generate])
+        )
+    assert len(runs[0]) > 1000
+    assert runs[0] == runs[1]
+
+
 # ── the machine can fail ────────────────────────────────────────────────────────────────────────────
 
 

@@ -19,6 +19,7 @@ import json
 import os
 import pkgutil
 import tempfile
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,7 @@ from moto import mock_aws
 from standardwebhooks import Webhook
 
 import calls_api.cancel
+from initiate_call.rate_limit import RateLimit
 from local.livekit import Faults as StandinFaults
 from local.livekit import Settings as StandinSettings
 from local.livekit import create_app as create_standin
@@ -42,7 +44,7 @@ from local.livekit.state import LiveKit
 from shared.call import ENDED, Call, event_id
 from shared.dynamo import from_wire
 from shared.livekit_secret import LiveKitSecretCache
-from shared.workspaces import WorkspaceCache, WorkspaceStore
+from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
 from tests.schedules import aws, process, virtual_time
 from tests.schedules.process import Faults, Process
 from tests.system import (
@@ -199,6 +201,26 @@ class Context:
         return int(self._of.seconds_left() * 1000)
 
 
+class PermitsOfEachProcess:
+    """In place of one process's RateLimit: every invocation here is a process of its own, as those that run side
+    by side are on AWS. It has no permits of another's and does not wait, stalled or dead, for another's lock."""
+
+    def __init__(self, store: WorkspaceStore) -> None:
+        self._store = store
+        self._limits: weakref.WeakKeyDictionary[Process, RateLimit] = weakref.WeakKeyDictionary()
+
+    def _own(self) -> RateLimit:
+        running = process.current.get()
+        assert running is not None
+        return self._limits.setdefault(running, RateLimit(self._store))
+
+    def spend(self, workspace: Workspace, now: int) -> int:
+        return self._own().spend(workspace, now)
+
+    def give_back(self, workspace: Workspace, minute: int) -> None:
+        self._own().give_back(workspace, minute)
+
+
 class World:
     """One account from its first day to the end of a schedule. Every assertion about a promise is made here."""
 
@@ -266,7 +288,7 @@ class World:
             await asyncio.wait(tasks)
 
     def _prepare_modules(self) -> None:
-        """Nothing read before is remembered; caches age in virtual time; webhooks go to this world's receiver."""
+        """Nothing of an earlier world is remembered; caches age in virtual time; webhooks go to this receiver."""
         modules = self.stage.modules
         found = [value for module in modules.values() for value in vars(module).values()]
         for parts in (modules["initiate_call"].parts, modules["deliver"].parts, modules["calls_api"].cancelling):
@@ -276,8 +298,9 @@ class World:
                 cache._clock = self.loop.time
                 forget(cache)
         accepting, deliver = modules["initiate_call"], modules["deliver"]
+        permits: Any = PermitsOfEachProcess(self.workspaces)
         accepting.parts = dataclasses.replace(
-            accepting.parts, callback_policy=Policy(), look_up=lambda host, port: []
+            accepting.parts, callback_policy=Policy(), look_up=lambda host, port: [], rate_limit=permits
         )
         client = httpx.AsyncClient(transport=httpx.MockTransport(self._on_webhook), timeout=15)
         deliver.parts = dataclasses.replace(deliver.parts, client=client)
