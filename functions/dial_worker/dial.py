@@ -110,7 +110,7 @@ async def dial_call(parts: Dialling, message: DialMessage) -> None:
 
 async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call, *, waited: bool) -> None:
     """`call` carries this process's lease. Before the fence LiveKit's failures put it back in line."""
-    if not await _take_slot(parts, workspace, call, waited):
+    if _lease_over(parts, call) or not await _take_slot(parts, workspace, call, waited):
         return
     if _lease_over(parts, call):
         await _slot_came_late(parts, call)

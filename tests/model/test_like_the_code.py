@@ -38,7 +38,7 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
     dial_worker.dial: {
         "dial_call": "workspaces.paused _wait _end _end workspaces.next_free _wait calls.take_lease _dial_leased",
         "_dial_leased": (
-            "_take_slot _lease_over _slot_came_late _prepare_room _try_again _lease_over _end "
+            "_lease_over _take_slot _lease_over _slot_came_late _prepare_room _try_again _lease_over _end "
             "_reserve_trunk workspaces.next_free _step_back workspaces.paused _step_back "
             "calls.fence _dial_fenced _lease_over _clear"
         ),

@@ -27,12 +27,12 @@ ACCOUNT, REGION = "123456789012", "us-east-1"
 MAXIMUM_RECEIVES = 5
 
 
-def request(operation: str, work: Callable[[], Any]) -> Any:
-    """What a client sends: an outside call of the process it belongs to."""
+def request(operation: str, work: Callable[[], Any], *, at_once: bool = False) -> Any:
+    """What a client sends: an outside call of the process it belongs to. at_once: as in `Process.aws`."""
     sender = process.current.get()
     if sender is None or not virtual_time.in_thread():
         return work()
-    return virtual_time.wait_for(sender.aws(operation, work))
+    return virtual_time.wait_for(sender.aws(operation, work, at_once=at_once))
 
 
 class DynamoDB:
@@ -45,7 +45,10 @@ class DynamoDB:
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         def send(**parameters: Any) -> Any:
-            return request(operation, lambda: self._handle(operation, parameters))
+            # A slot is taken right behind a look at the lease. No process can make sure of more: one that stalls
+            # there past its lease, and then dies before it can give the slot back, leaves it taken.
+            takes_slot = "ADD activeCalls" in parameters.get("UpdateExpression", "")
+            return request(operation, lambda: self._handle(operation, parameters), at_once=takes_slot)
 
         return send
 

@@ -105,9 +105,9 @@ class Process:
         if self.dead:
             raise Death
 
-    async def aws(self, operation: str, request: Callable[[], T]) -> T:
-        """One request to AWS."""
-        fault = await self._before()
+    async def aws(self, operation: str, request: Callable[[], T], *, at_once: bool = False) -> T:
+        """One request to AWS. at_once: it cannot stall before this one."""
+        fault = await self._before(at_once)
         if fault == "throttled":
             raise ClientError(
                 {"Error": {"Code": "ThrottlingException"}, "ResponseMetadata": {"HTTPStatusCode": 400}},  # type: ignore[typeddict-item]

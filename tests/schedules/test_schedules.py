@@ -85,6 +85,27 @@ def one_fault_anywhere(stage: Stage, fault: Fault, cancelled: bool) -> None:
     assert process.struck[fault] > 0
 
 
+@pytest.mark.parametrize("place", range(6))
+def test_a_worker_that_wakes_after_its_lease_takes_no_slot(
+    stage: Stage, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would free it, if the worker died before it could: the call has ended, and its slot is cleared."""
+    taken: list[str] = []
+    world = World(stage)
+    try:
+        world.place("answer", callback=False, faults={})
+        world.run(0.2, [{place: "stalls_after"}])
+        world.run(400, [])
+        assert [(call.ended, call.dueShard) for call in world.calls.values()] == [(True, None)]
+        monkeypatch.setattr(WorkspaceStore, "take_slot", lambda self, *given, **named: taken.append("slot"))
+        [stalled] = world.running()
+        stalled.wake()
+        world.run(1, [])
+        assert (world.running(), taken) == ([], [])
+    finally:
+        world.close()
+
+
 def test_the_same_schedules_run_the_same_way_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails can be shortened and found again; what depends on an earlier schedule cannot."""
     runs: list[list[tuple[float, str, int]]] = []
