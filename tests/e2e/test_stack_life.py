@@ -37,10 +37,15 @@ def rings(info: dict[str, Any]) -> bool:
         return bool(json.loads(answer.read())["calls"])
 
 
+def closed(sockets: AbstractSet[tuple[int, str]]) -> None:
+    """A process that dies loses its environment, by which `processes_of` knows it, before it closes its files."""
+    eventually(lambda: not sockets & set(all_listening()), "its ports are free")
+
+
 def nothing_is_left(state: Path, sockets: AbstractSet[tuple[int, str]] = frozenset()) -> None:
     """No process, none of these sockets, and no file but logs and what was asked for."""
     assert processes_of(state) == {}
-    assert not sockets & set(all_listening())
+    closed(sockets)
     assert {path.name for path in state.iterdir()} <= {"said", "lock", "logs", "deaths"}
     assert (state / "lock").read_text() == ""
 
@@ -110,7 +115,7 @@ def test_a_killed_stack_takes_everything_with_it_and_the_next_one_has_its_port(t
         # At once, while the others are about to notice.
         with launched(state, {"PORT": info["apiUrl"].rpartition(":")[2]}) as following:
             eventually(lambda: not before.keys() & processes_of(state).keys(), "its processes have ended")
-            assert not sockets.intersection(all_listening())
+            closed(sockets)
             eventually(lambda: following.said().count("READY ") == 2, "the next one is ready")
             assert following.interrupt() == 0
         nothing_is_left(state)
