@@ -124,17 +124,23 @@ def voice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "made", [])
 
 
+async def greeted(ringonce: Ringonce) -> tuple[FakeContext, Session]:
+    """A call that was answered, as soon as its agent has spoken."""
+    ctx = FakeContext(dispatch_metadata(ringonce.url))
+    ctx.room.status("active")
+    await job(ctx)
+    [session] = Session.made
+    await until(lambda: bool(conversation.turns_of(session.history)))
+    return ctx, session
+
+
 @pytest.mark.usefixtures("voice")
 def test_no_value_of_the_metadata_reaches_the_model_or_what_is_said() -> None:
     """The whole agent, from its dispatch on: every prompt that the model ever gets, and every report."""
 
     async def run() -> None:
         async with Ringonce() as ringonce:
-            ctx = FakeContext(dispatch_metadata(ringonce.url))
-            ctx.room.status("active")
-            await job(ctx)
-            [session] = Session.made
-            await until(lambda: bool(conversation.turns_of(session.history)))
+            ctx, session = await greeted(ringonce)
             await session.run(user_input="Hello, who is there?")
             await session.aclose()
             await ctx.finish()
@@ -184,11 +190,7 @@ def test_somebody_who_says_nothing_is_greeted_by_livekits_own_detection(monkeypa
 
     async def run() -> None:
         async with Ringonce() as ringonce:
-            ctx = FakeContext(dispatch_metadata(ringonce.url))
-            ctx.room.status("active")
-            await job(ctx)
-            [session] = Session.made
-            await until(lambda: bool(conversation.turns_of(session.history)))
+            ctx, session = await greeted(ringonce)
             assert ctx.done == ["connect"]
             await session.aclose()
             await ctx.finish()
