@@ -73,7 +73,7 @@ def _end(calls: CallStore, call: Call) -> bool:
     """Whether this ended it. The reconciler or an event of LiveKit's may know better, and come first."""
     seen: Call | None = call
     while seen is not None and not seen.ended:
-        outcome = Outcome("failed", "outcome_unknown")
+        outcome = Outcome("failed", "outcome_unknown", inferred=True)
         if end_call(calls, seen, outcome, Durations(), now_ms, report=_say_nothing) is not None:
             return True
         seen = calls.get(call.callId)

@@ -67,11 +67,17 @@ def hang_up_now(parts: Cancelling, call: Call) -> None:
 
     async def hang_up() -> None:
         async with connect(parts.livekit_secret.get(), parts.durations.livekit_request) as livekit:
-            if call.status == "dialing":
-                # While it rings the room stays: a dial under way would make it again, without an agent.
-                await livekit.remove_participant(call.roomName, call.identity)
-            else:
-                await livekit.delete_room(call.roomName)
+            seen: Call | None = call
+            give_up = parts.clock() + parts.durations.hang_up_patience * 1000
+            while seen is not None and not seen.ended:
+                answered = seen.status == "in_progress"
+                if await livekit.hang_up(seen.roomName, seen.identity, answered=answered) or answered:
+                    return
+                if parts.clock() >= give_up:
+                    return
+                # LiveKit has the dial, and the phone is not in the room yet.
+                await asyncio.sleep(parts.durations.agent_step)
+                seen = await asyncio.to_thread(parts.calls.get, call.callId)
 
     try:
         asyncio.run(hang_up())

@@ -7,7 +7,7 @@
     pacing   the trunk's next free moment; then the switch once more
     fence    queued → dialing: from here on nobody dials this call again
     dial     CreateSIPParticipant, once
-    outcome  answered, ended, un-fenced (nothing rang), or not known: then look, never dial again
+    outcome  answered, ended, un-fenced (two looks show that nothing rang), or not known: look, never dial again
 
 A process that dies before the fence leaves a lease that ends; behind the fence the reconciler finds out what
 became of the call. A process that was stopped and wakes up after its lease writes and deletes nothing.
@@ -17,26 +17,29 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import math
 import random
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-from dial_worker.livekit_sip import LiveKit
+from dial_worker.livekit_sip import LiveKit, RoomView
 from dial_worker.outcomes import (
     ANSWERED,
     Verdict,
     answered_outcome,
+    is_configuration_fault,
     left_outcome,
-    unanswered_outcome,
+    uncoded_outcome,
     verdict,
 )
+from shared.agent_left import send_agent_left
 from shared.call import Call, Outcome, compact, json_object
 from shared.call_store import ROOM_CLOSED, CallStore
 from shared.destination import in_allowed_country
 from shared.durations import Durations
-from shared.ending import clear, end_call
+from shared.ending import clear_with_room, end_call
 from shared.errors import LiveKitError, LiveKitUnreachable
 from shared.queues import Queue
 from shared.telemetry import count, logger, measure
@@ -113,17 +116,21 @@ async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call, *, wai
     if _lease_over(parts, call) or not await _take_slot(parts, workspace, call, waited):
         return
     if _lease_over(parts, call):
-        await _slot_came_late(parts, call)
+        # The slot came after the lease; the reconciler frees it if the call has ended meanwhile.
         return
     try:
         room_sid = await _prepare_room(parts, workspace, call)
+        agent = await _await_agent(parts, workspace, call)
     except LiveKitError as exc:
         await _try_again(parts, call, exc)
         return
     if _lease_over(parts, call):
         return
-    if room_sid is None:
+    if agent == "missing":
         await _end(parts, call, Outcome("failed", "agent_unavailable", retryable=True))
+        return
+    if agent == "not needed":
+        await _clear(parts, call)
         return
     ring = call.ringTimeoutSeconds * parts.durations.scale
     # The client raises its own time-out to ring + 2 s where that is more.
@@ -178,13 +185,6 @@ async def _take_slot(parts: Dialling, workspace: Workspace, call: Call, waited: 
     return False
 
 
-async def _slot_came_late(parts: Dialling, call: Call) -> None:
-    """Taken after the lease: whoever ended the call meanwhile may have freed its slot before it was taken."""
-    seen = await asyncio.to_thread(parts.calls.get, call.callId)
-    if seen is None or seen.ended:
-        await asyncio.to_thread(parts.workspaces.free_slot, call.workspaceId, call.callId)
-
-
 async def _reserve_trunk(parts: Dialling, workspace: Workspace, timeout: float) -> int | None:
     """The trunk's next free moment, epoch ms; None when a dial begun then could not finish in this process."""
     now = parts.clock()
@@ -195,37 +195,58 @@ async def _reserve_trunk(parts: Dialling, workspace: Workspace, timeout: float) 
     return await asyncio.to_thread(parts.workspaces.reserve_trunk, workspace.sipTrunkId, gap_ms, now, latest)
 
 
-async def _prepare_room(parts: Dialling, workspace: Workspace, call: Call) -> str | None:
-    """The room with its agent in it: the room's sid, or None when no agent came."""
+async def _prepare_room(parts: Dialling, workspace: Workspace, call: Call) -> str:
+    """Makes the room with its agent dispatched. Returns the room's sid."""
     if call.attempts > 1:
         # CreateRoom ignores the agents of a room that exists, and those of the last attempt are spent.
         await parts.livekit.delete_room(call.roomName)
-    sid = await parts.livekit.create_room(
-        call.roomName,
-        compact({"callId": call.callId}),
-        workspace.agentName,
-        json_object(
-            {
-                "callId": compact(call.callId),
-                "workspaceId": compact(call.workspaceId),
-                "callAgentId": compact(call.callAgentId),
-                "to": compact(call.to),
-                "dynamicVariables": call.dynamicVariables or "{}",
-                "metadata": call.metadata or "{}",
-                "eventsUrl": compact(f"{parts.public_api_url}/v1/api/call/{call.callId}/events"),
-            }
-        ),
+    return await parts.livekit.create_room(
+        call.roomName, compact({"callId": call.callId}), workspace.agentName, _agent_metadata(parts, call)
     )
-    give_up = parts.clock() + parts.durations.agent_wait * 1000
-    step = parts.durations.agent_step
-    while True:
-        if (await parts.livekit.view_room(call.roomName, call.identity)).agent_present:
-            return sid
-        if parts.clock() >= give_up:
-            return None
+
+
+def _agent_metadata(parts: Dialling, call: Call) -> str:
+    return json_object(
+        {
+            "callId": compact(call.callId),
+            "workspaceId": compact(call.workspaceId),
+            "callAgentId": compact(call.callAgentId),
+            "to": compact(call.to),
+            "dynamicVariables": call.dynamicVariables or "{}",
+            "metadata": call.metadata or "{}",
+            "eventsUrl": compact(f"{parts.public_api_url}/v1/api/call/{call.callId}/events"),
+        }
+    )
+
+
+async def _await_agent(
+    parts: Dialling, workspace: Workspace, call: Call
+) -> Literal["there", "missing", "not needed"]:
+    """Waits until the agent is in the room; dispatches it again where LiveKit found no worker for it.
+
+    Not needed: the call has ended meanwhile, canceled.
+    """
+    durations = parts.durations
+    now = parts.clock()
+    give_up, redispatch_at = now + durations.agent_wait * 1000, now + durations.agent_redispatch * 1000
+    step = durations.agent_step
+    while not (await parts.livekit.view_room(call.roomName, call.identity)).agent_present:
+        now = parts.clock()
+        if now >= give_up:
+            return "missing"
+        if now >= redispatch_at:
+            redispatch_at = now + durations.agent_redispatch * 1000
+            metadata = _agent_metadata(parts, call)
+            if await parts.livekit.dispatch_agent_again(call.roomName, workspace.agentName, metadata):
+                logger.warning("agent dispatched again", extra={"call_id": call.callId})
+                count("AgentsDispatchedAgain")
         await asyncio.sleep(step)
         # LiveKit Cloud counts requests: an agent that is late is looked for less often.
-        step = min(1.5 * step, 4 * parts.durations.agent_step)
+        step = min(1.5 * step, 4 * durations.agent_step)
+        seen = await asyncio.to_thread(parts.calls.get, call.callId)
+        if seen is not None and seen.ended:
+            return "not needed"
+    return "there"
 
 
 async def _dial_fenced(
@@ -253,7 +274,7 @@ async def _dial_fenced(
             return
         # LiveKit's own timer starts after this one; a twentieth covers the difference of clocks.
         rang_out = parts.clock() - started >= ring * 950
-        await _not_answered(parts, call, exc, verdict(exc), rang_out)
+        await _not_answered(parts, call, exc, rang_out)
     else:
         await _answered(parts, call)
 
@@ -266,12 +287,15 @@ async def _answered(parts: Dialling, call: Call) -> None:
     check_at = now + int(min(parts.durations.second_look, _longest(parts, call)) * 1000)
     answered = await asyncio.to_thread(parts.calls.answered, call.callId, _lease_of(call), check_at, now)
     if answered.won and answered.call is not None:
-        if answered.call.left is None:
-            logger.info("answered", extra={"call_id": call.callId})
-            count("CallsAnswered")
-        else:
+        if answered.call.left is not None:
             # It was over before this answer came back.
-            await _end(parts, answered.call, answered_outcome(answered.call.left["reason"]))
+            await _end(parts, answered.call, answered_outcome(answered.call.left))
+            return
+        logger.info("answered", extra={"call_id": call.callId})
+        count("CallsAnswered")
+        if answered.call.agentMissingSince is not None:
+            # The agent left while the phone rang; the message that LiveKit's event would have sent is due now.
+            await asyncio.to_thread(send_agent_left, parts.dial_queue, answered.call, parts.durations)
     elif (
         answered.call is not None
         and _still_mine(answered.call, call)
@@ -283,91 +307,122 @@ async def _answered(parts: Dialling, call: Call) -> None:
         await _end(parts, answered.call, Outcome("failed", "outcome_unknown"))
 
 
-async def _not_answered(parts: Dialling, call: Call, error: LiveKitError, judged: Verdict, rang_out: bool) -> None:
-    if judged.configuration_fault:
-        logger.error("configuration fault", extra={"call_id": call.callId, "livekit": str(error)})
-        count("ConfigurationFaults")
+async def _not_answered(parts: Dialling, call: Call, error: LiveKitError, rang_out: bool) -> None:
+    """LiveKit's error for the dial. Only one with the carrier's code is believed without a look at the room."""
+    judged = verdict(error)
     match judged:
         case Verdict(kind="end", outcome=Outcome() as outcome):
-            await _end(parts, call, outcome)
-        case Verdict(kind="retry"):
-            await _un_fence(parts, call, error)
-        case Verdict(kind="unanswered"):
-            seen = await _told(parts, call, 0 if rang_out else parts.durations.left_wait)
-            if seen is not None and _still_mine(seen, call):
-                await _end(parts, seen, unanswered_outcome(seen.left, rang_out))
+            await _end_dial(parts, call, outcome, error)
+        case Verdict(kind="over"):
+            seen = await _told(parts, call, error)
+            if seen is None or not _still_mine(seen, call):
+                return
+            view = await _view(parts, call)
+            if view is not None and view.call_status is None:
+                await _end_dial(parts, seen, uncoded_outcome(error.code, seen.left, rang_out=rang_out), error)
+            else:
+                await _find_out(parts, call, error)
         case _:
-            await _find_out(parts, call)
+            await _find_out(parts, call, error, unsent=judged.kind == "unsent")
 
 
-async def _told(parts: Dialling, call: Call, patience: float) -> Call | None:
-    """The call, as soon as LiveKit's event or a request to hang up says more; or after `patience` seconds."""
-    give_up = parts.clock() + patience * 1000
+async def _told(parts: Dialling, call: Call, error: LiveKitError) -> Call | None:
+    """The call, once LiveKit's event or a request to hang up says more, or after `left_wait`.
+
+    Where LiveKit told of no phone in the room, no event of its leaving is waited for; `canceled` says that one was
+    there.
+    """
+    give_up = parts.clock() + parts.durations.left_wait * 1000
     while True:
         seen = await asyncio.to_thread(parts.calls.get, call.callId)
         if seen is None or seen.left or seen.hangup or not _still_mine(seen, call) or parts.clock() >= give_up:
             return seen
+        if seen.phoneSeenAt is None and error.code != "canceled":
+            return seen
         await asyncio.sleep(parts.durations.orphan_read / 5)
 
 
-async def _un_fence(parts: Dialling, call: Call, error: LiveKitError) -> None:
-    """Back to `queued`, only when nothing can have rung: the phone's participant joins before the INVITE."""
-    try:
-        view = await parts.livekit.view_room(call.roomName, call.identity)
-    except LiveKitError:
-        # Cannot be made sure of now; the reconciler looks after the lease.
-        return
-    if view.call_status is not None:
-        await _find_out(parts, call)
-    elif call.attempts >= MAXIMUM_ATTEMPTS:
-        await _end(parts, call, Outcome("failed", "livekit_unavailable", retryable=True))
-    else:
-        delay = _backoff(parts, call)
-        now = parts.clock()
-        wait_until, check_at = _wait_times(parts, now, delay)
-        undone = await asyncio.to_thread(
-            parts.calls.unfence, call.callId, _lease_of(call), wait_until, check_at, now
-        )
-        if undone.won:
-            logger.warning("nothing rang, trying again", extra={"call_id": call.callId, "livekit": str(error)})
-            count("DialsUnfenced")
-            await _send(parts, call, delay)
-        elif undone.call is not None and _still_mine(undone.call, call):
-            await _end(parts, undone.call, left_outcome(undone.call.left))
+async def _find_out(parts: Dialling, call: Call, error: LiveKitError, *, unsent: bool = False) -> None:
+    """What became of the dial is not known: looks at the room and at what LiveKit's events left on the record.
 
-
-async def _find_out(parts: Dialling, call: Call) -> None:
-    """The dial's outcome is not known: look at the room and at what LiveKit's events left on the record.
-
-    Ends the call when it is known, or absent on two looks `second_look` apart. What this process cannot
-    find out in its time the reconciler does.
+    The phone is gone once an event says so or two looks, `second_look` apart, do not find it. Then the call ends;
+    or is un-fenced, if the error came before the INVITE (unsent) and neither a look nor an event showed a phone.
+    What this process cannot find out in its time the reconciler does.
     """
     missing_since: int | None = None
+    in_room = False
     while parts.remaining() > parts.durations.fence_margin and not _lease_over(parts, call):
-        try:
-            view = await parts.livekit.view_room(call.roomName, call.identity)
-        except LiveKitError:
-            view = None
+        view = await _view(parts, call)
         if view is not None and view.call_status in ANSWERED:
             await _answered(parts, call)
             return
-        if view is not None and view.call_status is None:
-            seen = await asyncio.to_thread(parts.calls.get, call.callId)
-            if seen is None or not _still_mine(seen, call):
-                return
+        seen = await asyncio.to_thread(parts.calls.get, call.callId)
+        if seen is None or not _still_mine(seen, call):
+            return
+        absent = view is not None and view.call_status is None
+        if view is not None and not absent:
+            in_room = True
+            absent = seen.hangup is not None and not await _hung_up(parts, call)
+        if not absent:
+            missing_since = None
+        else:
             missing_since = missing_since or parts.clock()
             # A room may close while the dial is on its way to it, which then makes it again and rings.
             left = seen.left is not None and seen.left["reason"] != ROOM_CLOSED
             if left or parts.clock() - missing_since >= parts.durations.second_look * 1000:
-                await _end(parts, seen, left_outcome(seen.left))
+                if unsent and not in_room and (seen.left or seen.phoneSeenAt or seen.hangup) is None:
+                    await _un_fence(parts, call, error)
+                elif unsent or in_room:
+                    # The error was wrong: there was a phone.
+                    await _end(parts, seen, left_outcome(seen.left))
+                else:
+                    await _end_dial(parts, seen, uncoded_outcome(error.code, seen.left), error)
                 return
-        else:
-            missing_since = None
         await asyncio.sleep(parts.durations.orphan_step)
     logger.warning("outcome not known yet", extra={"call_id": call.callId})
 
 
+async def _view(parts: Dialling, call: Call) -> RoomView | None:
+    """Who is in the call's room; None when LiveKit cannot be asked."""
+    try:
+        return await parts.livekit.view_room(call.roomName, call.identity)
+    except LiveKitError:
+        return None
+
+
+async def _hung_up(parts: Dialling, call: Call) -> bool:
+    """Hangs up a phone that rings. False: it is not in the room, although LiveKit listed it there."""
+    try:
+        return await parts.livekit.hang_up(call.roomName, call.identity, answered=False)
+    except LiveKitError:
+        return True
+
+
+async def _un_fence(parts: Dialling, call: Call, error: LiveKitError) -> None:
+    """Back to `queued`: nothing can have rung."""
+    if call.attempts >= MAXIMUM_ATTEMPTS:
+        await _end(parts, call, Outcome("failed", "livekit_unavailable", retryable=True))
+        return
+    delay = _backoff(parts, call)
+    now = parts.clock()
+    wait_until, check_at = _wait_times(parts, now, delay)
+    undone = await asyncio.to_thread(parts.calls.unfence, call.callId, _lease_of(call), wait_until, check_at, now)
+    if undone.won:
+        logger.warning("nothing rang, trying again", extra={"call_id": call.callId, "livekit": str(error)})
+        count("DialsUnfenced")
+        await _send(parts, call, delay)
+    elif undone.call is not None and _still_mine(undone.call, call):
+        await _end(parts, undone.call, left_outcome(undone.call.left))
+
+
 # ── the end ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _end_dial(parts: Dialling, seen: Call, outcome: Outcome, error: LiveKitError) -> None:
+    if is_configuration_fault(outcome):
+        logger.error("configuration fault", extra={"call_id": seen.callId, "livekit": str(error)})
+        count("ConfigurationFaults")
+    await _end(parts, seen, outcome)
 
 
 async def _end(parts: Dialling, seen: Call, outcome: Outcome) -> None:
@@ -378,19 +433,17 @@ async def _end(parts: Dialling, seen: Call, outcome: Outcome) -> None:
 
 
 async def _clear(parts: Dialling, call: Call) -> None:
-    # Without an attempt there never was a room; those who wait may be thousands, and LiveKit's requests are few.
-    # A room that could not be deleted leaves the call due: the reconciler clears it.
-    if not call.attempts or await _delete_room(parts, call):
-        await asyncio.to_thread(clear, parts.calls, parts.workspaces, call)
+    """What fails leaves the call due: the reconciler clears it."""
+    await clear_with_room(parts.calls, parts.workspaces, call, functools.partial(_delete_room, parts))
 
 
 async def _delete_room(parts: Dialling, call: Call) -> bool:
+    """False: the room could not be deleted, or was an orphan, whose agent may come back."""
     try:
-        await parts.livekit.delete_room(call.roomName)
+        return await parts.livekit.delete_room(call.roomName)
     except LiveKitError as exc:
         logger.warning("room not deleted", extra={"call_id": call.callId, "livekit": str(exc)})
         return False
-    return True
 
 
 # ── waiting ─────────────────────────────────────────────────────────────────────────────────────────
@@ -423,7 +476,7 @@ async def _wait_for_record(parts: Dialling, message: DialMessage) -> None:
 async def _try_again(parts: Dialling, call: Call, error: LiveKitError) -> None:
     """LiveKit failed before the fence: nothing rang."""
     logger.warning("LiveKit failed before the dial", extra={"call_id": call.callId, "livekit": str(error)})
-    if error.code in ("unauthenticated", "permission_denied") or isinstance(error, LiveKitUnreachable):
+    if error.http_status in (401, 403) or isinstance(error, LiveKitUnreachable):
         # LiveKit's keys, or its address.
         count("ConfigurationFaults")
     if call.attempts >= MAXIMUM_ATTEMPTS:

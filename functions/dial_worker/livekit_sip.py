@@ -7,6 +7,7 @@ LiveKitUnclear (sent, outcome unknown).
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Literal
@@ -15,6 +16,7 @@ import aiohttp
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from livekit import api
+from livekit.protocol.agent import Job, JobStateReason, JobStatus
 from livekit.protocol.models import ParticipantInfo
 
 from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
@@ -39,12 +41,24 @@ ROOMS_PER_REQUEST = 50
 Presence = Literal["both", "some", "absent"]
 
 
+# What DeleteRoom answers for a room whose server crashed while redis lived (measured on livekit-server 1.13).
+_ORPHAN = "could not find object"
+
+
+class OrphanRoom(LiveKitError):
+    """LiveKit lists this room and nothing is in it: the server that held it has crashed."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RoomView:
-    """Who is in a room. call_status: the phone's `sip.callStatus`, None when it is not there."""
+    """Who is in a room. call_status: the phone's `sip.callStatus`, None when it is not there. accompanied: an
+    agent or a second phone is there to talk to. joined_at: epoch ms at which the phone joined, 0 without one.
+    """
 
     call_status: str | None
     agent_present: bool
+    accompanied: bool = False
+    joined_at: int = 0
 
 
 @asynccontextmanager
@@ -85,15 +99,65 @@ class LiveKit:
             )
         return room.sid
 
-    async def delete_room(self, name: str) -> None:
-        """Ends the room and everything in it; a room that is not there is no error."""
-        with _absent_is_fine(), _livekit_errors():
-            await self._client.room.delete_room(api.DeleteRoomRequest(room=name))
+    async def dispatch_agent_again(self, room: str, agent_name: str, agent_metadata: str) -> bool:
+        """Dispatches the agent anew when its dispatch was lost: no worker took it, and LiveKit repeats none.
 
-    async def remove_participant(self, room: str, identity: str) -> None:
-        """Takes the phone out of the room: CANCEL while it rings, BYE when answered. Absent is no error."""
-        with _absent_is_fine(), _livekit_errors():
-            await self._client.room.remove_participant(api.RoomParticipantIdentity(room=room, identity=identity))
+        Returns False, and does nothing, while a dispatch has a job: its agent is late. The lost ones are deleted
+        first, so that the room gets one agent.
+        """
+        with _livekit_errors():
+            dispatches = await self._client.agent_dispatch.list_dispatch(room)
+        if any(_may_come(job) for dispatch in dispatches for job in dispatch.state.jobs):
+            return False
+        for dispatch in dispatches:
+            with _absent_is_fine(), _livekit_errors():
+                await self._client.agent_dispatch.delete_dispatch(dispatch.id, room)
+        with _livekit_errors():
+            await self._client.agent_dispatch.create_dispatch(
+                api.CreateAgentDispatchRequest(agent_name=agent_name, room=room, metadata=agent_metadata)
+            )
+        return True
+
+    async def delete_room(self, name: str) -> bool:
+        """Ends the room and everything in it; a room that is not there is no error.
+
+        Returns False when it was an orphan, which held no phone, whatever LiveKit listed in it. Making it anew and
+        deleting it removes it; that dispatches its agent once more, so a later look must delete it again.
+        """
+        try:
+            with _absent_is_fine(), _livekit_errors():
+                await self._client.room.delete_room(api.DeleteRoomRequest(room=name))
+        except OrphanRoom:
+            with _absent_is_fine(), _livekit_errors():
+                await self._client.room.create_room(api.CreateRoomRequest(name=name))
+                await self._client.room.delete_room(api.DeleteRoomRequest(room=name))
+            return False
+        return True
+
+    async def remove_participant(self, room: str, identity: str) -> bool:
+        """Takes the phone out of the room: CANCEL while it rings, BYE when answered. False: it is not there.
+
+        `unavailable` is LiveKit's answer where the server that held the participant is gone.
+        """
+        try:
+            with _livekit_errors():
+                await self._client.room.remove_participant(
+                    api.RoomParticipantIdentity(room=room, identity=identity)
+                )
+        except LiveKitError as exc:
+            if exc.code not in ("not_found", "unavailable"):
+                raise
+            return False
+        return True
+
+    async def hang_up(self, room: str, identity: str, *, answered: bool) -> bool:
+        """Hangs up a phone. Returns False when it was not in the room, or the room was an orphan.
+
+        Before the answer the room stays: a dial under way would make it again, without an agent.
+        """
+        if answered:
+            return await self.delete_room(room)
+        return await self.remove_participant(room, identity)
 
     async def view_room(self, room: str, identity: str) -> RoomView:
         """Who is there now. An absent room has nobody in it."""
@@ -101,16 +165,21 @@ class LiveKit:
         with _absent_is_fine(), _livekit_errors():
             answer = await self._client.room.list_participants(api.ListParticipantsRequest(room=room))
             participants = answer.participants
-        status: str | None = None
-        agent = False
+        view = RoomView(None, agent_present=False)
         for participant in participants:
+            active = participant.state == ParticipantInfo.State.ACTIVE
             if participant.state == ParticipantInfo.State.DISCONNECTED:
                 continue
             if participant.identity == identity:
-                status = participant.attributes.get(CALL_STATUS, "dialing")
-            elif participant.kind == ParticipantInfo.Kind.AGENT:
-                agent = agent or participant.state == ParticipantInfo.State.ACTIVE
-        return RoomView(status, agent)
+                view = dataclasses.replace(
+                    view,
+                    call_status=participant.attributes.get(CALL_STATUS, "dialing"),
+                    joined_at=participant.joined_at_ms or participant.joined_at * 1000,
+                )
+            elif active:
+                agent = participant.kind == ParticipantInfo.Kind.AGENT
+                view = dataclasses.replace(view, agent_present=view.agent_present or agent, accompanied=True)
+        return view
 
     async def rooms_present(self, names: list[str]) -> dict[str, Presence]:
         """What is in each of these rooms (at most ROOMS_PER_REQUEST), by one request.
@@ -148,9 +217,35 @@ class LiveKit:
             await self._client.sip.create_sip_participant(request, timeout=timeout)
 
 
+def _may_come(job: Job) -> bool:
+    """Whether the agent of this job is in the room or on its way."""
+    if job.state.status == JobStatus.JS_RUNNING:
+        return True
+    waits = (JobStateReason.JSR_UNSPECIFIED, JobStateReason.JSR_RETRYING)
+    return job.state.status == JobStatus.JS_PENDING and job.state.reason in waits
+
+
 def _duration(seconds: float) -> Duration:
     whole = int(seconds)
     return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))
+
+
+def _error_of(exc: api.ServerError) -> LiveKitError:
+    """What an HTTP answer other than 200 says. Its JSON may come from a proxy: any part may be of any type."""
+    code = exc.code if isinstance(exc.code, str) and exc.code in TWIRP_CODES else "unknown"
+    if code == "unknown" and _ORPHAN in str(exc.message):
+        return OrphanRoom(code, exc.status)
+    if code == "unknown" and exc.status == 401:
+        # Plain text: LiveKit's own word for a bad token (livekit/livekit pkg/service/auth.go).
+        return LiveKitError("unauthenticated", exc.status)
+    if code == "unknown":
+        # Not Twirp JSON: a proxy in front of LiveKit answered, LiveKit may have got the request.
+        return LiveKitUnclear(exc.status)
+    if not isinstance(exc, api.SipCallError):
+        return LiveKitError(code, exc.status)
+    # A SIP answer whose code cannot be read is a SIP answer all the same: 0.
+    sip = str(exc.metadata.get("sip_status_code")) if isinstance(exc.metadata, dict) else ""
+    return LiveKitError(code, exc.status, int(sip) if re.fullmatch("[3-6][0-9]{2}", sip) else 0)
 
 
 @contextmanager
@@ -158,21 +253,11 @@ def _livekit_errors() -> Iterator[None]:
     try:
         yield
     except api.ServerError as exc:
-        code = exc.code if exc.code in TWIRP_CODES else "unknown"
-        if code == "unknown" and exc.status >= 500:
-            # Not Twirp JSON: a proxy in front of LiveKit answered, LiveKit may have got the request.
-            raise LiveKitUnclear(exc.status) from exc
-        if code == "unknown":
-            code = {401: "unauthenticated", 403: "permission_denied", 429: "resource_exhausted"}.get(
-                exc.status, code
-            )
-        # A SIP answer whose code cannot be read is a SIP answer all the same: 0.
-        sip = (exc.sip_status_code or 0) if isinstance(exc, api.SipCallError) else None
-        raise LiveKitError(code, exc.status, sip) from exc
+        raise _error_of(exc) from exc
     except aiohttp.ClientConnectorError as exc:
         raise LiveKitUnreachable from exc
-    except (TimeoutError, aiohttp.ClientError, DecodeError, AttributeError) as exc:
-        # AttributeError: the client found JSON that is not an object (a proxy's again).
+    except (TimeoutError, aiohttp.ClientError, DecodeError, AttributeError, TypeError) as exc:
+        # The last two: the client found JSON of another shape than Twirp's (a proxy's again).
         raise LiveKitUnclear from exc
 
 

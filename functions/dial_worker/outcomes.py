@@ -1,8 +1,8 @@
 """What LiveKit's answer to a dial means for the call.
 
 The facts are LiveKit's own mapping of SIP to Twirp (livekit/protocol livekit/sip.go, livekit/sip pkg/sip) and
-RFC 3261, section 21. One rule stands above the table: once a SIP code came, the carrier had the INVITE and the
-phone may have rung, so the call ends; only what certainly rang nowhere is tried again.
+RFC 3261, section 21. One rule stands above the table: no error proves by itself that nothing rang. With a SIP code
+the carrier had the INVITE, so the call ends; without one LiveKit's event and a look at the room decide.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any, Literal
 
 from shared.call import Outcome
-from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
+from shared.errors import LiveKitError, LiveKitUnreachable
 
 _BUSY = Outcome("busy", "busy", retryable=True)
 _NO_ANSWER = Outcome("no_answer", "no_answer", retryable=True)
@@ -33,17 +33,23 @@ SIP_CODES: dict[int, Outcome] = {
 }  # fmt: skip
 
 
+# With these codes LiveKit, or a proxy before it, does not say that the dial is over.
+_TELLS_NOTHING = frozenset(
+    {"unclear", "unknown", "deadline_exceeded", "resource_exhausted", "aborted", "data_loss", "dataloss"}
+)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """What to do after a dial that did not answer.
+    """What LiveKit's error for a dial proves.
 
-    end: with `outcome`. retry: nothing rang, un-fence. look: nobody knows, ask LiveKit. unanswered: it is over
-    without a SIP code; why depends on how long it rang and on what LiveKit's events say.
+    end: the carrier answered the INVITE; the call ends with `outcome`. over: LiveKit gave the dial up without a
+    SIP code, which may be after an answer: its event and one look come first. unsent: an answer that comes before
+    the INVITE only; un-fenced once two looks confirm it. look: nothing is known of the phone.
     """
 
-    kind: Literal["end", "retry", "look", "unanswered"]
+    kind: Literal["end", "over", "unsent", "look"]
     outcome: Outcome | None = None
-    configuration_fault: bool = False
 
 
 def sip_outcome(code: int) -> Outcome:
@@ -53,43 +59,70 @@ def sip_outcome(code: int) -> Outcome:
 
 
 def verdict(error: LiveKitError) -> Verdict:
-    """Reads LiveKit's answer to CreateSIPParticipant."""
+    """Reads LiveKit's answer to CreateSIPParticipant.
+
+    `unavailable` is sent before the INVITE only from livekit-sip 1.7.0 on. `resource_exhausted` is LiveKit's word
+    for SIP 440, 480, 486 and 600 too: without the SIP code it does not tell a refused request from a busy phone.
+    """
     if error.sip_status_code is not None:
-        outcome = sip_outcome(error.sip_status_code)
-        return Verdict("end", outcome, outcome.reason == "trunk_error")
+        return Verdict("end", sip_outcome(error.sip_status_code))
     if isinstance(error, LiveKitUnreachable):
-        return Verdict("retry")
-    if isinstance(error, LiveKitUnclear):
-        return Verdict("look")
-    match error.code:
-        case "unavailable" | "resource_exhausted":
-            # No SIP node took the request, or LiveKit's own rate limit refused it.
-            return Verdict("retry")
-        case "canceled":
-            return Verdict("unanswered")
-        case "deadline_exceeded" | "unknown" | "aborted" | "data_loss" | "dataloss":
-            return Verdict("look")
-        case "invalid_argument" | "failed_precondition" | "not_found" | "out_of_range":
+        return Verdict("unsent")
+    if error.code == "unavailable":
+        return Verdict("unsent")
+    return Verdict("look" if error.code in _TELLS_NOTHING else "over")
+
+
+def uncoded_outcome(code: str, left: dict[str, Any] | None, *, rang_out: bool = False) -> Outcome:
+    """The end of a dial that LiveKit gave up with this Twirp code and without a SIP code.
+
+    left: what LiveKit's event says of the phone's leaving, None without one. rang_out: the dial lasted its ring
+    time. The phone joins the room before the INVITE, so a code of SIP's with a `left` is the carrier's answer, its
+    number lost on the way (livekit/protocol livekit/sip.go `sipCodeToGRPCCode`); without one LiveKit refused.
+    """
+    if left is not None and left.get("callStatus") in ANSWERED:
+        return answered_outcome(left)
+    reason = left["reason"] if left is not None else None
+    match code, reason:
+        case "canceled", _:
+            return _unanswered_outcome(left, rang_out)
+        case "resource_exhausted", "USER_REJECTED":
+            return _BUSY
+        case "permission_denied", "USER_REJECTED":
+            return _REJECTED
+        case ("not_found" | "out_of_range", "USER_REJECTED") | ("not_found", "USER_UNAVAILABLE"):
+            return _INVALID
+        case "invalid_argument", "USER_REJECTED":
+            return _CARRIER
+        case "unauthenticated" | "permission_denied", None:
+            return Outcome("failed", "livekit_error")
+        case (
+            "invalid_argument" | "failed_precondition" | "not_found" | "out_of_range" | "unauthenticated"
+            | "permission_denied",
+            _,
+        ):  # fmt: skip
             # Trunk unknown, without numbers, wrong DNS name, refused connection or credentials, codecs.
-            return Verdict("end", Outcome("failed", "trunk_error"), configuration_fault=True)
-        case "unauthenticated" | "permission_denied":
-            return Verdict("end", Outcome("failed", "livekit_error"), configuration_fault=True)
-        case _:
-            # internal: the room could not be joined, SIP is not set up. The INVITE was never sent.
-            return Verdict("end", Outcome("failed", "livekit_error", retryable=True))
+            return _TRUNK
+    if code in _TELLS_NOTHING:
+        return left_outcome(left)
+    # internal: the room could not be joined, SIP is not set up. The INVITE was never sent.
+    return Outcome("failed", "livekit_error", retryable=True)
 
 
-def unanswered_outcome(left: dict[str, Any] | None, rang_out: bool) -> Outcome:
-    """A dial that ended without a SIP code. rang_out: it had lasted its ring time."""
-    if rang_out:
-        return _NO_ANSWER
+def is_configuration_fault(outcome: Outcome) -> bool:
+    """Whether an operator must act: LiveKit's keys, the trunk or its credentials are wrong."""
+    return outcome.reason in ("trunk_error", "livekit_error") and not outcome.retryable
+
+
+def _unanswered_outcome(left: dict[str, Any] | None, rang_out: bool) -> Outcome:
     match left:
         case {"reason": "ROOM_DELETED" | "PARTICIPANT_REMOVED" | "ROOM_CLOSED"}:
             return Outcome("failed", "removed", retryable=True)
         case {"callStatus": "dialing"}:
-            # The INVITE transaction died: the trunk never said a word.
+            # The trunk never said that the phone rings: the INVITE was not answered at all. SIP gives up after
+            # 32 s (RFC 3261, timer B), LiveKit after the ring time if that is shorter.
             return Outcome("failed", "trunk_error", retryable=True)
-    return _CARRIER_RETRY
+    return _NO_ANSWER if rang_out else _CARRIER_RETRY
 
 
 ANSWERED = frozenset({"active", "automation", "hangup"})
@@ -102,10 +135,9 @@ def left_outcome(left: dict[str, Any] | None) -> Outcome:
     """
     if left is None:
         return Outcome("failed", "outcome_unknown")
-    reason = left["reason"]
     if left.get("callStatus") in ANSWERED:
-        return answered_outcome(reason)
-    match reason:
+        return answered_outcome(left)
+    match left["reason"]:
         case "USER_UNAVAILABLE":
             return _NO_ANSWER
         case "USER_REJECTED":
@@ -119,13 +151,24 @@ def left_outcome(left: dict[str, Any] | None) -> Outcome:
     return Outcome("failed", "outcome_unknown")
 
 
-def answered_outcome(reason: str | None) -> Outcome:
-    """The end of an answered call by LiveKit's disconnect reason; None: it is gone, nobody said why."""
-    match reason:
-        case "CLIENT_INITIATED":
+def answered_outcome(left: dict[str, Any] | None) -> Outcome:
+    """The end of an answered call by LiveKit's event of the phone's leaving.
+
+    None: the phone is gone and no event says since when, so the end is inferred.
+    """
+    match left:
+        case None:
+            return Outcome("completed", "disconnected", inferred=True)
+        case {"reason": "CLIENT_INITIATED", "callStatus": "active" | "automation"}:
+            # A callee who hangs up leaves with `hangup`: no RTP for 30 s, or the SIP service stopped.
+            return Outcome("completed", "disconnected")
+        case {"reason": "CLIENT_INITIATED"}:
             return Outcome("completed", "hangup")
-        case "ROOM_DELETED" | "PARTICIPANT_REMOVED" | "ROOM_CLOSED":
+        case {"reason": "ROOM_DELETED" | "PARTICIPANT_REMOVED"}:
             return Outcome("completed", "agent_hangup")
+        case {"reason": "ROOM_CLOSED"}:
+            # Of the room, not of the phone, which left up to the room's departure time-out (20 s) before.
+            return Outcome("completed", "agent_hangup", inferred=True)
     return Outcome("completed", "disconnected")
 
 

@@ -17,6 +17,7 @@ from shared.errors import RequestRefused
 from shared.http_api import Answer, Event, answer, body_bytes, header, respond
 from shared.livekit_secret import LiveKitSecretCache
 from shared.livekit_signature import signed_claims
+from shared.queues import Queue
 from shared.telemetry import logger
 from shared.workspaces import WorkspaceStore
 
@@ -28,6 +29,7 @@ livekit_secret = LiveKitSecretCache(
 parts = Settling(
     calls=CallStore(dynamodb, settings.calls_table),
     workspaces=WorkspaceStore(dynamodb, settings.workspaces_table),
+    dial_queue=Queue(aws.client("sqs"), settings.dial_queue_url),
     durations=settings.durations,
     clock=now_ms,
 )

@@ -14,6 +14,7 @@ class Settings:
 
     calls_table: str
     workspaces_table: str
+    dial_queue_url: str
     livekit_secret_name: str
     durations: Durations
 
@@ -23,6 +24,7 @@ class Settings:
         return cls(
             calls_table=environment["CALLS_TABLE"],
             workspaces_table=environment["WORKSPACES_TABLE"],
+            dial_queue_url=environment["DIAL_QUEUE_URL"],
             livekit_secret_name=environment["LIVEKIT_SECRET_NAME"],
             durations=Durations.from_environment(environment),
         )

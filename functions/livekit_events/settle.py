@@ -12,18 +12,23 @@ import json
 from collections.abc import Callable
 from typing import Literal
 
-from livekit.protocol.models import DisconnectReason
+from livekit.protocol.models import DisconnectReason, ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
 
 from dial_worker.outcomes import NOT_AN_END, answered_outcome
+from shared.agent_left import send_agent_left
 from shared.call import Call, Outcome
 from shared.call_store import ROOM_CLOSED, CallStore, Write
 from shared.durations import Durations
 from shared.ending import clear, end_call
+from shared.queues import Queue
 from shared.telemetry import count, logger
 from shared.workspaces import WorkspaceStore
 
 CALL_STATUS = "sip.callStatus"
+
+# The whole room went, and the phone with it.
+WITH_THE_ROOM = frozenset({"ROOM_DELETED", "ROOM_CLOSED"})
 
 Settled = Literal["ignored", "unknown_call", "noted", "ended", "cleared"]
 
@@ -34,6 +39,7 @@ class Settling:
 
     calls: CallStore
     workspaces: WorkspaceStore
+    dial_queue: Queue
     durations: Durations
     clock: Callable[[], int]
 
@@ -41,7 +47,7 @@ class Settling:
 def settle(parts: Settling, event: WebhookEvent) -> tuple[Settled, str | None]:
     """Stores what the event says: what was done, and the call's id. Repeating it changes nothing.
 
-    Raises StoreError when it could not be stored: LiveKit then sends it again.
+    Raises StoreError or QueueError when it could not be stored: LiveKit then sends it again.
     """
     call_id = call_id_of(event)
     if call_id is None:
@@ -54,15 +60,23 @@ def settle(parts: Settling, event: WebhookEvent) -> tuple[Settled, str | None]:
         return "ignored", call_id
     if event.event == "room_finished":
         return _room_finished(parts, call), call_id
+    if event.event == "participant_joined":
+        return _phone_joined(parts, call, event), call_id
+    if event.participant.identity != call.identity:
+        return _agent_left(parts, call, event), call_id
     return _phone_left(parts, call, event), call_id
 
 
 def call_id_of(event: WebhookEvent) -> str | None:
-    """The call an event speaks of: by the phone's identity `call-<id>`, by the room's metadata."""
-    if event.event == "participant_left":
+    """The call an event speaks of: by the phone's identity `call-<id>`; for the room and its agent, by the room's
+    metadata.
+    """
+    if event.event in ("participant_left", "participant_joined"):
         identity = event.participant.identity
-        return identity.removeprefix("call-") if identity.startswith("call-") else None
-    if event.event == "room_finished":
+        if identity.startswith("call-"):
+            return identity.removeprefix("call-")
+    agent_left = event.event == "participant_left" and event.participant.kind == ParticipantInfo.Kind.AGENT
+    if event.event == "room_finished" or agent_left:
         try:
             call_id = json.loads(event.room.metadata)["callId"]
         except (ValueError, KeyError, TypeError):
@@ -71,18 +85,40 @@ def call_id_of(event: WebhookEvent) -> str | None:
     return None
 
 
+def _phone_joined(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
+    """The proof that the dial reached a phone: while it is there, the dial is never un-fenced."""
+    if call.status != "dialing" or call.phoneSeenAt is not None:
+        return "ignored"
+    return "noted" if parts.calls.note_joined(call, event.created_at * 1000).won else "ignored"
+
+
+def _agent_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
+    """The dial worker looks, in a moment, whether the callee is left alone."""
+    reason = _reason(event)
+    if call.status not in ("dialing", "in_progress") or reason in NOT_AN_END or reason in WITH_THE_ROOM:
+        return "ignored"
+    write = parts.calls.note_agent_left(call, parts.clock())
+    if write.won and write.call is not None and write.call.status == "in_progress":
+        send_agent_left(parts.dial_queue, write.call, parts.durations)
+    return "noted" if write.won else "ignored"
+
+
+def _reason(event: WebhookEvent) -> str:
+    return DisconnectReason.Name(event.participant.disconnect_reason)
+
+
 def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
     if call.dialedAt is None:
         # Nobody may ask LiveKit for a phone before the fence, so this one broke the first promise.
         logger.error("a phone rang without a fence", extra={"call_id": call.callId})
         count("RingsWithoutFence")
-    reason = DisconnectReason.Name(event.participant.disconnect_reason)
+    reason = _reason(event)
+    left = {
+        "reason": reason,
+        "callStatus": event.participant.attributes.get(CALL_STATUS, "dialing"),
+        "at": event.created_at * 1000,
+    }
     if call.status == "dialing" and reason not in NOT_AN_END:
-        left = {
-            "reason": reason,
-            "callStatus": event.participant.attributes.get(CALL_STATUS, "dialing"),
-            "at": event.created_at * 1000,
-        }
         write = parts.calls.note_left(call, left)
         answered = _answered_meanwhile(call, write)
         if answered is None:
@@ -94,7 +130,7 @@ def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
         # It may come back; if it does not, two looks will show it.
         parts.calls.postpone(call, parts.clock() + int(parts.durations.second_look * 1000))
         return "noted"
-    return _end(parts, call, answered_outcome(reason))
+    return _end(parts, call, answered_outcome(left))
 
 
 def _room_finished(parts: Settling, call: Call) -> Settled:

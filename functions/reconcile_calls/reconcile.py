@@ -16,16 +16,19 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import functools
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 
-from dial_worker.livekit_sip import ROOMS_PER_REQUEST, LiveKit, Presence
+from dial_worker.hanging_up import HANG_UP_REQUESTS, hang_up
+from dial_worker.livekit_sip import ROOMS_PER_REQUEST, LiveKit, Presence, RoomView
 from dial_worker.outcomes import ANSWERED, answered_outcome, left_outcome
 from shared.call import Call, Outcome
 from shared.call_store import CallStore
 from shared.delivery_store import Delivery, DeliveryStore
 from shared.durations import Durations
-from shared.ending import clear, end_call
+from shared.ending import clear, clear_with_room, end_call
 from shared.errors import LiveKitError, RingonceError
 from shared.queues import Queue
 from shared.table_keys import SHARDS
@@ -77,6 +80,9 @@ async def reconcile(parts: Reconciling) -> collections.Counter[str]:
         keys = await asyncio.gather(*(asyncio.to_thread(_next_page, shard) for shard in pages))
         pages = [shard for shard, page in zip(pages, keys, strict=True) if page is not None]
         await _round(parts, [key for page in keys if page for key in page], paused)
+    if now % int(parts.durations.slot_repair * 1000) < int(60_000 * parts.durations.scale):
+        # About every fifth run: runs are a minute apart.
+        await asyncio.to_thread(repair_slots, parts)
     logger.info("reconciled", extra={"done": dict(parts.done), "requests_left": parts.requests_left})
     measure("DueLateness", parts.lateness)
     return parts.done
@@ -171,7 +177,7 @@ async def _dialing(parts: Reconciling, call: Call) -> str:
         if call.hangup is None:
             return await _postpone_to(parts, call, call.leaseUntil)
         parts.spend_request()
-        await parts.livekit.remove_participant(call.roomName, call.identity)
+        await parts.livekit.hang_up(call.roomName, call.identity, answered=False)
         return await _postpone(parts, call, parts.durations.second_look)
     longest = (call.ringTimeoutSeconds + call.maxDurationSeconds) * parts.durations.scale
     if now >= (call.dialedAt or 0) + int((longest + parts.durations.end_margin) * 1000):
@@ -179,29 +185,48 @@ async def _dialing(parts: Reconciling, call: Call) -> str:
         return await _end(parts, call, left_outcome(call.left))
     parts.spend_request()
     view = await parts.livekit.view_room(call.roomName, call.identity)
-    if view.call_status is None:
+    status = _credible_status(parts, call, view)
+    if status is not None and call.hangup is not None:
+        parts.spend_request()
+        if await parts.livekit.hang_up(call.roomName, call.identity, answered=status in ANSWERED):
+            return await _postpone(parts, call, parts.durations.second_look)
+        status = None
+    if status is None:
         if call.left is not None or _missing_long_enough(parts, call.missingSince):
             return await _end(parts, call, left_outcome(call.left))
         return await _missing(parts, call)
-    if call.hangup is not None:
-        parts.spend_request()
-        if view.call_status in ANSWERED:
-            await parts.livekit.delete_room(call.roomName)
-        else:
-            await parts.livekit.remove_participant(call.roomName, call.identity)
-        return await _postpone(parts, call, parts.durations.second_look)
-    if view.call_status in ANSWERED and call.leaseId is not None:
+    if status in ANSWERED and call.leaseId is not None:
         check_at = now + int(parts.durations.second_look * 1000)
-        write = await asyncio.to_thread(parts.calls.answered, call.callId, call.leaseId, check_at, now)
+        write = await asyncio.to_thread(
+            parts.calls.answered, call.callId, call.leaseId, check_at, now, inferred=True
+        )
         if not write.won or write.call is None:
             return "lost"
         count("CallsAnswered")
         if write.call.left is not None:
             # It was over before this was written.
-            return await _end(parts, write.call, answered_outcome(write.call.left["reason"]))
+            return await _end(parts, write.call, answered_outcome(write.call.left))
         return "answered"
     # It still rings; LiveKit gives up by itself.
     return await _note(parts, call, parts.durations.second_look, missingSince=None)
+
+
+def _credible_status(parts: Reconciling, call: Call, view: RoomView) -> str | None:
+    """The phone's `sip.callStatus`, as far as it can be believed; None when no phone is there.
+
+    LiveKit gives up a dial within `dial_limit` of its ring time. A phone that is `dialing` or `ringing` after that
+    is what a crashed server left listed; unless it has joined anew since: then a server restarted in the call and
+    began the status again while the phone talks.
+    """
+    dialed_at = call.dialedAt or 0
+    ring = call.ringTimeoutSeconds * parts.durations.scale
+    if view.call_status is None or view.call_status in ANSWERED:
+        return view.call_status
+    if parts.clock() < dialed_at + int((ring + parts.durations.dial_limit) * 1000):
+        return view.call_status
+    first_joined = min(call.phoneSeenAt or math.inf, dialed_at + parts.durations.second_look * 1000)
+    # LiveKit's event has whole seconds.
+    return "active" if view.joined_at // 1000 > first_joined // 1000 else None
 
 
 async def _in_progress(parts: Reconciling, call: Call, room: Presence | None) -> str:
@@ -209,17 +234,17 @@ async def _in_progress(parts: Reconciling, call: Call, room: Presence | None) ->
     limit = (call.answeredAt or 0) + int(call.maxDurationSeconds * parts.durations.scale * 1000)
     if now >= limit + int(parts.durations.end_margin * 1000):
         # The published bound: whatever LiveKit says or does not say.
-        return await _end(parts, call, Outcome("failed", "outcome_unknown"))
-    if call.hangup is None and now >= limit:
-        return await _hang_up(parts, call, "max_duration")
+        return await _end(parts, call, Outcome("failed", "outcome_unknown", inferred=True))
     if call.hangup is not None:
         return await _hang_up(parts, call, call.hangup["reason"])
+    if now >= limit:
+        return await _hang_up(parts, call, "max_duration")
     if room == "both":
         return await _alive(parts, call, limit)
     if room != "absent":
         parts.spend_request()
         view = await parts.livekit.view_room(call.roomName, call.identity)
-        if view.call_status is not None and view.agent_present:
+        if view.call_status is not None and view.accompanied:
             return await _alive(parts, call, limit)
         if view.call_status is not None:
             if _missing_long_enough(parts, call.agentMissingSince):
@@ -243,30 +268,22 @@ async def _alive(parts: Reconciling, call: Call, limit: int) -> str:
 
 
 async def _hang_up(parts: Reconciling, call: Call, reason: str) -> str:
-    """The request first, then the room, then the end once the phone is seen to be gone."""
-    if call.hangup is None:
-        write = await asyncio.to_thread(parts.calls.ask_to_hang_up, call, reason, parts.clock())
-        if not write.won or write.call is None:
-            return "lost"
-        call = write.call
-    parts.spend_request()
-    await parts.livekit.delete_room(call.roomName)
-    parts.spend_request()
-    view = await parts.livekit.view_room(call.roomName, call.identity)
-    if view.call_status is not None:
+    for _ in range(HANG_UP_REQUESTS):
+        parts.spend_request()
+    hung_up = await hang_up(parts.calls, parts.livekit, call, reason, parts.clock)
+    if hung_up is None:
         return await _postpone(parts, call, parts.durations.second_look)
-    return await _end(parts, call, answered_outcome(None))
+    return await _end(parts, *hung_up)
 
 
 async def _ended(parts: Reconciling, call: Call, room: Presence | None) -> str:
     if call.dialedAt is None and call.leaseUntil >= parts.clock():
         # Its worker may still make the room.
         return await _postpone_to(parts, call, call.leaseUntil)
-    if room != "absent":
-        parts.spend_request()
-        await parts.livekit.delete_room(call.roomName)
-    await asyncio.to_thread(clear, parts.calls, parts.workspaces, call)
-    return "cleared"
+    if room == "absent":
+        await asyncio.to_thread(clear, parts.calls, parts.workspaces, call)
+        return "cleared"
+    return await _clear(parts, call)
 
 
 async def _delivery(parts: Reconciling, row: Delivery) -> None:
@@ -279,6 +296,22 @@ async def _delivery(parts: Reconciling, row: Delivery) -> None:
     parts.done["deliveries_sent_again"] += 1
 
 
+# ── slots ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def repair_slots(parts: Reconciling) -> None:
+    """Frees the slots of calls that have ended, or have no record any more.
+
+    The end of a call frees its slot; but the request that took it may be carried out a second time, later (the SDK
+    sends it again when the first answer is lost), or by a worker that stalled past its lease.
+    """
+    for workspace_id, call_ids in parts.workspaces.slots():
+        for call_id in call_ids - parts.calls.not_ended(call_ids):
+            parts.workspaces.free_slot(workspace_id, call_id)
+            logger.warning("slot of an ended call freed", extra={"call_id": call_id})
+            count("SlotsRepaired")
+
+
 # ── what several of them do ─────────────────────────────────────────────────────────────────────────
 
 
@@ -289,11 +322,20 @@ async def _end(parts: Reconciling, call: Call, outcome: Outcome) -> str:
     if ended.hangup is None:
         # Not one that somebody asked to hang up: a process died, or an event was lost.
         count("CallsEndedByReconciler")
-    if ended.attempts:
-        parts.spend_request()
-        await parts.livekit.delete_room(ended.roomName)
-    await asyncio.to_thread(clear, parts.calls, parts.workspaces, ended)
+    await _clear(parts, ended)
     return "ended"
+
+
+async def _clear(parts: Reconciling, call: Call) -> str:
+    """An orphan room stays due: its agent was dispatched once more when it was removed."""
+    if await clear_with_room(parts.calls, parts.workspaces, call, functools.partial(_delete_room, parts)):
+        return "cleared"
+    return await _postpone(parts, call, parts.durations.second_look)
+
+
+async def _delete_room(parts: Reconciling, call: Call) -> bool:
+    parts.spend_request()
+    return await parts.livekit.delete_room(call.roomName)
 
 
 def _missing_long_enough(parts: Reconciling, since: int | None) -> bool:

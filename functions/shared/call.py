@@ -60,12 +60,15 @@ EndReason = Literal[
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a call ends. `retryable`: placing the same call again may succeed."""
+    """How a call ends. retryable: placing the same call again may succeed. inferred: when it ended is not known,
+    only that it had when this was noticed.
+    """
 
     status: Status
     reason: EndReason
     retryable: bool = False
     sip_status_code: int | None = None
+    inferred: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,6 +102,8 @@ class Call:
     roomSid: str | None = None
     dialedAt: int | None = None
     answeredAt: int | None = None
+    # Epoch ms: LiveKit told that the phone's participant joined the room, which it does before the INVITE.
+    phoneSeenAt: int | None = None
     # Asked to hang up, seen to leave, seen to be absent.
     hangup: dict[str, Any] | None = None
     left: dict[str, Any] | None = None
@@ -185,6 +190,7 @@ def snapshot(call: Call, sequence: int) -> dict[str, Any]:
         "sipStatusCode": None,
         "retryable": None,
     }
+    # Epoch ms of the answer; None as well where the answer or the end was only noticed later.
     answered_at: int | None = None
     for entry in call.events[:sequence]:
         match entry["type"]:
@@ -198,7 +204,7 @@ def snapshot(call: Call, sequence: int) -> dict[str, Any]:
                 view["dialedAt"] = iso(entry["at"])
             case "call.answered":
                 view["status"] = "in_progress"
-                answered_at = entry["at"]
+                answered_at = None if entry.get("inferred") else entry["at"]
                 view["answeredAt"] = iso(entry["at"])
             case "call.ended":
                 view["status"] = entry["status"]
@@ -206,7 +212,7 @@ def snapshot(call: Call, sequence: int) -> dict[str, Any]:
                 view["endReason"] = entry["reason"]
                 view["retryable"] = entry["retryable"]
                 view["sipStatusCode"] = entry.get("sipStatusCode")
-                if answered_at is not None:
+                if answered_at is not None and not entry.get("inferred"):
                     view["durationSeconds"] = max(0, round((entry["at"] - answered_at) / 1000))
     return view
 

@@ -9,12 +9,12 @@ answer lost), the second fails its condition on an item that already carries our
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from shared.call import TRANSITIONS, Call, Outcome, Status, event
+from shared.call import ENDED, TRANSITIONS, Call, Outcome, Status, event
 from shared.delivery_store import Delivery
 from shared.dynamo import from_wire, store_errors, to_wire
 from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
@@ -174,29 +174,54 @@ class CallStore:
     # ── a fenced call ───────────────────────────────────────────────────────────────────────────
 
     def unfence(self, call_id: str, lease: str, wait_until: int, check_at: int, now: int) -> Write:
-        """`dialing` → `queued`, for the one case that nothing can have rung."""
+        """`dialing` → `queued`, for the one case that nothing can have rung: LiveKit told of no phone."""
         return self._transition(
             call_id,
             "queued",
             event("call.queued", now),
             "waitUntil = :wait, checkAt = :check",
-            f"#status = :dialing AND {LEASE_MINE} AND {NO_HANGUP} AND attribute_not_exists(#left)",
+            f"#status = :dialing AND {LEASE_MINE} AND {NO_HANGUP} AND attribute_not_exists(#left)"
+            " AND attribute_not_exists(phoneSeenAt)",
             {":lease": lease, ":dialing": "dialing", ":wait": wait_until, ":check": check_at},
             remove="leaseId, leaseUntil, roomSid, dialedAt",
             mine=lambda call: call.status == "queued" and call.waitUntil == wait_until,
         )
 
-    def answered(self, call_id: str, lease: str, check_at: int, now: int) -> Write:
-        """`dialing` → `in_progress`, unless somebody asked to hang up. `lease`: as held, or as read."""
+    def answered(self, call_id: str, lease: str, check_at: int, now: int, *, inferred: bool = False) -> Write:
+        """`dialing` → `in_progress`, unless a hang-up was asked for. lease: as held, or as read. inferred: the
+        phone was answered at an unknown time before `now`.
+        """
         return self._transition(
             call_id,
             "in_progress",
-            event("call.answered", now),
+            event("call.answered", now, inferred=inferred or None),
             "answeredAt = :now, checkAt = :check",
             f"#status = :dialing AND {LEASE_MINE} AND {NO_HANGUP}",
             {":lease": lease, ":dialing": "dialing", ":now": now, ":check": check_at},
             remove="missingSince",
             mine=lambda call: call.status == "in_progress" and call.answeredAt == now,
+        )
+
+    def note_joined(self, seen: Call, at: int) -> Write:
+        """Keeps when LiveKit told of the phone in the room (epoch ms): the dial cannot be un-fenced any more.
+
+        Lost when it is known, or when the call has been fenced anew since it was seen.
+        """
+        return self._update(
+            seen.callId,
+            "SET phoneSeenAt = :at",
+            "#status = :dialing AND roomSid = :room AND attribute_not_exists(phoneSeenAt)",
+            {":at": at, ":dialing": "dialing", ":room": seen.roomSid},
+            mine=lambda call: call.phoneSeenAt == at,
+        )
+
+    def note_agent_left(self, seen: Call, now: int) -> Write:
+        """Keeps since when the agent of a fenced call is gone, as LiveKit told; the first word stays."""
+        return self._update(
+            seen.callId,
+            "SET agentMissingSince = if_not_exists(agentMissingSince, :now)",
+            "#status = :seen AND roomSid = :room",
+            {":now": now, ":seen": seen.status, ":room": seen.roomSid},
         )
 
     def note_left(self, seen: Call, left: dict[str, Any]) -> Write:
@@ -265,6 +290,7 @@ class CallStore:
                 reason=outcome.reason,
                 retryable=outcome.retryable,
                 sipStatusCode=outcome.sip_status_code,
+                inferred=outcome.inferred or None,
                 restored=seen.restoredAt is not None or None,
             ),
             "endedAt = :ended, checkAt = :check, expiresAt = :expires",
@@ -392,6 +418,26 @@ class CallStore:
                     logger.exception("unreadable item", extra={"key": [found["pk"]["S"], found["sk"]["S"]]})
                     count("UnreadableItems")
         return calls, deliveries
+
+    def not_ended(self, call_ids: Iterable[str]) -> set[str]:
+        """Those of these calls that have a record and have not ended (consistent reads of the status alone)."""
+        found: set[str] = set()
+        wanted = [call_key(call_id) for call_id in call_ids]
+        while wanted:
+            some, wanted = wanted[:100], wanted[100:]
+            request: Any = {
+                "Keys": some,
+                "ConsistentRead": True,
+                "ProjectionExpression": "callId, #status",
+                "ExpressionAttributeNames": {"#status": "status"},
+            }
+            with store_errors():
+                answer = self._client.batch_get_item(RequestItems={self._table: request})
+            if self._table in answer["UnprocessedKeys"]:
+                wanted += answer["UnprocessedKeys"][self._table]["Keys"]
+            items = map(from_wire, answer["Responses"].get(self._table, []))
+            found |= {item["callId"] for item in items if item["status"] not in ENDED}
+        return found
 
     # ── what a backup has ───────────────────────────────────────────────────────────────────────
 

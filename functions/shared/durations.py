@@ -47,10 +47,18 @@ class Durations:
     # The agent must be in the room within this time, looked for in such steps.
     agent_wait: float = 20
     agent_step: float = 0.5
+    # An agent that has no job by then was dispatched in vain; LiveKit repeats no dispatch, so it is done anew.
+    agent_redispatch: float = 5
+    # An agent that left an answered call may be replaced by another within this time.
+    agent_return: float = 5
     # LiveKit answers a waiting dial at join + ring; the HTTP client waits this much longer than the ring.
     answer_margin: float = 15
     # What must remain of the process beyond ring + answer_margin before the fence: room for the writes.
     fence_margin: float = 10
+    # LiveKit gives a dial up this long after its ring time at the latest (livekit/protocol, the RPC's 80 s).
+    dial_limit: float = 80
+    # A phone that is to be hung up while it is on its way into the room is looked for again within this time.
+    hang_up_patience: float = 5
     # A dial that failed without a SIP code: LiveKit's event, which may say why, comes a moment after its answer.
     left_wait: float = 2
     # A request to LiveKit other than a dial.
@@ -73,6 +81,8 @@ class Durations:
     # After answer + max_duration + this a call ends without looking: ten minutes, as published, less what one
     # look takes at most to be made (the last postponement, the reconciler's minute, its run).
     end_margin: float = 450
+    # The ids in the workspaces' slots are compared with their calls this often.
+    slot_repair: float = 300
     # A room whose call has ended is looked at after this.
     clear_check: float = 60
     # An agent may still report for so long after its call has ended.

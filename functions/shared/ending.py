@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 
-from shared.call import Call, Outcome
+from shared.call import Call, Outcome, Status
 from shared.call_store import CallStore
 from shared.durations import Durations
 from shared.telemetry import count, logger, masked
 from shared.workspaces import WorkspaceStore
 
 
-def hangup_outcome(call: Call) -> Outcome | None:
-    """The end of a call that was asked to hang up: that reason stands above all others."""
+def end_outcome(call: Call, outcome: Outcome) -> Outcome:
+    """`outcome`; but of a call that was asked to hang up that reason stands above all others."""
     if call.hangup is None:
-        return None
-    return Outcome("completed" if call.answeredAt else "canceled", call.hangup["reason"])
+        return outcome
+    status: Status = "completed" if call.answeredAt else "canceled"
+    return Outcome(status, call.hangup["reason"], inferred=outcome.inferred)
 
 
 def report_end(call: Call) -> None:
@@ -49,7 +51,7 @@ def end_call(
         # A process that holds a live lease may still make the room or take the slot: clear after it.
         held_until = seen.leaseUntil if seen.status == "queued" else 0
         check_at = max(now + int(durations.clear_check * 1000), held_until)
-        write = calls.end(seen, hangup_outcome(seen) or outcome, check_at, now)
+        write = calls.end(seen, end_outcome(seen, outcome), check_at, now)
         if write.won and write.call is not None:
             report(write.call)
             return write.call
@@ -59,9 +61,23 @@ def end_call(
 
 
 def clear(calls: CallStore, workspaces: WorkspaceStore, call: Call) -> None:
-    """Frees an ended call's slot, then leaves the index; in this order, so that a death between is repeated.
-
-    Its room must be gone already. Repeating all of it changes nothing.
+    """Frees the slot of an ended call whose room is gone, then leaves the index; in this order, so that a death
+    between is repeated. Repeating all of it changes nothing.
     """
     workspaces.free_slot(call.workspaceId, call.callId)
     calls.leave_due(call.callId)
+
+
+async def clear_with_room(
+    calls: CallStore, workspaces: WorkspaceStore, call: Call, delete_room: Callable[[Call], Awaitable[bool]]
+) -> bool:
+    """As `clear`, the room deleted in between: a LiveKit that cannot delete it holds up no other call.
+
+    delete_room: False when the room must be deleted once more. Returns False when the call stays due for its room.
+    """
+    await asyncio.to_thread(workspaces.free_slot, call.workspaceId, call.callId)
+    # Without an attempt there never was a room; those who wait may be thousands, and LiveKit's requests are few.
+    if call.attempts and not await delete_room(call):
+        return False
+    await asyncio.to_thread(calls.leave_due, call.callId)
+    return True

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
@@ -215,6 +215,25 @@ class WorkspaceStore:
     def active_calls(self, workspace_id: str) -> frozenset[str]:
         item = self._get(f"{workspace_id}#slots")
         return frozenset((item or {}).get("activeCalls", ()))
+
+    def slots(self) -> Iterator[tuple[str, frozenset[str]]]:
+        """Each workspace's id and the ids of the calls that hold its slots, of those that have any. Reads the
+        whole table, eventually consistent.
+        """
+        request: dict[str, Any] = {
+            "TableName": self._table,
+            "FilterExpression": "attribute_exists(activeCalls)",
+            "ProjectionExpression": "workspaceId, activeCalls",
+        }
+        while True:
+            with store_errors():
+                page = self._client.scan(**request)
+            for found in page["Items"]:
+                item = from_wire(found)
+                yield item["workspaceId"].removesuffix("#slots"), frozenset(item["activeCalls"])
+            if "LastEvaluatedKey" not in page:
+                return
+            request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
     # ── the rate ────────────────────────────────────────────────────────────────────────────────
 

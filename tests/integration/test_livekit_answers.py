@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dial_worker.livekit_sip import LiveKit, connect
-from dial_worker.outcomes import verdict
+from dial_worker.outcomes import is_configuration_fault, uncoded_outcome, verdict
 from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
 from shared.livekit_secret import LiveKitSecret
 from tests.hooks import change_durations
@@ -82,7 +82,7 @@ def test_every_sip_code_is_told_by_livekit_and_understood(system: System) -> Non
         assert judged.kind == "end"
         assert judged.outcome is not None
         assert (judged.outcome.status, judged.outcome.reason, judged.outcome.sip_status_code) == (*end, code)
-        assert judged.configuration_fault == (code in ENDS["failed", "trunk_error"])
+        assert is_configuration_fault(judged.outcome) == (code in ENDS["failed", "trunk_error"])
         if 500 <= code < 600:
             assert judged.outcome.retryable
     assert len(system.calls_placed()) == len(codes)
@@ -176,7 +176,7 @@ def test_wrong_keys_are_a_configuration_fault_and_ring_nothing(system: System) -
         [error] = dial_all(system, ["+15550000000"], **secret)
         assert error is not None
         assert (error.code, error.http_status) == ("unauthenticated", 401)
-        assert verdict(error).configuration_fault
+        assert is_configuration_fault(uncoded_outcome(error.code, None))
     assert system.calls_placed() == []
 
 
@@ -195,7 +195,7 @@ def test_wrong_keys_before_the_dial_raise_the_metric_and_the_call_is_tried_again
 def test_a_livekit_that_cannot_be_reached_is_told_from_one_that_did_not_answer(system: System, url: str) -> None:
     [error] = dial_all(system, ["+15550000000"], url=url)
     assert isinstance(error, LiveKitUnreachable)
-    assert verdict(error).kind == "retry"
+    assert verdict(error).kind == "unsent"
 
 
 @pytest.mark.parametrize(
@@ -211,9 +211,10 @@ def test_a_livekit_that_cannot_be_reached_is_told_from_one_that_did_not_answer(s
         ("unknown", "look"),
         ("data_loss", "look"),
         ("aborted", "look"),
-        ("unavailable", "retry"),
-        ("resource_exhausted", "retry"),
-        ("canceled", "unanswered"),
+        ("resource_exhausted", "look"),
+        ("unavailable", "unsent"),
+        ("canceled", "over"),
+        ("failed_precondition", "over"),
     ],
 )
 def test_an_answer_that_is_not_livekits_own_word_is_an_unknown_outcome(

@@ -10,9 +10,10 @@ from dial_worker.outcomes import (
     SIP_CODES,
     Verdict,
     answered_outcome,
+    is_configuration_fault,
     left_outcome,
     sip_outcome,
-    unanswered_outcome,
+    uncoded_outcome,
     verdict,
 )
 from shared.call import ENDED, TRANSITIONS, EndReason, Outcome
@@ -46,41 +47,96 @@ def test_a_carriers_own_5xx_ends_the_call_and_may_be_tried_anew_by_the_client() 
 
 
 @pytest.mark.parametrize("code", TWIRP_CODES)
-def test_only_what_certainly_rang_nowhere_is_tried_again(code: str) -> None:
-    retried = verdict(LiveKitError(code, 500)).kind == "retry"
-    assert retried == (code in {"unavailable", "resource_exhausted"})
+def test_only_an_answer_that_comes_before_the_invite_may_be_tried_again(code: str) -> None:
+    assert (verdict(LiveKitError(code, 500)).kind == "unsent") == (code == "unavailable")
 
 
-def test_a_request_that_was_never_sent_is_tried_again_one_that_may_have_been_is_not() -> None:
-    assert verdict(LiveKitUnreachable()).kind == "retry"
+@pytest.mark.parametrize("code", TWIRP_CODES)
+def test_no_error_without_a_sip_code_ends_a_call_unseen(code: str) -> None:
+    assert verdict(LiveKitError(code, 400)).kind in ("over", "look", "unsent")
+
+
+def test_a_request_that_was_never_sent_may_be_tried_again_one_that_may_have_been_is_looked_after() -> None:
+    assert verdict(LiveKitUnreachable()).kind == "unsent"
     assert verdict(LiveKitUnclear()).kind == "look"
+    assert verdict(LiveKitUnclear(429)).kind == "look"
     assert verdict(LiveKitUnclear(502)).kind == "look"
-    assert verdict(LiveKitError("deadline_exceeded", 408)).kind == "look"
+    for code in ("deadline_exceeded", "resource_exhausted", "unknown", "aborted", "data_loss"):
+        assert verdict(LiveKitError(code, 408)).kind == "look"
 
 
-@pytest.mark.parametrize("code", ["invalid_argument", "failed_precondition", "not_found"])
-def test_a_fault_of_the_trunk_is_told_apart_from_the_callee(code: str) -> None:
-    judged = verdict(LiveKitError(code, 400))
-    assert judged.configuration_fault
-    assert judged.outcome == Outcome("failed", "trunk_error")
-    assert not verdict(LiveKitError("resource_exhausted", 429, 486)).configuration_fault
+def left(reason: str, call_status: str = "ringing") -> dict[str, Any]:
+    return {"reason": reason, "callStatus": call_status}
 
 
 @pytest.mark.parametrize(
-    ("left", "rang_out", "reason"),
+    ("code", "told", "status", "reason"),
+    [
+        # The carrier's code was lost on the way: LiveKit's event tells that the phone was there.
+        ("resource_exhausted", left("USER_REJECTED"), "busy", "busy"),
+        ("resource_exhausted", left("USER_UNAVAILABLE"), "no_answer", "no_answer"),
+        ("resource_exhausted", None, "failed", "outcome_unknown"),
+        ("permission_denied", left("USER_REJECTED"), "rejected", "rejected"),
+        ("not_found", left("USER_UNAVAILABLE"), "failed", "invalid_number"),
+        ("not_found", left("USER_REJECTED"), "failed", "invalid_number"),
+        ("out_of_range", left("USER_REJECTED"), "failed", "invalid_number"),
+        ("invalid_argument", left("USER_REJECTED"), "failed", "carrier_error"),
+        ("deadline_exceeded", left("USER_UNAVAILABLE"), "no_answer", "no_answer"),
+        # Nothing joined the room, or only to find that the trunk is wrong.
+        ("not_found", None, "failed", "trunk_error"),
+        ("invalid_argument", left("CLIENT_INITIATED", "dialing"), "failed", "trunk_error"),
+        ("failed_precondition", None, "failed", "trunk_error"),
+        ("failed_precondition", left("USER_REJECTED", "dialing"), "failed", "trunk_error"),
+        ("unauthenticated", left("USER_REJECTED", "dialing"), "failed", "trunk_error"),
+        ("unauthenticated", None, "failed", "livekit_error"),
+        ("permission_denied", None, "failed", "livekit_error"),
+        ("internal", None, "failed", "livekit_error"),
+        # The phone was answered, whatever the error says.
+        ("failed_precondition", left("CLIENT_INITIATED", "hangup"), "completed", "hangup"),
+        ("internal", left("CLIENT_INITIATED", "active"), "completed", "disconnected"),
+    ],
+)
+def test_a_dial_without_its_sip_code_ends_by_livekits_event(
+    code: str, told: dict[str, Any] | None, status: str, reason: str
+) -> None:
+    outcome = uncoded_outcome(code, told)
+    assert (outcome.status, outcome.reason) == (status, reason)
+
+
+@pytest.mark.parametrize("code", TWIRP_CODES)
+@pytest.mark.parametrize("told", [None, left("USER_REJECTED"), left("CLIENT_INITIATED", "dialing"), left("X")])
+def test_every_error_without_a_sip_code_has_an_end(code: str, told: dict[str, Any] | None) -> None:
+    outcome = uncoded_outcome(code, told)
+    assert outcome.status in TRANSITIONS["dialing"] & ENDED
+    assert outcome.reason in get_args(EndReason)
+
+
+@pytest.mark.parametrize("code", ["invalid_argument", "failed_precondition", "not_found", "unauthenticated"])
+def test_a_fault_of_the_trunk_is_told_apart_from_the_callee(code: str) -> None:
+    assert is_configuration_fault(uncoded_outcome(code, None))
+    assert is_configuration_fault(sip_outcome(403))
+    assert not is_configuration_fault(sip_outcome(486))
+    assert not is_configuration_fault(uncoded_outcome("internal", None))
+    assert not is_configuration_fault(uncoded_outcome("canceled", left("USER_UNAVAILABLE", "dialing")))
+
+
+@pytest.mark.parametrize(
+    ("told", "rang_out", "reason"),
     [
         (None, True, "no_answer"),
-        ({"reason": "USER_UNAVAILABLE", "callStatus": "dialing"}, True, "no_answer"),
-        ({"reason": "USER_UNAVAILABLE", "callStatus": "dialing"}, False, "trunk_error"),
-        ({"reason": "PARTICIPANT_REMOVED", "callStatus": "ringing"}, False, "removed"),
-        ({"reason": "ROOM_DELETED", "callStatus": "ringing"}, False, "removed"),
+        (left("USER_UNAVAILABLE"), True, "no_answer"),
+        # The trunk is silent: SIP gives up after 32 s, LiveKit after the ring time if that is shorter.
+        (left("USER_UNAVAILABLE", "dialing"), True, "trunk_error"),
+        (left("USER_UNAVAILABLE", "dialing"), False, "trunk_error"),
+        (left("PARTICIPANT_REMOVED"), False, "removed"),
+        (left("ROOM_DELETED"), False, "removed"),
         (None, False, "carrier_error"),
     ],
 )
-def test_a_dial_without_a_sip_code_ends_by_how_long_it_rang(
-    left: dict[str, Any] | None, rang_out: bool, reason: str
+def test_a_canceled_dial_ends_by_how_long_it_rang(
+    told: dict[str, Any] | None, rang_out: bool, reason: str
 ) -> None:
-    assert unanswered_outcome(left, rang_out).reason == reason
+    assert uncoded_outcome("canceled", told, rang_out=rang_out).reason == reason
 
 
 @pytest.mark.parametrize(
@@ -110,9 +166,25 @@ def test_without_a_word_on_the_phone_the_outcome_is_unknown_and_never_retryable(
     assert left_outcome(left) == Outcome("failed", "outcome_unknown", retryable=False)
 
 
-@pytest.mark.parametrize("reason", [None, "CLIENT_INITIATED", "ROOM_DELETED", "CONNECTION_TIMEOUT"])
-def test_an_answered_call_is_always_completed(reason: str | None) -> None:
-    assert answered_outcome(reason).status == "completed"
+@pytest.mark.parametrize(
+    ("told", "reason", "inferred"),
+    [
+        (left("CLIENT_INITIATED", "hangup"), "hangup", False),
+        # LiveKit's service gave up: no RTP for 30 s, or it stopped.
+        (left("CLIENT_INITIATED", "active"), "disconnected", False),
+        (left("CLIENT_INITIATED", "automation"), "disconnected", False),
+        # A server that restarted in the call began the status anew.
+        (left("CLIENT_INITIATED", "dialing"), "hangup", False),
+        (left("ROOM_DELETED", "active"), "agent_hangup", False),
+        (left("PARTICIPANT_REMOVED", "active"), "agent_hangup", False),
+        (left("CONNECTION_TIMEOUT", "active"), "disconnected", False),
+        ({"reason": "ROOM_CLOSED", "callStatus": "dialing"}, "agent_hangup", True),
+        (None, "disconnected", True),
+    ],
+)
+def test_an_answered_call_is_always_completed(told: dict[str, Any] | None, reason: str, inferred: bool) -> None:
+    outcome = answered_outcome(told)
+    assert (outcome.status, outcome.reason, outcome.inferred) == ("completed", reason, inferred)
 
 
 def test_every_outcome_of_the_table_is_an_end() -> None:

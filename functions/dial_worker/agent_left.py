@@ -1,0 +1,38 @@
+"""A message that the agent has left a call under way: without another one the callee is hung up."""
+
+from __future__ import annotations
+
+import asyncio
+
+from dial_worker.dial import Dialling
+from dial_worker.hanging_up import hang_up
+from shared.ending import clear_with_room, end_call
+from shared.errors import LiveKitError
+from shared.telemetry import logger
+
+
+async def look_for_agent(parts: Dialling, call_id: str) -> None:
+    """Hangs up an answered phone that is alone in its room. An agent that came back, or a second phone, stays.
+
+    What LiveKit cannot be asked now the reconciler asks. Raises StoreError when DynamoDB fails.
+    """
+    call = await asyncio.to_thread(parts.calls.get, call_id)
+    if call is None or call.status != "in_progress" or call.agentMissingSince is None or call.checkAt is None:
+        return
+    try:
+        view = await parts.livekit.view_room(call.roomName, call.identity)
+        if view.call_status is None:
+            return
+        if view.accompanied:
+            await asyncio.to_thread(parts.calls.note_missing, call, call.checkAt, agentMissingSince=None)
+            return
+        hung_up = await hang_up(parts.calls, parts.livekit, call, "agent_left", parts.clock)
+        if hung_up is None:
+            return
+        ended = await asyncio.to_thread(end_call, parts.calls, *hung_up, parts.durations, parts.clock)
+        if ended is not None:
+            await clear_with_room(
+                parts.calls, parts.workspaces, ended, lambda call: parts.livekit.delete_room(call.roomName)
+            )
+    except LiveKitError as exc:
+        logger.warning("agent not looked for", extra={"call_id": call_id, "livekit": str(exc)})
