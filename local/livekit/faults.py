@@ -49,14 +49,27 @@ class WebhookFaults(Knobs):
 
 
 class NumberFaults(Knobs):
-    """What one number does, whatever its digits say. `fail`: what the request that dials it is answered, before
-    or `after` the phone was rung and has answered or not."""
+    """What one number does, whatever its digits say.
+
+    `fail`: what the request that dials it is answered: before the phone is rung; `while_ringing`, as soon as it
+    rings; or `after` it has answered or not. The phone does in each of these what `outcome` says.
+    `without_meta`: the refusal of the carrier is answered without its metadata, so without a SIP code."""
 
     outcome: Outcome = "answer"
     ring_seconds: Seconds | None = None
     talk_seconds: Seconds | None = None
     fail: Annotated[str, AfterValidator(_known_failure)] | None = None
     after: bool = False
+    while_ringing: bool = False
+    without_meta: bool = False
+
+    @model_validator(mode="after")
+    def _fails_at_one_time(self) -> Self:
+        if self.after and self.while_ringing:
+            raise ValueError("after and whileRinging exclude each other")
+        if (self.after or self.while_ringing) and not self.fail:
+            raise ValueError("after and whileRinging need fail")
+        return self
 
 
 class MethodFaults(Knobs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
@@ -129,7 +129,7 @@ async def create_sip_participant(
     _check_lengths(asked.room_name, asked.participant_metadata)
 
     number = livekit.faults.numbers.get(asked.sip_call_to)
-    if number and number.fail and not number.after:
+    if number and number.fail and not (number.after or number.while_ringing):
         raise _failure(number.fail)
     script = phone.choose_script(livekit, asked.sip_call_to)
     if script.refused:
@@ -142,6 +142,9 @@ async def create_sip_participant(
     told = request.headers.get("X-Twirp-Timeout-Ms", "")
     limit = int(told) / 1000 if told.isdecimal() else livekit.scaled(DIAL_LIMIT)
     call = livekit.dial(asked, script, limit if asked.wait_until_answered else float("inf"))
+    if number and number.fail and number.while_ringing:
+        await call.rang.wait()
+        raise _failure(number.fail)
     if script.reply == "never":
         raise TransportFailure("hang")
     if script.reply in ("cut while ringing", "502 while ringing"):
@@ -152,7 +155,7 @@ async def create_sip_participant(
         if number and number.fail:
             raise _failure(number.fail)
         if failure:
-            raise TwirpError(failure)
+            raise TwirpError(replace(failure, meta={}) if number and number.without_meta else failure)
         if script.reply == "cut when answered":
             raise TransportFailure("cut")
     return sip.SIPParticipantInfo(
