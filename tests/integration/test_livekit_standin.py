@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import jwt
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from livekit import api
-from livekit.protocol.models import DisconnectReason, ParticipantInfo
+from livekit.protocol.models import DisconnectReason, ParticipantInfo, RoomEndReason
 from livekit.protocol.sip import CreateSIPParticipantRequest
 
 from local.livekit.phone import OUTCOMES, SCRIPTS, script_of
@@ -178,11 +179,18 @@ def test_what_is_absent_is_not_found_but_its_participants_are_an_empty_list() ->
                 b.livekit.room.delete_room(api.DeleteRoomRequest(room="none")),
                 b.livekit.room.get_participant(nobody),
                 b.livekit.room.remove_participant(nobody),
-                b.livekit.agent_dispatch.list_dispatch("none"),
             ):
                 with pytest.raises(api.ServerError) as caught:
                     await attempt
                 assert (caught.value.code, caught.value.status) == ("not_found", 404)
+            unserved: tuple[Awaitable[Any], ...] = (
+                b.livekit.agent_dispatch.list_dispatch("none"),
+                b.livekit.agent_dispatch.delete_dispatch("AD_x", "none"),
+            )
+            for asked in unserved:
+                with pytest.raises(api.ServerError) as caught:
+                    await asked
+                assert (caught.value.code, caught.value.status) == ("unavailable", 503)
 
     run(check())
 
@@ -193,6 +201,7 @@ def test_rooms_are_listed_by_name_and_a_room_made_again_has_another_sid() -> Non
             old = await b.create_room("a")
             await b.create_room("b", "agents do not count")
             await b.dial("0012", room="b")
+            time_passes(5)
             listed = (await b.livekit.room.list_rooms(api.ListRoomsRequest(names=["b", "c"]))).rooms
             assert [(room.name, room.num_participants) for room in listed] == [("b", 1)]
             assert len((await b.livekit.room.list_rooms(api.ListRoomsRequest())).rooms) == 2
@@ -250,11 +259,15 @@ def test_an_answered_call_is_reported_in_livekits_order_and_its_room_closes_by_i
             await until(lambda: bool(b.hook.named("participant_left", "call-1")))
             time_passes(20)
             await until(lambda: bool(b.hook.named("room_finished")))
-            joined = ["participant_joined", "track_published"]
             gone = ["track_unpublished", "participant_left"]
             assert b.hook.names("r", without_tracks=False) == [
-                "room_started", *joined, *joined, *gone, *gone, "room_finished",
+                "room_started", "participant_joined", "participant_joined", "track_published", "track_published",
+                *gone, *gone, "room_finished",
             ]  # fmt: skip
+            (agent,) = {e.participant.identity for e in b.hook.events} - {"", "call-1"}
+            assert [e.participant.identity for e in b.hook.named("track_published")] == ["call-1", agent]
+            (finished,) = b.hook.named("room_finished")
+            assert finished.room_end_reason == RoomEndReason.ROOM_END_IDLE_TIMEOUT
             (sip_joined,) = b.hook.named("participant_joined", "call-1")
             assert sip_joined.participant.kind == ParticipantInfo.SIP
             assert sip_joined.participant.state == ParticipantInfo.ACTIVE
