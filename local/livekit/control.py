@@ -3,17 +3,55 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from aiohttp import web
 from google.protobuf.json_format import MessageToDict
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, model_validator
 
+from local.livekit.faults import Knobs, Seconds
 from local.livekit.state import LiveKit
 
 LIVEKIT = web.AppKey("livekit", LiveKit)
 routes = web.RouteTableDef()
+Body = TypeVar("Body", bound=Knobs)
 _ADDRESSES = TypeAdapter(list[str])
+
+
+class Outage(Knobs):
+    """Seconds for which every request is cut."""
+
+    down_seconds: Seconds = 0
+
+
+class Restart(Outage):
+    rejoin_seconds: Seconds | None = None
+
+
+class Chosen(Knobs):
+    """The calls meant: of one room, number or participant; all when none is named."""
+
+    room_name: str | None = None
+    number: str | None = None
+    identity: str | None = None
+
+    @model_validator(mode="after")
+    def _chooses_once(self) -> Self:
+        if sum(one is not None for one in (self.room_name, self.number, self.identity)) > 1:
+            raise ValueError("name only one of roomName, number and identity")
+        return self
+
+    def room_names(self, livekit: LiveKit) -> set[str]:
+        if self.room_name is not None:
+            return {self.room_name}
+        if self.number is None and self.identity is None:
+            return set(livekit.rooms)
+        found = (call for call in livekit.calls if call.number == self.number or call.identity == self.identity)
+        return {call.room_name for call in found}
+
+
+class AgentDeath(Chosen):
+    at_once: bool = False
 
 
 @routes.get("/_standin/calls")
@@ -30,7 +68,7 @@ async def rooms(request: web.Request) -> web.Response:
     return web.json_response(
         {
             "rooms": [
-                MessageToDict(room.info)
+                MessageToDict(request.app[LIVEKIT].shown(room))
                 | {"participants": [MessageToDict(member.info) for member in room.members.values()]}
                 for room in request.app[LIVEKIT].rooms.values()
             ]
@@ -72,7 +110,7 @@ async def set_faults(request: web.Request) -> web.Response:
     try:
         livekit.set_faults(livekit.faults.changed_by(await _read_object(request)))
     except ValidationError as error:
-        return _refuse({".".join(map(str, found["loc"])): found["msg"] for found in error.errors()})
+        return _refuse(_named(error))
     return web.json_response(livekit.faults.model_dump(by_alias=True))
 
 
@@ -98,10 +136,67 @@ async def hang_up(request: web.Request) -> web.Response:
     return web.json_response({"hungUp": count}, status=200 if count else 404)
 
 
+@routes.post("/_standin/crash")
+async def crash(request: web.Request) -> web.Response:
+    """`{"downSeconds": 0}`: LiveKit, its SIP service and the agents die while redis lives. Every phone is cut;
+    every room goes on being shown as it was, and nothing happens in it any more. DeleteRoom cannot find it;
+    RemoveParticipant, ListDispatch and DeleteDispatch are `unavailable`. CreateRoom takes it up again and
+    dispatches its agents once more; DeleteRoom clears it then."""
+    given = await _read(request, Outage)
+    request.app[LIVEKIT].crash(given.down_seconds)
+    return web.json_response({})
+
+
+@routes.post("/_standin/restart")
+async def restart(request: web.Request) -> web.Response:
+    """`{"downSeconds": 0, "rejoinSeconds": null}`: LiveKit dies alone and comes back; phones talk and ring on.
+    Agents and phones join again `rejoinSeconds` later (null: 7 and 9 s, scaled), a phone with the
+    `sip.callStatus` `dialing`. Until then their rooms are as after a crash."""
+    given = await _read(request, Restart)
+    request.app[LIVEKIT].restart(given.down_seconds, given.rejoin_seconds)
+    return web.json_response({})
+
+
+@routes.post("/_standin/agent-death")
+async def agent_death(request: web.Request) -> web.Response:
+    """`{"atOnce": false}`, with `roomName`, `number` or `identity` for that call's agents alone: the agents'
+    processes die. They leave as CONNECTION_TIMEOUT after 22 s (scaled), or, `atOnce`, as CLIENT_INITIATED now.
+    404: no agent."""
+    livekit, given = request.app[LIVEKIT], await _read(request, AgentDeath)
+    names = given.room_names(livekit)
+    dying = [one for name in names if name in livekit.rooms for one in livekit.rooms[name].working_agents()]
+    count = livekit.agents_die(dying, given.at_once)
+    return web.json_response({"died": count}, status=200 if count else 404)
+
+
+@routes.post("/_standin/sip-death")
+async def sip_death(request: web.Request) -> web.Response:
+    """`{}`, or with `roomName`, `number` or `identity` for that call alone: the SIP service dies. The phones hear
+    nothing more, their participants leave as CONNECTION_TIMEOUT after 22 s (scaled), and a dial that waits is
+    answered `deadline_exceeded` at LiveKit's limit of 80 s (scaled). 404: no call is under way."""
+    livekit, given = request.app[LIVEKIT], await _read(request, Chosen)
+    names = given.room_names(livekit)
+    count = livekit.sip_dies(call for call in livekit.calls if call.room_name in names)
+    return web.json_response({"died": count}, status=200 if count else 404)
+
+
 @routes.post("/_standin/reset")
 async def reset(request: web.Request) -> web.Response:
     await request.app[LIVEKIT].reset()
     return web.json_response({})
+
+
+async def _read(request: web.Request, body: type[Body]) -> Body:
+    """The body as that. Raises HTTPBadRequest, which names each unknown or wrong field."""
+    try:
+        return body.model_validate(await _read_object(request))
+    except ValidationError as error:
+        message = json.dumps({"errors": _named(error)})
+        raise web.HTTPBadRequest(text=message, content_type="application/json") from error
+
+
+def _named(error: ValidationError) -> dict[str, str]:
+    return {".".join(map(str, found["loc"])) or "body": found["msg"] for found in error.errors()}
 
 
 async def _read_object(request: web.Request) -> dict[str, Any]:

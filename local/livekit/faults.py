@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -27,6 +27,7 @@ def _known_failure(failure: str) -> str:
     return failure
 
 
+Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Outcome = Annotated[str, AfterValidator(_known_outcome)]
@@ -49,14 +50,39 @@ class WebhookFaults(Knobs):
 
 
 class NumberFaults(Knobs):
-    """What one number does, whatever its digits say. `fail`: what the request that dials it is answered, before
-    or `after` the phone was rung and has answered or not."""
+    """What one number does, whatever its digits say.
+
+    `fail`: what the request that dials it is answered: before the phone is rung; `while_ringing`, as soon as it
+    rings; or `after` it has answered or not. The phone does in each of these what `outcome` says.
+    `without_meta`: the refusal of the carrier is answered without its metadata, so without a SIP code.
+    `lost_dispatches`: how many dispatches of agents for this number are lost before one reaches a worker."""
 
     outcome: Outcome = "answer"
     ring_seconds: Seconds | None = None
     talk_seconds: Seconds | None = None
     fail: Annotated[str, AfterValidator(_known_failure)] | None = None
     after: bool = False
+    while_ringing: bool = False
+    without_meta: bool = False
+    agent_join_seconds: Seconds | None = None
+    lost_dispatches: Count = 0
+
+    @model_validator(mode="after")
+    def _fails_at_one_time(self) -> Self:
+        if self.after and self.while_ringing:
+            raise ValueError("after and whileRinging exclude each other")
+        if (self.after or self.while_ringing) and not self.fail:
+            raise ValueError("after and whileRinging need fail")
+        return self
+
+
+class DispatchFaults(Knobs):
+    """Dispatches that find no worker, and are lost for good: with probability `lose`, the first `times` of them
+    (None: always). ListDispatch shows no job then, or with a `reason` one that has failed for it."""
+
+    lose: Probability = 0
+    times: Count | None = None
+    reason: Literal["NO_CAPACITY", "ROOM_CLOSED", "DISPATCH_DELETED", "RETRYING"] | None = None
 
 
 class MethodFaults(Knobs):
@@ -65,19 +91,29 @@ class MethodFaults(Knobs):
 
     fail: Annotated[str, AfterValidator(_known_failure)] | None = None
     probability: Probability = 1
-    times: int | None = None
+    times: Count | None = None
     after: bool = False
     delay_seconds: Seconds = 0
 
 
 class Faults(Knobs):
-    """All knobs. Seconds are real ones. `seed` makes every random choice repeatable."""
+    """All knobs. Seconds are real ones. `seed` makes every random choice repeatable.
+
+    `agent_capacity`: how many agents the workers take at a time (None: any number); a dispatch beyond is lost,
+    its job shown as failed for NO_CAPACITY. `room_count_seconds`: how often the counts that ListRooms shows are
+    brought up to date (None: LiveKit's 5 s, scaled). `publish_seconds`: how long a phone's participant is in the
+    room before its audio is published and the phone dialled. `draining`: no new room is made."""
 
     agent_join_seconds: Seconds = 0.2
     ring_seconds: Seconds = 1.0
     talk_seconds: Seconds = 5.0
     seed: int | None = None
+    agent_capacity: Count | None = None
+    room_count_seconds: Seconds | None = None
+    publish_seconds: Seconds = 0
+    draining: bool = False
     webhooks: WebhookFaults = WebhookFaults()
+    dispatches: DispatchFaults = DispatchFaults()
     numbers: dict[str, NumberFaults] = {}
     rates: dict[Outcome, Probability] = {}
     create_room: MethodFaults | None = None
@@ -105,9 +141,12 @@ class Faults(Knobs):
                 return faults
         return None
 
+    def of_number(self, number: str) -> NumberFaults:
+        return self.numbers.get(number) or NumberFaults()
+
     def durations(self, number: str) -> tuple[float, float]:
         """Seconds that a number rings, and talks."""
-        own = self.numbers.get(number) or NumberFaults()
+        own = self.of_number(number)
         ring = self.ring_seconds if own.ring_seconds is None else own.ring_seconds
         return ring, self.talk_seconds if own.talk_seconds is None else own.talk_seconds
 

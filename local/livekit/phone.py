@@ -21,15 +21,18 @@ from livekit.protocol.models import DisconnectReason
 from local.livekit.wire import RPC_PREFIX, Failure, sip_failure, sip_reason
 
 if TYPE_CHECKING:
-    from local.livekit.state import Call, LiveKit, Member
+    from local.livekit.state import Call, LiveKit
 
 # What happens to the HTTP request that placed the call; the call itself goes on.
 Reply = Literal["normal", "cut while ringing", "502 while ringing", "cut when answered", "never"]
+# Seconds, scaled, that the SIP service waits for sound from a phone that has answered (sip `media_port.go`).
+MEDIA_TIMEOUT = 30
 # The part of `ringSeconds` that passes before the carrier says that the phone rings.
 DIALING_SHARE = 0.2
 
 CANCELED = Failure("canceled", RPC_PREFIX + "sip request timed out")
 DEADLINE = Failure("deadline_exceeded", "request timed out")
+NOT_PUBLISHED = Failure("internal", RPC_PREFIX + "update room failed: timed out publishing track")
 NO_NODE = Failure("unavailable", "no response from servers")
 RATE_LIMITED = Failure("resource_exhausted", "rate limit exceeded")
 NO_TRUNK = Failure("not_found", "requested sip trunk does not exist")
@@ -58,6 +61,7 @@ class Script:
     first_time_only: bool = False
     agent_joins: bool = True
     agent_reports: bool = False
+    silent: bool = False
     reply: Reply = "normal"
 
 
@@ -148,6 +152,10 @@ SCRIPTS = (
         failure=NO_CODEC, leaves_as=DisconnectReason.USER_REJECTED,
     ),
     Script("0024", "join_failed", "the room cannot be joined (500 `internal`); nothing rings", refused=NO_JOIN),
+    Script(
+        "0025", "no_rtp", "is answered, but sends no sound: LiveKit ends it after 30 s",
+        hangs_up=False, silent=True,
+    ),
 )  # fmt: skip
 SIP_SCRIPTS = {status: sip_script(status) for status in range(300, 700)}
 BY_DIGITS = {f"{status:04}": script for status, script in SIP_SCRIPTS.items()} | {s.digits: s for s in SCRIPTS}
@@ -174,11 +182,30 @@ def choose_script(livekit: LiveKit, number: str) -> Script:
     return script
 
 
-def agent_joins(livekit: LiveKit, metadata: str) -> bool:
-    """Whether the agent of a dispatch comes. The number to be called is "to" in the dispatch's metadata."""
-    if livekit.dice("agent") < livekit.faults.rates.get("agent_never_joins", 0):
-        return False
-    return _script_of_dispatch(livekit, metadata).agent_joins
+def lost_dispatch(livekit: LiveKit, metadata: str) -> str | None:
+    """Why no worker takes the job of this dispatch, as the reason of its JobState; "": nothing tells why, because
+    no job was made. None: one takes it. The number to be called is "to" in the dispatch's metadata."""
+    faults, number = livekit.faults, _number_of_dispatch(metadata)
+    if livekit.dispatches_lost[number] < faults.of_number(number).lost_dispatches:
+        livekit.dispatches_lost[number] += 1
+        return faults.dispatches.reason or ""
+    spent = faults.dispatches.times is not None and livekit.dispatches_lost[""] >= faults.dispatches.times
+    if not spent and livekit.dice("dispatch") < faults.dispatches.lose:
+        livekit.dispatches_lost[""] += 1
+        return faults.dispatches.reason or ""
+    if (
+        livekit.dice("agent") < faults.rates.get("agent_never_joins", 0)
+        or not _script_of_dispatch(livekit, metadata).agent_joins
+    ):
+        return ""
+    if faults.agent_capacity is not None and livekit.agents_at_work() >= faults.agent_capacity:
+        return "NO_CAPACITY"
+    return None
+
+
+def agent_join_seconds(livekit: LiveKit, metadata: str) -> float:
+    own = livekit.faults.of_number(_number_of_dispatch(metadata)).agent_join_seconds
+    return livekit.faults.agent_join_seconds if own is None else own
 
 
 def agent_reports(livekit: LiveKit, metadata: str) -> bool:
@@ -186,18 +213,25 @@ def agent_reports(livekit: LiveKit, metadata: str) -> bool:
     return _script_of_dispatch(livekit, metadata).agent_reports
 
 
-def _script_of_dispatch(livekit: LiveKit, metadata: str) -> Script:
+def _number_of_dispatch(metadata: str) -> str:
     try:
-        number = json.loads(metadata)["to"]
+        return str(json.loads(metadata)["to"])
     except (ValueError, TypeError, KeyError):
-        return ANSWER
-    fault = livekit.faults.numbers.get(number) if isinstance(number, str) else None
-    return OUTCOMES[fault.outcome] if fault else script_of(str(number))
+        return ""
 
 
-async def live(livekit: LiveKit, call: Call, member: Member, script: Script, limit: float) -> None:
+def _script_of_dispatch(livekit: LiveKit, metadata: str) -> Script:
+    number = _number_of_dispatch(metadata)
+    fault = livekit.faults.numbers.get(number)
+    return OUTCOMES[fault.outcome] if fault else script_of(number)
+
+
+async def live(livekit: LiveKit, call: Call, script: Script, limit: float) -> None:
     """One call from its INVITE to its end. `limit`: seconds the server gives the dial, if it has to wait for
-    the answer. Sets `call.answered` to None or to the failure, after the participant has left."""
+    the answer. Sets `call.answered` to None or to the failure, after the participant has left.
+
+    When the process dies that holds the call, the phone hears nothing more and the participant stays; a dial that
+    waits is told at the server's limit."""
     loop = asyncio.get_running_loop()
     started = loop.time()
     ring_seconds, talk_seconds = livekit.faults.durations(call.number)
@@ -205,9 +239,15 @@ async def live(livekit: LiveKit, call: Call, member: Member, script: Script, lim
     final = ring_seconds if script.picks_up else math.inf
 
     if script.rings and not await call.ends_within(min(DIALING_SHARE * ring_seconds, patience)):
-        livekit.set_status(call, member, "ringing")
+        livekit.set_status(call, "ringing")
     refusal: tuple[str, Failure, DisconnectReason] | None = None
     if await call.ends_within(started + min(final, patience) - loop.time()):
+        if call.end.result() in ("crashed", "lost"):
+            livekit.call_over(call, "cut", None)
+            if limit < math.inf:
+                await asyncio.sleep(started + limit - loop.time())
+                livekit.tell(call, DEADLINE)
+            return
         if call.end.result() == "callee":
             refusal = ("rejected", sip_failure(603, sip_reason(603)), DisconnectReason.USER_REJECTED)
         else:  # removed from the room: it has left already, with that reason
@@ -219,14 +259,22 @@ async def live(livekit: LiveKit, call: Call, member: Member, script: Script, lim
         refusal = (script.outcome, script.failure, script.leaves_as)
     if refusal:
         outcome, failure, leaves_as = refusal
-        livekit.leave(member, leaves_as)
+        livekit.leave(call.member, leaves_as)
         livekit.call_over(call, outcome, failure)
+        livekit.tell(call, failure)
+        livekit.spawn(livekit.agents_leave(call.member.room))
         return
 
-    livekit.answer(call, member)
+    livekit.answer(call)
     talk = talk_seconds if script.hangs_up else math.inf
-    rest = min(talk, started + call.max_call_duration - loop.time())
-    if not await call.ends_within(rest) or call.end.result() == "callee":
-        livekit.set_status(call, member, "hangup")
-        livekit.leave(member, DisconnectReason.CLIENT_INITIATED)
+    silence = livekit.scaled(MEDIA_TIMEOUT) if script.silent else math.inf
+    rest = min(talk, silence, started + call.max_call_duration - loop.time())
+    ended = await call.ends_within(rest)
+    if ended and call.end.result() in ("crashed", "lost"):
+        livekit.call_over(call, "cut", None)
+        return
+    if not ended or call.end.result() == "callee":
+        if ended or rest < silence:
+            livekit.set_status(call, "hangup")
+        livekit.leave(call.member, DisconnectReason.CLIENT_INITIATED)
     livekit.call_over(call, "completed", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
@@ -61,16 +61,19 @@ async def create_room(livekit: LiveKit, asked: room.CreateRoomRequest, _: web.Re
     if not asked.name:
         raise twirp_error("invalid_argument", "room name is required")
     _check_lengths(asked.name, asked.metadata, *(wanted.metadata for wanted in asked.agents))
-    return livekit.get_or_create_room(asked).info
+    return livekit.shown(livekit.get_or_create_room(asked))
 
 
 async def list_rooms(livekit: LiveKit, asked: room.ListRoomsRequest, _: web.Request) -> room.ListRoomsResponse:
-    found = [open_room.info for name, open_room in livekit.rooms.items() if not asked.names or name in asked.names]
+    found = [livekit.shown(one) for name, one in livekit.rooms.items() if not asked.names or name in asked.names]
     return room.ListRoomsResponse(rooms=found)
 
 
 async def delete_room(livekit: LiveKit, asked: room.DeleteRoomRequest, _: web.Request) -> Message:
-    livekit.close_room(livekit.find_room(asked.room), models.DisconnectReason.ROOM_DELETED)
+    found = livekit.find_room(asked.room)
+    if found.orphan:
+        raise twirp_error("unknown", "could not find object")
+    livekit.close_room(found, models.DisconnectReason.ROOM_DELETED)
     return room.DeleteRoomResponse()
 
 
@@ -86,6 +89,8 @@ async def get_participant(livekit: LiveKit, asked: room.RoomParticipantIdentity,
 
 async def remove_participant(livekit: LiveKit, asked: room.RoomParticipantIdentity, _: web.Request) -> Message:
     member = livekit.find_member(asked.room, asked.identity)
+    if not member.connected:
+        raise TwirpError(phone.NO_NODE)
     livekit.leave(member, models.DisconnectReason.PARTICIPANT_REMOVED)
     return room.RemoveParticipantResponse()
 
@@ -101,7 +106,7 @@ async def create_dispatch(
 async def list_dispatch(
     livekit: LiveKit, asked: agent_dispatch.ListAgentDispatchRequest, _: web.Request
 ) -> agent_dispatch.ListAgentDispatchResponse:
-    kept = livekit.find_room(asked.room).dispatches.values()
+    kept = livekit.find_served_room(asked.room).dispatches.values()
     return agent_dispatch.ListAgentDispatchResponse(
         agent_dispatches=[one for one in kept if asked.dispatch_id in ("", one.id)]
     )
@@ -110,9 +115,9 @@ async def list_dispatch(
 async def delete_dispatch(
     livekit: LiveKit, asked: agent_dispatch.DeleteAgentDispatchRequest, _: web.Request
 ) -> agent_dispatch.AgentDispatch:
-    deleted = livekit.find_room(asked.room).dispatches.pop(asked.dispatch_id, None)
+    deleted = livekit.delete_dispatch(livekit.find_served_room(asked.room), asked.dispatch_id)
     if not deleted:
-        raise twirp_error("not_found", "requested agent dispatch does not exist")
+        raise twirp_error("not_found", "dispatch ID not found")
     return deleted
 
 
@@ -129,7 +134,7 @@ async def create_sip_participant(
     _check_lengths(asked.room_name, asked.participant_metadata)
 
     number = livekit.faults.numbers.get(asked.sip_call_to)
-    if number and number.fail and not number.after:
+    if number and number.fail and not (number.after or number.while_ringing):
         raise _failure(number.fail)
     script = phone.choose_script(livekit, asked.sip_call_to)
     if script.refused:
@@ -141,7 +146,10 @@ async def create_sip_participant(
     # The header is the server's own; the Python client never sends it.
     told = request.headers.get("X-Twirp-Timeout-Ms", "")
     limit = int(told) / 1000 if told.isdecimal() else livekit.scaled(DIAL_LIMIT)
-    call = livekit.dial(asked, script, limit if asked.wait_until_answered else float("inf"))
+    call = await livekit.dial(asked, script, limit if asked.wait_until_answered else float("inf"))
+    if number and number.fail and number.while_ringing:
+        await call.rang.wait()
+        raise _failure(number.fail)
     if script.reply == "never":
         raise TransportFailure("hang")
     if script.reply in ("cut while ringing", "502 while ringing"):
@@ -152,7 +160,7 @@ async def create_sip_participant(
         if number and number.fail:
             raise _failure(number.fail)
         if failure:
-            raise TwirpError(failure)
+            raise TwirpError(replace(failure, meta={}) if number and number.without_meta else failure)
         if script.reply == "cut when answered":
             raise TransportFailure("cut")
     return sip.SIPParticipantInfo(
@@ -201,8 +209,22 @@ METHODS = {
 
 
 async def twirp(request: web.Request) -> web.Response:
-    """One RPC, and its answer: a message, a Twirp error in JSON, or a failure below Twirp."""
-    livekit = request.app[control.LIVEKIT]
+    """One RPC. A server that dies meanwhile, or has not come back, cuts the connection."""
+    livekit, connection = request.app[control.LIVEKIT], request.transport
+    assert connection
+    if livekit.is_down():
+        return await _fail_below_twirp(livekit, request, "cut")
+    livekit.connections[connection] += 1
+    try:
+        return await _answer(livekit, request)
+    finally:
+        livekit.connections.subtract((connection,))
+        if not livekit.connections[connection]:
+            del livekit.connections[connection]
+
+
+async def _answer(livekit: LiveKit, request: web.Request) -> web.Response:
+    """An RPC's answer: a message, a Twirp error in JSON, or a failure below Twirp."""
     path = request.match_info["method"]
     name = path.partition("/")[2]
     livekit.requests[name] += 1

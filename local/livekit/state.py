@@ -9,8 +9,9 @@ import asyncio
 import random
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -21,12 +22,25 @@ from local.livekit import agent as reporting
 from local.livekit import phone
 from local.livekit.faults import Faults
 from local.livekit.webhooks import Notifier
-from local.livekit.wire import Failure, twirp_error
+from local.livekit.wire import Failure, TwirpError, twirp_error
 
+ROOM_END_REASONS = {
+    models.DisconnectReason.ROOM_DELETED: models.RoomEndReason.ROOM_END_API_DELETE,
+    models.DisconnectReason.ROOM_CLOSED: models.RoomEndReason.ROOM_END_IDLE_TIMEOUT,
+}
 AGENT, SIP = models.ParticipantInfo.AGENT, models.ParticipantInfo.SIP
-# LiveKit's own limits in seconds (livekit `pkg/config/config.go`, `pkg/service/sip.go`; sip `participant.go`)
-EMPTY_TIMEOUT, DEPARTURE_TIMEOUT = 300, 20
+# LiveKit's own limits in seconds (livekit `pkg/config/config.go`, `pkg/service/sip.go`, `pkg/rtc/room.go`; sip
+# `participant.go`)
+EMPTY_TIMEOUT, DEPARTURE_TIMEOUT, ROOM_UPDATE_INTERVAL = 300, 20, 5
 DIAL_LIMIT, DEFAULT_RINGING_TIMEOUT, DEFAULT_MAX_CALL_DURATION = 80, 180, 24 * 3600
+# Measured, in seconds: until a participant whose process died is put out, and until agents and SIP participants
+# are back after the server was restarted.
+CONNECTION_TIMEOUT, AGENT_REJOINS, SIP_REJOINS = 22, 7, 9
+# The SIP service's limit for publishing a participant's audio.
+PUBLISH_LIMIT = 10
+# Real seconds after which an agent leaves that sees its callee leave unanswered.
+AGENT_LEAVES_SECONDS = 0.02
+NO_NODES = Failure("unknown", "could not find any available nodes")
 # The number of the trunk, used when a dial names no caller.
 TRUNK_NUMBER = "+15550009999"
 
@@ -48,28 +62,52 @@ class Settings:
 
 @dataclass(eq=False)
 class Member:
-    """A participant of a room. `call`: only of a SIP participant."""
+    """A participant of a room. `call`: only of a SIP participant; `job`, `work`: only of an agent.
+
+    `connected`: False when its server has died: it is only what redis still holds of it. `alive`: False when its
+    own process has died, which its server does not know yet."""
 
     room: Room
     info: models.ParticipantInfo
     call: Call | None = None
+    job: agent.Job | None = None
+    work: asyncio.Task[None] | None = None
+    connected: bool = True
+    alive: bool = True
 
 
 @dataclass(eq=False)
 class Room:
+    """`agents`: those of the request that made it. `counts`: participants and publishers since when, of which
+    `info` does not tell yet; `opened`: when it began to be brought up to date (both by the loop's clock).
+    `orphan`: its server has died, and redis has it still."""
+
     info: models.Room
+    agents: list[agent_dispatch.RoomAgentDispatch]
+    opened: float
     members: dict[str, Member] = field(default_factory=dict)
     dispatches: dict[str, agent_dispatch.AgentDispatch] = field(default_factory=dict)
     closing: asyncio.TimerHandle | None = None
+    counts: deque[tuple[float, int, int]] = field(default_factory=deque)
+    orphan: bool = False
 
     def guests(self) -> list[Member]:
         """Everyone but agents: an agent does not keep a room open, and does not count as a participant."""
-        return [member for member in self.members.values() if member.info.kind != AGENT]
+        return [member for member in self.members.values() if member.info.kind != AGENT and member.connected]
+
+    def working_agents(self) -> list[Member]:
+        return [one for one in self.members.values() if one.info.kind == AGENT and one.connected and one.alive]
+
+    def is_talked_in(self) -> bool:
+        """Whether a phone in it has answered."""
+        return any(one.call and one.call.status == "active" for one in self.guests())
 
 
 @dataclass(eq=False)
 class Call:
-    """One INVITE. `answered` becomes None, or the failure; `end` who ended it, when it is not its script."""
+    """One INVITE. `answered` becomes None, or the failure; `end` who or what ended it, when it is not its script:
+    `crashed` with the server, `lost` with the SIP service alone. `status` is the phone's own, whatever the
+    attribute of `member` tells."""
 
     number: str
     caller: str
@@ -89,8 +127,9 @@ class Call:
     answered_at_ms: int | None = None
     ended_at_ms: int | None = None
     answered: asyncio.Future[Failure | None] = field(default_factory=lambda: _future())
-    end: asyncio.Future[Literal["callee", "removed"]] = field(default_factory=lambda: _future())
+    end: asyncio.Future[Literal["callee", "removed", "crashed", "lost"]] = field(default_factory=lambda: _future())
     rang: asyncio.Event = field(default_factory=asyncio.Event)
+    member: Member = field(init=False)
 
     async def ends_within(self, seconds: float) -> bool:
         """Waits so long; True as soon as the callee hangs up or the participant is removed."""
@@ -138,6 +177,8 @@ class LiveKit:
         self.settings = settings
         self.notifier = Notifier(self)
         self._tasks: set[asyncio.Task[None]] = set()
+        # Connections of the requests that are being answered: a server that dies cuts them.
+        self.connections: Counter[asyncio.Transport] = Counter()
         self._clear()
 
     def _clear(self) -> None:
@@ -149,12 +190,16 @@ class LiveKit:
         self.user_agents: set[str] = set()
         self.refused_once: set[tuple[str, str, str]] = set()
         self.stopped = asyncio.Event()
+        self.down_until = 0.0
+        self._starting_agents: set[asyncio.Task[None]] = set()
         self.set_faults(self.settings.faults)
         self.webhook_urls = self.settings.webhook_urls
 
     def set_faults(self, faults: Faults) -> None:
         self.faults = faults
         self.method_failures: Counter[str] = Counter()
+        # Dispatches lost so far: by the number to be called, and of any ("").
+        self.dispatches_lost: Counter[str] = Counter()
         self._dice: dict[str, random.Random] = {}
 
     async def reset(self) -> None:
@@ -174,10 +219,11 @@ class LiveKit:
         self.notifier.forget()
         self._clear()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def dice(self, purpose: str) -> float:
         """The next random number below 1 for one purpose. Each has its own sequence, so that with a seed the
@@ -202,6 +248,12 @@ class LiveKit:
             raise twirp_error("not_found", "requested room does not exist")
         return self.rooms[name]
 
+    def find_served_room(self, name: str) -> Room:
+        """Raises TwirpError when no server has this room."""
+        if name not in self.rooms or self.rooms[name].orphan:
+            raise TwirpError(phone.NO_NODE)
+        return self.rooms[name]
+
     def find_member(self, room_name: str, identity: str) -> Member:
         """Raises TwirpError when the room or the participant is absent."""
         found = self.rooms[room_name].members.get(identity) if room_name in self.rooms else None
@@ -210,9 +262,16 @@ class LiveKit:
         return found
 
     def get_or_create_room(self, request: room.CreateRoomRequest) -> Room:
-        """The room of that name. One that exists stays as it is: the request's agents are ignored."""
+        """The room of that name. One that exists stays as it is: the request's agents are ignored. An orphan is
+        taken up by this server as redis has it, and its own agents are dispatched once more."""
         if existing := self.rooms.get(request.name):
+            if existing.orphan:
+                self._open(existing)
+                for wanted in existing.agents:
+                    self.dispatch_agent(existing, wanted.agent_name, wanted.metadata, outlives_room=True)
             return existing
+        if self.faults.draining:
+            raise TwirpError(NO_NODES)
         created = now_ms()
         info = models.Room(
             sid=new_id("RM_"),
@@ -224,13 +283,19 @@ class LiveKit:
             creation_time=created // 1000,
             creation_time_ms=created,
         )
-        new_room = self.rooms[request.name] = Room(info)
-        self.note("room_started", roomName=request.name, sid=info.sid)
-        self.notifier.notify("room_started", info)
-        self._close_later(new_room, self.scaled(info.empty_timeout) + self.settings.slack)
-        for wanted in request.agents:
+        new_room = self.rooms[request.name] = Room(info, list(request.agents), 0)
+        self._open(new_room)
+        for wanted in new_room.agents:
             self.dispatch_agent(new_room, wanted.agent_name, wanted.metadata)
         return new_room
+
+    def _open(self, opened: Room) -> None:
+        opened.orphan, opened.opened = False, asyncio.get_running_loop().time()
+        opened.dispatches.clear()
+        self._count(opened)
+        self.note("room_started", roomName=opened.info.name, sid=opened.info.sid)
+        self.notifier.notify("room_started", self.shown(opened))
+        self._close_later(opened, self.scaled(opened.info.empty_timeout) + self.settings.slack)
 
     def close_room(self, closed: Room, reason: models.DisconnectReason) -> None:
         """Everyone leaves, then the room is finished."""
@@ -240,15 +305,47 @@ class LiveKit:
             closed.closing.cancel()
         del self.rooms[closed.info.name]
         self.note("room_finished", roomName=closed.info.name, sid=closed.info.sid)
-        self.notifier.notify("room_finished", closed.info)
+        self.notifier.notify("room_finished", self.shown(closed), end_reason=ROOM_END_REASONS[reason])
 
     def _close_later(self, empty: Room, seconds: float) -> None:
         empty.closing = asyncio.get_running_loop().call_later(
             seconds, self.close_room, empty, models.DisconnectReason.ROOM_CLOSED
         )
 
-    def dispatch_agent(self, into: Room, agent_name: str, metadata: str) -> agent_dispatch.AgentDispatch:
-        """One more agent for the room: it joins after `agentJoinSeconds`, unless it never does."""
+    def shown(self, of: Room) -> models.Room:
+        """The room as LiveKit tells of it: its counts are brought up to date only from time to time."""
+        own, now = self.faults.room_count_seconds, asyncio.get_running_loop().time()
+        every = self.scaled(ROOM_UPDATE_INTERVAL) if own is None else own
+        told = of.opened + (now - of.opened) // every * every if every else now
+        while of.counts and of.counts[0][0] <= told:
+            _, of.info.num_participants, of.info.num_publishers = of.counts.popleft()
+        return of.info
+
+    @staticmethod
+    def _count(counted: Room) -> None:
+        publishers = sum(one.connected and one.info.is_publisher for one in counted.members.values())
+        counted.counts.append((asyncio.get_running_loop().time(), len(counted.guests()), publishers))
+
+    # Agents
+
+    def dispatch_agent(
+        self, into: Room, agent_name: str, metadata: str, *, outlives_room: bool = False
+    ) -> agent_dispatch.AgentDispatch:
+        """One more agent for the room. A worker that is free takes the job at once, and its agent joins after
+        `agentJoinSeconds`; without one the dispatch is lost, and never repeated. `outlives_room`: the agent comes
+        though the room was deleted meanwhile, and so makes it anew."""
+        dispatch = self._note_dispatch(into, agent_name, metadata)
+        lost = phone.lost_dispatch(self, metadata)
+        if lost is None:
+            job = self._new_job(dispatch, agent.JobState(status=agent.JobStatus.JS_PENDING))
+            task = self.spawn(self._agent_joins(into, dispatch, job, outlives_room))
+            self._starting_agents.add(task)
+            task.add_done_callback(self._starting_agents.discard)
+        elif lost:
+            self._new_job(dispatch, agent.JobState(status=agent.JobStatus.JS_FAILED, reason=f"JSR_{lost}"))
+        return dispatch
+
+    def _note_dispatch(self, into: Room, agent_name: str, metadata: str) -> agent_dispatch.AgentDispatch:
         dispatch = agent_dispatch.AgentDispatch(
             id=new_id("AD_"), agent_name=agent_name, room=into.info.name, metadata=metadata
         )
@@ -257,26 +354,59 @@ class LiveKit:
         kept = {"id": dispatch.id, "agentName": agent_name, "roomName": into.info.name, "metadata": metadata}
         self.dispatches.append(kept)
         self.note("agent_dispatched", **kept)
-        if phone.agent_joins(self, metadata):
-            self.spawn(self._agent_joins(into, dispatch))
         return dispatch
 
-    async def _agent_joins(self, into: Room, dispatch: agent_dispatch.AgentDispatch) -> None:
-        await asyncio.sleep(self.faults.agent_join_seconds)
-        if self.rooms.get(into.info.name) is not into or dispatch.id not in into.dispatches:
-            return
-        job = agent.Job(
+    @staticmethod
+    def _new_job(dispatch: agent_dispatch.AgentDispatch, state: agent.JobState) -> agent.Job:
+        job = dispatch.state.jobs.add(
             id=new_id("AJ_"),
             dispatch_id=dispatch.id,
             agent_name=dispatch.agent_name,
             metadata=dispatch.metadata,
-            state=agent.JobState(status=agent.JobStatus.JS_RUNNING),
+            state=state,
         )
-        job.state.participant_identity = f"agent-{job.id}"
-        dispatch.state.jobs.append(job)
-        self.join(into, models.ParticipantInfo(identity=f"agent-{job.id}", kind=AGENT))
+        if state.status == agent.JobStatus.JS_PENDING:
+            job.state.participant_identity = f"agent-{job.id}"
+        return job
+
+    def agents_at_work(self) -> int:
+        """Agents in rooms, and those on their way."""
+        return len(self._starting_agents) + sum(len(one.working_agents()) for one in self.rooms.values())
+
+    async def _agent_joins(
+        self, into: Room, dispatch: agent_dispatch.AgentDispatch, job: agent.Job, outlives_room: bool
+    ) -> None:
+        await asyncio.sleep(phone.agent_join_seconds(self, dispatch.metadata))
+        if self.rooms.get(into.info.name) is not into and outlives_room:
+            into = self.get_or_create_room(room.CreateRoomRequest(name=into.info.name))
+        elif self.rooms.get(into.info.name) is not into or dispatch.id not in into.dispatches:
+            return
+        job.state.status = agent.JobStatus.JS_RUNNING
+        info = models.ParticipantInfo(
+            identity=job.state.participant_identity, kind=AGENT, attributes={"lk.agent.name": dispatch.agent_name}
+        )
+        member = self.join(into, info)
+        member.job = job
+        if into.is_talked_in():
+            self.publish(member)
         if phone.agent_reports(self, dispatch.metadata):
-            await reporting.work(self, into, dispatch.metadata)
+            member.work = self.spawn(reporting.work(self, into, dispatch.metadata))
+
+    def delete_dispatch(self, into: Room, dispatch_id: str) -> agent_dispatch.AgentDispatch | None:
+        """Its agents leave, or never come."""
+        deleted = into.dispatches.pop(dispatch_id, None)
+        if deleted:
+            identities = {job.state.participant_identity for job in deleted.state.jobs}
+            for member in into.working_agents():
+                if member.info.identity in identities:
+                    self.leave(member, models.DisconnectReason.CLIENT_INITIATED)
+        return deleted
+
+    async def agents_leave(self, left: Room) -> None:
+        """Agents see that the callee has left unanswered, and leave too, unless another phone is there."""
+        await asyncio.sleep(AGENT_LEAVES_SECONDS)
+        for member in left.working_agents() if not left.guests() else ():
+            self.leave(member, models.DisconnectReason.CLIENT_INITIATED)
 
     # Participants
 
@@ -286,22 +416,47 @@ class LiveKit:
             self.leave(former, models.DisconnectReason.DUPLICATE_IDENTITY)
         joined = now_ms()
         info.sid, info.state = new_id("PA_"), models.ParticipantInfo.ACTIVE
-        info.joined_at, info.joined_at_ms, info.is_publisher = joined // 1000, joined, True
-        info.tracks.add(sid=new_id("TR_"), type=models.TrackType.AUDIO, source=models.TrackSource.MICROPHONE)
+        info.joined_at, info.joined_at_ms = joined // 1000, joined
+        info.permission.CopyFrom(
+            models.ParticipantPermission(
+                can_subscribe=True, can_publish=True, can_publish_data=True, can_update_metadata=True
+            )
+        )
         member = into.members[info.identity] = Member(into, info, call)
         if info.kind != AGENT and into.closing:
             into.closing.cancel()
         self._count(into)
         kind = models.ParticipantInfo.Kind.Name(info.kind)
         self.note("participant_joined", roomName=into.info.name, identity=info.identity, participantKind=kind)
-        self.notifier.notify("participant_joined", into.info, info)
-        self.notifier.notify("track_published", into.info, info, info.tracks[0])
+        self.notifier.notify("participant_joined", self.shown(into), info)
         return member
 
+    def publish(self, member: Member) -> None:
+        """Its audio is heard from now on: a phone's from its joining, an agent's from the answer."""
+        info = member.info
+        codec = models.SimulcastCodecInfo(
+            mime_type="audio/opus", mid="0", cid="audio", video_layer_mode="ONE_SPATIAL_LAYER_PER_STREAM"
+        )
+        info.tracks.add(
+            sid=new_id("TR_"),
+            type=models.TrackType.AUDIO,
+            name=info.identity,
+            source=models.TrackSource.MICROPHONE,
+            mime_type=codec.mime_type,
+            mid=codec.mid,
+            codecs=[codec],
+            stream="camera",
+            version=models.TimedVersion(unix_micro=time.time_ns() // 1000),
+            backup_codec_policy=models.BackupCodecPolicy.SIMULCAST,
+        )
+        info.is_publisher = True
+        self._count(member.room)
+        self.notifier.notify("track_published", self.shown(member.room), info, info.tracks[0])
+
     def leave(self, member: Member, reason: models.DisconnectReason) -> None:
-        """A participant goes, and with it its call. Nothing happens if it has gone already."""
+        """A participant goes, and with it its call. Nothing happens if it has gone already, or its server has."""
         from_room, info = member.room, member.info
-        if from_room.members.get(info.identity) is not member:
+        if from_room.members.get(info.identity) is not member or not member.connected:
             return
         del from_room.members[info.identity]
         info.state, info.disconnect_reason = models.ParticipantInfo.DISCONNECTED, reason
@@ -311,22 +466,133 @@ class LiveKit:
             member.call.disconnect_reason = name
             if not member.call.end.done():
                 member.call.end.set_result("removed")
+        if member.job:
+            failed = reason == models.DisconnectReason.CONNECTION_TIMEOUT
+            member.job.state.status = agent.JobStatus.JS_FAILED if failed else agent.JobStatus.JS_SUCCESS
         self.note("participant_left", roomName=from_room.info.name, identity=info.identity, reason=name)
-        self.notifier.notify("track_unpublished", from_room.info, info, info.tracks[0])
-        self.notifier.notify("participant_left", from_room.info, info)
+        for track in info.tracks:
+            self.notifier.notify("track_unpublished", self.shown(from_room), info, track)
+        self.notifier.notify("participant_left", self.shown(from_room), info)
         if info.kind != AGENT and not from_room.guests():
             self._close_later(from_room, self.scaled(from_room.info.departure_timeout))
 
-    @staticmethod
-    def _count(counted: Room) -> None:
-        counted.info.num_participants = len(counted.guests())
-        counted.info.num_publishers = len(counted.members)
+    # Deaths
+
+    def crash(self, down: float) -> None:
+        """The server dies with the SIP service and the agents, while redis lives, and is there again after `down`
+        seconds. Phones are cut; every room stays as it was, and nothing happens in it any more."""
+        self._server_dies(down)
+        for task in self._starting_agents:
+            task.cancel()
+        for call in self._live_calls():
+            call.end.set_result("crashed")
+        for member in self._everyone():
+            _stop_work(member)
+            member.alive = False
+        self.note("crash")
+
+    def restart(self, down: float, rejoin: float | None) -> None:
+        """The server dies and is there again after `down` seconds; phones, SIP service and agents go on without
+        it, and join again after `rejoin` more (None: as long as they need)."""
+        self._server_dies(down)
+        for task in self._starting_agents:
+            task.cancel()
+        for member in self._everyone():
+            own = self.scaled(AGENT_REJOINS if member.info.kind == AGENT else SIP_REJOINS)
+            if member.alive:
+                self.spawn(self._rejoins(member, down + (own if rejoin is None else rejoin)))
+        self.note("restart")
+
+    def is_down(self) -> bool:
+        return asyncio.get_running_loop().time() < self.down_until
+
+    def _server_dies(self, down: float) -> None:
+        self.down_until = asyncio.get_running_loop().time() + down
+        for connection in self.connections:
+            connection.abort()
+        self.notifier.lose_all()
+        for orphan in self.rooms.values():
+            self.shown(orphan)
+            orphan.counts.clear()
+            orphan.orphan = True
+            if orphan.closing:
+                orphan.closing.cancel()
+            for member in orphan.members.values():
+                member.connected = False
+
+    def _everyone(self) -> list[Member]:
+        return [member for one in self.rooms.values() for member in one.members.values()]
+
+    async def _rejoins(self, member: Member, seconds: float) -> None:
+        """A participant that outlived its server comes back as one that joins: a phone's `sip.callStatus` is
+        `dialing` again. The room is opened again by the first; its agents' dispatches find no worker, because
+        none has registered yet."""
+        await asyncio.sleep(seconds)
+        if not member.alive or (member.call and member.call.outcome is not None):
+            return
+        name = member.room.info.name
+        into = self.rooms.get(name)
+        if into is None:
+            into = self.get_or_create_room(room.CreateRoomRequest(name=name))
+        elif into.orphan:
+            self._open(into)
+            for wanted in into.agents:
+                self._note_dispatch(into, wanted.agent_name, wanted.metadata)
+        elif (there := into.members.get(member.info.identity)) and there.connected:
+            return
+        info = models.ParticipantInfo(
+            identity=member.info.identity,
+            name=member.info.name,
+            metadata=member.info.metadata,
+            kind=member.info.kind,
+            attributes=member.info.attributes,
+        )
+        if member.call:
+            info.attributes["sip.callStatus"] = "dialing"
+        again = self.join(into, info, member.call)
+        again.job, again.work = member.job, member.work
+        if member.call:
+            member.call.member, member.call.participant_id = again, info.sid
+        if member.info.tracks:
+            self.publish(again)
+
+    def agents_die(self, dying: Iterable[Member], at_once: bool) -> int:
+        """Agents' processes end: their server notices it by their silence, or (`at_once`) by their leaving.
+        Returns how many did."""
+        agents = [member for member in dying if member.info.kind == AGENT and member.connected and member.alive]
+        for member in agents:
+            _stop_work(member)
+            if at_once:
+                self.leave(member, models.DisconnectReason.CLIENT_INITIATED)
+            else:
+                self._goes_silent(member)
+        return len(agents)
+
+    def sip_dies(self, calls: Iterable[Call]) -> int:
+        """The SIP service of these calls dies: their phones hear nothing more, and their server notices it by the
+        silence. Returns how many calls were under way."""
+        wanted = set(calls)
+        lost = [call for call in self._live_calls() if call in wanted and call.member.connected]
+        for call in lost:
+            call.end.set_result("lost")
+            self._goes_silent(call.member)
+        return len(lost)
+
+    def _goes_silent(self, member: Member) -> None:
+        member.alive = False
+        self.spawn(self._times_out(member))
+
+    async def _times_out(self, member: Member) -> None:
+        await asyncio.sleep(self.scaled(CONNECTION_TIMEOUT))
+        self.leave(member, models.DisconnectReason.CONNECTION_TIMEOUT)
 
     # Calls
 
-    def dial(self, request: sip.CreateSIPParticipantRequest, script: phone.Script, limit: float) -> Call:
-        """Joins the room as the SIP participant and sends the INVITE; the call then lives on its own,
-        whatever becomes of the request that asked for it. `limit`: seconds until the server gives up."""
+    async def dial(self, request: sip.CreateSIPParticipantRequest, script: phone.Script, limit: float) -> Call:
+        """Joins the room as the SIP participant, publishes its audio and sends the INVITE; the call then lives on
+        its own, whatever becomes of the request that asked for it. `limit`: seconds until the server gives up.
+
+        Raises TwirpError, and rings nothing, when the participant is removed before its audio is published."""
         into = self.get_or_create_room(room.CreateRoomRequest(name=request.room_name))
         call = Call(
             number=request.sip_call_to,
@@ -356,38 +622,66 @@ class LiveKit:
             kind=SIP,
             attributes={**request.participant_attributes, **attributes},
         )
-        self.calls.append(call)
-        member = self.join(into, info, call)
+        call.member = self.join(into, info, call)
         call.participant_id = info.sid
+        if self.faults.publish_seconds and await call.ends_within(self.faults.publish_seconds):
+            self.spawn(self.agents_leave(into))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.stopped.wait(), self.scaled(PUBLISH_LIMIT))
+            raise TwirpError(phone.NOT_PUBLISHED)
+        if self.rooms.get(request.room_name) is not into or into.orphan:
+            raise TwirpError(phone.NO_NODE)
+        self.publish(call.member)
+        self.calls.append(call)
         self.note("invite", **_of(call))
-        self.spawn(phone.live(self, call, member, script, limit))
+        self.spawn(phone.live(self, call, script, limit))
         return call
 
-    def set_status(self, call: Call, member: Member, status: str) -> None:
-        call.status = member.info.attributes["sip.callStatus"] = status
+    def set_status(self, call: Call, status: str) -> None:
+        call.status = status
+        if call.member.connected:
+            call.member.info.attributes["sip.callStatus"] = status
         if status == "ringing":
             call.rang.set()
         self.note(status, **_of(call))
 
-    def answer(self, call: Call, member: Member) -> None:
-        member.info.attributes.update({"sip.callIDFull": str(uuid.uuid4()), "sip.callTag": uuid.uuid4().hex[:8]})
+    def answer(self, call: Call) -> None:
+        """The phone has answered; the agents in the room begin to speak."""
+        attributes = {"sip.callIDFull": str(uuid.uuid4()), "sip.callTag": uuid.uuid4().hex[:8]}
+        if call.member.connected:
+            call.member.info.attributes.update(attributes)
         call.answered_at_ms = now_ms()
-        self.set_status(call, member, "active")
+        self.set_status(call, "active")
+        for member in call.member.room.working_agents():
+            if not member.info.tracks:
+                self.publish(member)
         call.answered.set_result(None)
 
     def call_over(self, call: Call, outcome: str, failure: Failure | None) -> None:
         call.outcome, call.failure, call.ended_at_ms = outcome, failure, now_ms()
         self.note("call_over", outcome=outcome, **_of(call))
         call.rang.set()
+
+    def tell(self, call: Call, failure: Failure | None) -> None:
+        """Answers the dial, if it has not been answered yet."""
         if not call.answered.done():
             call.answered.set_result(failure)
 
+    def _live_calls(self) -> list[Call]:
+        return [call for call in self.calls if not call.end.done() and call.outcome is None]
+
     def hang_up(self, calls: Iterable[Call]) -> int:
         """The callees hang up (or decline, while it rings). Returns how many did."""
-        live = [call for call in calls if not call.end.done() and call.outcome is None]
+        wanted = set(calls)
+        live = [call for call in self._live_calls() if call in wanted]
         for call in live:
             call.end.set_result("callee")
         return len(live)
+
+
+def _stop_work(member: Member) -> None:
+    if member.work:
+        member.work.cancel()
 
 
 def _of(call: Call) -> dict[str, str]:

@@ -50,11 +50,24 @@ class Notifier:
         self._livekit = livekit
         # By address and room; each event with the loop's second it was queued at.
         self._queues: dict[tuple[str, str], deque[tuple[float, Signed]]] = {}
+        self._deliveries: dict[tuple[str, str], asyncio.Task[None]] = {}
+        # Events held back by a fault.
+        self._held: dict[asyncio.Task[None], tuple[str, Signed]] = {}
         self._session: aiohttp.ClientSession | None = None
 
     def forget(self) -> None:
         """Drops what is queued. The tasks that deliver have been ended before."""
-        self._queues.clear()
+        for kept in (self._queues, self._deliveries, self._held):
+            kept.clear()
+
+    def lose_all(self) -> None:
+        """The server dies, and with it what waits in its queues; what was being sent may have arrived."""
+        for task in (*self._deliveries.values(), *self._held):
+            task.cancel()
+        waiting = [(url, signed) for (url, _), queue in self._queues.items() for _, signed in queue]
+        for url, signed in (*waiting, *self._held.values()):
+            self._livekit.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="the server died")
+        self.forget()
 
     async def close(self) -> None:
         if self._session:
@@ -66,9 +79,12 @@ class Notifier:
         room: models.Room,
         participant: models.ParticipantInfo | None = None,
         track: models.TrackInfo | None = None,
+        end_reason: models.RoomEndReason | None = None,
     ) -> None:
         """Queues an event for each address. Of track events only the ids of room and participant are told."""
         event = WebhookEvent(event=name, id=f"EV_{uuid.uuid4().hex[:12]}", created_at=int(time.time()))
+        if end_reason is not None:
+            event.room_end_reason = end_reason
         if track:
             room = models.Room(sid=room.sid, name=room.name)
             event.track.CopyFrom(track)
@@ -108,7 +124,9 @@ class Notifier:
         )
         for _ in range(2 if self._livekit.dice("webhook") < faults.duplicate else 1):
             if delay:
-                self._livekit.spawn(self._enqueue_later(url, signed, delay))
+                held = self._livekit.spawn(self._enqueue_later(url, signed, delay))
+                self._held[held] = (url, signed)
+                held.add_done_callback(lambda task: self._held.pop(task, None))
             else:
                 self._enqueue(url, signed)
 
@@ -120,7 +138,7 @@ class Notifier:
         key = (url, signed.room_name)
         if key not in self._queues:
             self._queues[key] = deque([(asyncio.get_running_loop().time(), signed)])
-            self._livekit.spawn(self._drain(key))
+            self._deliveries[key] = self._livekit.spawn(self._drain(key))
         elif len(self._queues[key]) < QUEUE_DEPTH:
             self._queues[key].append((asyncio.get_running_loop().time(), signed))
         else:
@@ -137,7 +155,8 @@ class Notifier:
                 else:
                     await self._deliver(url, signed)
         finally:
-            self._queues.pop(key, None)
+            if self._queues.get(key) is queue:
+                del self._queues[key], self._deliveries[key]
 
     async def _deliver(self, url: str, signed: Signed) -> None:
         """Posts until an answer is final. Only connection errors, 429 and 5xx but 501 are tried again."""
