@@ -9,8 +9,9 @@ import hashlib
 import inspect
 import json
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import jwt
@@ -72,6 +73,23 @@ def other_worker(system: System, records: list[dict[str, Any]], context: Context
         answer = other.submit(work).result(DEADLINE_SECONDS)
     assert isinstance(answer, dict)
     return answer
+
+
+@contextmanager
+def dialling(system: System, context: Context | None = None) -> Iterator[Future[Any]]:
+    """A dial worker at work on what the queue holds, in a thread of its own; it has finished when this is left."""
+    records = system.receive("DialQueue")
+    batch = system.modules["dial_worker"].dial_batch
+
+    with ThreadPoolExecutor(1) as other:
+        work = other.submit(lambda: asyncio.run(batch(records, context or Context(120))))
+        yield work
+        work.result(DEADLINE_SECONDS)
+
+
+def standin(system: System, control: str, **given: Any) -> None:
+    """One of the stand-in's controls under /_standin/."""
+    system.http.post(f"{system.servers.livekit_url}/_standin/{control}", json=given).raise_for_status()
 
 
 def tell(system: System, event: dict[str, Any]) -> int:

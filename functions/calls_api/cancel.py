@@ -63,6 +63,7 @@ def cancel(parts: Cancelling, call: Call) -> None:
 def hang_up_now(parts: Cancelling, call: Call) -> None:
     """Best effort: the request is written, and the reconciler repeats this until the phone is gone."""
     # Imported here: the LiveKit client takes longer to import than every other route to answer.
+    from dial_worker.hang_up import hang_up_phone
     from dial_worker.livekit_sip import connect
 
     async def hang_up() -> None:
@@ -71,7 +72,7 @@ def hang_up_now(parts: Cancelling, call: Call) -> None:
             give_up = parts.clock() + parts.durations.hang_up_patience * 1000
             while seen is not None and not seen.ended:
                 answered = seen.status == "in_progress"
-                if await livekit.hang_up(seen.roomName, seen.identity, answered=answered) or answered:
+                if await hang_up_phone(parts.calls, livekit, seen, answered=answered) or answered:
                     return
                 if parts.clock() >= give_up:
                     return

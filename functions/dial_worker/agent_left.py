@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 from dial_worker.dial import Dialling
-from dial_worker.hanging_up import hang_up
+from dial_worker.hang_up import delete_room, hang_up_call
 from shared.ending import clear_with_room, end_call
 from shared.errors import LiveKitError
 from shared.telemetry import logger
@@ -26,13 +27,12 @@ async def look_for_agent(parts: Dialling, call_id: str) -> None:
         if view.accompanied:
             await asyncio.to_thread(parts.calls.note_missing, call, call.checkAt, agentMissingSince=None)
             return
-        hung_up = await hang_up(parts.calls, parts.livekit, call, "agent_left", parts.clock)
+        hung_up = await hang_up_call(parts.calls, parts.livekit, call, "agent_left", parts.clock)
         if hung_up is None:
             return
         ended = await asyncio.to_thread(end_call, parts.calls, *hung_up, parts.durations, parts.clock)
         if ended is not None:
-            await clear_with_room(
-                parts.calls, parts.workspaces, ended, lambda call: parts.livekit.delete_room(call.roomName)
-            )
+            delete = functools.partial(delete_room, parts.calls, parts.livekit)
+            await clear_with_room(parts.calls, parts.workspaces, ended, delete)
     except LiveKitError as exc:
         logger.warning("agent not looked for", extra={"call_id": call_id, "livekit": str(exc)})

@@ -24,6 +24,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Literal
 
+from dial_worker.hang_up import delete_room, hang_up_phone
 from dial_worker.livekit_sip import LiveKit, RoomView
 from dial_worker.outcomes import (
     ANSWERED,
@@ -199,7 +200,7 @@ async def _prepare_room(parts: Dialling, workspace: Workspace, call: Call) -> st
     """Makes the room with its agent dispatched. Returns the room's sid."""
     if call.attempts > 1:
         # CreateRoom ignores the agents of a room that exists, and those of the last attempt are spent.
-        await parts.livekit.delete_room(call.roomName)
+        await delete_room(parts.calls, parts.livekit, call)
     return await parts.livekit.create_room(
         call.roomName, compact({"callId": call.callId}), workspace.agentName, _agent_metadata(parts, call)
     )
@@ -314,14 +315,13 @@ async def _not_answered(parts: Dialling, call: Call, error: LiveKitError, rang_o
         case Verdict(kind="end", outcome=Outcome() as outcome):
             await _end_dial(parts, call, outcome, error)
         case Verdict(kind="over"):
-            seen = await _told(parts, call, error)
-            if seen is None or not _still_mine(seen, call):
-                return
             view = await _view(parts, call)
-            if view is not None and view.call_status is None:
-                await _end_dial(parts, seen, uncoded_outcome(error.code, seen.left, rang_out=rang_out), error)
-            else:
+            if view is None or view.call_status is not None:
                 await _find_out(parts, call, error)
+                return
+            seen = await _told(parts, call, error)
+            if seen is not None and _still_mine(seen, call):
+                await _end_dial(parts, seen, uncoded_outcome(error.code, seen.left, rang_out=rang_out), error)
         case _:
             await _find_out(parts, call, error, unsent=judged.kind == "unsent")
 
@@ -393,7 +393,7 @@ async def _view(parts: Dialling, call: Call) -> RoomView | None:
 async def _hung_up(parts: Dialling, call: Call) -> bool:
     """Hangs up a phone that rings. False: it is not in the room, although LiveKit listed it there."""
     try:
-        return await parts.livekit.hang_up(call.roomName, call.identity, answered=False)
+        return await hang_up_phone(parts.calls, parts.livekit, call, answered=False)
     except LiveKitError:
         return True
 
@@ -440,7 +440,7 @@ async def _clear(parts: Dialling, call: Call) -> None:
 async def _delete_room(parts: Dialling, call: Call) -> bool:
     """False: the room could not be deleted, or was an orphan, whose agent may come back."""
     try:
-        return await parts.livekit.delete_room(call.roomName)
+        return await delete_room(parts.calls, parts.livekit, call)
     except LiveKitError as exc:
         logger.warning("room not deleted", extra={"call_id": call.callId, "livekit": str(exc)})
         return False

@@ -118,21 +118,19 @@ class LiveKit:
             )
         return True
 
-    async def delete_room(self, name: str) -> bool:
-        """Ends the room and everything in it; a room that is not there is no error.
+    async def delete_room(self, name: str) -> None:
+        """Ends the room and everything in it; a room that is not there is no error. Raises OrphanRoom."""
+        with _absent_is_fine(), _livekit_errors():
+            await self._client.room.delete_room(api.DeleteRoomRequest(room=name))
 
-        Returns False when it was an orphan, which held no phone, whatever LiveKit listed in it. Making it anew and
-        deleting it removes it; that dispatches its agent once more, so a later look must delete it again.
+    async def remove_orphan(self, name: str) -> None:
+        """Removes a room whose server has crashed: made anew it can be deleted (measured on livekit-server 1.13).
+
+        LiveKit dispatches the room's agent once more, which may make the room again: a later look must delete it.
         """
-        try:
-            with _absent_is_fine(), _livekit_errors():
-                await self._client.room.delete_room(api.DeleteRoomRequest(room=name))
-        except OrphanRoom:
-            with _absent_is_fine(), _livekit_errors():
-                await self._client.room.create_room(api.CreateRoomRequest(name=name))
-                await self._client.room.delete_room(api.DeleteRoomRequest(room=name))
-            return False
-        return True
+        with _absent_is_fine(), _livekit_errors():
+            await self._client.room.create_room(api.CreateRoomRequest(name=name))
+            await self._client.room.delete_room(api.DeleteRoomRequest(room=name))
 
     async def remove_participant(self, room: str, identity: str) -> bool:
         """Takes the phone out of the room: CANCEL while it rings, BYE when answered. False: it is not there.
@@ -149,15 +147,6 @@ class LiveKit:
                 raise
             return False
         return True
-
-    async def hang_up(self, room: str, identity: str, *, answered: bool) -> bool:
-        """Hangs up a phone. Returns False when it was not in the room, or the room was an orphan.
-
-        Before the answer the room stays: a dial under way would make it again, without an agent.
-        """
-        if answered:
-            return await self.delete_room(room)
-        return await self.remove_participant(room, identity)
 
     async def view_room(self, room: str, identity: str) -> RoomView:
         """Who is there now. An absent room has nobody in it."""
@@ -241,11 +230,8 @@ def _error_of(exc: api.ServerError) -> LiveKitError:
     if code == "unknown":
         # Not Twirp JSON: a proxy in front of LiveKit answered, LiveKit may have got the request.
         return LiveKitUnclear(exc.status)
-    if not isinstance(exc, api.SipCallError):
-        return LiveKitError(code, exc.status)
-    # A SIP answer whose code cannot be read is a SIP answer all the same: 0.
     sip = str(exc.metadata.get("sip_status_code")) if isinstance(exc.metadata, dict) else ""
-    return LiveKitError(code, exc.status, int(sip) if re.fullmatch("[3-6][0-9]{2}", sip) else 0)
+    return LiveKitError(code, exc.status, int(sip) if re.fullmatch("[3-6][0-9]{2}", sip) else None)
 
 
 @contextmanager

@@ -53,9 +53,9 @@ class Verdict:
 
 
 def sip_outcome(code: int) -> Outcome:
-    """The end a carrier's final response gives a call. code: 300 to 699; 0 when it could not be read."""
+    """The end a carrier's final response gives a call. code: 300 to 699."""
     default = _CARRIER_RETRY if 500 <= code < 600 else _CARRIER
-    return dataclasses.replace(SIP_CODES.get(code, default), sip_status_code=code or None)
+    return dataclasses.replace(SIP_CODES.get(code, default), sip_status_code=code)
 
 
 def verdict(error: LiveKitError) -> Verdict:

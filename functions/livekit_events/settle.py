@@ -143,8 +143,9 @@ def _room_finished(parts: Settling, call: Call) -> Settled:
         call = answered
     if call.status == "in_progress":
         return _end(parts, call, answered_outcome(None))
-    # A room of a call that was never fenced may be an earlier attempt's: the reconciler clears such a call.
-    if call.ended and call.dueShard is not None and call.dialedAt is not None:
+    # A room of a call that was never fenced may be an earlier attempt's, and an orphan's agent may make it again:
+    # the reconciler clears such calls.
+    if call.ended and call.dueShard is not None and call.dialedAt is not None and not call.orphanRoom:
         clear(parts.calls, parts.workspaces, call)
         return "cleared"
     return "ignored"

@@ -21,7 +21,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 
-from dial_worker.hanging_up import HANG_UP_REQUESTS, hang_up
+from dial_worker.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
 from dial_worker.livekit_sip import ROOMS_PER_REQUEST, LiveKit, Presence, RoomView
 from dial_worker.outcomes import ANSWERED, answered_outcome, left_outcome
 from shared.call import Call, Outcome
@@ -177,7 +177,7 @@ async def _dialing(parts: Reconciling, call: Call) -> str:
         if call.hangup is None:
             return await _postpone_to(parts, call, call.leaseUntil)
         parts.spend_request()
-        await parts.livekit.hang_up(call.roomName, call.identity, answered=False)
+        await hang_up_phone(parts.calls, parts.livekit, call, answered=False)
         return await _postpone(parts, call, parts.durations.second_look)
     longest = (call.ringTimeoutSeconds + call.maxDurationSeconds) * parts.durations.scale
     if now >= (call.dialedAt or 0) + int((longest + parts.durations.end_margin) * 1000):
@@ -188,7 +188,7 @@ async def _dialing(parts: Reconciling, call: Call) -> str:
     status = _credible_status(parts, call, view)
     if status is not None and call.hangup is not None:
         parts.spend_request()
-        if await parts.livekit.hang_up(call.roomName, call.identity, answered=status in ANSWERED):
+        if await hang_up_phone(parts.calls, parts.livekit, call, answered=status in ANSWERED):
             return await _postpone(parts, call, parts.durations.second_look)
         status = None
     if status is None:
@@ -270,7 +270,7 @@ async def _alive(parts: Reconciling, call: Call, limit: int) -> str:
 async def _hang_up(parts: Reconciling, call: Call, reason: str) -> str:
     for _ in range(HANG_UP_REQUESTS):
         parts.spend_request()
-    hung_up = await hang_up(parts.calls, parts.livekit, call, reason, parts.clock)
+    hung_up = await hang_up_call(parts.calls, parts.livekit, call, reason, parts.clock)
     if hung_up is None:
         return await _postpone(parts, call, parts.durations.second_look)
     return await _end(parts, *hung_up)
@@ -335,7 +335,7 @@ async def _clear(parts: Reconciling, call: Call) -> str:
 
 async def _delete_room(parts: Reconciling, call: Call) -> bool:
     parts.spend_request()
-    return await parts.livekit.delete_room(call.roomName)
+    return await delete_room(parts.calls, parts.livekit, call)
 
 
 def _missing_long_enough(parts: Reconciling, since: int | None) -> bool:

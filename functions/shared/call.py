@@ -110,6 +110,8 @@ class Call:
     missingSince: int | None = None
     agentMissingSince: int | None = None
     endedAt: int | None = None
+    # Its room was left over from a LiveKit server that crashed; once removed, its agent may make it again.
+    orphanRoom: bool = False
     # Epoch ms: a receiver answered 410, no more webhooks of this call.
     webhooksStoppedAt: int | None = None
     # Epoch ms: it came back from a backup, which does not know what became of it (admin/restore.py).

@@ -310,6 +310,10 @@ class CallStore:
             mine=lambda call: call.hangup == {"reason": reason, "at": now},
         )
 
+    def note_orphan(self, call_id: str) -> Write:
+        """Keeps that the room was an orphan: that it closed does not mean that it stays away."""
+        return self._update(call_id, "SET orphanRoom = :yes", "attribute_exists(pk)", {":yes": True})
+
     def leave_due(self, call_id: str) -> Write:
         """Room and slot of an ended call are cleared: nothing is due any more."""
         return self._update(

@@ -8,7 +8,6 @@ import pytest
 
 from dial_worker.outcomes import (
     SIP_CODES,
-    Verdict,
     answered_outcome,
     is_configuration_fault,
     left_outcome,
@@ -35,11 +34,6 @@ def test_every_sip_code_ends_the_call_and_is_kept(code: int) -> None:
         assert judged.outcome.sip_status_code == code
         assert judged.outcome.status in TRANSITIONS["dialing"]
         assert judged.outcome.reason in get_args(EndReason)
-
-
-def test_an_unreadable_sip_code_is_still_a_sip_answer() -> None:
-    judged = verdict(LiveKitError("unavailable", 503, 0))
-    assert judged == Verdict("end", Outcome("failed", "carrier_error"))
 
 
 def test_a_carriers_own_5xx_ends_the_call_and_may_be_tried_anew_by_the_client() -> None:

@@ -1,0 +1,59 @@
+"""Hanging up: a phone that rings, a call that was answered, and the room behind them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from dial_worker.livekit_sip import LiveKit, OrphanRoom
+from shared.call import Call, Outcome
+from shared.call_store import CallStore
+
+# How many requests to LiveKit `hang_up_call` makes.
+HANG_UP_REQUESTS = 3
+
+
+async def delete_room(calls: CallStore, livekit: LiveKit, call: Call) -> bool:
+    """Deletes the call's room, and hangs up whoever is in it. Raises LiveKitError.
+
+    Returns False when it was an orphan: its server had crashed, so no phone was in it, whatever LiveKit listed.
+    Its removal dispatches its agent once more.
+    """
+    try:
+        await livekit.delete_room(call.roomName)
+    except OrphanRoom:
+        # First, so that the removal's `room_finished` does not take the call out of the index of what is due.
+        await asyncio.to_thread(calls.note_orphan, call.callId)
+        await livekit.remove_orphan(call.roomName)
+        return False
+    return True
+
+
+async def hang_up_phone(calls: CallStore, livekit: LiveKit, call: Call, *, answered: bool) -> bool:
+    """Hangs up the phone. Returns False when it was not in the room, or the room was an orphan.
+
+    Before the answer the room stays: a dial under way would make it again, without an agent. Raises LiveKitError.
+    """
+    if answered:
+        return await delete_room(calls, livekit, call)
+    return await livekit.remove_participant(call.roomName, call.identity)
+
+
+async def hang_up_call(
+    calls: CallStore, livekit: LiveKit, call: Call, reason: str, clock: Callable[[], int]
+) -> tuple[Call, Outcome] | None:
+    """Ends an answered call: writes the request to hang up, deletes the room, looks whether the phone is off.
+
+    Returns the call and its outcome when the phone is off; None when it is still on, or the call has moved on.
+    Raises LiveKitError or StoreError; the reconciler repeats it until the phone is off.
+    """
+    if call.hangup is None:
+        write = await asyncio.to_thread(calls.ask_to_hang_up, call, reason, clock())
+        if not write.won or write.call is None:
+            return None
+        call = write.call
+    was_on = (await livekit.view_room(call.roomName, call.identity)).call_status is not None
+    ended_it = await delete_room(calls, livekit, call)
+    if (await livekit.view_room(call.roomName, call.identity)).call_status is not None:
+        return None
+    return call, Outcome("completed", "disconnected", inferred=not (was_on and ended_it))

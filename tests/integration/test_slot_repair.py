@@ -1,0 +1,62 @@
+"""A slot that was taken for a call that is over is found and freed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from reconcile_calls.reconcile import repair_slots
+from tests.hooks import change_durations
+from tests.system import System, demo_workspace
+
+
+def repairs(monkeypatch: pytest.MonkeyPatch, system: System) -> None:
+    """Every run of the reconciler compares the slots, not each fifth."""
+    change_durations(monkeypatch, system, "reconcile_calls", slot_repair=0.001)
+
+
+def test_a_slot_taken_again_after_the_end_is_freed(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK sent the write twice; its second copy is carried out when the call has long been cleared."""
+    repairs(monkeypatch, system)
+    call_id = system.place()
+    system.run_until(lambda: system.ended(call_id) and "dueShard" not in system.item(call_id))
+    assert system.workspaces.take_slot("demo", call_id, 10)
+    system.workspaces.take_slot("demo", "0123456789abcdef01234567", 10)
+    system.reconcile()
+    assert system.workspaces.active_calls("demo") == frozenset()
+
+
+def test_calls_that_wait_or_talk_keep_their_slots(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    repairs(monkeypatch, system)
+    talks, waits = system.place("+15550000012"), system.place("+15550000000")
+    system.workspaces.take_slot("demo", waits, 10)
+    system.dial()
+    system.reconcile()
+    assert talks in system.workspaces.active_calls("demo")
+
+
+def test_every_workspace_is_looked_at_however_many_there_are(system: System) -> None:
+    """More calls than DynamoDB reads at once, in more items than one page of a scan."""
+    for number in range(3):
+        system.workspaces.put(dataclasses.replace(demo_workspace(), workspaceId=f"tenant-{number}"))
+        for call in range(120):
+            system.workspaces.take_slot(f"tenant-{number}", f"{number}{call:023x}", 1000)
+    live = system.place("+15550000012")
+    system.dial()
+    parts = _parts(system)
+    repair_slots(parts)
+    assert [system.workspaces.active_calls(f"tenant-{number}") for number in range(3)] == [frozenset()] * 3
+    assert system.workspaces.active_calls("demo") == {live}
+
+
+def _parts(system: System) -> Any:
+    module = system.modules["reconcile_calls"]
+
+    @dataclasses.dataclass
+    class Parts:
+        calls: Any = module.calls
+        workspaces: Any = module.workspaces
+
+    return Parts()
