@@ -56,10 +56,16 @@ class RoomsInMemory(LiveKit):
         if name not in self.keeps:
             self.rooms.pop(name, None)
 
-    async def remove_participant(self, room: str, identity: str) -> None:
+    async def remove_participant(self, room: str, identity: str) -> bool:
         self._request("RemoveParticipant")
         if room in self.rooms and room not in self.keeps:
             self.rooms[room] = RoomView(None, self.rooms[room].agent_present)
+            return True
+        return False
+
+    async def dispatch_agent_again(self, room: str, agent_name: str, agent_metadata: str) -> bool:
+        self._request("ListDispatch")
+        return False
 
     async def view_room(self, room: str, identity: str) -> RoomView:
         self._request("ListParticipants")

@@ -51,14 +51,19 @@ class OrphanRoom(LiveKitError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RoomView:
-    """Who is in a room. call_status: the phone's `sip.callStatus`, None when it is not there. accompanied: an
-    agent or a second phone is there to talk to. joined_at: epoch ms at which the phone joined, 0 without one.
+    """Who is in a room. call_status: the phone's `sip.callStatus`, None when it is not there. other_present: a
+    second phone or another person. joined_at: epoch ms at which the phone joined, 0 without one.
     """
 
     call_status: str | None
     agent_present: bool
-    accompanied: bool = False
+    other_present: bool = False
     joined_at: int = 0
+
+    @property
+    def accompanied(self) -> bool:
+        """Whether the phone has somebody to talk to."""
+        return self.agent_present or self.other_present
 
 
 @asynccontextmanager
@@ -165,9 +170,10 @@ class LiveKit:
                     call_status=participant.attributes.get(CALL_STATUS, "dialing"),
                     joined_at=participant.joined_at_ms or participant.joined_at * 1000,
                 )
-            elif active:
-                agent = participant.kind == ParticipantInfo.Kind.AGENT
-                view = dataclasses.replace(view, agent_present=view.agent_present or agent, accompanied=True)
+            elif active and participant.kind == ParticipantInfo.Kind.AGENT:
+                view = dataclasses.replace(view, agent_present=True)
+            elif active and participant.kind != ParticipantInfo.Kind.EGRESS:
+                view = dataclasses.replace(view, other_present=True)
         return view
 
     async def rooms_present(self, names: list[str]) -> dict[str, Presence]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -46,9 +47,16 @@ def test_a_snapshot_is_the_call_as_it_was_after_that_event() -> None:
     assert snapshot(CALL, 5)["durationSeconds"] == 60
 
 
-def test_a_body_never_changes_whatever_happens_to_the_call_later() -> None:
-    import dataclasses
+@pytest.mark.parametrize("noticed", ["call.answered", "call.ended"])
+def test_a_duration_is_not_invented_where_the_answer_or_the_end_was_only_noticed(noticed: str) -> None:
+    events = tuple(entry | {"inferred": True} if entry["type"] == noticed else entry for entry in CALL.events)
+    view = snapshot(dataclasses.replace(CALL, events=events), 5)
+    assert view["durationSeconds"] is None
+    assert view["answeredAt"] is not None
+    assert view["endedAt"] is not None
 
+
+def test_a_body_never_changes_whatever_happens_to_the_call_later() -> None:
     before = [webhook_body(dataclasses.replace(CALL, events=CALL.events[:n]), n) for n in range(1, 6)]
     later = dataclasses.replace(CALL, status="failed", leaseId="x", left={"reason": "X"}, checkAt=1)
     assert [webhook_body(later, n) for n in range(1, 6)] == before
