@@ -18,7 +18,8 @@ from admin.terminal import Terminal, UsageError, card
 from shared.call import Call, iso
 from shared.call_store import CallStore
 from shared.clock import now_ms
-from shared.delivery_store import MAXIMUM_ATTEMPTS_LISTED, Delivery, DeliveryStore
+from shared.delivery_store import Delivery, DeliveryStore
+from shared.table_keys import RETENTION_SECONDS
 
 PAGE = 100
 # Requests to DynamoDB side by side; a client keeps 20 connections.
@@ -26,7 +27,7 @@ THREADS = 10
 
 # What there is to do for a delivery, and what keeps one from it.
 DEAD, WAITING, NEVER_MADE = "dead", "waiting", "neverMade"
-DUE, UNDER_WAY, STOPPED, EXHAUSTED, DELIVERED = "due", "underWay", "stopped", "attemptedTooOften", "delivered"
+DUE, UNDER_WAY, STOPPED, DELIVERED = "due", "underWay", "stopped", "delivered"
 REDRIVEN = (DEAD, WAITING, NEVER_MADE)
 
 
@@ -57,7 +58,7 @@ def redrive(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> 
         "Redrive?",
     )
     redriven = 0
-    for done, changed in enumerate(_make_due(place.deliveries, found), start=1):
+    for done, changed in enumerate(_make_due(place.calls, place.deliveries, found), start=1):
         redriven += changed
         terminal.progress(done, len(found), "made due")
     text = f"{_events(redriven)} made due."
@@ -125,16 +126,16 @@ def _state(call: Call, row: Delivery, now: int) -> str:
         return UNDER_WAY
     if row.state == "pending" and row.nextAttemptAt <= now:
         return DUE
-    if len(row.attempts) >= MAXIMUM_ATTEMPTS_LISTED:
-        return EXHAUSTED
     return DEAD if row.state == "dead" else WAITING
 
 
-def _make_due(deliveries: DeliveryStore, found: list[Delivery]) -> Iterator[bool]:
-    """Whether each was made due, as it is done."""
+def _make_due(calls: CallStore, deliveries: DeliveryStore, found: list[Delivery]) -> Iterator[bool]:
+    """Whether each was made due, as it is done. Not without its call's record, which lives until it is over."""
 
     def one(row: Delivery) -> bool:
         now = now_ms()
+        if not calls.keep(row.callId, now // 1000 + RETENTION_SECONDS):
+            return False
         if deliveries.get(row.callId, row.sequence) is None:
             deliveries.create(row.callId, row.workspaceId, row.sequence, now, now)
             return True
@@ -153,7 +154,6 @@ def _told(seen: collections.Counter[str]) -> str:
         DUE: "Due already",
         UNDER_WAY: "Under way",
         STOPPED: "Stopped by 410",
-        EXHAUSTED: "Attempted too often",
         DELIVERED: "Delivered",
     }
     return card([(name, f"{seen[key]:,}") for key, name in names.items()])

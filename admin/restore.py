@@ -65,7 +65,7 @@ def restored_and_open(calls: CallStore) -> Iterator[Call]:
     """As they stand. Every call that has not ended is in the index of what is due."""
     for shard in range(SHARDS):
         for page in calls.due(shard, FOR_EVER):
-            found, _ = calls.get_many([key for key in page if key[1] == "CALL"])
+            found = calls.get_many(call_id for call_id, sort_key in page if sort_key == "CALL")
             yield from (call for call in found if call.restoredAt is not None and not call.ended)
 
 

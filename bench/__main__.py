@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "functions"))
 
 
 def main(names: list[str]) -> None:
-    from bench import cold, dial, size, warm, webhooks
+    from bench import cold, dial, reconcile, size, warm, webhooks
 
     benches = {
         "size": size.main,
@@ -17,6 +17,7 @@ def main(names: list[str]) -> None:
         "warm": warm.main,
         "dial": dial.main,
         "webhooks": webhooks.main,
+        "reconcile": reconcile.main,
     }
     for name in names or benches:
         benches[name]()

@@ -536,4 +536,4 @@ def forget(cache: Any) -> None:
     if hasattr(cache, "_held"):
         cache._held.clear()
     if hasattr(cache, "_secret"):
-        cache._secret = None
+        cache._secret = cache._failure = None

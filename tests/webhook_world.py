@@ -19,8 +19,8 @@ import httpx
 
 from reconcile_calls.reconcile import Reconciling, reconcile
 from shared.call import Call, event, iso
-from shared.call_store import CallStore
-from shared.delivery_store import MAXIMUM_ATTEMPTS_LISTED, Delivery, DeliveryStore, State, sort_key
+from shared.call_store import CallStore, Due
+from shared.delivery_store import ATTEMPTS_LISTED, Delivery, DeliveryStore, State, sort_key
 from shared.durations import Durations
 from shared.queues import Queue
 from shared.table_keys import due_shard
@@ -96,9 +96,11 @@ class Clock:
 
 @dataclasses.dataclass
 class Table:
-    """CallsTable in memory: the calls, and the deliveries by call id and sequence."""
+    """CallsTable in memory: the calls, and the deliveries by call id and sequence. kept: until when a call is to
+    live at least, epoch seconds."""
 
     calls: dict[str, Call] = dataclasses.field(default_factory=dict)
+    kept: dict[str, int] = dataclasses.field(default_factory=dict)
     rows: dict[tuple[str, int], Delivery] = dataclasses.field(default_factory=dict)
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
@@ -130,8 +132,16 @@ class MemoryDeliveries(DeliveryStore):
             sequence,
             lambda row: row.state == "pending" and row.nextAttemptAt <= now and row.leaseUntil < now,
             lambda row: dataclasses.replace(
-                row, leaseId=lease, leaseUntil=until, checkAt=until, attempt=row.attempt + 1
+                row, leaseId=lease, leaseUntil=until, checkAt=until, begun=row.begun + 1
             ),
+        )
+
+    def release(self, delivery: Delivery) -> None:
+        self._change(
+            delivery.callId,
+            delivery.sequence,
+            lambda row: row.leaseId == delivery.leaseId,
+            lambda row: dataclasses.replace(row, leaseId=None, leaseUntil=0, begun=row.begun - 1),
         )
 
     def finish(
@@ -144,7 +154,9 @@ class MemoryDeliveries(DeliveryStore):
             lambda row: dataclasses.replace(
                 row,
                 state=state,
-                attempts=(*row.attempts, attempt),
+                attempt=delivery.attempt + 1,
+                begun=0,
+                attempts=(*delivery.attempts, attempt)[-ATTEMPTS_LISTED:],
                 nextAttemptAt=next_attempt_at,
                 leaseId=None,
                 leaseUntil=0,
@@ -161,7 +173,7 @@ class MemoryDeliveries(DeliveryStore):
         return self._change(
             call_id,
             sequence,
-            lambda row: row.leaseUntil < now and len(row.attempts) < MAXIMUM_ATTEMPTS_LISTED,
+            lambda row: row.leaseUntil < now,
             lambda row: dataclasses.replace(new, attempts=row.attempts, checkAt=check_at, replayed=True),
         )
 
@@ -169,13 +181,16 @@ class MemoryDeliveries(DeliveryStore):
         made = self._change(
             seen.callId,
             seen.sequence,
-            lambda row: (
-                (row.state, row.attempt) == (seen.state, seen.attempt)
-                and row.leaseUntil < now
-                and len(row.attempts) < MAXIMUM_ATTEMPTS_LISTED
-            ),
+            lambda row: (row.state, row.attempt) == (seen.state, seen.attempt) and row.leaseUntil < now,
             lambda row: dataclasses.replace(
-                row, state="pending", attempt=0, nextAttemptAt=now, checkAt=now, leaseId=None, leaseUntil=0
+                row,
+                state="pending",
+                attempt=0,
+                begun=0,
+                nextAttemptAt=now,
+                checkAt=now,
+                leaseId=None,
+                leaseUntil=0,
             ),
         )
         return made is not None
@@ -216,6 +231,13 @@ class MemoryCalls(CallStore):
     def get(self, call_id: str) -> Call | None:
         return self._process.run(lambda: self._memory.calls.get(call_id))
 
+    def keep(self, call_id: str, until: int) -> bool:
+        def keep() -> bool:
+            self._memory.kept[call_id] = until
+            return call_id in self._memory.calls
+
+        return self._process.run(keep)
+
     def stop_webhooks(self, call_id: str, now: int) -> None:
         def stop() -> None:
             call = self._memory.calls[call_id]
@@ -233,8 +255,9 @@ class MemoryCalls(CallStore):
             if row.checkAt is not None and row.checkAt <= now and due_shard(row.callId) == shard
         ]
 
-    def get_many(self, keys: list[tuple[str, str]]) -> tuple[list[Call], list[Delivery]]:
-        return [], [self._memory.rows[call_id, int(key.removeprefix("DELIVERY#"))] for call_id, key in keys]
+    def read_due(self, keys: list[tuple[str, str]]) -> Due:
+        rows = [self._memory.rows[call_id, int(key.removeprefix("DELIVERY#"))] for call_id, key in keys]
+        return Due([], [dataclasses.replace(row, attempts=()) for row in rows], [])
 
 
 class MemoryWorkspaces(WorkspaceStore):

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from shared.call import Call, compact, event_id_of, iso
-from shared.delivery_store import MAXIMUM_ATTEMPTS_LISTED, Delivery, DeliveryStore
+from shared.call_store import CallStore
+from shared.delivery_store import Delivery, DeliveryStore
 from shared.durations import Durations
 from shared.errors import RequestRefused
 from shared.queues import Queue
+from shared.table_keys import RETENTION_SECONDS
 
 
 def deliveries_view(deliveries: DeliveryStore, call: Call) -> str:
-    """Every event of the call with every attempt at its webhook, as JSON text.
+    """Every event of the call with the last attempts at its webhook, as JSON text.
 
     An event whose delivery is still being made is `pending` without attempts; a call without a callback URL
     has no deliveries.
@@ -27,22 +29,23 @@ def deliveries_view(deliveries: DeliveryStore, call: Call) -> str:
 
 
 def replay(
-    deliveries: DeliveryStore, webhook_queue: Queue, call: Call, sequence: str, durations: Durations, now: int
-) -> None:
+    calls: CallStore, deliveries: DeliveryStore, webhook_queue: Queue, call: Call, sequence: str,
+    durations: Durations, now: int,
+) -> None:  # fmt: skip
     """Sends one event again, from the beginning of its schedule: the same id, the same bytes.
 
-    Raises RequestRefused: 404 when there is no such delivery, 409 while an attempt is under way.
+    Raises RequestRefused: 404 when there is no such delivery or the call's record has expired meanwhile, 409 while
+    an attempt is under way.
     """
     number = int(sequence[:6]) if sequence.isascii() and sequence.isdigit() else 0
     if call.callbackUrl is None or not 1 <= number <= len(call.events):
         raise RequestRefused(404, "delivery_not_found", "This call has no such delivery")
+    # First: the record lives to the schedule's end, or nothing was accepted.
+    if not calls.keep(call.callId, now // 1000 + RETENTION_SECONDS):
+        raise RequestRefused(404, "call_not_found", "This call has expired")
     check_at = now + int(durations.webhook_grace * 1000)
     if deliveries.replay(call.callId, call.workspaceId, number, now, check_at) is None:
-        raise RequestRefused(
-            409,
-            "attempt_under_way",
-            f"An attempt is under way, or this event was attempted {MAXIMUM_ATTEMPTS_LISTED} times",
-        )
+        raise RequestRefused(409, "attempt_under_way", "An attempt is under way")
     webhook_queue.send({"callId": call.callId, "sequence": number}, group=call.workspaceId)
 
 
@@ -61,6 +64,7 @@ def _delivery_view(call: Call, sequence: int, row: Delivery | None) -> dict[str,
                 "status": attempt.get("status"),
                 "error": attempt.get("error"),
                 "answer": attempt.get("answer"),
+                "location": attempt.get("location"),
             }
             for attempt in (row.attempts if row is not None else ())
         ],

@@ -74,7 +74,7 @@ def get_deliveries(event: Event) -> Answer:
 def post_replay(event: Event) -> Answer:
     call = _call(event)
     sequence = event["pathParameters"]["sequence"]
-    replay(deliveries, webhook_queue, call, sequence, settings.durations, now_ms())
+    replay(calls, deliveries, webhook_queue, call, sequence, settings.durations, now_ms())
     logger.info("replay accepted", extra={"call_id": call.callId, "sequence": sequence})
     return answer(
         200,

@@ -39,7 +39,7 @@ def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
 
 async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, Any]:
     """Dials every message's call; one that raises touches no other and is reported by its own id."""
-    async with connect(livekit_secret.get(), settings.durations.livekit_request) as livekit:
+    async with connect(livekit_secret.get, settings.durations.livekit_request) as livekit:
         parts = Dialling(
             calls=calls,
             workspaces=workspaces,

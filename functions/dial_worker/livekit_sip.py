@@ -6,11 +6,12 @@ LiveKitUnclear (sent, outcome unknown).
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Literal
+from typing import Any, Literal, cast
 
 import aiohttp
 from google.protobuf.duration_pb2 import Duration
@@ -19,7 +20,7 @@ from livekit import api
 from livekit.protocol.agent import Job, JobStateReason, JobStatus
 from livekit.protocol.models import ParticipantInfo
 
-from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
+from shared.errors import LiveKitError, LiveKitSecretUnreadable, LiveKitUnclear, LiveKitUnreachable, StoreError
 from shared.livekit_secret import LiveKitSecret
 
 CALL_STATUS = "sip.callStatus"
@@ -67,20 +68,80 @@ class RoomView:
 
 
 @asynccontextmanager
-async def connect(secret: LiveKitSecret, request_timeout: float) -> AsyncIterator[LiveKit]:
+async def connect(read_secret: Callable[[], LiveKitSecret], request_timeout: float) -> AsyncIterator[LiveKit]:
     """A client for one invocation (its session belongs to the running loop). request_timeout: seconds.
 
-    `failover=False`: on LiveKit Cloud the client would otherwise send CreateSIPParticipant up to three times,
-    and LiveKit does not recognise a repeated one.
+    read_secret is called at the first request; its StoreError fails that request as LiveKitSecretUnreadable. So a
+    secret that cannot be read stops nothing that does not need LiveKit.
     """
-    async with api.LiveKitAPI(
-        secret.url,
-        secret.apiKey,
-        secret.apiSecret,
-        timeout=aiohttp.ClientTimeout(total=request_timeout),
-        failover=False,
-    ) as client:
-        yield LiveKit(client)
+    client = _LazyClient(read_secret, request_timeout)
+    try:
+        yield LiveKit(cast(api.LiveKitAPI, client))
+    finally:
+        await client.aclose()
+
+
+class _LazyClient:
+    """api.LiveKitAPI, made when the first method of one of its services is called."""
+
+    def __init__(self, read_secret: Callable[[], LiveKitSecret], request_timeout: float) -> None:
+        self._read_secret = read_secret
+        self._request_timeout = request_timeout
+        self._making: asyncio.Task[api.LiveKitAPI] | None = None
+        self._client: api.LiveKitAPI | None = None
+
+    def __getattr__(self, service: str) -> _LazyService:
+        return _LazyService(self, service)
+
+    async def made(self) -> api.LiveKitAPI:
+        """Raises LiveKitSecretUnreadable. Requests that come meanwhile wait for the same read; the next one reads
+        again.
+        """
+        if self._making is None:
+            self._making = asyncio.create_task(self._make())
+        making = self._making
+        try:
+            # A request that is given up takes the read away from none of the others.
+            return await asyncio.shield(making)
+        except Exception:
+            if self._making is making:
+                self._making = None
+            raise
+
+    async def _make(self) -> api.LiveKitAPI:
+        try:
+            secret = await asyncio.to_thread(self._read_secret)
+        except StoreError as exc:
+            raise LiveKitSecretUnreadable from exc
+        # `failover=False`: on LiveKit Cloud the client would otherwise send CreateSIPParticipant up to three
+        # times, and LiveKit does not recognise a repeated one.
+        self._client = api.LiveKitAPI(
+            secret.url,
+            secret.apiKey,
+            secret.apiSecret,
+            timeout=aiohttp.ClientTimeout(total=self._request_timeout),
+            failover=False,
+        )
+        return self._client
+
+    async def aclose(self) -> None:
+        if self._making is not None:
+            await asyncio.wait([self._making])
+        if self._client is not None:
+            await self._client.aclose()
+
+
+class _LazyService:
+    def __init__(self, client: _LazyClient, name: str) -> None:
+        self._client = client
+        self._name = name
+
+    def __getattr__(self, method: str) -> Any:
+        async def request(*given: Any, **named: Any) -> Any:
+            service = getattr(await self._client.made(), self._name)
+            return await getattr(service, method)(*given, **named)
+
+        return request
 
 
 class LiveKit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dial_worker.livekit_sip import connect
@@ -29,6 +30,8 @@ livekit_secret = LiveKitSecretCache(
     aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
 )
 runner = asyncio.Runner()
+# Requests to AWS that are under way at a time, each with an item in its answer: as many as there are connections.
+runner.get_loop().set_default_executor(ThreadPoolExecutor(20, thread_name_prefix="aws"))
 
 
 def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, int]:
@@ -36,7 +39,7 @@ def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, int]:
 
 
 async def run(context: Any) -> dict[str, int]:
-    async with connect(livekit_secret.get(), settings.durations.livekit_look) as livekit:
+    async with connect(livekit_secret.get, settings.durations.livekit_look) as livekit:
         parts = Reconciling(
             calls=calls,
             deliveries=deliveries,

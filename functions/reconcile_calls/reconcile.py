@@ -1,8 +1,9 @@
 """Every minute: everything that is due is looked at, what has ended is ended, what was lost is sent again.
 
 The index of what is due may be stale, so each decision rests on a consistent read of the item, and each write
-repeats what was read as its condition. A run is bounded: pages of every shard side by side, until the index is
-empty or its time or its LiveKit requests are spent; what is left is the oldest of the next run.
+repeats what was read as its condition. A run is bounded: it takes small portions of all shards, few of them at a
+time, until the index is empty or its time or its LiveKit requests are spent; what is left is the oldest of the
+next run. What fails, or cannot be read, costs nothing else its turn: it is put off by its key.
 
     queued       past its time in the queue: `expired`; else a message again
     dialing      its worker is dead once the lease is over: answered, still ringing, or absent on two looks
@@ -19,14 +20,15 @@ import dataclasses
 import functools
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any
 
 from dial_worker.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
 from dial_worker.livekit_sip import ROOMS_PER_REQUEST, LiveKit, Presence, RoomView
 from dial_worker.outcomes import ANSWERED, answered_outcome, left_outcome
 from shared.call import Call, Outcome
 from shared.call_store import CallStore
-from shared.delivery_store import Delivery, DeliveryStore
+from shared.delivery_store import Delivery, DeliveryStore, sort_key
 from shared.durations import Durations
 from shared.ending import clear, clear_with_room, end_call
 from shared.errors import LiveKitError, RingonceError
@@ -35,8 +37,13 @@ from shared.table_keys import SHARDS
 from shared.telemetry import count, logger, measure
 from shared.workspaces import WorkspaceStore
 
-# A round that has begun is finished: it must fit into what remains of the run.
+# A portion that has begun is finished: it must fit into what remains of the run.
 ROUND_SECONDS = 30
+
+# How many items are read and worked on together, and how many such portions at a time: a run never has more items
+# in hand. The end of a call brings its whole record back, up to 400 KB of it.
+PORTION = ROOMS_PER_REQUEST
+PORTIONS = 4
 
 # LiveKit Cloud allows 1,000 requests a minute; the dial workers need theirs.
 LIVEKIT_REQUESTS = 500
@@ -73,14 +80,15 @@ class Reconciling:
 
 async def reconcile(parts: Reconciling) -> collections.Counter[str]:
     """One run. Returns how often it did what."""
-    paused = await asyncio.to_thread(parts.workspaces.paused)
-    now = parts.clock()
-    pages = [parts.calls.due(shard, now) for shard in range(SHARDS)]
-    while pages and parts.time_left():
-        keys = await asyncio.gather(*(asyncio.to_thread(_next_page, shard) for shard in pages))
-        pages = [shard for shard, page in zip(pages, keys, strict=True) if page is not None]
-        await _round(parts, [key for page in keys if page for key in page], paused)
-    if now % int(parts.durations.slot_repair * 1000) < int(60_000 * parts.durations.scale):
+    paused = await _paused(parts)
+    due = _DueKeys(parts)
+
+    async def work() -> None:
+        while parts.time_left() and (keys := await due.portion()):
+            await _round(parts, keys, paused)
+
+    await asyncio.gather(*(work() for _ in range(PORTIONS)))
+    if parts.clock() % int(parts.durations.slot_repair * 1000) < int(60_000 * parts.durations.scale):
         # About every fifth run: runs are a minute apart.
         await asyncio.to_thread(repair_slots, parts)
     logger.info("reconciled", extra={"done": dict(parts.done), "requests_left": parts.requests_left})
@@ -88,26 +96,75 @@ async def reconcile(parts: Reconciling) -> collections.Counter[str]:
     return parts.done
 
 
+async def _paused(parts: Reconciling) -> bool:
+    """Whether dialling is stopped. A switch that cannot be read counts as set: no call may expire by mistake."""
+    try:
+        return await asyncio.to_thread(parts.workspaces.paused)
+    except Exception:
+        _count_error("the switch cannot be read")
+        return True
+
+
+class _DueKeys:
+    """Keys of what is due, a portion at a time: the oldest of every shard, page by page."""
+
+    def __init__(self, parts: Reconciling) -> None:
+        now = parts.clock()
+        self._pages = [parts.calls.due(shard, now) for shard in range(SHARDS)]
+        self._keys: list[tuple[str, str]] = []
+        self._reading = asyncio.Lock()
+
+    async def portion(self) -> list[tuple[str, str]]:
+        """Empty when there are no more."""
+        async with self._reading:
+            while self._pages and len(self._keys) < PORTION:
+                read = await asyncio.gather(*(asyncio.to_thread(_next_page, shard) for shard in self._pages))
+                self._pages = [shard for shard, page in zip(self._pages, read, strict=True) if page is not None]
+                keys = [key for page in read if page for key in page]
+                # In another order each time: when time or LiveKit's requests are spent, not always the same wait.
+                random.shuffle(keys)
+                self._keys += keys
+            some, self._keys = self._keys[:PORTION], self._keys[PORTION:]
+            return some
+
+
 def _next_page(pages: Iterator[list[tuple[str, str]]]) -> list[tuple[str, str]] | None:
-    return next(pages, None)
+    """None when the shard has no more, or cannot be read: the next run comes to it again."""
+    try:
+        return next(pages, None)
+    except Exception:
+        _count_error("a shard cannot be read")
+        return None
 
 
 async def _round(parts: Reconciling, keys: list[tuple[str, str]], paused: bool) -> None:
-    calls, deliveries = await asyncio.to_thread(parts.calls.get_many, keys)
+    """Reads what stands under these keys and works on all of it side by side."""
+    try:
+        found = await asyncio.to_thread(parts.calls.read_due, keys)
+    except Exception:
+        # Not put off: nothing is known of them, and the next run reads them again.
+        _count_error("a portion cannot be read")
+        return
     now = parts.clock()
-    due = [call for call in calls if call.checkAt is not None and call.checkAt <= now]
-    # In another order each time: when LiveKit's requests are spent, it is not always the same calls that wait.
-    random.shuffle(due)
-    rows = [row for row in deliveries if row.checkAt is not None and row.checkAt <= now]
-    since = [call.checkAt or now for call in due] + [row.checkAt or now for row in rows]
+    calls = [call for call in found.calls if call.checkAt is not None and call.checkAt <= now]
+    rows = [row for row in found.deliveries if row.checkAt is not None and row.checkAt <= now]
+    since = [call.checkAt or now for call in calls] + [row.checkAt or now for row in rows]
     parts.lateness = max(parts.lateness, now - min(since, default=now))
-    rooms = await _rooms(parts, due)
-    work = [_guarded(parts, call, _call(parts, call, rooms.get(call.roomName), paused)) for call in due]
-    work += [_delivery(parts, row) for row in rows]
-    for result in await asyncio.gather(*work, return_exceptions=True):
-        if isinstance(result, BaseException):
-            logger.error("not reconciled", exc_info=result)
-            count("ReconcileErrors")
+    rooms = asyncio.create_task(_rooms(parts, calls))
+
+    async def looked_at(call: Call) -> str:
+        # What needs no room waits for no answer of LiveKit's.
+        room = (await rooms).get(call.roomName) if _in_room(call) else None
+        return await _call(parts, call, room, paused)
+
+    work = [_guarded(parts, call, looked_at(call)) for call in calls]
+    work += [_apart(parts, (row.callId, sort_key(row.sequence)), _delivery(parts, row)) for row in rows]
+    work += [_put_off(parts, key, parts.durations.live_check) for key in found.unreadable]
+    await asyncio.gather(rooms, *work)
+
+
+def _in_room(call: Call) -> bool:
+    return call.status == "in_progress" or call.ended
 
 
 async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, Presence]:
@@ -115,7 +172,7 @@ async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, Presence]:
 
     A room whose request failed is left out: it is asked about by itself.
     """
-    names = [call.roomName for call in calls if call.status == "in_progress" or call.ended]
+    names = [call.roomName for call in calls if _in_room(call)]
 
     async def listed(some: list[str]) -> dict[str, Presence]:
         try:
@@ -123,21 +180,51 @@ async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, Presence]:
             return await parts.livekit.rooms_present(some)
         except (LiveKitError, RequestsSpent) as exc:
             logger.warning("rooms not listed", extra={"livekit": str(exc)})
-            return {}
+        except Exception:
+            _count_error("rooms cannot be listed")
+        return {}
 
     starts = range(0, len(names), ROOMS_PER_REQUEST)
     answers = await asyncio.gather(*(listed(names[start : start + ROOMS_PER_REQUEST]) for start in starts))
     return {name: presence for answer in answers for name, presence in answer.items()}
 
 
-async def _guarded(parts: Reconciling, call: Call, work: Awaitable[str]) -> None:
+async def _guarded(parts: Reconciling, call: Call, work: Coroutine[Any, Any, str]) -> None:
     """LiveKit's failure moves a call behind those that need nothing of it."""
+
+    async def guarded() -> None:
+        try:
+            parts.done[await work] += 1
+        except (LiveKitError, RequestsSpent) as exc:
+            logger.warning("LiveKit not asked", extra={"call_id": call.callId, "livekit": str(exc)})
+            await _postpone(parts, call, parts.durations.second_look)
+            parts.done["postponed"] += 1
+
+    await _apart(parts, (call.callId, "CALL"), guarded())
+
+
+async def _apart(parts: Reconciling, key: tuple[str, str], work: Awaitable[None]) -> None:
+    """Whatever fails here is this item's alone, and moves it out of the way of those behind it."""
     try:
-        parts.done[await work] += 1
-    except (LiveKitError, RequestsSpent) as exc:
-        logger.warning("LiveKit not asked", extra={"call_id": call.callId, "livekit": str(exc)})
-        await _postpone(parts, call, parts.durations.second_look)
-        parts.done["postponed"] += 1
+        await work
+    except Exception:
+        _count_error("not reconciled", key)
+        await _put_off(parts, key, parts.durations.second_look)
+
+
+async def _put_off(parts: Reconciling, key: tuple[str, str], seconds: float) -> None:
+    """By its key, as nothing that the item holds can be relied upon."""
+    now = parts.clock()
+    try:
+        await asyncio.to_thread(parts.calls.put_off, key, now + int(seconds * 1000), now)
+    except Exception:
+        _count_error("not put off", key)
+
+
+def _count_error(message: str, key: tuple[str, str] | None = None) -> None:
+    """In the handler of what failed."""
+    logger.exception(message, extra={"call_id": key[0], "sort_key": key[1]} if key else None)
+    count("ReconcileErrors")
 
 
 async def _call(parts: Reconciling, call: Call, room: Presence | None, paused: bool) -> str:
@@ -305,11 +392,15 @@ def repair_slots(parts: Reconciling) -> None:
     The end of a call frees its slot; but the request that took it may be carried out a second time, later (the SDK
     sends it again when the first answer is lost), or by a worker that stalled past its lease.
     """
-    for workspace_id, call_ids in parts.workspaces.slots():
-        for call_id in call_ids - parts.calls.not_ended(call_ids):
-            parts.workspaces.free_slot(workspace_id, call_id)
-            logger.warning("slot of an ended call freed", extra={"call_id": call_id})
-            count("SlotsRepaired")
+    try:
+        for workspace_id, call_ids in parts.workspaces.slots():
+            for call_id in call_ids - parts.calls.not_ended(call_ids):
+                parts.workspaces.free_slot(workspace_id, call_id)
+                logger.warning("slot of an ended call freed", extra={"call_id": call_id})
+                count("SlotsRepaired")
+    except Exception:
+        # The next time; everything else of this run is done.
+        _count_error("slots not repaired")
 
 
 # ── what several of them do ─────────────────────────────────────────────────────────────────────────

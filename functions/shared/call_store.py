@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from shared.call import ENDED, TRANSITIONS, Call, Outcome, Status, event
-from shared.delivery_store import Delivery
+from shared.delivery_store import Delivery, sort_key
 from shared.dynamo import from_wire, store_errors, to_wire
+from shared.errors import StoreError
 from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
 from shared.telemetry import count, logger
 
@@ -34,16 +35,37 @@ NO_HANGUP = "attribute_not_exists(hangup)"
 MAXIMUM_REPORTS = 50
 MAXIMUM_REPORTS_BYTES = 128 * 1024
 
+# Keys of one shard that are read at a time: the first are worked on soon.
+DUE_PAGE = 25
+
+# What is due is read without what decides nothing and is as large as clients, agents and receivers make it: a few
+# hundred such items of one tenant would fill the reconciler's memory.
+_KEY = ("pk", "sk")
+_NOT_OF_A_DUE_CALL = frozenset({"events", "dynamicVariables", "metadata", "callbackUrl", "requestHash"})
+_OF_A_DUE_CALL = (*_KEY, *(name for name in Call.__slots__ if name not in _NOT_OF_A_DUE_CALL))
+_OF_A_DUE_DELIVERY = (*_KEY, *(name for name in Delivery.__slots__ if name != "attempts"))
+
 # Noted as the reason when a room finished without LiveKit's word on the phone itself.
 ROOM_CLOSED = "ROOM_CLOSED"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Write:
-    """won: the write was made. call: as it stands now; None when there is no such call."""
+    """won: the write was made. call: as it stands now; None when there is no such call, and when a write was won
+    whose caller needs no more than that (`postpone`, `note_missing`, `leave_due`)."""
 
     won: bool
     call: Call | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Due:
+    """Items that were due, as they stand, without what is large: a call has no events, context or metadata, a
+    delivery no attempts. unreadable: keys of those that no version of this code wrote."""
+
+    calls: list[Call]
+    deliveries: list[Delivery]
+    unreadable: list[tuple[str, str]]
 
 
 class CallStore:
@@ -108,11 +130,11 @@ class CallStore:
             )
         with store_errors():
             answer = self._client.query(**request)
-        keys = [(item["pk"]["S"].removeprefix("CALL#"), "CALL") for item in answer["Items"]]
-        found = {call.callId: call for call in self.get_many(keys)[0]}
+        call_ids = [item["pk"]["S"].removeprefix("CALL#") for item in answer["Items"]]
+        found = {call.callId: call for call in self.get_many(call_ids)}
         last = answer.get("LastEvaluatedKey")
         return (
-            [found[call_id] for call_id, _ in keys if call_id in found],
+            [found[call_id] for call_id in call_ids if call_id in found],
             (last["createdAt"]["S"], last["pk"]["S"]) if last else None,
         )
 
@@ -256,6 +278,7 @@ class CallStore:
                 ":was": seen.checkAt,
                 **{f":{name}": since[name] for name in assigned},
             },
+            item_back=False,
         )
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────
@@ -322,6 +345,7 @@ class CallStore:
             "attribute_exists(endedAt)",
             {},
             mine=lambda call: call.ended and call.dueShard is None,
+            item_back=False,
         )
 
     def postpone(self, seen: Call, check_at: int) -> Write:
@@ -332,6 +356,7 @@ class CallStore:
             "#status = :seen AND checkAt = :was",
             {":check": check_at, ":seen": seen.status, ":was": seen.checkAt},
             mine=lambda call: call.checkAt == check_at,
+            item_back=False,
         )
 
     def stop_webhooks(self, call_id: str, now: int) -> None:
@@ -386,7 +411,7 @@ class CallStore:
             "IndexName": "due",
             "KeyConditionExpression": "dueShard = :shard AND checkAt <= :now",
             "ExpressionAttributeValues": to_wire({":shard": shard, ":now": now}),
-            "Limit": 100,
+            "Limit": DUE_PAGE,
         }
         while True:
             with store_errors():
@@ -396,52 +421,83 @@ class CallStore:
                 return
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
-    def get_many(self, keys: list[tuple[str, str]]) -> tuple[list[Call], list[Delivery]]:
-        """The calls and the deliveries of these (call id, sort key), as they stand: consistent reads."""
+    def read_due(self, keys: list[tuple[str, str]]) -> Due:
+        """What stands under these keys of the index of what is due: consistent reads of what decides."""
+        due = Due([], [], [])
+        calls = [key for key in keys if key[1] == "CALL"]
+        others = [key for key in keys if key[1] != "CALL"]
+        # Two requests: both kinds have `attempts`, which are a number of the one and large of the other.
+        for found in self._items(calls, _OF_A_DUE_CALL):
+            try:
+                due.calls.append(_due_call(from_wire(found)))
+            except _UNREADABLE:
+                due.unreadable.append(_unreadable(found))
+        for found in self._items(others, _OF_A_DUE_DELIVERY):
+            try:
+                due.deliveries.append(_due_delivery(from_wire(found)))
+            except _UNREADABLE:
+                due.unreadable.append(_unreadable(found))
+        return due
+
+    def put_off(self, key: tuple[str, str], check_at: int, now: int) -> None:
+        """Moves the next look at an item that is due by `now`, whatever else it holds and whichever kind it is."""
+        self._update(
+            key[0],
+            "SET checkAt = :check",
+            "checkAt <= :now",
+            {":check": check_at, ":now": now},
+            mine=None,
+            item_back=False,
+            sort_key=key[1],
+        )
+
+    def get_many(self, call_ids: Iterable[str]) -> list[Call]:
+        """These calls whole, as they stand: consistent reads."""
         calls: list[Call] = []
-        deliveries: list[Delivery] = []
+        for found in self._items([(call_id, "CALL") for call_id in call_ids]):
+            try:
+                calls.append(Call.from_item(from_wire(found)))
+            except _UNREADABLE:
+                _unreadable(found)
+        return calls
+
+    def _items(self, keys: list[tuple[str, str]], attributes: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
+        """The items of these (call id, sort key) as on the wire, whole or only some of their attributes."""
+        how: dict[str, Any] = {"ConsistentRead": True}
+        if attributes:
+            # Aliases throughout: `status`, `to`, `left` and others are reserved words.
+            how["ProjectionExpression"] = ", ".join(f"#{name}" for name in attributes)
+            how["ExpressionAttributeNames"] = {f"#{name}": name for name in attributes}
         wanted = [call_key(*key) for key in keys]
         while wanted:
             some, wanted = wanted[:100], wanted[100:]
             with store_errors():
-                answer = self._client.batch_get_item(
-                    RequestItems={self._table: {"Keys": some, "ConsistentRead": True}}
-                )
-            # DynamoDB hands out at most 16 MB at a time.
-            if self._table in answer["UnprocessedKeys"]:
-                wanted += answer["UnprocessedKeys"][self._table]["Keys"]
-            for found in answer["Responses"].get(self._table, []):
-                try:
-                    item = from_wire(found)
-                    if item["sk"] == "CALL":
-                        calls.append(Call.from_item(item))
-                    else:
-                        deliveries.append(Delivery.from_item(item))
-                except (KeyError, TypeError, ValueError):
-                    # Written by no version of this code. One such item must not hold up all others.
-                    logger.exception("unreadable item", extra={"key": [found["pk"]["S"], found["sk"]["S"]]})
-                    count("UnreadableItems")
-        return calls, deliveries
+                wanted_here: Any = {self._table: {"Keys": some, **how}}
+                answer: Any = self._client.batch_get_item(RequestItems=wanted_here)
+            # DynamoDB reads at most 16 MB at a time.
+            left = answer["UnprocessedKeys"].get(self._table, {}).get("Keys", [])
+            if len(left) == len(some):
+                raise StoreError("BatchGetItem read nothing")
+            wanted += left
+            yield from answer["Responses"].get(self._table, [])
+
+    # ── how long it lives ───────────────────────────────────────────────────────────────────────
+
+    def keep(self, call_id: str, until: int) -> bool:
+        """Lets a call's record live until then (epoch seconds) at least. False: there is no such call any more.
+
+        One that has not ended has no expiry and gets none.
+        """
+        write = self._update(
+            call_id, "SET expiresAt = :until", "expiresAt < :until", {":until": until}, item_back=False
+        )
+        return write.won or write.call is not None
 
     def not_ended(self, call_ids: Iterable[str]) -> set[str]:
-        """Those of these calls that have a record and have not ended (consistent reads of the status alone)."""
-        found: set[str] = set()
-        wanted = [call_key(call_id) for call_id in call_ids]
-        while wanted:
-            some, wanted = wanted[:100], wanted[100:]
-            request: Any = {
-                "Keys": some,
-                "ConsistentRead": True,
-                "ProjectionExpression": "callId, #status",
-                "ExpressionAttributeNames": {"#status": "status"},
-            }
-            with store_errors():
-                answer = self._client.batch_get_item(RequestItems={self._table: request})
-            if self._table in answer["UnprocessedKeys"]:
-                wanted += answer["UnprocessedKeys"][self._table]["Keys"]
-            items = map(from_wire, answer["Responses"].get(self._table, []))
-            found |= {item["callId"] for item in items if item["status"] not in ENDED}
-        return found
+        """Those of these calls that have a record and have not ended."""
+        keys = [(call_id, "CALL") for call_id in call_ids]
+        items = map(from_wire, self._items(keys, ("callId", "status")))
+        return {item["callId"] for item in items if item["status"] not in ENDED}
 
     # ── what a backup has ───────────────────────────────────────────────────────────────────────
 
@@ -494,19 +550,22 @@ class CallStore:
 
     def _update(
         self, call_id: str, update: str, condition: str, values: dict[str, Any],
-        mine: Callable[[Call], bool] = lambda call: False,
+        mine: Callable[[Call], bool] | None = lambda call: False, *, item_back: bool = True,
+        sort_key: str = "CALL",
     ) -> Write:  # fmt: skip
+        """mine: tells from the item on which the condition failed whether the first of two sent requests had won;
+        None: that item is not asked for. item_back: nor is the one that was written, if False."""
         if ":queued" in condition:
             values = values | {":queued": "queued"}
         text = update + condition
         names = {f"#{name}": name for name in ("status", "left") if f"#{name}" in text}
         request: dict[str, Any] = {
             "TableName": self._table,
-            "Key": call_key(call_id),
+            "Key": call_key(call_id, sort_key),
             "UpdateExpression": update,
             "ConditionExpression": condition,
-            "ReturnValues": "ALL_NEW",
-            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+            "ReturnValues": "ALL_NEW" if item_back else "NONE",
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD" if mine else "NONE",
         }
         if names:
             request["ExpressionAttributeNames"] = names
@@ -517,9 +576,38 @@ class CallStore:
                 answer = self._client.update_item(**request)
         except ClientError as exc:
             there = _call(exc.response.get("Item"))
-            return Write(there is not None and mine(there), there)
-        return Write(True, _call(answer["Attributes"]))
+            return Write(there is not None and mine is not None and mine(there), there)
+        return Write(True, _call(answer["Attributes"]) if item_back else None)
 
 
 def _call(item: Any) -> Call | None:
     return Call.from_item(from_wire(item)) if item else None
+
+
+# What reading an item raises that no version of this code wrote. One such item must not hold up all others.
+_UNREADABLE = (KeyError, TypeError, ValueError)
+
+
+def _due_call(item: dict[str, Any]) -> Call:
+    """Raises KeyError, TypeError or ValueError when the item is not a call of this code's."""
+    call = Call.from_item(item | {"events": ()})
+    if call.status not in TRANSITIONS or item["pk"] != f"CALL#{call.callId}":
+        raise ValueError("not a call")
+    return call
+
+
+def _due_delivery(item: dict[str, Any]) -> Delivery:
+    """Raises KeyError, TypeError or ValueError when the item is not a delivery of this code's."""
+    row = Delivery.from_item(item)
+    over = row.checkAt is not None and row.state != "pending"
+    if over or (item["pk"], item["sk"]) != (f"CALL#{row.callId}", sort_key(row.sequence)):
+        raise ValueError("not a delivery")
+    return row
+
+
+def _unreadable(found: dict[str, Any]) -> tuple[str, str]:
+    """Tells of an item, in the handler of what reading it raised. Returns its key."""
+    key = found["pk"]["S"].removeprefix("CALL#"), found["sk"]["S"]
+    logger.exception("unreadable item", extra={"key": [found["pk"]["S"], key[1]]})
+    count("UnreadableItems")
+    return key

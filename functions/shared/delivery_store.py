@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 # to this event or to an earlier one of the call.
 State = Literal["pending", "delivered", "dead", "stopped"]
 
-# With so many attempts listed, each with an answer of up to 2 KB, no more schedules begin: an item has 400 KB.
-MAXIMUM_ATTEMPTS_LISTED = 100
+# The last attempts that are kept of one delivery: two whole schedules, each attempt with up to 3 KB of what the
+# receiver said. However often it is replayed, its row stays small.
+ATTEMPTS_LISTED = 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event's delivery. Times are epoch ms; attempts hold at, status or error, ms, answer.
+    """One event's delivery. Times are epoch ms; attempts hold at, status or error, ms, answer, location.
 
-    attempt: how many there were on the present schedule, which a replay begins anew. replayed: by a client,
-    who wants it sent though the call's webhooks were stopped.
+    attempt: how many had an outcome on the present schedule, which a replay begins anew. begun: how many were
+    begun since the last outcome; under a live lease the last of them is under way, all others died. replayed: by a
+    client, who wants it sent though the call's webhooks were stopped.
     """
 
     callId: str
@@ -41,6 +43,7 @@ class Delivery:
     attempt: int
     nextAttemptAt: int
     attempts: tuple[dict[str, Any], ...] = ()
+    begun: int = 0
     replayed: bool = False
     leaseId: str | None = None
     leaseUntil: int = 0
@@ -49,7 +52,7 @@ class Delivery:
     @classmethod
     def from_item(cls, item: dict[str, Any]) -> Delivery:
         known = {name: item[name] for name in cls.__slots__ if name in item}
-        known["attempts"] = tuple(item.get("attempts", ()))
+        known["attempts"] = tuple(item.get("attempts", ())[-ATTEMPTS_LISTED:])
         return cls(**known)
 
 
@@ -96,29 +99,47 @@ class DeliveryStore:
         return Delivery.from_item(from_wire(answer["Item"])) if "Item" in answer else None
 
     def take(self, call_id: str, sequence: int, lease: str, now: int, until: int) -> Delivery | None:
-        """Claims a delivery that is due for one attempt, which is counted. None: not due, or taken."""
+        """Claims a delivery that is due for one attempt, which counts as begun. None: not due, or taken."""
         return self._update(
             call_id,
             sequence,
-            "SET leaseId = :lease, leaseUntil = :until, checkAt = :until, attempt = attempt + :one",
+            "SET leaseId = :lease, leaseUntil = :until, checkAt = :until, "
+            "begun = if_not_exists(begun, :zero) + :one",
             "#state = :pending AND nextAttemptAt <= :now AND "
             "(attribute_not_exists(leaseUntil) OR leaseUntil < :now)",
-            {":lease": lease, ":until": until, ":now": now, ":one": 1, ":pending": "pending"},
+            {":lease": lease, ":until": until, ":now": now, ":zero": 0, ":one": 1, ":pending": "pending"},
             mine=lambda there: there.leaseId == lease,
+        )
+
+    def release(self, delivery: Delivery) -> None:
+        """Gives back a delivery that was taken and not posted, by a process that lives: nothing died at it.
+
+        It is due as before, and looked at when its lease would have ended. A lease that was lost changes nothing.
+        """
+        self._update(
+            delivery.callId,
+            delivery.sequence,
+            "SET begun = begun - :one REMOVE leaseId, leaseUntil",
+            "leaseId = :lease",
+            {":lease": delivery.leaseId, ":one": 1},
         )
 
     def finish(
         self, delivery: Delivery, attempt: dict[str, Any], state: State, next_attempt_at: int, check_at: int
     ) -> Delivery | None:
-        """Notes an attempt and what follows. None: the lease was lost, somebody else has taken over."""
+        """Notes an attempt and what follows. None: the lease was lost, somebody else has taken over.
+
+        The list of attempts is written whole, as only its lease's holder adds to it: so it can be cut.
+        """
         values: dict[str, Any] = {
             ":lease": delivery.leaseId,
             ":state": state,
-            ":attempt": [attempt],
+            ":count": delivery.attempt + 1,
+            ":attempts": [*delivery.attempts, attempt][-ATTEMPTS_LISTED:],
             ":next": next_attempt_at,
         }
-        assignments = "#state = :state, attempts = list_append(attempts, :attempt), nextAttemptAt = :next"
-        removed = "leaseId, leaseUntil"
+        assignments = "#state = :state, attempt = :count, attempts = :attempts, nextAttemptAt = :next"
+        removed = "leaseId, leaseUntil, begun"
         if state == "pending":
             assignments += ", checkAt = :check"
             values[":check"] = check_at
@@ -137,9 +158,7 @@ class DeliveryStore:
 
     def replay(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> Delivery | None:
         """Makes a delivery due again from the beginning of its schedule; what was attempted stays listed. One
-        that was never made is made.
-
-        None: an attempt is under way, or MAXIMUM_ATTEMPTS_LISTED have been made.
+        that was never made is made. None: an attempt is under way.
         """
         return self._update(
             call_id,
@@ -147,9 +166,8 @@ class DeliveryStore:
             "SET #state = :pending, attempt = :zero, nextAttemptAt = :now, checkAt = :check, "
             "dueShard = :shard, replayed = :yes, callId = :call, workspaceId = :workspace, "
             "#sequence = :sequence, attempts = if_not_exists(attempts, :none) "
-            "REMOVE expiresAt, leaseId, leaseUntil",
-            "(attribute_not_exists(leaseUntil) OR leaseUntil < :now) "
-            "AND (attribute_not_exists(attempts) OR size(attempts) < :most)",
+            "REMOVE expiresAt, leaseId, leaseUntil, begun",
+            "attribute_not_exists(leaseUntil) OR leaseUntil < :now",
             {
                 ":call": call_id,
                 ":workspace": workspace_id,
@@ -161,7 +179,6 @@ class DeliveryStore:
                 ":check": check_at,
                 ":shard": due_shard(call_id),
                 ":yes": True,
-                ":most": MAXIMUM_ATTEMPTS_LISTED,
             },
         )
 
@@ -169,15 +186,14 @@ class DeliveryStore:
         """Makes a delivery that did not arrive due now, from the beginning of its schedule; the reconciler finds
         it. What was attempted stays listed. For an operator, after an outage: the receiver's 410 still counts.
 
-        False: it changed since it was seen, an attempt is under way, or MAXIMUM_ATTEMPTS_LISTED have been made.
+        False: it changed since it was seen, or an attempt is under way.
         """
         made = self._update(
             seen.callId,
             seen.sequence,
             "SET #state = :pending, attempt = :zero, nextAttemptAt = :now, checkAt = :now, dueShard = :shard "
-            "REMOVE expiresAt, leaseId, leaseUntil",
-            "#state = :seen AND attempt = :attempts AND size(attempts) < :most "
-            "AND (attribute_not_exists(leaseUntil) OR leaseUntil < :now)",
+            "REMOVE expiresAt, leaseId, leaseUntil, begun",
+            "#state = :seen AND attempt = :attempts AND (attribute_not_exists(leaseUntil) OR leaseUntil < :now)",
             {
                 ":pending": "pending",
                 ":zero": 0,
@@ -185,7 +201,6 @@ class DeliveryStore:
                 ":shard": due_shard(seen.callId),
                 ":seen": seen.state,
                 ":attempts": seen.attempt,
-                ":most": MAXIMUM_ATTEMPTS_LISTED,
             },
             mine=lambda there: (there.state, there.attempt, there.nextAttemptAt) == ("pending", 0, now),
         )
@@ -216,13 +231,19 @@ class DeliveryStore:
             "SET checkAt = :check",
             "#state = :pending AND checkAt = :was",
             {":check": check_at, ":was": seen.checkAt, ":pending": "pending"},
+            mine=None,
+            instead=seen,
         )
         return moved is not None
 
     def _update(
         self, call_id: str, sequence: int, update: str, condition: str, values: dict[str, Any],
-        mine: Callable[[Delivery], bool] = lambda there: False,
+        mine: Callable[[Delivery], bool] | None = lambda there: False, instead: Delivery | None = None,
     ) -> Delivery | None:  # fmt: skip
+        """The row as written, or None. mine: tells from the row on which the condition failed whether the first of
+        two sent requests had won; None: that row is not asked for. instead: returned for a row that was written,
+        which is not asked for either.
+        """
         try:
             with store_errors():
                 answer = self._client.update_item(
@@ -234,12 +255,12 @@ class DeliveryStore:
                         name: name[1:] for name in ("#state", "#sequence") if name in update + condition
                     },
                     ExpressionAttributeValues=to_wire(values),
-                    ReturnValues="ALL_NEW",
-                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                    ReturnValues="NONE" if instead else "ALL_NEW",
+                    ReturnValuesOnConditionCheckFailure="ALL_OLD" if mine else "NONE",
                 )
         except ClientError as exc:
             item: Any = exc.response.get("Item")
             there = Delivery.from_item(from_wire(item)) if item else None
             # The SDK may have sent our request twice: then the first had won.
-            return there if there is not None and mine(there) else None
-        return Delivery.from_item(from_wire(answer["Attributes"]))
+            return there if there is not None and mine is not None and mine(there) else None
+        return instead or Delivery.from_item(from_wire(answer["Attributes"]))

@@ -28,6 +28,11 @@ PATIENT: dict[str, float] = {
 }
 
 
+# A call has ended so many seconds after answer + max_duration, as the README publishes. The code gives it up after
+# `end_margin`; the rest is its slack: the last postponement, the reconciler's minute and its run fit into that.
+END_BOUND = 600.0
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Durations:
     """All fields are seconds."""
@@ -78,8 +83,8 @@ class Durations:
     # A live call is looked at this often; absent twice, so far apart, means over.
     live_check: float = 300
     second_look: float = 30
-    # After answer + max_duration + this a call ends without looking: ten minutes, as published, less what one
-    # look takes at most to be made (the last postponement, the reconciler's minute, its run).
+    # After answer + max_duration + this a call ends without looking: END_BOUND less what one look takes at most to
+    # be made (the last postponement, the reconciler's minute, its run).
     end_margin: float = 450
     # The ids in the workspaces' slots are compared with their calls this often.
     slot_repair: float = 300

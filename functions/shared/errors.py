@@ -7,6 +7,7 @@ RingonceError
 ├── QueueError            SQS did not take a message
 └── LiveKitError          LiveKit said no: Twirp code, HTTP status, SIP code
     ├── LiveKitUnreachable    the request was never sent
+    │   └── LiveKitSecretUnreadable    ... as there are no keys to sign it with
     └── LiveKitUnclear        it was sent, and nobody knows what became of it
 """
 
@@ -79,6 +80,10 @@ class LiveKitUnreachable(LiveKitError):
 
     def __init__(self) -> None:
         super().__init__("unreachable", 0)
+
+
+class LiveKitSecretUnreadable(LiveKitUnreachable):
+    """The project's URL and keys cannot be read: no request could be made."""
 
 
 class LiveKitUnclear(LiveKitError):

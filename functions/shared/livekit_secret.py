@@ -7,10 +7,12 @@ import json
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from shared.errors import StoreError
+from shared.telemetry import count, logger
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
@@ -23,8 +25,16 @@ class LiveKitSecret:
     apiSecret: str = dataclasses.field(repr=False)
 
 
+# After a failed read the next one comes after this share of the cache's time: Secrets Manager may take ten seconds
+# to fail, and no request is to wait for that again and again.
+RETRY_SHARE = 0.25
+
+
 class LiveKitSecretCache:
-    """The secret as read at most `seconds` ago, so that a rotation is seen in time."""
+    """The secret as read at most `seconds` ago, so that a rotation is seen in time. While it cannot be read, the
+    last one known, however old: its keys are most likely still good, and without any nothing can be asked or
+    verified.
+    """
 
     def __init__(
         self,
@@ -39,19 +49,49 @@ class LiveKitSecretCache:
         self._clock = clock
         self._read_at = 0.0
         self._secret: LiveKitSecret | None = None
+        # Why the latest read failed, and when it was.
+        self._failure: StoreError | None = None
+        self._failed_at = 0.0
 
     def get(self) -> LiveKitSecret:
-        """Raises StoreError when the secret cannot be read, ValueError when it is not what it should be."""
-        if self._secret is None or self._clock() - self._read_at >= self._seconds:
+        """Raises StoreError when no secret is known and it cannot be read, or is not what it should be."""
+        if self._is_due():
             try:
-                text = self._client.get_secret_value(SecretId=self._name)["SecretString"]
-            except (ClientError, BotoCoreError) as exc:
-                raise StoreError(f"secret {self._name}: {type(exc).__name__}") from exc
-            try:
-                fields = json.loads(text)
-                self._secret = LiveKitSecret(fields["url"], fields["apiKey"], fields["apiSecret"])
-            except (ValueError, KeyError, TypeError):
-                # Without `from`: the text of the error could show the secret.
-                raise ValueError(f"secret {self._name} must be JSON with url, apiKey and apiSecret") from None
-            self._read_at = self._clock()
+                self._secret = self._read()
+            except StoreError as exc:
+                self._failure, self._failed_at = exc, self._clock()
+                logger.error("LiveKit's secret cannot be read", extra={"reason": str(exc)})
+                count("LiveKitSecretUnreadable")
+            else:
+                self._failure, self._read_at = None, self._clock()
+        if self._secret is None:
+            raise StoreError(str(self._failure))
         return self._secret
+
+    def _is_due(self) -> bool:
+        if self._failure is not None:
+            return self._clock() - self._failed_at >= self._seconds * RETRY_SHARE
+        return self._secret is None or self._clock() - self._read_at >= self._seconds
+
+    def _read(self) -> LiveKitSecret:
+        try:
+            text = self._client.get_secret_value(SecretId=self._name)["SecretString"]
+        except (ClientError, BotoCoreError, KeyError) as exc:
+            raise StoreError(f"secret {self._name}: {type(exc).__name__}") from exc
+        try:
+            return _parsed(text)
+        except (ValueError, KeyError, TypeError):
+            # Without `from`: the text of the error could show the secret.
+            raise StoreError(f"secret {self._name} must be JSON with url, apiKey and apiSecret") from None
+
+
+def _parsed(text: str) -> LiveKitSecret:
+    """Raises ValueError, KeyError or TypeError when it is not what it should be."""
+    fields = json.loads(text)
+    found = [fields[name] for name in ("url", "apiKey", "apiSecret")]
+    if not all(isinstance(field, str) and field.isascii() and field.strip() == field != "" for field in found):
+        raise ValueError
+    url = urlsplit(found[0])
+    if url.scheme not in ("ws", "wss", "http", "https") or not url.hostname:
+        raise ValueError
+    return LiveKitSecret(*found)

@@ -20,9 +20,11 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 from shared.json_text import ascii_compact
 from shared.telemetry import logger
 from webhook_dispatch.address_guard import AddressRefused
+from webhook_dispatch.transport import LOCATION
 
 ANSWER_BYTES = 8 * 1024
 ANSWER_CHARACTERS = 500
+LOCATION_CHARACTERS = 500
 METADATA_HEADER_BYTES = 4 * 1024
 USER_AGENT = "Ringonce-Webhooks/1"
 
@@ -37,12 +39,13 @@ _HTTPCORE_ERRORS = (
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attempted:
     """What came of a POST. status: HTTP's, None when there was no answer and `error` says why. retry_after:
-    seconds the receiver asks for."""
+    seconds the receiver asks for. location: where a redirect points to, in printable ASCII."""
 
     status: int | None = None
     error: str | None = None
     answer: str = ""
     retry_after: float | None = None
+    location: str | None = None
 
 
 class SecretMissing(ValueError):
@@ -94,7 +97,9 @@ async def post(
             client.stream("POST", url, content=body.encode(), headers=headers, extensions=extensions) as answer,
         ):
             heard = Attempted(
-                answer.status_code, retry_after=retry_after_seconds(answer.headers.get("retry-after"), now())
+                answer.status_code,
+                retry_after=retry_after_seconds(answer.headers.get("retry-after"), now()),
+                location=_location(answer),
             )
             async for part in answer.aiter_raw():
                 read += part
@@ -126,6 +131,16 @@ def retry_after_seconds(value: str | None, now: datetime.datetime) -> float | No
         return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
+
+
+def _location(answer: httpx.Response) -> str | None:
+    """Where a redirect points to, as the receiver wrote it; None of any other answer. Shown, never followed."""
+    given = answer.extensions.get(LOCATION)
+    if given is None or not 300 <= answer.status_code < 400:
+        return None
+    # What a URL may not hold unescaped is escaped, so that a terminal or a page shows it and does nothing else.
+    text = "".join(chr(byte) if 0x20 < byte < 0x7F else f"%{byte:02X}" for byte in given)
+    return text[:LOCATION_CHARACTERS] or None
 
 
 def _said(exc: Exception) -> str:

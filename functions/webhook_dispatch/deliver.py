@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import random
@@ -15,7 +16,7 @@ from shared.call import Call, event_id_of, webhook_body
 from shared.call_store import CallStore
 from shared.delivery_store import Delivery, DeliveryStore, State
 from shared.durations import Durations
-from shared.errors import StoreError
+from shared.errors import RingonceError, StoreError
 from shared.queues import Queue
 from shared.telemetry import count, logger, measure
 from shared.workspaces import Workspace, WorkspaceCache
@@ -26,8 +27,10 @@ GONE = 410
 WORTH_REPEATING = frozenset({408, 409, 425, 429})
 REFUSED_ATTEMPTS = 3
 
-# An attempt is counted when it is taken, so one that always kills its process ends too: after so many schedules.
-DEATHS_FORGIVEN = 2
+# An attempt without an outcome says nothing of the receiver and does not move its schedule on. But an event at
+# which the process dies every time ends too: after so many deaths without an outcome in between. That takes about
+# two hours, as a dead process's lease ends after 45 s and the reconciler comes every minute.
+DEATHS_FORGIVEN = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ async def deliver(
     delivery, call, workspace = taken
     began = parts.clock()
     state: State
-    if _given_up(parts, delivery):
+    if _given_up(delivery):
         state, attempted = "dead", Attempted(error="given up: attempt after attempt died before it could be noted")
     elif call is None or call.callbackUrl is None or sequence > len(call.events):
         state, attempted = "dead", Attempted(error="the call's record is gone")
@@ -67,6 +70,7 @@ async def deliver(
         state, attempted = "stopped", Attempted(error="the receiver answered 410 to an earlier event")
     elif began + parts.durations.webhook_attempt * 1000 >= delivery.leaseUntil:
         # AWS was slow. A POST that outlives its lease could meet the next one.
+        await asyncio.to_thread(_release, parts, delivery)
         raise StoreError(f"no time is left for delivery {sequence} of call {call_id}")
     else:
         attempted = await _attempt(parts, call, call.callbackUrl, sequence, workspace, leaving)
@@ -81,13 +85,25 @@ def _take(parts: Delivering, call_id: str, sequence: int) -> tuple[Delivery, Cal
     delivery = parts.deliveries.take(call_id, sequence, secrets.token_hex(8), now, lease_until)
     if delivery is None:
         return None
-    # It may be the record that kills: whoever gives up does not read it.
-    call = parts.calls.get(call_id) if not _given_up(parts, delivery) else None
-    return delivery, call, parts.workspaces.get(call.workspaceId) if call is not None else None
+    if _given_up(delivery):
+        # It may be the record that kills: it is not read again.
+        return delivery, None, None
+    try:
+        call = parts.calls.get(call_id)
+        return delivery, call, parts.workspaces.get(call.workspaceId) if call is not None else None
+    except RingonceError:
+        _release(parts, delivery)
+        raise
 
 
-def _given_up(parts: Delivering, delivery: Delivery) -> bool:
-    return delivery.attempt > DEATHS_FORGIVEN * len(parts.durations.webhook_schedule)
+def _release(parts: Delivering, delivery: Delivery) -> None:
+    """This process lives: a table that fails for long must not look like an event that kills."""
+    with contextlib.suppress(RingonceError):
+        parts.deliveries.release(delivery)
+
+
+def _given_up(delivery: Delivery) -> bool:
+    return delivery.begun > DEATHS_FORGIVEN
 
 
 async def _attempt(
@@ -112,7 +128,7 @@ def _conclude(parts: Delivering, delivery: Delivery, attempted: Attempted, began
         # Before the row: a death in between stops the call, and its next attempt finds that.
         parts.calls.stop_webhooks(delivery.callId, parts.clock())
     earlier = [attempt.get("status") for attempt in delivery.attempts]
-    state, delay = what_follows(attempted, delivery.attempt, earlier, parts.durations)
+    state, delay = what_follows(attempted, delivery.attempt + 1, earlier, parts.durations)
     _finish(parts, delivery, attempted, state, delay, began)
     if state == "delivered" and not delivery.replayed:
         measure("WebhookDelay", parts.clock() - happened)
@@ -121,7 +137,7 @@ def _conclude(parts: Delivering, delivery: Delivery, attempted: Attempted, began
 def what_follows(
     attempted: Attempted, attempts: int, earlier: Sequence[int | None], durations: Durations
 ) -> tuple[State, float | None]:
-    """The delivery's state after attempt number `attempts` (1-based) of its schedule, and the seconds until the
+    """The delivery's state after `attempts` attempts of its schedule had an outcome, and the seconds until the
     next. earlier: the status of every attempt noted before.
 
     A receiver's Retry-After makes the wait longer, never shorter, and never longer than the longest wait. A
@@ -152,12 +168,17 @@ def _finish(
     next_at = now + int((delay or 0) * 1000)
     by_message = delay is not None and delay < parts.durations.webhook_message
     check_at = next_at + int(parts.durations.webhook_grace * 1000) if by_message else next_at
-    told = {"status": attempted.status, "error": attempted.error, "answer": attempted.answer or None}
+    told = {
+        "status": attempted.status,
+        "error": attempted.error,
+        "answer": attempted.answer or None,
+        "location": attempted.location,
+    }
     attempt = {"at": began, "ms": now - began} | {name: value for name, value in told.items() if value is not None}
     extra = {
         "call_id": delivery.callId,
         "sequence": delivery.sequence,
-        "attempt": delivery.attempt,
+        "attempt": delivery.attempt + 1,
         "http_status": attempted.status,
         "error": attempted.error,
         "state": state,

@@ -11,6 +11,7 @@ from shared.delivery_store import DeliveryStore
 from shared.durations import Durations
 from shared.errors import QueueError, RingonceError
 from shared.queues import Queue
+from shared.table_keys import RETENTION_SECONDS
 from shared.telemetry import count, logger
 
 
@@ -62,13 +63,15 @@ def _rows_of(parts: FanningOut, dead_letters: Queue, record: dict[str, Any]) -> 
 
 
 def deliver_all(parts: FanningOut, calls: CallStore, call_id: str) -> None:
-    """Makes the deliveries of all events of a call that have none, and sends a hint for each that is pending.
+    """Makes the deliveries of all events of a call that have none, and sends a hint for each that is pending. The
+    call's record lives until they are over.
 
     For a message `{"callId"}`: a stream record that could not be read, or an operator's redrive.
     Raises StoreError or QueueError when AWS fails.
     """
     call = calls.get(call_id)
-    if call is None or call.callbackUrl is None:
+    kept_until = parts.clock() // 1000 + RETENTION_SECONDS
+    if call is None or call.callbackUrl is None or not calls.keep(call_id, kept_until):
         logger.warning("no deliveries to make", extra={"call_id": call_id})
         return
     for sequence in range(1, len(call.events) + 1):

@@ -25,6 +25,9 @@ from webhook_dispatch.address_guard import LookUp, Policy, check_addresses, chec
 # look-ups have threads of their own, not those that talk to AWS, and enough for batches full of dead names.
 LOOK_UP_THREADS = 32
 
+# The extension of an answer that holds its `Location`.
+LOCATION = "ringonce.location"
+
 
 class _Connection(httpcore.AsyncNetworkStream):
     """A connection of httpcore's, which knows its own socket.
@@ -179,4 +182,15 @@ def webhook_client(transport: httpx.AsyncBaseTransport, durations: Durations) ->
         transport=transport,
         timeout=httpx.Timeout(durations.webhook_attempt, connect=durations.webhook_connect),
         follow_redirects=False,
+        event_hooks={"response": [_put_location_aside]},
     )
+
+
+async def _put_location_aside(answer: httpx.Response) -> None:
+    """Into the extension LOCATION, as the bytes that came. httpx makes the next request of every redirect, even if
+    it is not followed, and would take an answer with a `Location` that is no URL for no answer.
+    """
+    given = [value for name, value in answer.headers.raw if name.lower() == b"location"]
+    if given:
+        del answer.headers["location"]
+        answer.extensions[LOCATION] = given[0]

@@ -13,6 +13,7 @@ from samtranslator.yaml_helper import yaml_parse
 from local.dashboard import dashboard_body, metrics_of
 from shared.call import ENDED
 from shared.delivery_store import State
+from shared.durations import END_BOUND, Durations
 
 ROOT = Path(__file__).parents[2]
 MONITORING = yaml_parse((ROOT / "infra" / "monitoring.yaml").read_text())
@@ -118,6 +119,20 @@ def test_every_alarm_tells_somebody_and_says_what_silence_means() -> None:
     for name, alarm in ALARMS.items():
         assert alarm["AlarmActions"] == [{"Ref": "AlarmTopic"}], name
         assert alarm["TreatMissingData"] in ("notBreaching", "breaching"), name
+
+
+def test_lateness_rings_before_a_call_can_end_later_than_published() -> None:
+    """What is seen to a minute late is everyday; what is later than the slack has broken the bound already."""
+    alarm = ALARMS["CallsOverdueAlarm"]
+    slack = END_BOUND - Durations().end_margin
+    events = TEMPLATE["Resources"]["ReconcileCalls"]["Properties"]["Events"]
+    assert [event["Properties"]["Schedule"] for event in events.values()] == ["rate(1 minute)"]
+    assert (alarm["MetricName"], alarm["Statistic"], alarm["EvaluationPeriods"]) == ("DueLateness", "Maximum", 1)
+    assert 60_000 < alarm["Threshold"] < slack * 1000
+    minutes = alarm["Threshold"] / 60_000
+    assert f"more than {minutes:g} minutes late" in alarm["AlarmDescription"]
+    told = RUNBOOK.split("### Calls overdue")[1].split("###")[0]
+    assert f"more than {minutes:g} minutes after it was due" in told
 
 
 def test_every_alarm_is_on_the_dashboard() -> None:

@@ -158,7 +158,7 @@ def in_livekit(system: System, work: Any) -> None:
     secret = LiveKitSecret(system.servers.livekit_url, LIVEKIT_KEY, LIVEKIT_SECRET)
 
     async def run() -> None:
-        async with connect(secret, 10) as livekit:
+        async with connect(lambda: secret, 10) as livekit:
             await work(livekit)
 
     asyncio.run(run())

@@ -5,10 +5,15 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
+import time
 from typing import Any
 
 import pytest
 
+from shared.call_store import CallStore
+from shared.delivery_store import sort_key
+from shared.table_keys import RETENTION_SECONDS, call_key
+from tests.hooks import change
 from tests.system import DEADLINE_SECONDS, System
 from tests.unit.test_address_guard import HOSTILE_URLS
 from webhook_dispatch.address_guard import Policy
@@ -61,6 +66,58 @@ def test_a_replay_carries_the_same_id_and_the_same_bytes(system: System) -> None
     assert '"metadata":{"one": 1.0, "who": "Zo' in again["body"]
     assert again["verified"]
     assert len(listed(system, call_id)[1]["attempts"]) == 2
+
+
+def expires_at(system: System, call_id: str) -> int:
+    return int(system.item(call_id).get("expiresAt", 0))
+
+
+@pytest.mark.parametrize("left", [3600, -3600])
+def test_a_replay_lets_the_record_live_until_it_is_over(system: System, left: int) -> None:
+    """TTL deletes up to two days after a record has expired: until then it can be kept."""
+    call_id = ended(system)
+    now = int(time.time())
+    change(system, call_id, expiresAt=now + left)
+    assert replay(system, call_id, "2")["statusCode"] == 200
+    assert expires_at(system, call_id) >= now + RETENTION_SECONDS
+    system.run_until(lambda: len(system.received(call_id)) == 4)
+
+
+def test_a_replay_shortens_no_life_and_gives_an_open_call_no_end(system: System) -> None:
+    call_id = ended(system)
+    late = int(time.time()) + 10 * RETENTION_SECONDS
+    change(system, call_id, expiresAt=late)
+    assert replay(system, call_id, "1")["statusCode"] == 200
+    assert expires_at(system, call_id) == late
+    open_call = system.place("+15550000000")
+    assert replay(system, open_call, "1")["statusCode"] == 200
+    assert expires_at(system, open_call) == 0
+
+
+def test_a_replay_of_a_call_that_expires_meanwhile_is_refused_and_changes_nothing(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call_id = ended(system)
+    rows = system.modules["calls_api"].deliveries.of_call(call_id)
+    get = CallStore.get
+
+    def then_ttl_deletes(store: CallStore, wanted: str) -> Any:
+        call = get(store, wanted)
+        system.dynamodb.delete_item(TableName="CallsTable", Key=call_key(wanted))
+        return call
+
+    monkeypatch.setattr(CallStore, "get", then_ttl_deletes)
+    answer = replay(system, call_id, "1")
+    assert (answer["statusCode"], answer["json"]["code"]) == (404, "call_not_found")
+    assert system.modules["calls_api"].deliveries.of_call(call_id) == rows
+    assert system.messages("WebhookQueue") == 0
+
+
+def test_a_replay_of_a_delivery_whose_row_has_expired_makes_it_anew(system: System) -> None:
+    call_id = ended(system)
+    system.dynamodb.delete_item(TableName="CallsTable", Key=call_key(call_id, sort_key(2)))
+    assert replay(system, call_id, "2")["statusCode"] == 200
+    system.run_until(lambda: len(system.received(call_id)) == 4)
 
 
 def test_a_replay_while_an_attempt_is_under_way_is_a_conflict(system: System) -> None:

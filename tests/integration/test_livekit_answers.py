@@ -63,7 +63,7 @@ def dial_all(system: System, numbers: list[str], **secret: str) -> list[LiveKitE
     given = {"url": system.servers.livekit_url, "apiKey": LIVEKIT_KEY, "apiSecret": LIVEKIT_SECRET} | secret
 
     async def all_of_them() -> list[LiveKitError | None]:
-        async with connect(LiveKitSecret(**given), DEADLINE_SECONDS) as livekit:
+        async with connect(lambda: LiveKitSecret(**given), DEADLINE_SECONDS) as livekit:
             return await asyncio.gather(*(dial(livekit, number, f"room-{number}") for number in numbers))
 
     return asyncio.run(all_of_them())
@@ -224,7 +224,7 @@ def test_an_answer_that_is_not_livekits_own_word_is_an_unknown_outcome(
 
     async def one() -> Any:
         secret = LiveKitSecret(url=system.servers.livekit_url, apiKey=LIVEKIT_KEY, apiSecret=LIVEKIT_SECRET)
-        async with connect(secret, 10) as livekit:
+        async with connect(lambda: secret, 10) as livekit:
             try:
                 await livekit.dial(
                     room="r", identity="call-x", trunk_id="ST_1", to="+15550000000", from_number=None,

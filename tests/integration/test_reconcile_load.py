@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 
 from dial_worker.livekit_sip import Presence, RoomView
-from reconcile_calls.reconcile import LIVEKIT_REQUESTS
-from shared.call import Call
-from shared.call_store import CallStore, Write
-from shared.delivery_store import Delivery
+from reconcile_calls.reconcile import LIVEKIT_REQUESTS, PORTION, PORTIONS
+from shared.call import Call, event
+from shared.call_store import DUE_PAGE, CallStore, Due, Write
+from shared.delivery_store import sort_key
 from shared.dynamo import to_wire
-from shared.table_keys import SHARDS, call_key, due_shard
+from shared.errors import StoreError
+from shared.table_keys import call_key, due_shard
 from tests.clocked import DOWN, MINUTE, Clocked
 from tests.system import System
 
@@ -43,11 +46,11 @@ class CallsInMemory(CallStore):
             for call in self.calls.values()
             if call.checkAt is not None and call.checkAt <= now and due_shard(call.callId) == shard
         )
-        for start in range(0, len(found), 100):
-            yield [(call_id, "CALL") for _, call_id in found[start : start + 100]]
+        for start in range(0, len(found), DUE_PAGE):
+            yield [(call_id, "CALL") for _, call_id in found[start : start + DUE_PAGE]]
 
-    def get_many(self, keys: list[tuple[str, str]]) -> tuple[list[Call], list[Delivery]]:
-        return [self.calls[call_id] for call_id, _ in keys], []
+    def read_due(self, keys: list[tuple[str, str]]) -> Due:
+        return Due([self.calls[call_id] for call_id, _ in keys], [], [])
 
     def note_missing(self, seen: Call, check_at: int, **since: int | None) -> Write:
         self.looked.setdefault(seen.callId, []).append(check_at)
@@ -104,10 +107,90 @@ def test_a_livekit_that_fails_is_not_asked_more_often(system: System) -> None:
 def test_a_run_ends_when_its_time_is_over_and_the_next_goes_on(system: System) -> None:
     world, _ = crowd(system, SOME)
     world.now += 6 * MINUTE
-    rounds = iter([True, True, False])
-    done = world.reconcile(time_left=lambda: next(rounds))
-    assert done == {"alive": 2 * 100 * SHARDS}
-    assert world.reconcile() == {"alive": SOME - 2 * 100 * SHARDS}
+    portions = iter([True] * 6)
+    done = world.reconcile(time_left=lambda: next(portions, False))
+    assert done == {"alive": 6 * PORTION}
+    assert world.reconcile() == {"alive": SOME - 6 * PORTION}
+
+
+def test_a_run_has_few_items_in_hand_and_writes_the_first_before_it_reads_on(system: System) -> None:
+    """However many are due: each may come with a record of hundreds of kilobytes when it is written."""
+    world, calls = crowd(system, 1600)
+    world.now += 6 * MINUTE
+    lock, in_hand, most, read_before_the_first_write = threading.Lock(), 0, 0, 0
+    read_due, note_missing = calls.read_due, calls.note_missing
+
+    def read(keys: list[tuple[str, str]]) -> Due:
+        nonlocal in_hand, most
+        with lock:
+            in_hand += len(keys)
+            most = max(most, in_hand)
+        return read_due(keys)
+
+    def write(seen: Call, check_at: int, **since: int | None) -> Write:
+        nonlocal in_hand, read_before_the_first_write
+        with lock:
+            read_before_the_first_write = read_before_the_first_write or in_hand
+            in_hand -= 1
+        return note_missing(seen, check_at, **since)
+
+    calls.read_due, calls.note_missing = read, write  # type: ignore[method-assign]
+    assert world.reconcile() == {"alive": 1600}
+    assert most <= PORTION * PORTIONS <= 200
+    assert read_before_the_first_write <= PORTION * PORTIONS
+
+
+def test_what_is_large_is_neither_read_nor_brought_back_by_a_write(system: System) -> None:
+    """Context, metadata, events, attempts: they decide nothing here."""
+    world = Clocked(system)
+    text = json.dumps("x" * 30_000)
+    large = {"dynamicVariables": text, "metadata": text}
+    large["events"] = tuple(event("agent.note", world.now, data=text) for _ in range(2))  # type: ignore[assignment]
+    world.place_answered(checkAt=world.now, **large)
+    gone = world.place_answered(checkAt=world.now, **large)
+    del world.livekit.rooms[world.call(gone).roomName]
+    world.place(checkAt=world.now, **large)
+    row = delivery_with_attempts(world, system, "7" * 24, 100)
+    assert len(json.dumps(row)) > 100_000
+    asked: list[str | None] = []
+    read: list[dict[str, Any]] = []
+
+    def note_write(params: dict[str, Any], **_: Any) -> None:
+        asked.append(params.get("ReturnValues"))
+
+    def note_read(parsed: dict[str, Any], **_: Any) -> None:
+        read.extend(parsed["Responses"]["CallsTable"])
+
+    events = system.dynamodb.meta.events
+    hooks: list[tuple[str, Any]] = [
+        ("before-parameter-build.dynamodb.UpdateItem", note_write),
+        ("after-call.dynamodb.BatchGetItem", note_read),
+    ]
+    for name, hook in hooks:
+        events.register(name, hook)
+    try:
+        done = world.reconcile()
+    finally:
+        for name, hook in hooks:
+            events.unregister(name, hook)
+    assert done == {"alive": 1, "noted": 1, "sent_again": 1, "deliveries_sent_again": 1}
+    assert asked == ["NONE"] * 4
+    assert len(read) == 4
+    assert max(len(json.dumps(item)) for item in read) < 2000
+
+
+def delivery_with_attempts(world: Clocked, system: System, call_id: str, number: int) -> dict[str, Any]:
+    """A row as an older version left it."""
+    world.deliveries.create(call_id, "demo", 1, world.now, world.now)
+    attempts = [{"at": world.now + n, "ms": 1, "status": 500, "answer": "\u00fc" * 500} for n in range(number)]
+    item: dict[str, Any] = system.dynamodb.update_item(
+        TableName="CallsTable",
+        Key=call_key(call_id, sort_key(1)),
+        UpdateExpression="SET attempts = :attempts",
+        ExpressionAttributeValues=to_wire({":attempts": attempts}),
+        ReturnValues="ALL_NEW",
+    )["Attributes"]
+    return item
 
 
 def test_calls_that_livekit_cannot_tell_about_do_not_hold_up_the_others(
@@ -147,21 +230,94 @@ def test_when_the_requests_are_spent_the_others_come_next(system: System) -> Non
     assert not next(world.calls.due(0, world.now))
 
 
-def test_an_item_that_cannot_be_read_does_not_hold_up_the_others(
-    system: System, capsys: pytest.CaptureFixture[str]
+# What no version of this code has written. `due` stays as it is: the index shows such an item like any other.
+BROKEN = {
+    "no status": "REMOVE #status",
+    "no job": "REMOVE jobId",
+    "a status of another version": "SET #status = :text",
+    "a text for a number": "SET leaseUntil = :text, #status = :dialing",
+    "another call's id": "SET callId = :text",
+    "a fraction": "SET maxDurationSeconds = :fraction",
+}
+BROKEN_ROWS = {
+    "no state": "REMOVE #state",
+    "a state of another version": "SET #state = :text",
+    "due though it is over": "SET #state = :delivered",
+    "another event's number": "SET #sequence = :one_more",
+    "a text for a number": "SET #sequence = :text",
+}
+
+
+def break_item(system: System, call_id: str, sort_key: str, update: str) -> None:
+    values = {":text": {"S": "odd"}, ":dialing": {"S": "dialing"}, ":delivered": {"S": "delivered"}}
+    values |= {":fraction": {"N": "1.5"}, ":one_more": {"N": "2"}}
+    request: dict[str, Any] = {
+        "ExpressionAttributeNames": {f"#{n}": n for n in ("status", "state", "sequence") if f"#{n}" in update},
+        "ExpressionAttributeValues": {name: value for name, value in values.items() if name in update},
+    }
+    system.dynamodb.update_item(
+        TableName="CallsTable",
+        Key=call_key(call_id, sort_key),
+        UpdateExpression=update,
+        **{name: value for name, value in request.items() if value},
+    )
+
+
+def check_at(system: System, call_id: str, sort_key: str = "CALL") -> int:
+    item = system.dynamodb.get_item(TableName="CallsTable", Key=call_key(call_id, sort_key))["Item"]
+    return int(item["checkAt"]["N"])
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_call_that_cannot_be_read_is_put_off_and_holds_up_no_other(
+    system: System, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = Clocked(system)
     broken, whole = world.place(checkAt=world.now), world.place(checkAt=world.now)
     world.dial_queue.sent.clear()
-    system.dynamodb.update_item(
-        TableName="CallsTable",
-        Key=call_key(broken),
-        UpdateExpression="SET createdAt = :odd REMOVE events",
-        ExpressionAttributeValues=to_wire({":odd": "2026"}),
-    )
+    break_item(system, broken, "CALL", BROKEN[what])
     assert world.reconcile() == {"sent_again": 1}
     assert [body["callId"] for _, body in world.dial_queue.sent] == [whole]
-    assert '"UnreadableItems":' in capsys.readouterr().out
+    assert world.livekit.requests == {}
+    said = capsys.readouterr().out
+    assert '"UnreadableItems":' in said or '"ReconcileErrors":' in said
+    assert broken in said
+    assert world.now < check_at(system, broken) <= world.now + 5 * MINUTE
+    assert world.reconcile() == {}
+
+
+@pytest.mark.parametrize("what", BROKEN_ROWS)
+def test_a_delivery_that_cannot_be_read_is_put_off_and_holds_up_no_other(system: System, what: str) -> None:
+    world = Clocked(system)
+    for call_id in ("0" * 24, "1" * 24):
+        world.deliveries.create(call_id, "demo", 1, world.now, world.now)
+    break_item(system, "0" * 24, sort_key(1), BROKEN_ROWS[what])
+    assert world.reconcile() == {"deliveries_sent_again": 1}
+    assert [body["callId"] for _, body in world.webhook_queue.sent] == ["1" * 24]
+    assert check_at(system, "0" * 24, sort_key(1)) == world.now + 5 * MINUTE
+
+
+def test_an_item_of_another_kind_is_put_off(system: System) -> None:
+    world = Clocked(system)
+    item = {"dueShard": {"N": "3"}, "checkAt": {"N": str(world.now)}}
+    system.dynamodb.put_item(TableName="CallsTable", Item=call_key("3" * 24, "NOTE") | item)
+    assert world.reconcile() == {}
+    assert check_at(system, "3" * 24, "NOTE") == world.now + 5 * MINUTE
+
+
+def test_many_unreadable_items_at_the_head_of_a_shard_leave_the_rest_its_turn(system: System) -> None:
+    world = Clocked(system)
+    for n in range(3 * DUE_PAGE):
+        world.deliveries.create(f"{n:024x}", "demo", 1, world.now, world.now - 1000)
+        break_item(system, f"{n:024x}", sort_key(1), BROKEN_ROWS["no state"])
+    call_id = world.place(checkAt=world.now)
+    world.dial_queue.sent.clear()
+    # Time for so many portions as the broken ones are: the next run begins with the others.
+    world.reconcile()
+    world.now += MINUTE
+    world.calls.put_off((call_id, "CALL"), world.now, world.now)
+    first = next(world.calls.due(0, world.now))
+    assert first == [(call_id, "CALL")]
 
 
 def test_a_store_that_fails_for_one_call_does_not_hold_up_the_others(
@@ -180,6 +336,76 @@ def test_a_store_that_fails_for_one_call_does_not_hold_up_the_others(
     monkeypatch.setattr(CallStore, "postpone", fails)
     assert world.reconcile() == {"sent_again": 2}
     assert {body["callId"] for _, body in world.dial_queue.sent} == {calls[0], calls[2]}
+    assert check_at(system, calls[1]) == world.now + 30_000, "it does not stand in the way of those behind it"
+
+
+@pytest.mark.parametrize("method", ["put_off", "postpone"])
+def test_when_even_putting_off_fails_the_others_go_on(
+    system: System, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    world = Clocked(system)
+    broken, whole = world.place(checkAt=world.now), world.place_answered(checkAt=world.now)
+    break_item(system, broken, "CALL", BROKEN["no job" if method == "put_off" else "a text for a number"])
+
+    def fails(*given: Any, **named: Any) -> Write:
+        raise StoreError("down")
+
+    monkeypatch.setattr(CallStore, method, fails)
+    assert world.reconcile() == {"alive": 1}
+    assert world.call(whole).checkAt == world.now + 5 * MINUTE
+
+
+def test_a_shard_that_cannot_be_read_stops_no_other(
+    system: System, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = Clocked(system)
+    calls = [world.place_answered(checkAt=world.now) for _ in range(4)]
+    due = CallStore.due
+
+    def fails(store: CallStore, shard: int, now: int) -> Iterator[list[tuple[str, str]]]:
+        if shard == due_shard(calls[1]):
+            raise StoreError("throttled")
+        yield from due(store, shard, now)
+
+    monkeypatch.setattr(CallStore, "due", fails)
+    assert world.reconcile() == {"alive": 3}
+    assert '"ReconcileErrors":' in capsys.readouterr().out
+    monkeypatch.undo()
+    assert world.reconcile() == {"alive": 1}
+
+
+def test_a_portion_that_cannot_be_read_stops_no_other(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, calls = crowd(system, 3 * PORTION)
+    world.now += 6 * MINUTE
+    read_due, fail = calls.read_due, iter([True])
+
+    def fails(keys: list[tuple[str, str]]) -> Due:
+        if next(fail, False):
+            raise StoreError("throttled")
+        return read_due(keys)
+
+    monkeypatch.setattr(calls, "read_due", fails)
+    assert world.reconcile() == {"alive": 2 * PORTION}
+    assert world.reconcile() == {"alive": PORTION}
+
+
+def test_a_switch_that_cannot_be_read_expires_no_call_and_stops_nothing_else(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = Clocked(system)
+    late = world.place(queueDeadline=world.now, checkAt=world.now)
+    world.place_answered(checkAt=world.now)
+    world.deliveries.create("5" * 24, "demo", 1, world.now, world.now)
+
+    def fails() -> bool:
+        raise StoreError("down")
+
+    monkeypatch.setattr(world.workspaces, "paused", fails)
+    assert world.reconcile() == {"sent_again": 1, "alive": 1, "deliveries_sent_again": 1}
+    assert world.call(late).status == "queued"
+    monkeypatch.undo()
+    world.now += MINUTE
+    assert world.reconcile()["ended"] == 1
 
 
 def test_what_is_alive_is_told_from_what_is_not_by_one_request(system: System) -> None:

@@ -156,7 +156,7 @@ def test_no_shape_of_an_errors_body_is_believed_or_breaks_the_worker(body: str, 
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             secret = LiveKitSecret(f"http://127.0.0.1:{runner.addresses[0][1]}", LIVEKIT_KEY, LIVEKIT_SECRET)
-            async with connect(secret, 10) as livekit:
+            async with connect(lambda: secret, 10) as livekit:
                 with pytest.raises(LiveKitError) as caught:
                     await livekit.dial(
                         room="r", identity="call-x", trunk_id="ST_1", to=NUMBER, from_number=None, ring=1,

@@ -60,6 +60,8 @@ WRITES: dict[str, Callable[[CallStore], Any]] = {
     "postpone": lambda store: store.postpone(call(), 4),
     "stop_webhooks": lambda store: store.stop_webhooks("x", 1),
     "bring_back": lambda store: store.bring_back({}),
+    "put_off": lambda store: store.put_off(("x", "CALL"), 4, 1),
+    "keep": lambda store: store.keep("x", 4),
     "append_report": lambda store: store.append_report("x", "room", "id", {}, 1, ended_since=1),
 }
 
@@ -110,7 +112,9 @@ NOT_MODELLED = {
     "create": "the record's birth: before the first message that does anything",
     "bring_back": "out of a backup, while dialling is paused; tests/integration/test_restore.py",
     "postpone": "only when to look next; looks come at any time here",
+    "put_off": "only when to look next, as `postpone`",
     "stop_webhooks": "webhooks are not modelled",
+    "keep": "how long a record lives after its end",
     "append_report": "what agents report: it changes nothing that another write asks for",
 }
 

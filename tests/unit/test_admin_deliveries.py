@@ -23,7 +23,7 @@ from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.delivery_store import Delivery, DeliveryStore
 from shared.dynamo import to_wire
-from shared.table_keys import due_shard
+from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
 from shared.workspaces import Workspace, WorkspaceStore
 
 CALLS = "Calls"
@@ -76,6 +76,11 @@ class Account:
 
     def rows(self, call_id: str) -> dict[int, Delivery]:
         return {row.sequence: row for row in self.deliveries.of_call(call_id)}
+
+    def expires_at(self, call_id: str) -> int:
+        """0: never."""
+        item = self.calls._client.get_item(TableName=CALLS, Key=call_key(call_id))["Item"]
+        return int(item.get("expiresAt", {"N": "0"})["N"])
 
     def due(self) -> set[tuple[str, str]]:
         found: set[tuple[str, str]] = set()
@@ -161,6 +166,39 @@ def test_what_did_not_arrive_is_made_due_and_nothing_else(account: Account, admi
     assert account.rows(dead)[1] == before[dead][1]
     assert {n: account.rows(waiting)[n] for n in (2, 3)} == {n: before[waiting][n] for n in (2, 3)}
     assert account.rows(fine) == before[fine]
+
+
+def test_the_call_of_what_is_made_due_lives_until_it_is_over(account: Account, admin: Any) -> None:
+    soon, late = account.now // 1000 + 3600, account.now // 1000 + 10 * RETENTION_SECONDS
+    short, long, open_call = (account.call(n, 2) for n in (1, 2, 3))
+    for call_id, expires_at in ((short, soon), (long, late)):
+        account.calls._client.update_item(
+            TableName=CALLS,
+            Key=call_key(call_id),
+            UpdateExpression="SET expiresAt = :at",
+            ExpressionAttributeValues={":at": {"N": str(expires_at)}},
+        )
+    account.delivery(short, 1, "dead")
+    assert "9 events made due." in admin("deliveries redrive --since 3h --yes").out
+    assert account.expires_at(short) >= account.now // 1000 + RETENTION_SECONDS
+    assert account.expires_at(long) == late
+    assert account.expires_at(open_call) == 0
+
+
+def test_of_a_call_that_is_gone_by_then_nothing_is_made_due(
+    account: Account, admin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call_id = account.call(1, 2)
+    account.delivery(call_id, 1, "dead")
+    ask = sys.modules["admin.terminal"].Terminal.confirm
+
+    def meanwhile(*given: Any) -> None:
+        account.calls._client.delete_item(TableName=CALLS, Key=call_key(call_id))
+        ask(*given)
+
+    monkeypatch.setattr("admin.terminal.Terminal.confirm", meanwhile)
+    assert "0 events made due. 3 events changed meanwhile" in admin("deliveries redrive --since 3h --yes").out
+    assert {n: row.state for n, row in account.rows(call_id).items()} == {1: "dead"}
 
 
 def test_it_may_be_repeated_and_finds_nothing_then(account: Account, admin: Any) -> None:

@@ -19,20 +19,29 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from calls_api.deliveries import deliveries_view, replay
 from shared.delivery_store import Delivery
 from shared.durations import Durations
-from shared.errors import QueueError, RequestRefused
+from shared.errors import QueueError, RequestRefused, StoreError
+from shared.workspaces import Workspace, WorkspaceCache
 from tests.loop_time import time_passes
 from tests.webhook_world import (
     SECRET,
     START,
     Death,
+    MemoryCalls,
     MemoryDeliveries,
     MemoryQueue,
+    MemoryWorkspaces,
     Process,
     World,
     over_the_wire,
     run,
 )
-from webhook_dispatch.attempt import ANSWER_BYTES, ANSWER_CHARACTERS, Attempted, retry_after_seconds
+from webhook_dispatch.attempt import (
+    ANSWER_BYTES,
+    ANSWER_CHARACTERS,
+    LOCATION_CHARACTERS,
+    Attempted,
+    retry_after_seconds,
+)
 from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.deliver import DEATHS_FORGIVEN, REFUSED_ATTEMPTS, WORTH_REPEATING, what_follows
 
@@ -179,7 +188,34 @@ def test_a_redirect_is_not_followed(world: World) -> None:
     world.receivers.answer = answer
     [row] = delivered(world)
     assert (row.state, statuses(row)) == ("dead", [301] * 10)
+    assert {attempt["location"] for attempt in row.attempts} == {"http://127.0.0.1/admin"}
     assert set(asked) == {"https://hooks.example/in"}
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (b"https://hooks.example/in/", "https://hooks.example/in/"),
+        (b"/in/?a=1&b=%20", "/in/?a=1&b=%20"),
+        ("/gr\u00fc\u00df".encode(), "/gr%C3%BC%C3%9F"),
+        (b"/a\x1b[31mred\x07 b\tc", "/a%1B[31mred%07%20b%09c"),
+        (b"https://x/" + b"a" * 10_000, "https://x/" + "a" * (LOCATION_CHARACTERS - 10)),
+        (b"http://[", "http://["),
+        (b"https://x:99999/", "https://x:99999/"),
+        (b"", None),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("status", [301, 308])
+def test_where_a_redirect_points_to_is_kept_bounded_and_printable(
+    world: World, given: bytes | None, kept: str | None, status: int
+) -> None:
+    headers = [(b"location", given)] if given is not None else []
+    world.receivers.answer = lambda request, times: httpx.Response(status if times == 0 else 200, headers=headers)
+    [row] = delivered(world)
+    assert statuses(row) == [status, 200]
+    assert row.attempts[0].get("location") == kept
+    assert "location" not in row.attempts[1], "an answer that is no redirect points nowhere"
 
 
 def test_410_stops_the_calls_other_webhooks_and_no_other_calls(world: World) -> None:
@@ -268,9 +304,10 @@ def test_the_receivers_retry_after_is_kept_within_bounds(world: World, asked: st
 # ── what is sent ────────────────────────────────────────────────────────────────────────────────────
 
 
-def replayed(world: World, sequence: int = 1, call_id: str = A) -> None:
+def replayed(world: World, sequence: int | str = 1, call_id: str = A) -> None:
     call = world.table.calls[call_id]
-    replay(MemoryDeliveries(world.table), world.queue, call, str(sequence), world.durations, world.clock())
+    calls, deliveries = MemoryCalls(world.table), MemoryDeliveries(world.table)
+    replay(calls, deliveries, world.queue, call, str(sequence), world.durations, world.clock())
 
 
 def test_every_attempt_and_replay_carries_the_same_id_and_bytes_and_its_own_signature(world: World) -> None:
@@ -644,8 +681,69 @@ def test_an_event_that_always_kills_its_process_is_given_up_at_last_and_says_so(
 
     run(deadly())
     row = world.table.rows[A, 1]
-    assert (row.state, deaths) == ("dead", DEATHS_FORGIVEN * len(SCHEDULE))
+    assert (row.state, deaths) == ("dead", DEATHS_FORGIVEN)
     assert "died" in row.attempts[-1]["error"]
+
+
+def test_deaths_of_the_sender_take_nothing_from_the_receivers_schedule(world: World) -> None:
+    """Nine deaths and one 503 were once the ten attempts of three days, after seven minutes."""
+    answering(world, 503)
+    world.fan_out(world.call(A, events=1))
+
+    async def nine_deaths_each_time() -> None:
+        while not world.settled():
+            if all(row.nextAttemptAt <= world.clock() for row in world.table.rows.values()):
+                for _ in range(9):
+                    await die_at_the_post(world)
+                    world.clock.advance(61)
+                    await world.reconcile()
+            await world.deliver()
+            world.clock.advance(61)
+            await world.reconcile()
+
+    run(nine_deaths_each_time())
+    [row] = world.table.rows.values()
+    assert (row.state, statuses(row)) == ("dead", [503] * len(SCHEDULE))
+    assert row.attempts[-1]["at"] - row.attempts[0]["at"] >= sum(SCHEDULE) * 1000
+
+
+async def die_at_the_post(world: World) -> None:
+    """At whatever is due: the process is gone when it sends."""
+    process = Process()
+
+    class Deadly(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            process.dead = True
+            raise Death
+
+    transport, world._transport = world._transport, Deadly()
+    try:
+        await world.deliver(process)
+    finally:
+        world._transport = transport
+    assert process.dead
+
+
+def test_a_table_that_cannot_be_read_for_long_kills_no_delivery(world: World) -> None:
+    """The process lives: it gives back what it could not post."""
+    world.fan_out(world.call(A, events=1))
+
+    class Down(MemoryWorkspaces):
+        def get(self, workspace_id: str) -> Workspace | None:
+            raise StoreError("down")
+
+    down = dataclasses.replace(world.delivering(), workspaces=WorkspaceCache(Down(), 0))
+
+    async def outage() -> None:
+        for _ in range(DEATHS_FORGIVEN + 10):
+            answer = await deliver_batch(down, records_of((A, 1)))
+            assert answer["batchItemFailures"]
+            world.clock.advance(61)
+
+    run(outage())
+    assert world.table.rows[A, 1].state == "pending"
+    run(world.run(world.settled))
+    assert statuses(world.table.rows[A, 1]) == [204]
 
 
 def test_a_process_that_was_slow_at_aws_does_not_begin_a_post_that_outlives_its_lease() -> None:
@@ -791,5 +889,5 @@ def test_a_replay_begins_the_whole_schedule_anew(world: World) -> None:
 def test_an_event_that_there_is_not_cannot_be_replayed(world: World, sequence: str) -> None:
     world.call(A, events=1)
     with pytest.raises(RequestRefused, match="no such delivery"):
-        replay(MemoryDeliveries(world.table), world.queue, world.table.calls[A], sequence, world.durations, START)
+        replayed(world, sequence)
     assert (world.table.rows, world.queue.messages) == ({}, [])

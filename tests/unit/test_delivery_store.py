@@ -16,13 +16,12 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 from moto import mock_aws
 
-from shared.delivery_store import MAXIMUM_ATTEMPTS_LISTED, Delivery, DeliveryStore
-from shared.durations import Durations
+from shared.delivery_store import ATTEMPTS_LISTED, Delivery, DeliveryStore
 from shared.dynamo import from_wire, to_wire
 from shared.errors import StoreUnclear
 from shared.table_keys import RETENTION_SECONDS, call_key
 from tests.webhook_world import MemoryDeliveries, Table
-from webhook_dispatch.attempt import ANSWER_CHARACTERS
+from webhook_dispatch.attempt import ANSWER_CHARACTERS, LOCATION_CHARACTERS
 
 CALL = "a" * 24
 NOW = 1_800_000_000_000
@@ -117,10 +116,10 @@ def test_making_it_again_changes_nothing(store: DeliveryStore) -> None:
     assert store.get(CALL, 1) == before
 
 
-def test_a_taken_delivery_counts_its_attempt_and_comes_back_when_the_lease_is_over(store: DeliveryStore) -> None:
+def test_a_taken_delivery_counts_as_begun_and_comes_back_when_the_lease_is_over(store: DeliveryStore) -> None:
     row = made(store)
     assert taken(store) == dataclasses.replace(
-        row, attempt=1, leaseId="lease-1", leaseUntil=NOW + 45_000, checkAt=NOW + 45_000
+        row, begun=1, leaseId="lease-1", leaseUntil=NOW + 45_000, checkAt=NOW + 45_000
     )
 
 
@@ -131,7 +130,7 @@ def test_nobody_takes_a_delivery_under_a_live_lease(store: DeliveryStore) -> Non
         assert store.take(CALL, 1, "lease-2", now, now + 45_000) is None
     again = store.take(CALL, 1, "lease-2", NOW + 45_001, NOW + 90_001)
     assert again is not None
-    assert (again.attempt, again.leaseId) == (2, "lease-2")
+    assert (again.attempt, again.begun, again.leaseId) == (0, 2, "lease-2")
 
 
 def test_of_many_who_take_it_at_once_one_wins(store: DeliveryStore) -> None:
@@ -202,16 +201,51 @@ def test_nothing_is_replayed_while_an_attempt_is_under_way(store: DeliveryStore)
     assert store.finish(row, ATTEMPT, "delivered", NOW, NOW) is None
 
 
-def test_a_delivery_with_very_many_attempts_is_not_replayed(
-    store: DeliveryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in ("shared.delivery_store", "tests.webhook_world"):
-        monkeypatch.setattr(f"{module}.MAXIMUM_ATTEMPTS_LISTED", 3)
+def test_only_an_outcome_counts_as_an_attempt_and_forgets_the_deaths(store: DeliveryStore) -> None:
     made(store)
-    for number in range(3):
+    for death in range(3):
+        taken(store, NOW + death * 45_001, f"dead-{death}")
+    row = taken(store, NOW + 3 * 45_001)
+    assert (row.attempt, row.begun) == (0, 4)
+    finished = store.finish(row, ATTEMPT, "pending", NOW + 10**6, NOW + 10**6)
+    assert finished is not None
+    assert (finished.attempt, finished.begun) == (1, 0)
+
+
+def test_what_is_given_back_is_due_as_before_and_counts_as_nothing(store: DeliveryStore) -> None:
+    made(store)
+    row = taken(store)
+    store.release(row)
+    after = store.get(CALL, 1)
+    assert after is not None
+    assert (after.begun, after.leaseId, after.leaseUntil, after.checkAt) == (0, None, 0, NOW + 45_000)
+    again = taken(store, lease="lease-2")
+    store.release(row)
+    assert store.get(CALL, 1) == again, "it is another's by now"
+
+
+def test_however_often_it_is_replayed_the_last_attempts_are_kept(store: DeliveryStore) -> None:
+    made(store)
+    for number in range(ATTEMPTS_LISTED + 100):
         assert store.replay(CALL, "demo", 1, NOW, NOW) is not None
-        store.finish(taken(store, lease=f"lease-{number}"), ATTEMPT, "dead", NOW, NOW)
-    assert store.replay(CALL, "demo", 1, NOW, NOW) is None
+        row = taken(store, lease=f"lease-{number}")
+        assert store.finish(row, ATTEMPT | {"ms": number}, "dead", NOW, NOW) is not None
+    after = store.get(CALL, 1)
+    assert after is not None
+    assert [one["ms"] for one in after.attempts] == list(range(100, ATTEMPTS_LISTED + 100))
+    assert after.attempt == 1
+
+
+@pytest.mark.parametrize("write", ["replay", "make_due"])
+def test_a_new_schedule_forgets_the_deaths(store: DeliveryStore, write: str) -> None:
+    made(store)
+    dead = taken(store)
+    later = NOW + 45_001
+    if write == "replay":
+        store.replay(CALL, "demo", 1, later, later)
+    else:
+        assert store.make_due(dead, later)
+    assert taken(store, later).begun == 1
 
 
 @pytest.mark.parametrize("state", ["pending", "dead"])
@@ -228,7 +262,7 @@ def test_what_did_not_arrive_is_made_due_from_the_beginning(store: DeliveryStore
 def test_what_changed_meanwhile_or_is_under_way_is_not_made_due(store: DeliveryStore) -> None:
     seen = made(store)
     row = taken(store)
-    assert not store.make_due(seen, NOW + 50_000)
+    assert not store.make_due(seen, NOW + 45_000)
     assert not store.make_due(row, NOW + 45_000)
     assert store.get(CALL, 1) == row
     store.finish(row, ATTEMPT, "delivered", NOW, NOW)
@@ -236,17 +270,6 @@ def test_what_changed_meanwhile_or_is_under_way_is_not_made_due(store: DeliveryS
     after = store.get(CALL, 1)
     assert after is not None
     assert after.state == "delivered"
-
-
-def test_what_was_attempted_very_often_is_not_made_due(
-    store: DeliveryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in ("shared.delivery_store", "tests.webhook_world"):
-        monkeypatch.setattr(f"{module}.MAXIMUM_ATTEMPTS_LISTED", 1)
-    made(store)
-    seen = store.finish(taken(store), ATTEMPT, "dead", NOW, NOW)
-    assert seen is not None
-    assert not store.make_due(seen, NOW)
 
 
 def test_a_look_is_postponed_by_one_of_those_who_saw_it(store: DeliveryStore) -> None:
@@ -290,7 +313,7 @@ def test_a_write_that_was_sent_twice_is_won_all_the_same(real: DeliveryStore, lo
     losing.lose = 1
     row = real.take(CALL, 1, "mine", NOW, NOW + 45_000)
     assert row is not None
-    assert row.attempt == 1
+    assert row.begun == 1
     losing.lose = 1
     finished = real.finish(row, ATTEMPT, "dead", NOW, NOW)
     assert finished is not None
@@ -308,9 +331,27 @@ def test_a_write_of_unknown_outcome_is_an_error_and_its_lease_runs_out(
     assert real.take(CALL, 1, "other", NOW + 45_001, NOW + 90_001) is not None
 
 
-def test_a_row_with_all_attempts_it_may_have_fits_into_an_item() -> None:
-    # The longest answers there are: characters of four bytes. An item may have 400 KB.
-    attempt = ATTEMPT | {"answer": "\U0001f600" * ANSWER_CHARACTERS}
+def test_a_longer_list_of_an_older_version_is_cut_at_its_next_write(
+    real: DeliveryStore, dynamodb: Any, table: str
+) -> None:
+    made(real)
+    key = call_key(CALL, "DELIVERY#0001")
+    dynamodb.update_item(
+        TableName=table,
+        Key=key,
+        UpdateExpression="SET attempts = :old",
+        ExpressionAttributeValues=to_wire({":old": [ATTEMPT | {"ms": n} for n in range(100)]}),
+    )
+    row = real.get(CALL, 1)
+    assert row is not None
+    assert [one["ms"] for one in row.attempts] == list(range(100 - ATTEMPTS_LISTED, 100))
+    real.finish(taken(real), ATTEMPT, "dead", NOW, NOW)
+    kept = from_wire(dynamodb.get_item(TableName=table, Key=key)["Item"])["attempts"]
+    assert [one["ms"] for one in kept] == [*range(101 - ATTEMPTS_LISTED, 100), ATTEMPT["ms"]]
+
+
+def test_a_row_with_all_attempts_it_may_have_is_small() -> None:
+    # The longest answers there are: characters of four bytes.
+    attempt = ATTEMPT | {"answer": "\U0001f600" * ANSWER_CHARACTERS, "location": "x" * LOCATION_CHARACTERS}
     text = json.dumps(to_wire({"attempts": [attempt]}), ensure_ascii=False)
-    most = MAXIMUM_ATTEMPTS_LISTED - 1 + len(Durations().webhook_schedule)
-    assert len(text.encode()) * most < 0.9 * 400 * 1024
+    assert len(text.encode()) * ATTEMPTS_LISTED < 64 * 1024

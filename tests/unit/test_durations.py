@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
-from shared.durations import PATIENT, Durations
+from shared.durations import END_BOUND, PATIENT, Durations
+from shared.table_keys import RETENTION_SECONDS
+from webhook_dispatch.deliver import DEATHS_FORGIVEN
 
 D = Durations()
 LONGEST_RING = 60
@@ -17,6 +20,20 @@ def test_livekits_answer_comes_within_its_own_limit() -> None:
 
 def test_a_message_without_a_record_outlives_every_request() -> None:
     assert D.orphan_read < D.orphan_step < D.orphan_drop
+
+
+def test_what_is_left_of_the_published_bound_is_enough_for_the_last_look() -> None:
+    """A look that was put off, the reconciler's minute, its run."""
+    assert D.second_look + 60 + 55 <= END_BOUND - D.end_margin
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"at most {END_BOUND / 60:g} minutes after its `max_duration_seconds`" in readme
+
+
+def test_a_call_that_is_kept_for_a_schedule_outlives_it() -> None:
+    """Each wait as long as a receiver's Retry-After can make it, with a tenth more, and the deaths in between."""
+    waits = len(D.webhook_schedule) * max(D.webhook_schedule) * 1.1
+    deaths = len(D.webhook_schedule) * DEATHS_FORGIVEN * (D.webhook_lease + 120)
+    assert waits + deaths < RETENTION_SECONDS - 86400
 
 
 def test_two_looks_are_further_apart_than_livekit_needs_to_join_a_room() -> None:

@@ -13,6 +13,7 @@ from samtranslator.yaml_helper import yaml_parse
 from local.stream_poller import Settings
 from shared.errors import QueueError, StoreError, StoreUnclear
 from shared.queues import Queue
+from shared.table_keys import RETENTION_SECONDS
 from tests.webhook_world import Death, MemoryDeliveries, MemoryQueue, Process, World, stream_record
 from webhook_dispatch.fan_out import FanningOut, deliver_all, fan_out, new_events
 
@@ -206,6 +207,7 @@ def test_a_redrive_makes_what_is_missing_and_hints_at_what_is_pending(world: Wor
     delivering = world.delivering()
     parts = FanningOut(delivering.deliveries, world.queue, world.durations, world.clock)
     deliver_all(parts, delivering.calls, A)
+    assert world.table.kept == {A: world.clock() // 1000 + RETENTION_SECONDS}
     assert sorted(world.table.rows) == [(A, n) for n in (1, 2, 3, 4)]
     assert sent(world) == [(A, n) for n in (1, 2, 3, 4)]
 
