@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from livekit.protocol.models import DisconnectReason
 from livekit.protocol.webhook import WebhookEvent
@@ -20,10 +20,13 @@ from shared.call import Call, Outcome
 from shared.call_store import ROOM_CLOSED, CallStore, Write
 from shared.durations import Durations
 from shared.ending import clear, end_call
+from shared.table_keys import CALL_ID
 from shared.telemetry import count, logger
 from shared.workspaces import WorkspaceStore
 
 CALL_STATUS = "sip.callStatus"
+# An attribute may be as long as its writer likes, a record may not.
+_STATUS_CHARACTERS = 64
 
 Settled = Literal["ignored", "unknown_call", "noted", "ended", "cleared"]
 
@@ -59,16 +62,25 @@ def settle(parts: Settling, event: WebhookEvent) -> tuple[Settled, str | None]:
 
 def call_id_of(event: WebhookEvent) -> str | None:
     """The call an event speaks of: by the phone's identity `call-<id>`, by the room's metadata."""
-    if event.event == "participant_left":
-        identity = event.participant.identity
-        return identity.removeprefix("call-") if identity.startswith("call-") else None
-    if event.event == "room_finished":
+    named: Any = None
+    if event.event == "participant_left" and event.participant.identity.startswith("call-"):
+        named = event.participant.identity.removeprefix("call-")
+    elif event.event == "room_finished":
         try:
-            call_id = json.loads(event.room.metadata)["callId"]
-        except (ValueError, KeyError, TypeError):
+            named = json.loads(event.room.metadata)["callId"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
-        return call_id if isinstance(call_id, str) and call_id else None
-    return None
+    return named if isinstance(named, str) and CALL_ID.fullmatch(named) else None
+
+
+def _reason(number: int) -> str:
+    """The name of a disconnect reason. LiveKit adds to them; one that has no name here yet still is an end."""
+    try:
+        return DisconnectReason.Name(number)
+    except ValueError:
+        logger.warning("unknown disconnect reason", extra={"number": number})
+        count("LiveKitEventsNotUnderstood")
+        return DisconnectReason.Name(DisconnectReason.UNKNOWN_REASON)
 
 
 def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
@@ -76,11 +88,11 @@ def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
         # Nobody may ask LiveKit for a phone before the fence, so this one broke the first promise.
         logger.error("a phone rang without a fence", extra={"call_id": call.callId})
         count("RingsWithoutFence")
-    reason = DisconnectReason.Name(event.participant.disconnect_reason)
+    reason = _reason(event.participant.disconnect_reason)
     if call.status == "dialing" and reason not in NOT_AN_END:
         left = {
             "reason": reason,
-            "callStatus": event.participant.attributes.get(CALL_STATUS, "dialing"),
+            "callStatus": event.participant.attributes.get(CALL_STATUS, "dialing")[:_STATUS_CHARACTERS],
             "at": event.created_at * 1000,
         }
         write = parts.calls.note_left(call, left)
