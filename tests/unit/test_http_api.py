@@ -95,9 +95,11 @@ def test_a_body_with_an_encoding_is_refused_and_any_type_is_read() -> None:
 VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters=","), max_size=8)
 
 
-@given(st.sampled_from(["idempotency-key", "Idempotency-Key", "IDEMPOTENCY-KEY"]), VALUES, st.integers(1, 4))
-def test_copies_joined_by_the_local_front_are_one_value(name: str, value: str, copies: int) -> None:
-    assert header(event(joined([(name, value)] * copies)), "idempotency-key") == value.strip(" ")
+@given(VALUES, st.lists(st.sampled_from(["idempotency-key", "Idempotency-Key", "IDEMPOTENCY-KEY"]), min_size=1))
+def test_copies_joined_by_the_local_front_are_one_value(value: str, names: list[str]) -> None:
+    sent = joined([(name, value) for name in names])
+    assert len(sent) == 1
+    assert header(event(sent), "idempotency-key") == value.strip(" ")
 
 
 @given(st.lists(VALUES, min_size=1, max_size=5))
