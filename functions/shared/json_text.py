@@ -14,7 +14,7 @@ from typing import Any
 from shared.errors import RequestRefused
 
 MAXIMUM_DEPTH = 32
-# Python reads no integer of more digits: taken here, it would crash the agent and the receivers that read it there.
+# Python reads no integer of more digits: taken here, it would crash the agent and the receivers that read it.
 # It bounds every row of digits, also that of a fraction and of an exponent.
 MAXIMUM_DIGITS = 4300
 LONG_NUMBER = f"must not hold a number of more than {MAXIMUM_DIGITS:,} digits"

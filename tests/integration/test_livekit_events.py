@@ -76,7 +76,6 @@ def test_an_attribute_as_long_as_livekit_lets_it_be_is_kept_short(system: System
         b'{"createdAt":' + b"9" * 5000 + b"}",
         b'{"createdAt":"x"}',
         b'{"createdAt":1e400}',
-        b'{"room":' * 200 + b"{}" + b"}" * 200,
         b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b"[" * 100_000,
         b'{"participant":{"disconnectReason":99999999999}}',

@@ -286,7 +286,7 @@ def test_a_number_that_not_every_reader_reads_is_refused_at_any_depth(system: Sy
     answer = report(system, call_id, f'{{"type":"agent.note","data":{number}}}'.encode())
     assert [error["field"] for error in answer["json"]["errors"]] == ["data"]
     assert reports(system, call_id) == []
-    longest = f'{{"a":[{{"{number}":{"9" * 4300}}},"{number}"]}}'
+    longest = f'{{"a":[{{"{"9" * 5000}":{"9" * 4300}}},"{"9" * 5000}"]}}'
     assert report(system, call_id, f'{{"type":"agent.note","data":{longest}}}'.encode())["statusCode"] == 200
     assert system.api("GET /v1/api/call/{callId}", call_id)["json"]["events"][-1]["report"] == json.loads(longest)
 
