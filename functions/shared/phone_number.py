@@ -51,10 +51,12 @@ def _as_its_plan_has_it(number: str) -> str:
         parsed = parse(number)
     except NumberParseException:
         return number  # Of no plan.
-    code = f"+{parsed.country_code}"
+    country = parsed.country_code or 0
+    plan = PhoneMetadata.metadata_for_region_or_calling_code(country, region_code_for_country_code(country))
+    if plan is None or plan.general_desc is None:
+        return number
+    code = f"+{country}"
     national = number[len(code) :]
-    region = region_code_for_country_code(parsed.country_code)
-    plan = PhoneMetadata.metadata_for_region_or_calling_code(parsed.country_code, region)
     # Also where the plan lists such a number: +7 810 800... is dialled so for another country's toll-free number.
     international = plan.international_prefix and re.match(plan.international_prefix, national)
     if international:

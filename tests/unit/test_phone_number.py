@@ -129,6 +129,7 @@ def test_of_every_plan_the_international_prefix_is_refused(region: str) -> None:
 def rewritten(number: str) -> list[str]:
     """What a carrier may make of a number of a plan, when it obeys a prefix behind the country code."""
     parsed = phonenumbers.parse(number)
+    assert parsed.country_code is not None
     region = phonenumbers.region_code_for_country_code(parsed.country_code)
     national = number[len(f"+{parsed.country_code}") :]
     found = PhoneMetadata.metadata_for_region(region)
