@@ -14,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from admin import deliveries, keys, place, restore, switch, webhook_secrets, webhook_test, workspaces
 from admin.terminal import AdminError, Terminal, UsageError
+from shared import phone_number
 from shared.clock import now_ms
 from shared.errors import StoreError, StoreUnclear
 
@@ -112,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
         "--allow-special-numbers",
         action="store_true",
         default=None,
-        help="premium and shared-cost numbers and satellite ranges may be called too",
+        help="premium-rate, personal, satellite and other special numbers may be called too",
     )
     _limits_and_lists(create)
     update = command("update", workspaces.update, "Changes what is named, leaves the rest.")
@@ -121,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     update.add_argument(
         "--allow-special-numbers",
         action=argparse.BooleanOptionalAction,
-        help="whether premium and shared-cost numbers and satellite ranges may be called",
+        help="whether premium-rate, personal, satellite and other special numbers may be called",
     )
     update.add_argument(
         "--open",
@@ -207,7 +208,8 @@ def _options_of_every_command(holder: argparse.ArgumentParser) -> None:
 
 def _limits_and_lists(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", type=label, help="for people")
-    _repeated(command, "--from", "from_numbers", e164, "+NUMBER", "number of the trunk; the first is the default")
+    text = "number of the trunk; the first is the default"
+    _repeated(command, "--from", "from_numbers", own_number, "+NUMBER", text)
     _repeated(
         command,
         "--allow",
@@ -250,6 +252,14 @@ sip_trunk = _matching(r"ST_[A-Za-z0-9_-]{1,61}", "the id of a LiveKit SIP trunk:
 calling_code = _matching(r"\+[1-9]\d{0,6}", "a calling code: + and 1 to 7 digits, the first not 0")
 e164 = _matching(r"\+[1-9]\d{6,14}", "a phone number in E.164: + and 7 to 15 digits, the first not 0")
 key_id = _matching(r"[0-9a-f]{8,64}", "a key's id: 8 hex digits, as `key list` shows them")
+
+
+def own_number(text: str) -> str:
+    """In the one form that a request's `from` is compared with."""
+    try:
+        return phone_number.e164(e164(text))
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r}: {exc}") from exc
 
 
 def label(text: str) -> str:

@@ -11,10 +11,12 @@ Environment:
     PORT                the API's port; any free one without it
     TIME_SCALE          factor on every duration of the system, 0.05 without it; answers have 4 s at least
     RINGONCE_LOCAL_DIR  the state folder, .local without it: stacks with different ones run side by side
-    LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, SIP_TRUNK_ID, AGENT_NAME
-                        a real LiveKit in place of the stand-in; time then runs as it does (TIME_SCALE 1)
-    FROM_NUMBERS, CALLING_CODES
-                        with those: the trunk's numbers, and the calling codes that may be called ("+1,+44")
+    LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, SIP_TRUNK_ID, FROM_NUMBERS
+                        a real LiveKit in place of the stand-in, its outbound trunk and the trunk's numbers
+                        ("+15550100,+15550101"); time then runs as it does (TIME_SCALE 1)
+    AGENT_NAME, CALLING_CODES
+                        with those: the agent, `outbound-caller` without it, and the calling codes that may be
+                        called ("+1,+44"), +1 without it
 
 Every server binds 127.0.0.1. However this process ends, the others end too (`local/tether`).
 """
@@ -607,12 +609,41 @@ def real_livekit() -> bool:
     return bool(os.environ.get("LIVEKIT_URL"))
 
 
+def check_real_livekit() -> None:
+    """Raises StackError when a real LiveKit is named without what a call through it needs.
+
+    What the stand-in has in its place would ring phones from a number that is not the trunk's.
+    """
+    if not real_livekit():
+        return
+    needed = ("LIVEKIT_API_KEY", "LIVEKIT_API_SECRET", "SIP_TRUNK_ID", "FROM_NUMBERS")
+    missing = [name for name in needed if not os.environ.get(name, "").strip(" ,")]
+    if missing:
+        raise StackError(f"LIVEKIT_URL is set, but {' and '.join(missing)} not")
+    from_numbers()
+
+
+def from_numbers() -> tuple[str, ...]:
+    """The numbers that calls are made from, in the form that the API compares them in. Raises StackError."""
+    if not real_livekit():
+        return ("+15550009999",)
+    sys.path.insert(0, str(FUNCTIONS))
+    from shared.phone_number import e164
+
+    try:
+        return tuple(map(e164, listed("FROM_NUMBERS")))
+    except ValueError as exc:
+        raise StackError(f"FROM_NUMBERS: each {exc}") from exc
+
+
+def listed(name: str) -> list[str]:
+    """The parts of a variable of the environment that are separated by commas."""
+    return [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+
+
 def livekit_settings(running: Running, webhook_url: str) -> tuple[str, str, str, Child | None]:
     """LiveKit's URL, API key and secret, and the stand-in's process if it is one (the URL is then empty)."""
     if real_livekit():
-        missing = [name for name in ("LIVEKIT_API_KEY", "LIVEKIT_API_SECRET") if not os.environ.get(name)]
-        if missing:
-            raise StackError(f"LIVEKIT_URL is set, but {' and '.join(missing)} not")
         url = os.environ["LIVEKIT_URL"].replace("wss://", "https://").replace("ws://", "http://")
         return url, os.environ["LIVEKIT_API_KEY"], os.environ["LIVEKIT_API_SECRET"], None
     key, secret = "API" + secrets.token_hex(6), secrets.token_urlsafe(32)
@@ -635,9 +666,6 @@ def write_workspace(running: Running) -> None:
     sys.path.insert(0, str(FUNCTIONS))
     from shared.workspaces import Workspace, WorkspaceStore
 
-    def listed(name: str, default: str) -> list[str]:
-        return [part for part in os.environ.get(name, default).split(",") if part] if real_livekit() else [default]
-
     info = running.info
     store = WorkspaceStore(aws_client("dynamodb", info["awsEndpointUrl"]), info["resources"]["WorkspacesTable"])
     store.put(
@@ -645,10 +673,10 @@ def write_workspace(running: Running) -> None:
             workspaceId=info["workspaceId"],
             name="Demo",
             agentName=os.environ.get("AGENT_NAME", "outbound-caller"),
-            sipTrunkId=os.environ.get("SIP_TRUNK_ID", "ST_localstandin"),
-            fromNumbers=tuple(listed("FROM_NUMBERS", "+15550009999")),
+            sipTrunkId=os.environ["SIP_TRUNK_ID"] if real_livekit() else "ST_localstandin",
+            fromNumbers=from_numbers(),
             apiKeyHashes=frozenset({hashlib.sha256(info["apiKey"].encode()).hexdigest()}),
-            allowedCallingCodes=frozenset(listed("CALLING_CODES", "+1")),
+            allowedCallingCodes=frozenset((listed("CALLING_CODES") if real_livekit() else []) or ["+1"]),
             maxConcurrentCalls=50,
             callsPerMinute=60_000,
             callsPerSecond=10,
@@ -712,6 +740,7 @@ def stack(state: Path, port: int = 0, progress: Callable[[str], None] = say) -> 
     comes before it is ready.
     """
     check_packages()
+    check_real_livekit()
     scale = 1.0 if real_livekit() else float(os.environ.get("TIME_SCALE", "0.05"))
     with locked(state) as lock:
         running = Running(state, scale, lock)

@@ -6,6 +6,7 @@ A refused request writes nothing, queues nothing, and is answered with a status,
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -58,6 +59,22 @@ def _member(name: str, text: str) -> bytes:
 
 def _nested(levels: int) -> str:
     return "[" * levels + "]" * levels
+
+
+# A carrier that strips or obeys the prefix behind the country code reaches another number.
+PREFIXED = (
+    "+1 1 900 555 0123",
+    "+11876555012",
+    "+1 (0) 202 555 0123",
+    "+1 011 44 20 7946",
+    "+44 00 1 202 555 0123",
+    "+49 00 1 202 555 0123",
+    "+39 00 1 202 555 0123",
+    "+7 8 10 1 202 555 012",
+    "+7 810 881 612 345 67",
+    "+45 0 12 34 56 78",
+    "+81 010 1 202 555 01",
+)
 
 
 def bad_requests() -> Iterator[BadRequest]:
@@ -234,11 +251,16 @@ def _numbers() -> Iterator[BadRequest]:
         "anonymous",
         "+" + "1" * 60_000,
         "()" * 20_000,
+        *PREFIXED,
     ]
     for number in numbers:
         yield BadRequest(f"to {_short(number)}", _with(to=number), 400, "invalid_number", ("to",))
-    for number in ("", "+", "12025550123", "+1202555012a", "+0123456789"):
+    for number in ("", "+", "12025550123", "+1202555012a", "+0123456789", *PREFIXED):
         yield BadRequest(f"from {number!a}", _with(**{"from": number}), 400, "invalid_number", ("from",))
+    # From the number it is made from: the one that is named, in another spelling, or the workspace's first.
+    for number, other in (("+15550009999", None), ("+15550009999", "+15550009999"), ("+1 (555) 000-9999", None)):
+        body = _with(to=number, **{"from": other})
+        yield BadRequest(f"to its own {number} {other}", body, 400, "invalid_number", ("to",))
 
 
 def _agents() -> Iterator[BadRequest]:
@@ -292,6 +314,19 @@ def _contexts() -> Iterator[BadRequest]:
     for name, value in variables.items():
         body = _with(dynamic_variables=value)
         yield BadRequest(f"variables: {name}", body, 400, "invalid_variables", ("dynamic_variables",))
+    long = {
+        "integer": "9" * 4301,
+        "negative integer": "-" + "9" * 4301,
+        "integer of 30,000": "9" * 30_000,
+        "fraction": "0." + "9" * 4301,
+        "exponent": "1e" + "9" * 4301,
+    }
+    for name, number in long.items():
+        for field, code in (("metadata", "invalid_request"), ("dynamic_variables", "invalid_variables")):
+            body = _member(field, f'{{"a":{number}}}')
+            yield BadRequest(f"{field}: a long {name}", body, 400, code, (field,))
+        body = _member("metadata", f'{{"a":[1,{{"b":["9",{number}]}}]}}')
+        yield BadRequest(f"metadata: a long {name} deep inside", body, 400, "invalid_request", ("metadata",))
     text = "x" * (32 * 1024)
     both = ("dynamic_variables", "metadata")
     yield BadRequest("metadata over 32 KiB", _with(metadata={"a": text}), 400, "invalid_request", ("metadata",))
@@ -493,7 +528,10 @@ def _headers() -> Iterator[BadRequest]:
         ("an empty workspace", {"x-workspace-id": ""}, 400, "missing_workspace"),
         ("an unknown workspace", {"x-workspace-id": "nobody"}, 403, "workspace_not_allowed"),
         ("the workspace in capitals", {"x-workspace-id": "DEMO"}, 403, "workspace_not_allowed"),
-        ("two workspaces", {"x-workspace-id": "demo,demo"}, 403, "workspace_not_allowed"),
+        ("two workspaces", {"x-workspace-id": "demo,other"}, 400, "conflicting_header"),
+        ("two workspaces, one in capitals", {"x-workspace-id": "demo, DEMO"}, 400, "conflicting_header"),
+        ("two of three workspaces the same", {"x-workspace-id": "demo,demo,other"}, 400, "conflicting_header"),
+        ("only commas as workspace", {"x-workspace-id": ", ,"}, 400, "missing_workspace"),
         ("a workspace's slots", {"x-workspace-id": "demo#slots"}, 403, "workspace_not_allowed"),
         ("the switch", {"x-workspace-id": "#switch"}, 403, "workspace_not_allowed"),
         ("a trunk", {"x-workspace-id": "trunk#ST_demo"}, 403, "workspace_not_allowed"),
@@ -502,7 +540,7 @@ def _headers() -> Iterator[BadRequest]:
         ("a workspace not in ASCII", {"x-workspace-id": "dém\u00f6"}, 403, "workspace_not_allowed"),
         ("half a character as workspace", {"x-workspace-id": "\udc80"}, 403, "workspace_not_allowed"),
         ("a workspace with NUL", {"x-workspace-id": "demo\u0000"}, 403, "workspace_not_allowed"),
-        ("a space as workspace", {"x-workspace-id": " "}, 403, "workspace_not_allowed"),
+        ("a space as workspace", {"x-workspace-id": " "}, 400, "missing_workspace"),
         ("no key", {"x-api-key": None}, 401, "invalid_api_key"),
         ("an empty key", {"x-api-key": ""}, 401, "invalid_api_key"),
         ("a wrong key", {"x-api-key": SECRET}, 401, "invalid_api_key"),
@@ -513,6 +551,31 @@ def _headers() -> Iterator[BadRequest]:
         ("a bearer without a key", {"x-api-key": None, "authorization": "Bearer"}, 401, "invalid_api_key"),
         ("basic", {"x-api-key": None, "authorization": "Basic cmtfdGVzdF9rZXk="}, 401, "invalid_api_key"),
         ("no scheme", {"x-api-key": None, "authorization": "rk_test_key"}, 401, "invalid_api_key"),
+        ("two keys", {"x-api-key": "rk_test_key,another"}, 400, "conflicting_header"),
+        ("two bearers", {"x-api-key": None, "authorization": "Bearer a,Bearer b"}, 400, "conflicting_header"),
+        (
+            "a bearer and another's",
+            {"x-api-key": "", "authorization": "Bearer a, Basic b"},
+            400,
+            "conflicting_header",
+        ),
+        ("two Idempotency-Keys", {"idempotency-key": "a,b"}, 400, "conflicting_header"),
+        ("two Idempotency-Keys, one longer", {"idempotency-key": "a, a b,a"}, 400, "conflicting_header"),
+        ("a comma in quotes", {"idempotency-key": '"a,b"'}, 400, "conflicting_header"),
+        ("only commas as Idempotency-Key", {"idempotency-key": ","}, 400, "invalid_idempotency_key"),
+        ("a space as Idempotency-Key", {"idempotency-key": " "}, 400, "invalid_idempotency_key"),
+        (
+            "two long Idempotency-Keys",
+            {"idempotency-key": f"{'k' * 256},{'k' * 256}"},
+            400,
+            "invalid_idempotency_key",
+        ),
+        ("two content types", {"content-type": "application/json,text/plain"}, 400, "conflicting_header"),
+        ("two content encodings", {"content-encoding": "identity, gzip"}, 400, "conflicting_header"),
+        *(
+            (f"content encoding {name}", {"content-encoding": name}, 415, "unsupported_encoding")
+            for name in ("gzip", "GZIP", "br", "deflate", "zstd", "x", "gzip,gzip")
+        ),
         ("an empty Idempotency-Key", {"idempotency-key": ""}, 400, "invalid_idempotency_key"),
         ("256 characters", {"idempotency-key": "k" * 256}, 400, "invalid_idempotency_key"),
         ("a key with a control character", {"idempotency-key": "a\u0007"}, 400, "invalid_idempotency_key"),
@@ -523,6 +586,8 @@ def _headers() -> Iterator[BadRequest]:
     ]
     for name, headers, status, code in cases:
         yield BadRequest(name, _with(), status, code, headers=headers)
+    packed = gzip.compress(_with())
+    yield BadRequest("a gzip", packed, 415, "unsupported_encoding", headers={"content-encoding": "gzip"})
     # Who asks is looked at before what they ask for.
     nobody = {"x-workspace-id": "nobody"}
     yield BadRequest("a stranger's bad request", b"{", 403, "workspace_not_allowed", headers=nobody)
@@ -568,7 +633,10 @@ BAD_QUERIES = (
     *(BadQuery(f"{name} {_short(text)}", {name: text}, (name,))
       for name in ("created_after", "created_before")
       for text in (
-        "", "now", "0", "2026-11-24", "2026-11-24T09:30:00", "2026-11-24 09:30:00Z", "2026-11-24T09:30:00+01:00",
+        "", "now", "0", "2026-11-24", "2026-11-24T09:30:00", "2026-11-24 09:30:00Z", "2026-11-24T09:30:00+0100",
+        "2026-11-24T09:30:00+24:00", "2026-11-24T09:30:00+01:60", "2026-11-24T09:30:00+1",
+        "2026-11-24T09:30:00  01:00", "2026-11-24T09:30:00Z+01:00", "0001-01-01T00:00:00+01:00",
+        "9999-12-31T23:59:59-01:00",
         "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", "2026-11-24T24:00:00Z", "2026-11-24T09:30:61Z",
         "2026-11-24T09:30:00.1234Z", "２026-11-24T09:30:00Z", "2026-11-24T09:30:00Z ",  # noqa: RUF001
       )),

@@ -15,10 +15,14 @@ from shared.call_store import CallStore
 from shared.errors import FieldError, RequestRefused
 from shared.http_api import Event
 from shared.phone_number import e164
+from shared.table_keys import CALL_ID
 
-CALL_ID = re.compile(r"[0-9a-f]{24}")
 _AGENT = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,3})?Z")
+_CREATED_AT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
+# A literal + in a query string arrives as a space.
+_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,3})?(Z|[+ -]([01][0-9]|2[0-3]):[0-5][0-9])"
+)
 _PARTITION_KEY = re.compile(r"CALL#[0-9a-f]{24}")
 
 
@@ -135,7 +139,7 @@ def _cursor(text: str) -> tuple[str, str]:
     # It says only where in the asker's own workspace to go on: one that is forged shows nothing else.
     try:
         created_at, key = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
-        if not (_TIME.fullmatch(created_at) and _PARTITION_KEY.fullmatch(key)):
+        if not (_CREATED_AT.fullmatch(created_at) and _PARTITION_KEY.fullmatch(key)):
             raise ValueError
     except (ValueError, TypeError, RecursionError):
         raise ValueError("is not a cursor of this API") from None
@@ -160,18 +164,14 @@ def _to(text: str) -> str:
 
 
 def _time(text: str) -> str:
-    if not (_TIME.fullmatch(text) and _exists(text)):
-        raise ValueError("must be a time like 2026-11-24T09:30:00.000Z")
-    seconds, _, rest = text.rstrip("Z").partition(".")
-    return f"{seconds}.{rest:0<3}Z"
-
-
-def _exists(text: str) -> bool:
+    """The moment as `createdAt` is written, in UTC: DynamoDB compares texts."""
+    if not _TIME.fullmatch(text):
+        raise ValueError("must be a time like 2026-11-24T09:30:00.000Z or 2026-11-24T10:30:00+01:00")
     try:
-        datetime.datetime.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
+        moment = datetime.datetime.fromisoformat(text.replace(" ", "+")).astimezone(datetime.UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("must be a time that exists, like 2026-11-24T09:30:00.000Z") from None
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _limit(text: str) -> int:

@@ -13,16 +13,16 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from calls_api.reading import CALL_ID
 from shared.call import Call, event, event_id
 from shared.call_store import CallStore
 from shared.durations import Durations
-from shared.errors import RequestRefused
+from shared.errors import FieldError, RequestRefused
 from shared.fields import Fields, Wrong, below, boolean, json_object, objects, one_of, string, text
 from shared.http_api import check_idempotency_key
-from shared.json_text import members
+from shared.json_text import LONG_NUMBER, holds_long_number, members
 from shared.livekit_secret import LiveKitSecretCache
 from shared.livekit_signature import LEEWAY_SECONDS, signed_claims
+from shared.table_keys import CALL_ID
 
 MAXIMUM_REPORT_BYTES = 32 * 1024
 # A token that leaks is soon worth nothing, and LiveKit's own for a room's participants live for hours.
@@ -170,8 +170,10 @@ def parse_report(body: bytes) -> Report:
     values, errors = _BODY.check({name: value for name, (value, _) in fields.items()})
     if not errors and values["type"] in WELL_KNOWN:
         errors = below("data", WELL_KNOWN[values["type"]].check(values.get("data", {}))[1])
+    value, written = fields.get("data", (None, ""))
+    if "data" in values and holds_long_number(written):
+        errors = [*errors, FieldError("data", LONG_NUMBER)]
     if errors:
         message = "; ".join(f"{error.field} {error.message}" for error in errors)
         raise RequestRefused(400, "invalid_request", message, errors)
-    value, written = fields.get("data", (None, ""))
     return Report(values["type"], "{}" if value is None else written)

@@ -14,7 +14,7 @@ import string
 from collections.abc import Callable
 
 from initiate_call.rate_limit import RateLimit
-from initiate_call.request import CallRequest, canonical, parse_request
+from initiate_call.request import CallRequest, canonical, parse_request, read_body
 from shared.authorization import authorized_workspace
 from shared.call import Call, event, iso
 from shared.call_store import CallStore
@@ -22,6 +22,7 @@ from shared.destination import in_allowed_country, is_special
 from shared.durations import Durations
 from shared.errors import FieldError, RequestRefused, StoreError, StoreUnclear
 from shared.http_api import check_idempotency_key
+from shared.json_text import Members
 from shared.queues import Queue
 from shared.workspaces import Workspace, WorkspaceCache
 from webhook_dispatch import address_guard
@@ -70,17 +71,17 @@ def accept(
     What is refused, and what has been accepted before, does not count towards the workspace's rate.
     """
     workspace = authorized_workspace(parts.workspaces, workspace_id, api_key)
-    request = parse_request(body, parts.callback_policy)
-    check_allowed(workspace, request)
+    if idempotency_key is not None:
+        check_idempotency_key(idempotency_key)
+    fields = read_body(body)
     if idempotency_key is None:
-        return Accepted(_place(parts, workspace, request, secrets.token_hex(12), None)[0])
-    check_idempotency_key(idempotency_key)
+        return Accepted(_place(parts, workspace, fields, secrets.token_hex(12), None)[0])
     call_id = hashlib.sha256(json.dumps([workspace.workspaceId, idempotency_key]).encode()).hexdigest()[:24]
-    request_hash = hashlib.sha256(canonical(body).encode()).hexdigest()
-    # Read first, so that a repeat does not send a message.
+    request_hash = hashlib.sha256(canonical(fields).encode()).hexdigest()
+    # Read first: a repeat sends no message, and gets its answer though such a request would be refused by now.
     there = parts.calls.get(call_id)
     if there is None:
-        call, mine = _place(parts, workspace, request, call_id, request_hash)
+        call, mine = _place(parts, workspace, fields, call_id, request_hash)
         if mine:
             return Accepted(call)
         there = call
@@ -92,12 +93,19 @@ def accept(
 
 
 def check_allowed(workspace: Workspace, request: CallRequest) -> None:
-    """Raises RequestRefused (403) with every field this workspace may not use so."""
+    """Raises RequestRefused: 400 when the call would go to the number it is made from, 403 with every field that
+    this workspace may not use so.
+    """
+    if request.to == (request.from_number or next(iter(workspace.fromNumbers), None)):
+        error = FieldError("to", "is the number that the call would be made from", "invalid_number")
+        raise RequestRefused(400, error.code, f"{error.field} {error.message}", [error])
     errors = []
     if not in_allowed_country(request.to, workspace.allowedCallingCodes):
         errors.append(FieldError("to", "is in a country that this workspace may not call", "number_not_allowed"))
     elif not workspace.allowSpecialNumbers and is_special(request.to):
-        message = "is a premium-rate, shared-cost or satellite number, which this workspace may not call"
+        message = (
+            "is a premium-rate, personal, satellite or other special number, which this workspace may not call"
+        )
         errors.append(FieldError("to", message, "number_not_allowed"))
     if workspace.agents and request.call_agent_id not in workspace.agents:
         errors.append(FieldError("call_agent_id", "is not an agent of this workspace", "agent_not_allowed"))
@@ -119,12 +127,15 @@ def _check_callback_name(parts: Accepting, request: CallRequest) -> None:
 
 
 def _place(
-    parts: Accepting, workspace: Workspace, request: CallRequest, call_id: str, request_hash: str | None
+    parts: Accepting, workspace: Workspace, fields: Members, call_id: str, request_hash: str | None
 ) -> tuple[Call, bool]:
     """Sends the message, writes the record. The call of that id, and whether it is the one just made.
 
-    Raises RequestRefused: 400 when the callback URL's name is that of a private address, 429 over the rate.
+    Raises RequestRefused: 400 and 403 for what is wrong with the request, its callback URL's name being that of a
+    private address included, 429 over the rate.
     """
+    request = parse_request(fields, parts.callback_policy)
+    check_allowed(workspace, request)
     _check_callback_name(parts, request)
     now = parts.clock()
     minute = parts.rate_limit.spend(workspace, now)

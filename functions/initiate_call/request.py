@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.errors import FieldError, RequestRefused
 from shared.fields import Fields, Wrong, json_object, string, whole_number
-from shared.json_text import members
+from shared.json_text import LONG_NUMBER, Members, holds_long_number, members
 from shared.phone_number import e164
 from webhook_dispatch.address_guard import AddressRefused, Policy, check_url
 
@@ -93,19 +93,27 @@ class CallRequest:
     max_duration_seconds: int
 
 
-def parse_request(body: bytes, callbacks: Policy) -> CallRequest:
-    """callbacks: where webhooks may go. Raises RequestRefused: 413 when too large, 400 with every wrong field."""
+def read_body(body: bytes) -> Members:
+    """The members of the JSON object. Raises RequestRefused: 413 when too large, 400 when it is none."""
     if len(body) > MAXIMUM_BODY_BYTES:
         raise RequestRefused(413, "too_large", "The body may have at most 64 KiB")
     if not body.strip():
         raise RequestRefused(400, "invalid_json", "The body is empty; a JSON object is expected")
-    fields = members(body)
+    return members(body)
+
+
+def parse_request(fields: Members, callbacks: Policy) -> CallRequest:
+    """callbacks: where webhooks may go. Raises RequestRefused (400) with every wrong field."""
     values, errors = _fields(callbacks).check({name: value for name, (value, _) in fields.items()})
     texts = {
         name: fields[name][1]
         for name in ("dynamic_variables", "metadata")
         if name in fields and fields[name][0] is not None
     }
+    for name, text in texts.items():
+        if holds_long_number(text) and name in values:
+            code = "invalid_variables" if name == "dynamic_variables" else "invalid_request"
+            errors.append(FieldError(name, LONG_NUMBER, code))
     if sum(len(text.encode()) for text in texts.values()) > MAXIMUM_CONTEXT_BYTES:
         message = "is too large: dynamic_variables and metadata together may have at most 32 KiB as JSON"
         errors += [FieldError(name, message) for name in texts]
@@ -130,13 +138,13 @@ def parse_request(body: bytes, callbacks: Policy) -> CallRequest:
     )
 
 
-def canonical(body: bytes) -> str:
+def canonical(fields: Members) -> str:
     """The request as one text, whatever its white space and key order: what an Idempotency-Key covers."""
-    fields = {
+    values = {
         name: json.loads(text, parse_int=_as_written, parse_float=_as_written)
-        for name, (_, text) in members(body).items()
+        for name, (_, text) in fields.items()
     }
-    return json.dumps(fields, sort_keys=True)
+    return json.dumps(values, sort_keys=True)
 
 
 def _as_written(number: str) -> dict[str, str]:

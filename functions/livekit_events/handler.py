@@ -13,13 +13,14 @@ from livekit_events.settle import Settling, settle
 from shared import aws
 from shared.call_store import CallStore
 from shared.clock import now_ms
-from shared.errors import RequestRefused
-from shared.http_api import Answer, Event, answer, body_bytes, header, respond
+from shared.http_api import Answer, Event, answer, body_bytes, header, request_id, respond
 from shared.livekit_secret import LiveKitSecretCache
 from shared.livekit_signature import signed_claims
 from shared.queues import Queue
-from shared.telemetry import logger
+from shared.telemetry import count, logger
 from shared.workspaces import WorkspaceStore
+
+_LOGGED_CHARACTERS = 128
 
 settings = Settings.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")
@@ -40,16 +41,34 @@ def lambda_handler(event: Event, context: Any) -> Answer:
 
 
 def receive(event: Event) -> Answer:
-    """200 once it is stored; 503 makes LiveKit send it again (any 4xx would count as delivered)."""
+    """200 once it is stored; 503 makes LiveKit send it again (any 4xx would count as delivered).
+
+    200 too for what was signed and will never be understood: repeating it mends nothing. It is counted.
+    """
     body = body_bytes(event)
     signed_claims(body, header(event, "authorization"), livekit_secret.get())
-    try:
-        livekit_event = Parse(body, WebhookEvent(), ignore_unknown_fields=True)
-    except (ParseError, UnicodeDecodeError) as exc:
-        raise RequestRefused(400, "invalid_event", "The body is not a LiveKit webhook event") from exc
+    livekit_event = _parsed(body)
+    if livekit_event is None:
+        logger.warning("livekit event not understood", extra={"bytes": len(body), "request_id": request_id(event)})
+        count("LiveKitEventsNotUnderstood")
+        return answer(200, {"status": "success"})
     settled, call_id = settle(parts, livekit_event)
     logger.info(
         "livekit event",
-        extra={"call_id": call_id, "event": livekit_event.event, "id": livekit_event.id, "settled": settled},
+        extra={
+            "call_id": call_id,
+            "event": livekit_event.event[:_LOGGED_CHARACTERS],
+            "id": livekit_event.id[:_LOGGED_CHARACTERS],
+            "settled": settled,
+        },
     )
     return answer(200, {"status": "success"})
+
+
+def _parsed(body: bytes) -> WebhookEvent | None:
+    try:
+        event = Parse(body, WebhookEvent(), ignore_unknown_fields=True)
+    except (ParseError, UnicodeDecodeError):
+        return None
+    # An array is read as an event without fields.
+    return event if body.lstrip().startswith(b"{") else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from livekit.protocol.models import DisconnectReason, ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
@@ -22,10 +22,13 @@ from shared.call_store import ROOM_CLOSED, CallStore, Write
 from shared.durations import Durations
 from shared.ending import clear, end_call
 from shared.queues import Queue
+from shared.table_keys import CALL_ID
 from shared.telemetry import count, logger
 from shared.workspaces import WorkspaceStore
 
 CALL_STATUS = "sip.callStatus"
+# An attribute may be as long as its writer likes, a record may not.
+_STATUS_CHARACTERS = 64
 
 # The whole room went, and the phone with it.
 WITH_THE_ROOM = frozenset({"ROOM_DELETED", "ROOM_CLOSED"})
@@ -71,18 +74,27 @@ def call_id_of(event: WebhookEvent) -> str | None:
     """The call an event speaks of: by the phone's identity `call-<id>`; for the room and its agent, by the room's
     metadata.
     """
-    if event.event in ("participant_left", "participant_joined"):
-        identity = event.participant.identity
-        if identity.startswith("call-"):
-            return identity.removeprefix("call-")
+    named: Any = None
+    of_participant = event.event in ("participant_left", "participant_joined")
     agent_left = event.event == "participant_left" and event.participant.kind == ParticipantInfo.Kind.AGENT
-    if event.event == "room_finished" or agent_left:
+    if of_participant and event.participant.identity.startswith("call-"):
+        named = event.participant.identity.removeprefix("call-")
+    elif event.event == "room_finished" or agent_left:
         try:
-            call_id = json.loads(event.room.metadata)["callId"]
-        except (ValueError, KeyError, TypeError):
+            named = json.loads(event.room.metadata)["callId"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
-        return call_id if isinstance(call_id, str) and call_id else None
-    return None
+    return named if isinstance(named, str) and CALL_ID.fullmatch(named) else None
+
+
+def _reason(number: int) -> str:
+    """The name of a disconnect reason. LiveKit adds to them; one that has no name here yet still is an end."""
+    try:
+        return DisconnectReason.Name(number)
+    except ValueError:
+        logger.warning("unknown disconnect reason", extra={"number": number})
+        count("LiveKitEventsNotUnderstood")
+        return DisconnectReason.Name(DisconnectReason.UNKNOWN_REASON)
 
 
 def _phone_joined(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
@@ -94,7 +106,7 @@ def _phone_joined(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
 
 def _agent_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
     """The dial worker looks, in a moment, whether the callee is left alone."""
-    reason = _reason(event)
+    reason = _reason(event.participant.disconnect_reason)
     if call.status not in ("dialing", "in_progress") or reason in NOT_AN_END or reason in WITH_THE_ROOM:
         return "ignored"
     write = parts.calls.note_agent_left(call, parts.clock())
@@ -103,19 +115,15 @@ def _agent_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
     return "noted" if write.won else "ignored"
 
 
-def _reason(event: WebhookEvent) -> str:
-    return DisconnectReason.Name(event.participant.disconnect_reason)
-
-
 def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
     if call.dialedAt is None:
         # Nobody may ask LiveKit for a phone before the fence, so this one broke the first promise.
         logger.error("a phone rang without a fence", extra={"call_id": call.callId})
         count("RingsWithoutFence")
-    reason = _reason(event)
+    reason = _reason(event.participant.disconnect_reason)
     left = {
         "reason": reason,
-        "callStatus": event.participant.attributes.get(CALL_STATUS, "dialing"),
+        "callStatus": event.participant.attributes.get(CALL_STATUS, "dialing")[:_STATUS_CHARACTERS],
         "at": event.created_at * 1000,
     }
     if call.status == "dialing" and reason not in NOT_AN_END:

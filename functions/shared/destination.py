@@ -5,10 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# Codes of no country whose every number is shared cost, satellite, personal or premium rate (ITU-T E.164, list of
-# assigned codes): 808 shared cost, 870 Inmarsat, 878 personal numbers, 881 to 883 satellites and international
-# networks, 979 premium rate.
-_SPECIAL_CODES = ("+808", "+870", "+878", "+881", "+882", "+883", "+979")
+# What is special costs more than a call to its country, often to the gain of the one who is called.
+# docs/operations.md has the same list, for people.
+
+# Codes of no country that are special whole. Source: ITU-T E.164, list of assigned country codes.
+SPECIAL_CODES = {
+    "+808": "shared cost",
+    "+870": "satellite: Inmarsat",
+    "+878": "personal numbers",
+    "+881": "satellite: Iridium, Globalstar",
+    "+882": "international networks, satellites among them",
+    "+883": "international networks",
+    "+979": "premium rate",
+}
+
+# Types of numbers that are special in every country's plan. Source: libphonenumber, PhoneNumberType. Not special:
+# VOIP, UAN (companies' numbers at a usual rate, as +44 3), TOLL_FREE, VOICEMAIL.
+SPECIAL_TYPES = {
+    "PREMIUM_RATE": "premium rate",
+    "SHARED_COST": "shared cost",
+    "PERSONAL_NUMBER": "personal numbers, which lead on to any other, as +44 70",
+    "PAGER": "pagers: no voice answers, at a tariff of their own",
+}
+
+# The special area codes of +1. Source: NANPA, 5XX and 9XX codes; 976 behind any area code is premium rate too.
+SPECIAL_AREA_CODES = {
+    "900": "premium rate",
+    **dict.fromkeys(("500", "521", "522", "523", "524", "525", "526", "527", "528", "529"), "personal numbers"),
+    **dict.fromkeys(("532", "533", "544", "566", "577", "588", "622", "633"), "personal numbers"),
+}
+_NORTH_AMERICAN_PREMIUM = re.compile(r"\+1[2-9][0-9]{2}976")
 
 # +1 is many countries. The area codes of those that are not the United States, their territories or Canada: with
 # tariffs of their own, and a favourite of toll fraud.
@@ -18,7 +44,6 @@ _AREA_CODES_ABROAD = frozenset(
         *("809", "829", "849", "868", "869", "876"),
     }
 )
-_NORTH_AMERICAN_PREMIUM = re.compile(r"\+1(900|[2-9][0-9]{2}976)")
 
 # Exchanges ignore digits that come after a whole number.
 _SHORTEST = 7
@@ -31,14 +56,18 @@ def in_allowed_country(number: str, calling_codes: Iterable[str]) -> bool:
 
 
 def is_special(number: str) -> bool:
-    """Whether an E.164 number is of a premium-rate or shared-cost type, or a satellite's."""
-    if number.startswith(_SPECIAL_CODES):
+    """Whether an E.164 number is of one of the special codes and types above."""
+    if number.startswith(tuple(SPECIAL_CODES)):
         return True
     if number.startswith("+1"):
-        return bool(_NORTH_AMERICAN_PREMIUM.match(number))
-    # Imported here: it takes longer than all the rest of a request, and +1 needs none of it.
+        if number[2:5] in SPECIAL_AREA_CODES or _NORTH_AMERICAN_PREMIUM.match(number):
+            return True
+        if number[2:5] not in _AREA_CODES_ABROAD:
+            return False
+    # Imported here: it takes longer than all the rest of a request, and what a bare +1 allows needs none of it.
     from phonenumbers import NumberParseException, PhoneNumberType, number_type, parse
 
+    special = {getattr(PhoneNumberType, name) for name in SPECIAL_TYPES}
     # A number that the plan does not know may be one that it knows and some digits more.
     for end in range(len(number), _SHORTEST, -1):
         try:
@@ -46,5 +75,5 @@ def is_special(number: str) -> bool:
         except NumberParseException:
             return False
         if kind != PhoneNumberType.UNKNOWN:
-            return kind in (PhoneNumberType.PREMIUM_RATE, PhoneNumberType.SHARED_COST)
+            return kind in special
     return False

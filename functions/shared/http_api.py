@@ -22,8 +22,17 @@ RETRY_AFTER_SECONDS = 2
 def body_bytes(event: Event) -> bytes:
     """The body as sent: API Gateway hands most content types over in base64. Empty when there is none.
 
-    Raises RequestRefused (400) on base64 that is none.
+    Raises RequestRefused: 400 on base64 that is none, 415 on a content encoding.
     """
+    # Its type is not looked at: what `curl -d` sends is called a form.
+    header(event, "content-type")
+    encoding = header(event, "content-encoding")
+    if encoding and encoding.lower() != "identity":
+        raise RequestRefused(
+            415,
+            "unsupported_encoding",
+            "A body with a Content-Encoding is not read; send it as it is, without that header",
+        )
     body = event.get("body") or ""
     if not event.get("isBase64Encoded"):
         return body.encode("utf-8", "surrogatepass") if isinstance(body, str) else b""
@@ -34,13 +43,31 @@ def body_bytes(event: Event) -> bytes:
 
 
 def header(event: Event, name: str) -> str | None:
-    """A request header by its lower-case name; API Gateway lower-cases them."""
-    value = (event.get("headers") or {}).get(name)
-    return value if isinstance(value, str) else None
+    """A request header by its lower-case name, None when there is none.
+
+    Every header that this API reads has one value. One that was sent more than once arrives joined by commas, as
+    API Gateway does it, or under names in different case: equal values count once, empty ones not at all. So no
+    value holds a comma. Raises RequestRefused (400) when the values are different.
+    """
+    sent = [
+        value
+        for given, value in (event.get("headers") or {}).items()
+        if given.lower() == name and isinstance(value, str)
+    ]
+    if not sent:
+        return None
+    values = {part.strip(" \t") for part in ",".join(sent).split(",")} - {""}
+    if len(values) > 1:
+        raise RequestRefused(
+            400,
+            "conflicting_header",
+            f"The header {name} came with several values, separated by commas; it has one",
+        )
+    return values.pop() if values else ""
 
 
 def check_idempotency_key(key: str) -> None:
-    """Raises RequestRefused (400) when this is not what an Idempotency-Key may be."""
+    """Raises RequestRefused (400) when this is not what an Idempotency-Key may be. `header` refuses commas."""
     if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
         raise RequestRefused(
             400, "invalid_idempotency_key", "Idempotency-Key must have 1 to 255 printable ASCII characters"

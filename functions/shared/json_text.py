@@ -14,11 +14,19 @@ from typing import Any
 from shared.errors import RequestRefused
 
 MAXIMUM_DEPTH = 32
+# Python reads no integer of more digits: taken here, it would crash the agent and the receivers that read it.
+# It bounds every row of digits, also that of a fraction and of an exponent.
+MAXIMUM_DIGITS = 4300
+LONG_NUMBER = f"must not hold a number of more than {MAXIMUM_DIGITS:,} digits"
+
+# The members of a JSON object: key → (value, its text as written).
+Members = dict[str, tuple[Any, str]]
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 # Possessive, and the closing quote is not required: a text of 64 KiB is read once, whatever it holds.
 _STRING = r'"(?:[^"\\]++|\\.)*+"?'
 _STRINGS = re.compile(_STRING, re.DOTALL)
+_DIGITS = re.compile(r"[0-9]++")
 _STRING_OR_SPACE = re.compile(_STRING + r"|[ \t\n\r]+", re.DOTALL)
 
 
@@ -40,15 +48,15 @@ def _constant(text: str) -> Any:
 
 
 def _integer(text: str) -> int | float:
-    # Python refuses integers of over 4,300 digits; nobody calculates with them here.
+    # Too long for Python or not: no rule asks more of such a number than that it is too large.
     return int(text) if len(text) < 400 else float(text)
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
 
 
-def members(body: bytes) -> dict[str, tuple[Any, str]]:
-    """The members of a JSON object: key → (value, its text as written).
+def members(body: bytes) -> Members:
+    """The members of the JSON object that the body is.
 
     Raises RequestRefused (400, `invalid_json`) for anything but one JSON object in UTF-8: duplicate keys, NaN,
     lone surrogates, more than 32 levels, text behind the end.
@@ -64,6 +72,11 @@ def members(body: bytes) -> dict[str, tuple[Any, str]]:
     except (ValueError, RecursionError) as exc:
         raise RequestRefused(400, "invalid_json", f"The body is not a valid JSON object: {_said(exc)}") from exc
     return {key: (value, written) for key, value, written in pairs}
+
+
+def holds_long_number(text: str) -> bool:
+    """Whether the JSON text holds, at any depth, a number that not every reader reads."""
+    return any(len(digits) > MAXIMUM_DIGITS for digits in _DIGITS.findall(_STRINGS.sub("", text)))
 
 
 def ascii_compact(text: str) -> str:

@@ -32,11 +32,11 @@ def signed_claims(body: bytes, token: str | None, secret: LiveKitSecret) -> dict
             leeway=LEEWAY_SECONDS,
             options={"require": ["exp", "iss"]},
         )
-    except jwt.InvalidTokenError as exc:
+    except (jwt.InvalidTokenError, UnicodeEncodeError) as exc:
         raise RequestRefused(
             401, "invalid_signature", "The Authorization header holds no valid token of this LiveKit key"
         ) from exc
     digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
-    if not hmac.compare_digest(str(claims.get("sha256", "")).encode(), digest.encode()):
+    if not hmac.compare_digest(str(claims.get("sha256", "")).encode(errors="surrogatepass"), digest.encode()):
         raise RequestRefused(401, "invalid_signature", "The body is not the one that was signed")
     return claims

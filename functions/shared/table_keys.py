@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from shared.dynamo import to_wire
+
+# What is asked of a table has this form: DynamoDB refuses a key of over 2 KB, for ever.
+CALL_ID = re.compile(r"[0-9a-f]{24}")
 
 # Of the index of what is due, so that neither writers nor the reconciler meet one hot partition.
 SHARDS = 16

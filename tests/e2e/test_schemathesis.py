@@ -37,16 +37,20 @@ unexpected-methods = []
 [checks.unsupported_method]
 enabled = false
 
-# The examples share one Idempotency-Key and have different bodies.
+# The examples share one Idempotency-Key and have different bodies. A schema has no words for the prefixes of every
+# country's plan: made-up numbers may begin with one.
 [[operations]]
 include-operation-id = "placeCall"
 
 [operations.checks.positive_data_acceptance]
-expected-statuses = ["2xx", "401", "403", "404", "422"]
+expected-statuses = ["2xx", "400", "401", "403", "404", "422"]
 
 # Each is valid by itself; made up together they contradict each other.
 [[operations]]
 include-operation-id = "listCalls"
+
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", "400", "401", "403", "404"]
 
 [operations.parameters]
 created_after = "2020-01-01T00:00:00Z"

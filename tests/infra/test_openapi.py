@@ -25,7 +25,8 @@ from shared.call import ENDED, EndReason, Outcome, Status
 from shared.call_store import MAXIMUM_REPORTS, MAXIMUM_REPORTS_BYTES
 from shared.delivery_store import State
 from shared.durations import Durations
-from tests.bad_requests import BAD_QUERIES, BAD_REQUESTS, BadQuery, BadRequest
+from shared.json_text import MAXIMUM_DIGITS
+from tests.bad_requests import BAD_QUERIES, BAD_REQUESTS, PREFIXED, BadQuery, BadRequest
 from tests.hooks import change_durations
 from tests.openapi_page import PAGE, ROOT, at, examples, media_types, operations, resolved, validator
 from tests.system import (
@@ -213,6 +214,7 @@ def test_the_numbers_of_the_text_are_those_of_the_code() -> None:
     assert PAGE["x-maximum-context-bytes"] == MAXIMUM_CONTEXT_BYTES
     assert PAGE["x-maximum-metadata-header-bytes"] == METADATA_HEADER_BYTES
     assert PAGE["x-maximum-report-bytes"] == MAXIMUM_REPORT_BYTES
+    assert PAGE["x-maximum-digits"] == MAXIMUM_DIGITS
     assert PAGE["x-maximum-reports"] == MAXIMUM_REPORTS
     assert PAGE["x-maximum-reports-bytes"] == MAXIMUM_REPORTS_BYTES
     assert Durations().report_grace == 300
@@ -228,12 +230,15 @@ def test_the_numbers_of_the_text_are_those_of_the_code() -> None:
 CALL_REQUEST = "/components/schemas/CallRequest"
 
 # Rules that JSON Schema has no words for; the text has them.
-_SIZES = re.compile("over 32 KiB|too large a context")
+_SIZES = re.compile("over 32 KiB|too large a context|a long |to its own ")
 _RESERVED = re.compile(r"https://\S*(localhost|\.local|\.internal|\.lan|\.home|\.arpa|\.localdomain)[./]")
 
 
 def in_words_only(bad: BadRequest) -> bool:
-    url = json.loads(bad.body).get("callback_url") or ""
+    body = json.loads(bad.body, parse_int=float)
+    url = body.get("callback_url") or ""
+    if {body.get("to"), body.get("from")} & set(PREFIXED):
+        return True
     too_long = len(url.partition("://")[2].partition("/")[0]) > 253
     return bool(too_long or _SIZES.search(bad.name) or _RESERVED.search(url.lower()))
 
@@ -516,19 +521,25 @@ def test_livekits_events_are_as_the_page_says(system: System, answers: Answers) 
     media_type = f"{operations()[LIVEKIT]}/requestBody/content/application~1webhook+json"
     for example in examples(media_type).values():
         answers.check(LIVEKIT, handler(livekit_event(json.dumps(example).encode()), Context(10)), 200)
-    answers.check(LIVEKIT, handler(livekit_event(b"nonsense"), Context(10)), 400)
+    for body in (b"nonsense", b"[]"):
+        answers.check(LIVEKIT, handler(livekit_event(body), Context(10)), 200)
     answers.check(LIVEKIT, handler(livekit_event(b"{}", "another"), Context(10)), 401)
-    broken = livekit_event(b"{}") | {"body": "not base64!"}
-    answers.check(LIVEKIT, handler(broken, Context(10)), 400)
+    event = livekit_event(b"{}")
+    answers.check(LIVEKIT, handler(event | {"body": "not base64!"}, Context(10)), 400)
+    for name, value, status in (("authorization", "a,b", 400), ("content-encoding", "gzip", 415)):
+        changed = event | {"headers": event["headers"] | {name: value}}
+        answers.check(LIVEKIT, handler(changed, Context(10)), status)
 
 
 def test_reports_are_as_the_page_says(system: System, answers: Answers) -> None:
     call_id = system.place("+15550000001")
     room = system.item(call_id)["roomName"]
 
-    def told(body: bytes, status: int, *, call: str = call_id, room: str = room, key: str | None = None) -> None:
+    def told(
+        body: bytes, status: int, *, call: str = call_id, room: str = room, key: str | None = None, **sent: str
+    ) -> None:
         token = signed(body, room, LIVEKIT_KEY, LIVEKIT_SECRET)
-        headers = {"idempotency-key": key} if key is not None else {}
+        headers = sent | ({"idempotency-key": key} if key is not None else {})
         answers.check(REPORT, system.report(call, body, token, headers), status)
 
     given = examples(f"{operations()[REPORT]}/requestBody/content/application~1json")
@@ -543,6 +554,8 @@ def test_reports_are_as_the_page_says(system: System, answers: Answers) -> None:
     told(note, 200, key="a")
     told(b'{"type":"agent.other"}', 422, key="a")
     told(note, 400, key="")
+    told(note, 400, key="a,b")
+    told(note, 415, **{"content-encoding": "gzip"})
     told(b"{", 400)
     told(b'{"type":"agent.summary"}', 400)
     told(note, 404, room="another")
@@ -569,6 +582,7 @@ def test_refusals_are_as_the_page_says(system: System, answers: Answers) -> None
         "invalid_url": (good | {"callback_url": "ftp://example.com"}, {}, 400),
         "invalid_variables": (good | {"dynamic_variables": {"a": {}}}, {}, 400),
         "missing_workspace": (good, {"x-workspace-id": ""}, 400),
+        "conflicting_header": (good, {"idempotency-key": "a,b"}, 400),
         "invalid_idempotency_key": (good, {"idempotency-key": ""}, 400),
         "invalid_api_key": (good, {"x-api-key": "x"}, 401),
         "workspace_not_allowed": (good, {"x-workspace-id": "x"}, 403),
@@ -576,6 +590,7 @@ def test_refusals_are_as_the_page_says(system: System, answers: Answers) -> None
         "agent_not_allowed": (good | {"call_agent_id": "agent-2"}, {}, 403),
         "from_not_allowed": (good | {"from": "+12025550199"}, {}, 403),
         "too_large": (b" " * (MAXIMUM_BODY_BYTES + 1), {}, 413),
+        "unsupported_encoding": (good, {"content-encoding": "gzip"}, 415),
     }
     for code, (body, headers, status) in wanted.items():
         assert answers.check(POST_CALL, system.post(body, headers), status)["code"] == code
@@ -594,7 +609,8 @@ def test_refusals_are_as_the_page_says(system: System, answers: Answers) -> None
     answers.check(CANCEL, system.api(CANCEL, ended), 409)
     for route in (LIST, GET_CALL, CANCEL, DELIVERIES, REPLAY):
         path = {"callId": "0" * 24, "sequence": "1"}
-        answers.check(route, system.api(route, path=path, headers={"x-workspace-id": ""}), 400)
+        for workspace in ("", "a,b"):
+            answers.check(route, system.api(route, path=path, headers={"x-workspace-id": workspace}), 400)
         answers.check(route, system.api(route, path=path, headers={"x-api-key": ""}), 401)
         answers.check(route, system.api(route, path=path, headers={"x-workspace-id": "x"}), 403)
         if route != LIST:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 
-from tests.system import DEADLINE_SECONDS, EXAMPLE, System, demo_workspace
+from tests.system import API_KEY, DEADLINE_SECONDS, EXAMPLE, System, demo_workspace
+from webhook_dispatch.address_guard import Policy
 
 KEY = {"idempotency-key": "order-1"}
 CALL = EXAMPLE | {"to": "+15550000000"}
@@ -66,6 +68,89 @@ def test_a_repeated_request_gets_the_same_answer_and_dials_once(system: System) 
     late = system.post(CALL, KEY)
     assert body_of(late) == body_of(first)
     assert system.messages("DialQueue") == 0
+
+
+@pytest.mark.parametrize(
+    "again", ["order-1,order-1", "order-1, order-1", " order-1 ,order-1,,\torder-1", "order-1,"]
+)
+def test_a_key_that_a_proxy_sends_twice_is_one_key(system: System, again: str) -> None:
+    first = system.post(CALL, KEY)
+    repeat = system.post(CALL, {"idempotency-key": again})
+    assert body_of(repeat) == body_of(first)
+    assert repeat["headers"]["idempotency-replayed"] == "true"
+    check_rings_once(system, body_of(first)["callId"])
+
+
+def test_every_header_that_comes_twice_counts_once(system: System) -> None:
+    sent = {"x-workspace-id": "demo,demo", "x-api-key": f"{API_KEY}, {API_KEY}", "content-type": "a/b,a/b"}
+    body_of(system.post(CALL, sent | {"content-encoding": "identity,identity"}))
+    bearer = {"x-api-key": "", "authorization": f"Bearer {API_KEY},Bearer {API_KEY}"}
+    body_of(system.post(CALL, bearer))
+    assert system.api("GET /v1/api/call", headers=sent)["statusCode"] == 200
+    assert system.api("GET /v1/api/call", headers=bearer)["statusCode"] == 200
+    assert (
+        system.api("GET /v1/api/call", headers={"x-workspace-id": "demo,x"})["json"]["code"]
+        == "conflicting_header"
+    )
+
+
+NARROWED: list[dict[str, Any]] = [
+    {"allowedCallingCodes": frozenset({"+44"})},
+    {"allowedCallingCodes": frozenset()},
+    {"agents": frozenset({"another"})},
+    {"fromNumbers": ("+15550001111",)},
+    {"fromNumbers": ("+15550000000",)},
+    {"callsPerMinute": 0},
+    {"allowedCallingCodes": frozenset(), "agents": frozenset({"x"}), "fromNumbers": (), "callsPerMinute": 0},
+]
+
+
+@pytest.mark.parametrize("change", NARROWED, ids=str)
+def test_a_repeat_gets_its_first_answer_whatever_the_operator_changed(
+    system: System, change: dict[str, Any]
+) -> None:
+    call = CALL | {"from": "+15550009999"}
+    first = body_of(system.post(call, KEY))
+    system.workspaces.put(demo_workspace(**change))
+    system.forget_workspaces()
+    answer = system.post(call, KEY)
+    assert body_of(answer) == first
+    assert answer["headers"]["idempotency-replayed"] == "true"
+    # Only a repeat does.
+    assert system.post(call, {"idempotency-key": "order-2"})["statusCode"] in (400, 403, 429)
+    assert system.post(call | {"metadata": {}}, KEY)["statusCode"] == 422
+    assert len(records(system)) == 1
+
+
+def test_a_repeat_gets_its_first_answer_though_its_callback_is_not_taken_any_more(system: System) -> None:
+    call = CALL | {"callback_url": f"{system.servers.receiver_url}/hook"}
+    first = body_of(system.post(call, KEY))
+    module = system.modules["initiate_call"]
+    before = module.parts
+    module.parts = dataclasses.replace(before, callback_policy=Policy())
+    try:
+        assert body_of(system.post(call, KEY)) == first
+        assert system.post(call)["statusCode"] == 400
+    finally:
+        module.parts = before
+
+
+@pytest.mark.parametrize(
+    ("change", "headers", "status"),
+    [
+        ({"disabled": True}, {}, 403),
+        ({"apiKeyHashes": frozenset()}, {}, 401),
+        ({}, {"x-api-key": "wrong"}, 401),
+        ({}, {"x-workspace-id": "nobody"}, 403),
+    ],
+)
+def test_who_may_not_ask_gets_no_first_answer(
+    system: System, change: dict[str, Any], headers: dict[str, str], status: int
+) -> None:
+    body_of(system.post(CALL, KEY))
+    system.workspaces.put(demo_workspace(**change))
+    system.forget_workspaces()
+    assert system.post(CALL, KEY | headers)["statusCode"] == status
 
 
 def test_without_a_key_every_request_is_a_call(system: System) -> None:

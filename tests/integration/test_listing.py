@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -94,6 +95,25 @@ def test_both_bounds_of_time_are_included(system: System, clock: Clock) -> None:
     assert ids(system.api(LIST, query={"created_after": times[1], "created_before": times[1]})) == [second]
     within = {"created_after": times[2], "created_before": times[0], "limit": "1"}
     assert [call_id for page in pages(system, **within) for call_id in page] == [third, second, first]
+
+
+@pytest.mark.parametrize("hours", [-11, -5, 0, 1, 14])
+def test_a_time_may_have_an_offset(system: System, clock: Clock, hours: int) -> None:
+    """Compared as moments, not as texts; a plus arrives as it is or, not escaped, as a space."""
+    third, second, first = placed(system, clock, 3)
+    times = [call["createdAt"] for call in system.api(LIST)["json"]["calls"]]
+    zone = datetime.timezone(datetime.timedelta(hours=hours))
+    there = [
+        datetime.datetime.fromisoformat(text).astimezone(zone).isoformat(timespec="milliseconds") for text in times
+    ]
+    for written in (str, lambda text: text.replace("+", " ")):
+        at = [written(text) for text in there]
+        assert ids(system.api(LIST, query={"created_after": at[1]})) == [third, second]
+        assert ids(system.api(LIST, query={"created_before": at[1]})) == [second, first]
+        query = {"created_after": times[2], "created_before": at[0], "limit": "1"}
+        assert [call_id for page in pages(system, **query) for call_id in page] == [third, second, first]
+    late = {"created_after": there[0], "created_before": times[1]}
+    assert system.api(LIST, query=late)["json"]["errors"][0]["field"] == "created_before"
 
 
 def test_a_cursor_made_by_hand_opens_no_other_workspace(system: System, clock: Clock) -> None:

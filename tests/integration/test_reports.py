@@ -275,6 +275,38 @@ def test_what_is_not_one_json_object_is_refused(system: System) -> None:
     assert reports(system, call_id) == []
 
 
+@pytest.mark.parametrize("number", ["9" * 4301, "-" + "9" * 20_000, "1." + "9" * 4301, "1e" + "9" * 4301])
+def test_a_number_that_not_every_reader_reads_is_refused_at_any_depth(system: System, number: str) -> None:
+    call_id = system.place()
+    for data in ('{"n":%s}', '{"a":[{"b":[1,%s]}]}'):
+        body = b'{"type":"agent.note","data":%s}' % (data % number).encode()
+        answer = report(system, call_id, body)
+        assert (answer["statusCode"], answer["json"]["code"]) == (400, "invalid_request")
+        assert [error["field"] for error in answer["json"]["errors"]] == ["data"]
+    answer = report(system, call_id, f'{{"type":"agent.note","data":{number}}}'.encode())
+    assert [error["field"] for error in answer["json"]["errors"]] == ["data"]
+    assert reports(system, call_id) == []
+    longest = f'{{"a":[{{"{"9" * 5000}":{"9" * 4300}}},"{"9" * 5000}"]}}'
+    assert report(system, call_id, f'{{"type":"agent.note","data":{longest}}}'.encode())["statusCode"] == 200
+    assert system.api("GET /v1/api/call/{callId}", call_id)["json"]["events"][-1]["report"] == json.loads(longest)
+
+
+def test_headers_that_come_twice_count_once(system: System) -> None:
+    call_id = system.place()
+    body = body_of()
+    bearer = f"Bearer {signed(body, room_of(system, call_id), LIVEKIT_KEY, LIVEKIT_SECRET)}"
+    first = system.report(call_id, body, "", {"authorization": bearer, "idempotency-key": "a"})
+    twice = {"authorization": f"{bearer},{bearer}", "idempotency-key": "a, a"}
+    again = system.report(call_id, body, "", twice)
+    assert (again["json"], again["headers"]["idempotency-replayed"]) == (first["json"], "true")
+    assert reports(system, call_id) == ["agent.note"]
+    for headers in (twice | {"idempotency-key": "a,b"}, twice | {"authorization": f"{bearer},Bearer b"}):
+        answer = system.report(call_id, body, "", headers)
+        assert (answer["statusCode"], answer["json"]["code"]) == (400, "conflicting_header")
+    packed = system.report(call_id, body, "", twice | {"content-encoding": "gzip"})
+    assert (packed["statusCode"], packed["json"]["code"]) == (415, "unsupported_encoding")
+
+
 @pytest.mark.parametrize("body", [b'{"type":"agent.note"}', b'{"type":"agent.note","data":null}'])
 def test_data_that_is_absent_is_empty(system: System, body: bytes) -> None:
     call_id = system.place()

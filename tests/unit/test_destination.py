@@ -12,12 +12,25 @@ import phonenumbers
 import pytest
 from phonenumbers import PhoneMetadata, PhoneNumberType
 
-from shared.destination import _AREA_CODES_ABROAD, in_allowed_country, is_special
+from shared.destination import (
+    _AREA_CODES_ABROAD,
+    SPECIAL_AREA_CODES,
+    SPECIAL_CODES,
+    SPECIAL_TYPES,
+    in_allowed_country,
+    is_special,
+)
 
 HOME = {"US", "CA", "PR", "VI", "GU", "AS", "MP"}
 REGIONS = sorted(phonenumbers.SUPPORTED_REGIONS)
 FUNCTIONS = Path(__file__).parents[2] / "functions"
-EXPENSIVE = (PhoneNumberType.PREMIUM_RATE, PhoneNumberType.SHARED_COST)
+DOCS = Path(__file__).parents[2] / "docs"
+SPECIAL = (
+    PhoneNumberType.PREMIUM_RATE,
+    PhoneNumberType.SHARED_COST,
+    PhoneNumberType.PERSONAL_NUMBER,
+    PhoneNumberType.PAGER,
+)
 KINDS = {kind: name for name, kind in vars(PhoneNumberType).items() if isinstance(kind, int)}
 
 
@@ -74,11 +87,11 @@ def test_the_area_codes_abroad_are_those_of_libphonenumber() -> None:
 
 
 @pytest.mark.parametrize("region", REGIONS)
-def test_of_every_country_the_expensive_kinds_are_special_and_no_other(region: str) -> None:
+def test_of_every_country_the_special_kinds_are_special_and_no_other(region: str) -> None:
     for kind, name in KINDS.items():
         number = example(region, kind)
         if number is not None:
-            assert is_special(number) is (kind in EXPENSIVE), (number, name)
+            assert is_special(number) is (kind in SPECIAL), (number, name)
 
 
 @pytest.mark.parametrize(
@@ -105,11 +118,41 @@ def test_of_every_country_the_expensive_kinds_are_special_and_no_other(region: s
         ("+448431234567", True),
         ("+447911123456", False),
         ("+442079460000", False),
+        ("+447012345678", True),
+        ("+447640123456", True),
+        ("+443001234567", False),
+        ("+33912345678", False),
+        ("+15002345678", True),
+        ("+15332345678", True),
+        ("+12684061234", True),
         ("+9990123456", False),  # Of no plan.
     ],
 )
 def test_numbers_of_every_plan(number: str, special: bool) -> None:
     assert is_special(number) is special
+
+
+def test_the_personal_area_codes_are_those_of_libphonenumber() -> None:
+    personal = set()
+    for region in ("US", "CA"):
+        plan = PhoneMetadata.metadata_for_region(region)
+        assert plan is not None
+        assert plan.personal_number is not None
+        pattern = re.compile(plan.personal_number.national_number_pattern or "")
+        rests = [f"{exchange}{line}" for exchange in range(200, 1000) for line in ("1234", "9876", "0000")]
+        personal |= {str(code) for code in range(200, 1000) if any(pattern.fullmatch(f"{code}{r}") for r in rests)}
+    assert personal == {code for code, what in SPECIAL_AREA_CODES.items() if what == "personal numbers"}
+
+
+def test_the_list_for_people_is_that_of_the_code() -> None:
+    rows = re.findall(
+        r"^\| (?:type )?`([+A-Z_0-9 ]+)` \| (.+) \|$", (DOCS / "operations.md").read_text(), re.MULTILINE
+    )
+    told = dict(rows)
+    areas = {code: what for cell, what in rows for code in re.findall(r" (\d{3})\b", cell) if "NXX" not in cell}
+    assert areas == SPECIAL_AREA_CODES
+    assert {cell: what for cell, what in rows if " " not in cell} == SPECIAL_CODES | SPECIAL_TYPES
+    assert told["+1 NXX 976"] == "premium rate"
 
 
 @pytest.mark.parametrize("more", ["0", "12", "3456"])

@@ -1,0 +1,113 @@
+"""A header that is used once has one value, however many copies of it a proxy or a retry sends along."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from local.front import joined
+from shared.authorization import api_key, bearer_token
+from shared.errors import RequestRefused
+from shared.http_api import body_bytes, header
+
+NAMES = ("authorization", "content-encoding", "content-type", "idempotency-key", "x-api-key", "x-workspace-id")
+
+
+def event(headers: dict[str, Any]) -> dict[str, Any]:
+    return {"headers": headers, "body": "", "isBase64Encoded": False}
+
+
+@pytest.mark.parametrize(
+    ("sent", "value"),
+    [
+        ("k", "k"),
+        ("k,k", "k"),
+        ("k, k", "k"),
+        ("k ,\tk,  k", "k"),
+        (" k ", "k"),
+        ("k,", "k"),
+        (",k", "k"),
+        ("k,,k", "k"),
+        ("order 7,order 7", "order 7"),
+        ('"k","k"', '"k"'),
+        ("Bearer a,Bearer a", "Bearer a"),
+        ("", ""),
+        (",", ""),
+        (" , ", ""),
+    ],
+)
+def test_equal_values_count_once_and_empty_ones_not_at_all(sent: str, value: str) -> None:
+    for name in NAMES:
+        assert header(event({name: sent}), name) == value
+
+
+@pytest.mark.parametrize(
+    "sent", ["a,b", "a, b", "a,a,b", "a,A", "a b,a  b", '"a,b"', "Bearer a,Bearer b", "Bearer a,a"]
+)
+def test_different_values_are_refused_and_the_header_is_named(sent: str) -> None:
+    for name in NAMES:
+        with pytest.raises(RequestRefused) as refused:
+            header(event({name: sent}), name)
+        assert (refused.value.status, refused.value.code) == (400, "conflicting_header")
+        assert name in refused.value.message
+
+
+def test_a_name_in_another_case_is_the_same_header() -> None:
+    assert header(event({"Idempotency-Key": "k"}), "idempotency-key") == "k"
+    assert (
+        header(
+            event({"Idempotency-Key": "k", "IDEMPOTENCY-KEY": "k", "idempotency-key": "k,k"}), "idempotency-key"
+        )
+        == "k"
+    )
+    with pytest.raises(RequestRefused, match="x-workspace-id"):
+        header(event({"X-Workspace-Id": "a", "x-workspace-id": "b"}), "x-workspace-id")
+
+
+@pytest.mark.parametrize("headers", [{}, None, {"other": "k"}, {"idempotency-key": None}, {"idempotency-key": 1}])
+def test_a_header_that_is_not_there_is_none(headers: Any) -> None:
+    assert header(event(headers), "idempotency-key") is None
+
+
+def test_a_header_that_is_not_used_may_hold_what_it_likes() -> None:
+    digest = 'Digest username="a", realm="b"'
+    assert api_key(event({"x-api-key": "rk_a", "authorization": digest})) == "rk_a"
+    assert bearer_token(event({"authorization": "Bearer a, Bearer a"})) == "a"
+
+
+def test_a_body_with_an_encoding_is_refused_and_any_type_is_read() -> None:
+    for name in ("gzip", "br", "GZIP", "gzip, gzip"):
+        with pytest.raises(RequestRefused, match="Content-Encoding") as refused:
+            body_bytes(event({"content-encoding": name}))
+        assert (refused.value.status, refused.value.code) == (415, "unsupported_encoding")
+    for headers in (
+        {},
+        {"content-encoding": ""},
+        {"content-encoding": "Identity,Identity"},
+        {"content-type": "text/x"},
+    ):
+        assert body_bytes(event(headers) | {"body": "{}"}) == b"{}"
+
+
+VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters=","), max_size=8)
+
+
+@given(VALUES, st.lists(st.sampled_from(["idempotency-key", "Idempotency-Key", "IDEMPOTENCY-KEY"]), min_size=1))
+def test_copies_joined_by_the_local_front_are_one_value(value: str, names: list[str]) -> None:
+    sent = joined([(name, value) for name in names])
+    assert len(sent) == 1
+    assert header(event(sent), "idempotency-key") == value.strip(" ")
+
+
+@given(st.lists(VALUES, min_size=1, max_size=5))
+def test_copies_are_one_value_or_refused(values: list[str]) -> None:
+    different = {value.strip(" ") for value in values} - {""}
+    sent = event(joined([("X-Api-Key", value) for value in values]))
+    if len(different) > 1:
+        with pytest.raises(RequestRefused):
+            header(sent, "x-api-key")
+    else:
+        assert header(sent, "x-api-key") == "".join(different)

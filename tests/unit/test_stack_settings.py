@@ -1,0 +1,60 @@
+"""A real LiveKit is called through its own trunk from its own numbers, never from the stand-in's."""
+
+from __future__ import annotations
+
+import pytest
+
+from local import stack
+
+REAL = {
+    "LIVEKIT_URL": "wss://example.livekit.cloud",
+    "LIVEKIT_API_KEY": "APIkey",
+    "LIVEKIT_API_SECRET": "secret",
+    "SIP_TRUNK_ID": "ST_1",
+    "FROM_NUMBERS": "+493012345678, +12025550123",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in REAL:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_without_a_real_livekit_nothing_is_asked_for(environment: pytest.MonkeyPatch) -> None:
+    stack.check_real_livekit()
+    environment.setenv("FROM_NUMBERS", "+12025550123")
+    assert stack.from_numbers() == ("+15550009999",)
+
+
+def test_a_real_livekit_with_all_it_needs_is_taken(environment: pytest.MonkeyPatch) -> None:
+    for name, value in REAL.items():
+        environment.setenv(name, value)
+    stack.check_real_livekit()
+    assert stack.from_numbers() == ("+493012345678", "+12025550123")
+    environment.setenv("FROM_NUMBERS", "+49 (0)30 12345678")
+    assert stack.from_numbers() == ("+493012345678",)
+
+
+@pytest.mark.parametrize("name", ["FROM_NUMBERS", "SIP_TRUNK_ID", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"])
+@pytest.mark.parametrize("value", [None, "", " ", ","])
+def test_what_is_missing_with_a_real_livekit_is_named(
+    environment: pytest.MonkeyPatch, name: str, value: str | None
+) -> None:
+    for given, text in REAL.items():
+        environment.setenv(given, text)
+    if value is None:
+        environment.delenv(name)
+    else:
+        environment.setenv(name, value)
+    with pytest.raises(stack.StackError, match=f"LIVEKIT_URL is set, but {name} not"):
+        stack.check_real_livekit()
+
+
+@pytest.mark.parametrize("numbers", ["12025550123", "+12025550123,x", "+1 1 202 555 0123"])
+def test_from_numbers_that_are_none_are_named(environment: pytest.MonkeyPatch, numbers: str) -> None:
+    for given, text in (REAL | {"FROM_NUMBERS": numbers}).items():
+        environment.setenv(given, text)
+    with pytest.raises(stack.StackError, match="FROM_NUMBERS: each must"):
+        stack.check_real_livekit()
