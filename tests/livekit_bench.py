@@ -37,6 +37,7 @@ class Hook:
     bodies: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     content_types: list[str] = field(default_factory=list)
+    user_agents: list[str] = field(default_factory=list)
     events: list[WebhookEvent] = field(default_factory=list)
 
     async def receive(self, request: web.Request) -> web.Response:
@@ -44,6 +45,7 @@ class Hook:
         self.bodies.append(body)
         self.tokens.append(token)
         self.content_types.append(request.headers["Content-Type"])
+        self.user_agents.append(request.headers["User-Agent"])
         event = api.WebhookReceiver(api.TokenVerifier(KEY, SECRET)).receive(body, token)
         status = self.answers.pop(0) if self.answers else 204
         if status == 204:

@@ -22,7 +22,7 @@ from local.livekit import agent as reporting
 from local.livekit import phone
 from local.livekit.faults import Faults
 from local.livekit.webhooks import Notifier
-from local.livekit.wire import Failure, TwirpError, twirp_error
+from local.livekit.wire import Failure, TwirpError, rpc_error
 
 ROOM_END_REASONS = {
     models.DisconnectReason.ROOM_DELETED: models.RoomEndReason.ROOM_END_API_DELETE,
@@ -40,6 +40,10 @@ CONNECTION_TIMEOUT, AGENT_REJOINS, SIP_REJOINS = 22, 7, 9
 PUBLISH_LIMIT = 10
 # Real seconds after which an agent leaves that sees its callee leave unanswered.
 AGENT_LEAVES_SECONDS = 0.02
+# What a server without settings of its own allows (livekit `pkg/config/config.go`).
+ENABLED_CODECS = (
+    "audio/opus", "audio/red", "video/VP8", "video/H264", "video/VP9", "video/AV1", "video/H265", "video/rtx",
+)  # fmt: skip
 NO_NODES = Failure("unknown", "could not find any available nodes")
 # The number of the trunk, used when a dial names no caller.
 TRUNK_NUMBER = "+15550009999"
@@ -245,7 +249,7 @@ class LiveKit:
     def find_room(self, name: str) -> Room:
         """Raises TwirpError when there is no such room."""
         if name not in self.rooms:
-            raise twirp_error("not_found", "requested room does not exist")
+            raise rpc_error("not_found", "requested room does not exist")
         return self.rooms[name]
 
     def find_served_room(self, name: str) -> Room:
@@ -258,7 +262,7 @@ class LiveKit:
         """Raises TwirpError when the room or the participant is absent."""
         found = self.rooms[room_name].members.get(identity) if room_name in self.rooms else None
         if not found:
-            raise twirp_error("not_found", "participant does not exist")
+            raise rpc_error("not_found", "participant does not exist")
         return found
 
     def get_or_create_room(self, request: room.CreateRoomRequest) -> Room:
@@ -282,6 +286,8 @@ class LiveKit:
             max_participants=request.max_participants,
             creation_time=created // 1000,
             creation_time_ms=created,
+            turn_password=uuid.uuid4().hex,
+            enabled_codecs=[models.Codec(mime=mime) for mime in ENABLED_CODECS],
         )
         new_room = self.rooms[request.name] = Room(info, list(request.agents), 0)
         self._open(new_room)
