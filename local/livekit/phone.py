@@ -46,7 +46,7 @@ TRUNK_DNS = rpc_failure(
     "lookup _sip._udp.sip.example.com on 192.0.2.53:53: no such host",
 )
 TRUNK_REFUSED = rpc_failure(
-    "failed_precondition", "transport<TCP> dial err=dial tcp :0->192.0.2.1:5060: connect: connection refused"
+    "failed_precondition", "transport<TCP> dial err=dial tcp :0->127.0.0.1:5060: connect: connection refused"
 )
 TRUNK_SILENT = rpc_failure("canceled", "transaction failed to complete (0 intermediate responses)")
 NO_CODEC = rpc_failure("failed_precondition", "common audio codec not found")

@@ -42,7 +42,9 @@ SIP_CODES = {
     "aborted": {487, 491},
     "out_of_range": {416},
 }
-SIP_REASONS = {404: "Not Found", 504: "Server Time-out", 600: "Busy Everywhere", 603: "Decline"}
+SIP_REASONS = {
+    404: "Not Found", 500: "Server Internal Error", 504: "Server Time-out", 600: "Busy Everywhere", 603: "Decline",
+}  # fmt: skip
 CLOCK_LEEWAY_SECONDS = 60
 # As golang-jwt words them.
 GO_JWT_ERRORS: dict[type[Exception], str] = {
