@@ -25,7 +25,8 @@ class Outage(Knobs):
 
 
 class Restart(Outage):
-    rejoin_seconds: Seconds | None = None
+    phone_rejoin_seconds: Seconds | None = None
+    agent_rejoin_seconds: Seconds | None = None
 
 
 class Chosen(Knobs):
@@ -149,11 +150,11 @@ async def crash(request: web.Request) -> web.Response:
 
 @routes.post("/_standin/restart")
 async def restart(request: web.Request) -> web.Response:
-    """`{"downSeconds": 0, "rejoinSeconds": null}`: LiveKit dies alone and comes back; phones talk and ring on.
-    Agents and phones join again `rejoinSeconds` later (null: 7 and 9 s, scaled), a phone with the
-    `sip.callStatus` `dialing`. Until then their rooms are as after a crash."""
+    """`{"downSeconds": 0, "phoneRejoinSeconds": null, "agentRejoinSeconds": null}`: LiveKit dies alone and comes
+    back; phones talk and ring on. Phones and agents join again so much later (null: 9 and 7 s, scaled), a phone
+    with the `sip.callStatus` `dialing`. Until then their rooms are as after a crash."""
     given = await _read(request, Restart)
-    request.app[LIVEKIT].restart(given.down_seconds, given.rejoin_seconds)
+    request.app[LIVEKIT].restart(given.down_seconds, given.phone_rejoin_seconds, given.agent_rejoin_seconds)
     return web.json_response({})
 
 

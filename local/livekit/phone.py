@@ -273,7 +273,6 @@ async def live(livekit: LiveKit, call: Call, script: Script, limit: float) -> No
         livekit.leave(call.member, leaves_as)
         livekit.call_over(call, outcome, failure)
         livekit.tell(call, failure)
-        livekit.spawn(livekit.agents_leave(call.member.room))
         return
 
     livekit.answer(call)

@@ -38,7 +38,7 @@ DIAL_LIMIT, DEFAULT_RINGING_TIMEOUT, DEFAULT_MAX_CALL_DURATION = 80, 180, 24 * 3
 CONNECTION_TIMEOUT, AGENT_REJOINS, SIP_REJOINS = 22, 7, 9
 # The SIP service's limit for publishing a participant's audio.
 PUBLISH_LIMIT = 10
-# Real seconds after which an agent leaves that sees its callee leave unanswered.
+# Real seconds after which an agent leaves that has not spoken and sees its callee leave.
 AGENT_LEAVES_SECONDS = 0.02
 # What a server without settings of its own allows (livekit `pkg/config/config.go`).
 ENABLED_CODECS = (
@@ -408,11 +408,12 @@ class LiveKit:
                     self.leave(member, models.DisconnectReason.CLIENT_INITIATED)
         return deleted
 
-    async def agents_leave(self, left: Room) -> None:
-        """Agents see that the callee has left unanswered, and leave too, unless another phone is there."""
+    async def _silent_agents_leave(self, left: Room) -> None:
+        """Agents that never saw the callee answer see that it has left, and leave too, unless another is there."""
         await asyncio.sleep(AGENT_LEAVES_SECONDS)
         for member in left.working_agents() if not left.guests() else ():
-            self.leave(member, models.DisconnectReason.CLIENT_INITIATED)
+            if not member.info.tracks:
+                self.leave(member, models.DisconnectReason.CLIENT_INITIATED)
 
     # Participants
 
@@ -480,6 +481,7 @@ class LiveKit:
             self.notifier.notify("track_unpublished", self.shown(from_room), info, track)
         self.notifier.notify("participant_left", self.shown(from_room), info)
         if info.kind != AGENT and not from_room.guests():
+            self.spawn(self._silent_agents_leave(from_room))
             self._close_later(from_room, self.scaled(from_room.info.departure_timeout))
 
     # Deaths
@@ -497,16 +499,17 @@ class LiveKit:
             member.alive = False
         self.note("crash")
 
-    def restart(self, down: float, rejoin: float | None) -> None:
+    def restart(self, down: float, phones_rejoin: float | None, agents_rejoin: float | None) -> None:
         """The server dies and is there again after `down` seconds; phones, SIP service and agents go on without
-        it, and join again after `rejoin` more (None: as long as they need)."""
+        it, and join again after so many more (None: as many as they need)."""
         self._server_dies(down)
         for task in self._starting_agents:
             task.cancel()
         for member in self._everyone():
-            own = self.scaled(AGENT_REJOINS if member.info.kind == AGENT else SIP_REJOINS)
+            is_agent = member.info.kind == AGENT
+            asked, own = (agents_rejoin, AGENT_REJOINS) if is_agent else (phones_rejoin, SIP_REJOINS)
             if member.alive:
-                self.spawn(self._rejoins(member, down + (own if rejoin is None else rejoin)))
+                self.spawn(self._rejoins(member, down + (self.scaled(own) if asked is None else asked)))
         self.note("restart")
 
     def is_down(self) -> bool:
@@ -631,7 +634,6 @@ class LiveKit:
         call.member = self.join(into, info, call)
         call.participant_id = info.sid
         if self.faults.publish_seconds and await call.ends_within(self.faults.publish_seconds):
-            self.spawn(self.agents_leave(into))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.stopped.wait(), self.scaled(PUBLISH_LIMIT))
             raise TwirpError(phone.NOT_PUBLISHED)

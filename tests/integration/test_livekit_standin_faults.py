@@ -256,7 +256,7 @@ def test_a_phone_that_rings_when_the_server_restarts_rings_on_and_its_room_can_b
             await b.placed()
             time_passes(0.2 * LONG)
             await b.one_call_is(callStatus="ringing")
-            await b.control("POST", "restart", {"rejoinSeconds": 0})
+            await b.control("POST", "restart", {"phoneRejoinSeconds": 0})
             with pytest.raises(aiohttp.ClientError):
                 await dial
             await until(lambda: len(b.hook.named("participant_joined", "call-1")) == 2)
@@ -274,7 +274,7 @@ def test_a_call_that_ends_before_its_server_is_back_leaves_an_orphan() -> None:
     async def check() -> None:
         async with bench() as b:
             await b.dial("0012")
-            await b.control("POST", "restart", {"rejoinSeconds": LONG})
+            await b.control("POST", "restart", {"phoneRejoinSeconds": LONG})
             await b.control("POST", "hangup", {"identity": "call-1"})
             await b.one_call_is(outcome="completed", callStatus="hangup")
             time_passes(LONG)
