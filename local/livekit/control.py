@@ -65,12 +65,13 @@ async def calls(request: web.Request) -> web.Response:
 
 @routes.get("/_standin/rooms")
 async def rooms(request: web.Request) -> web.Response:
-    """The rooms that exist now, each with its participants."""
+    """The rooms that exist now, each with its participants, and whether its server has died (`orphan`)."""
     return web.json_response(
         {
             "rooms": [
                 MessageToDict(request.app[LIVEKIT].shown(room))
                 | {"participants": [MessageToDict(member.info) for member in room.members.values()]}
+                | {"orphan": room.orphan}
                 for room in request.app[LIVEKIT].rooms.values()
             ]
         }

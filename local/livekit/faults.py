@@ -78,7 +78,8 @@ class NumberFaults(Knobs):
 
 class DispatchFaults(Knobs):
     """Dispatches that find no worker, and are lost for good: with probability `lose`, the first `times` of them
-    (None: always). ListDispatch shows no job then, or with a `reason` one that has failed for it."""
+    (None: always). ListDispatch shows no job then, or with a `reason` one that has failed for it (RETRYING: one
+    that is pending for ever)."""
 
     lose: Probability = 0
     times: Count | None = None

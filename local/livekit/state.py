@@ -344,11 +344,13 @@ class LiveKit:
         lost = phone.lost_dispatch(self, metadata)
         if lost is None:
             job = self._new_job(dispatch, agent.JobState(status=agent.JobStatus.JS_PENDING))
+            job.state.participant_identity = f"agent-{job.id}"
             task = self.spawn(self._agent_joins(into, dispatch, job, outlives_room))
             self._starting_agents.add(task)
             task.add_done_callback(self._starting_agents.discard)
         elif lost:
-            self._new_job(dispatch, agent.JobState(status=agent.JobStatus.JS_FAILED, reason=f"JSR_{lost}"))
+            status = agent.JobStatus.JS_PENDING if lost == "RETRYING" else agent.JobStatus.JS_FAILED
+            self._new_job(dispatch, agent.JobState(status=status, reason=f"JSR_{lost}"))
         return dispatch
 
     def _note_dispatch(self, into: Room, agent_name: str, metadata: str) -> agent_dispatch.AgentDispatch:
@@ -364,16 +366,13 @@ class LiveKit:
 
     @staticmethod
     def _new_job(dispatch: agent_dispatch.AgentDispatch, state: agent.JobState) -> agent.Job:
-        job = dispatch.state.jobs.add(
+        return dispatch.state.jobs.add(
             id=new_id("AJ_"),
             dispatch_id=dispatch.id,
             agent_name=dispatch.agent_name,
             metadata=dispatch.metadata,
             state=state,
         )
-        if state.status == agent.JobStatus.JS_PENDING:
-            job.state.participant_identity = f"agent-{job.id}"
-        return job
 
     def agents_at_work(self) -> int:
         """Agents in rooms, and those on their way."""
