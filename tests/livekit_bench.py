@@ -37,6 +37,7 @@ class Hook:
     bodies: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     content_types: list[str] = field(default_factory=list)
+    user_agents: list[str] = field(default_factory=list)
     events: list[WebhookEvent] = field(default_factory=list)
 
     async def receive(self, request: web.Request) -> web.Response:
@@ -44,6 +45,7 @@ class Hook:
         self.bodies.append(body)
         self.tokens.append(token)
         self.content_types.append(request.headers["Content-Type"])
+        self.user_agents.append(request.headers["User-Agent"])
         event = api.WebhookReceiver(api.TokenVerifier(KEY, SECRET)).receive(body, token)
         status = self.answers.pop(0) if self.answers else 204
         if status == 204:
@@ -96,14 +98,15 @@ class Bench:
         return call
 
     async def dial(
-        self, digits: str = "0000", room: str = "r", identity: str = "call-1", **more: Any
+        self, digits: str = "0000", room: str = "r", identity: str = "call-1", *, trunk: str = "ST_1", **more: Any
     ) -> SIPParticipantInfo:
+        """`digits`: the last ones of a script's number, or a whole number, or ""."""
         more.setdefault("ringing_timeout", Duration(seconds=1000))
         more.setdefault("wait_until_answered", True)
-        number = digits if digits.startswith("+") else f"+1555000{digits}"
+        number = digits if digits.startswith("+") or not digits else f"+1555000{digits}"
         return await self.livekit.sip.create_sip_participant(
             CreateSIPParticipantRequest(
-                sip_trunk_id="ST_1", sip_call_to=number, room_name=room, participant_identity=identity, **more
+                sip_trunk_id=trunk, sip_call_to=number, room_name=room, participant_identity=identity, **more
             ),
             timeout=2000,
         )

@@ -4,7 +4,8 @@ It speaks LiveKit's real wire protocol to the unmodified `livekit-api` client, k
 calls, sends signed webhooks, and is as unkind as the original: a repeated dial rings a second time, a client
 that hangs up does not stop the call, and webhooks can be lost. The last four digits of the number dialled
 decide what becomes of a call (`phone.SCRIPTS`); a control API under `/_standin/` (`control.py`) shows what
-happened and makes things fail.
+happened, makes things fail (`faults.py`) and processes die. What it answers and tells is held against a record of
+real servers (`tests/integration/test_livekit_recorded.py`).
 
 In process: `create_app(Settings(...))`; as a process: `python -m local.livekit`.
 """

@@ -25,7 +25,8 @@ class Outage(Knobs):
 
 
 class Restart(Outage):
-    rejoin_seconds: Seconds | None = None
+    phone_rejoin_seconds: Seconds | None = None
+    agent_rejoin_seconds: Seconds | None = None
 
 
 class Chosen(Knobs):
@@ -64,12 +65,13 @@ async def calls(request: web.Request) -> web.Response:
 
 @routes.get("/_standin/rooms")
 async def rooms(request: web.Request) -> web.Response:
-    """The rooms that exist now, each with its participants."""
+    """The rooms that exist now, each with its participants, and whether its server has died (`orphan`)."""
     return web.json_response(
         {
             "rooms": [
                 MessageToDict(request.app[LIVEKIT].shown(room))
                 | {"participants": [MessageToDict(member.info) for member in room.members.values()]}
+                | {"orphan": room.orphan}
                 for room in request.app[LIVEKIT].rooms.values()
             ]
         }
@@ -149,11 +151,11 @@ async def crash(request: web.Request) -> web.Response:
 
 @routes.post("/_standin/restart")
 async def restart(request: web.Request) -> web.Response:
-    """`{"downSeconds": 0, "rejoinSeconds": null}`: LiveKit dies alone and comes back; phones talk and ring on.
-    Agents and phones join again `rejoinSeconds` later (null: 7 and 9 s, scaled), a phone with the
-    `sip.callStatus` `dialing`. Until then their rooms are as after a crash."""
+    """`{"downSeconds": 0, "phoneRejoinSeconds": null, "agentRejoinSeconds": null}`: LiveKit dies alone and comes
+    back; phones talk and ring on. Phones and agents join again so much later (null: 9 and 7 s, scaled), a phone
+    with the `sip.callStatus` `dialing`. Until then their rooms are as after a crash."""
     given = await _read(request, Restart)
-    request.app[LIVEKIT].restart(given.down_seconds, given.rejoin_seconds)
+    request.app[LIVEKIT].restart(given.down_seconds, given.phone_rejoin_seconds, given.agent_rejoin_seconds)
     return web.json_response({})
 
 

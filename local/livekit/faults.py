@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic.alias_generators import to_camel
 
 from local.livekit.phone import OUTCOMES
-from local.livekit.wire import HTTP_STATUS
+from local.livekit.wire import HTTP_STATUS, Version
 
 # Besides Twirp codes, a method can fail below Twirp: the connection is cut, no answer ever comes, a proxy's
 # HTML page with 502, a gateway's 503 as text or as JSON that is not Twirp's, a plain-text 401.
@@ -78,7 +78,8 @@ class NumberFaults(Knobs):
 
 class DispatchFaults(Knobs):
     """Dispatches that find no worker, and are lost for good: with probability `lose`, the first `times` of them
-    (None: always). ListDispatch shows no job then, or with a `reason` one that has failed for it."""
+    (None: always). ListDispatch shows no job then, or with a `reason` one that has failed for it (RETRYING: one
+    that is pending for ever)."""
 
     lose: Probability = 0
     times: Count | None = None
@@ -99,6 +100,7 @@ class MethodFaults(Knobs):
 class Faults(Knobs):
     """All knobs. Seconds are real ones. `seed` makes every random choice repeatable.
 
+    `server_version`: the release of LiveKit whose wording errors have, and whose User-Agent webhooks.
     `agent_capacity`: how many agents the workers take at a time (None: any number); a dispatch beyond is lost,
     its job shown as failed for NO_CAPACITY. `room_count_seconds`: how often the counts that ListRooms shows are
     brought up to date (None: LiveKit's 5 s, scaled). `publish_seconds`: how long a phone's participant is in the
@@ -108,6 +110,7 @@ class Faults(Knobs):
     ring_seconds: Seconds = 1.0
     talk_seconds: Seconds = 5.0
     seed: int | None = None
+    server_version: Version = "1.13.11"
     agent_capacity: Count | None = None
     room_count_seconds: Seconds | None = None
     publish_seconds: Seconds = 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from livekit.protocol.models import DisconnectReason
 
-from local.livekit.wire import RPC_PREFIX, Failure, sip_failure, sip_reason
+from local.livekit.wire import Failure, rpc_failure, sip_failure, sip_reason
 
 if TYPE_CHECKING:
     from local.livekit.state import Call, LiveKit
@@ -30,18 +30,29 @@ MEDIA_TIMEOUT = 30
 # The part of `ringSeconds` that passes before the carrier says that the phone rings.
 DIALING_SHARE = 0.2
 
-CANCELED = Failure("canceled", RPC_PREFIX + "sip request timed out")
-DEADLINE = Failure("deadline_exceeded", "request timed out")
-NOT_PUBLISHED = Failure("internal", RPC_PREFIX + "update room failed: timed out publishing track")
-NO_NODE = Failure("unavailable", "no response from servers")
+CANCELED = rpc_failure("canceled", "sip request timed out")
+DEADLINE = rpc_failure("deadline_exceeded", "request timed out")
+NOT_PUBLISHED = rpc_failure("internal", "update room failed: timed out publishing track")
+NO_NODE = rpc_failure("unavailable", "no response from servers")
 RATE_LIMITED = Failure("resource_exhausted", "rate limit exceeded")
 NO_TRUNK = Failure("not_found", "requested sip trunk does not exist")
-NO_JOIN = Failure("internal", RPC_PREFIX + "update room failed: could not join")
-TRUNK_DNS = Failure("invalid_argument", RPC_PREFIX + "lookup sip.example.com: no such host")
-TRUNK_REFUSED = Failure("failed_precondition", RPC_PREFIX + "dial tcp 192.0.2.1:5060: connection refused")
-TRUNK_SILENT = Failure("canceled", RPC_PREFIX + "transaction failed to complete (0 intermediate responses)")
-NO_CODEC = Failure("failed_precondition", RPC_PREFIX + "no common audio codec")
-TRUNK_AUTH = Failure("failed_precondition", RPC_PREFIX + "sip server required auth, but no credentials were given")
+NO_JOIN = rpc_failure("internal", "update room failed: could not join")
+LONG_IDENTITY = rpc_failure(
+    "internal", "update room failed: participant identity length exceeds limits: max length 256"
+)
+TRUNK_DNS = rpc_failure(
+    "invalid_argument",
+    'fail to resolve target for "sip.example.com": '
+    "lookup _sip._udp.sip.example.com on 192.0.2.53:53: no such host",
+)
+TRUNK_REFUSED = rpc_failure(
+    "failed_precondition", "transport<TCP> dial err=dial tcp :0->127.0.0.1:5060: connect: connection refused"
+)
+TRUNK_SILENT = rpc_failure("canceled", "transaction failed to complete (0 intermediate responses)")
+NO_CODEC = rpc_failure("failed_precondition", "common audio codec not found")
+TRUNK_AUTH = rpc_failure(
+    "failed_precondition", "sip server required auth, but no username or password was provided"
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def sip_script(status: int, digits: str = "", outcome: str = "", does: str = "",
     """A call that the carrier refuses with a SIP status code (300-699)."""
     if status in {404, 408, 480}:
         leaves_as = DisconnectReason.USER_UNAVAILABLE
-    elif 500 <= status < 600:
+    elif status < 400 or 500 <= status < 600:
         leaves_as = DisconnectReason.CLIENT_INITIATED
     else:
         leaves_as = DisconnectReason.USER_REJECTED
@@ -78,7 +89,7 @@ def sip_script(status: int, digits: str = "", outcome: str = "", does: str = "",
         outcome or f"sip_{status}",
         does or f"the carrier answers with SIP {status}",
         rings=status in {408, 480, 487, 603},
-        failure=sip_failure(status, reason or sip_reason(status)),
+        failure=TRUNK_AUTH if status in {401, 407} else sip_failure(status, reason or sip_reason(status)),
         leaves_as=leaves_as,
     )
 
@@ -262,7 +273,6 @@ async def live(livekit: LiveKit, call: Call, script: Script, limit: float) -> No
         livekit.leave(call.member, leaves_as)
         livekit.call_over(call, outcome, failure)
         livekit.tell(call, failure)
-        livekit.spawn(livekit.agents_leave(call.member.room))
         return
 
     livekit.answer(call)

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
-from google.protobuf.json_format import MessageToJson, Parse, ParseError
+from google.protobuf.json_format import MessageToDict, Parse, ParseError
 from google.protobuf.message import DecodeError, Message
 from livekit.protocol import agent_dispatch, models, room, sip
 
 from local.livekit import control, phone
 from local.livekit.faults import TRANSPORT_FAILURES
 from local.livekit.state import DIAL_LIMIT, LiveKit, Settings
-from local.livekit.wire import BadToken, Failure, TwirpError, read_token, require_grant, twirp_error
+from local.livekit.wire import (
+    BadToken,
+    Failure,
+    TwirpError,
+    json_response,
+    read_token,
+    require_grant,
+    rpc_error,
+    twirp_error,
+)
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
-MAX_NAME_BYTES, MAX_METADATA_BYTES = 256, 512 * 1024
+MAX_NAME_BYTES, MAX_DISPLAY_NAME_BYTES, MAX_METADATA_BYTES = 256, 128, 512 * 1024
 BAD_GATEWAY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
 # What is answered by others than Twirp: LiveKit's own check of tokens, gateways in front of it.
 OTHER_ANSWERS = {
@@ -58,8 +68,6 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def create_room(livekit: LiveKit, asked: room.CreateRoomRequest, _: web.Request) -> models.Room:
-    if not asked.name:
-        raise twirp_error("invalid_argument", "room name is required")
     _check_lengths(asked.name, asked.metadata, *(wanted.metadata for wanted in asked.agents))
     return livekit.shown(livekit.get_or_create_room(asked))
 
@@ -117,7 +125,7 @@ async def delete_dispatch(
 ) -> agent_dispatch.AgentDispatch:
     deleted = livekit.delete_dispatch(livekit.find_served_room(asked.room), asked.dispatch_id)
     if not deleted:
-        raise twirp_error("not_found", "dispatch ID not found")
+        raise rpc_error("not_found", "dispatch ID not found")
     return deleted
 
 
@@ -125,13 +133,21 @@ async def create_sip_participant(
     livekit: LiveKit, asked: sip.CreateSIPParticipantRequest, request: web.Request
 ) -> sip.SIPParticipantInfo:
     """Places a call. Every request that gets this far rings the phone: nothing is deduplicated."""
-    if not asked.sip_trunk_id and not asked.HasField("trunk"):
-        raise twirp_error("invalid_argument", "missing sip trunk id")
-    if not asked.sip_call_to or "@" in asked.sip_call_to:
-        raise twirp_error("invalid_argument", "sip_call_to should be a phone number or SIP user")
+    if not asked.sip_trunk_id and not asked.HasField("trunk") and not asked.sip_number:
+        raise twirp_error("invalid_argument", "missing sip trunk id and sip number")
+    if not asked.sip_call_to:
+        raise twirp_error("invalid_argument", "missing sip callee number")
+    if "@" in asked.sip_call_to:
+        what = "SipCallTo should be a phone number or SIP user, not a full SIP URI"
+        raise twirp_error("invalid_argument", what)
     if not asked.room_name:
         raise twirp_error("invalid_argument", "missing room name")
+    if len(asked.display_name.encode()) > MAX_DISPLAY_NAME_BYTES:
+        what = f"DisplayName too long (max {MAX_DISPLAY_NAME_BYTES} characters)"
+        raise twirp_error("invalid_argument", what)
     _check_lengths(asked.room_name, asked.participant_metadata)
+    if len(asked.participant_identity.encode()) > MAX_NAME_BYTES:
+        raise TwirpError(phone.LONG_IDENTITY)
 
     number = livekit.faults.numbers.get(asked.sip_call_to)
     if number and number.fail and not (number.after or number.while_ringing):
@@ -174,9 +190,10 @@ async def create_sip_participant(
 def _check_lengths(name: str, *metadata: str) -> None:
     """LiveKit's limits (livekit `pkg/config/config.go` `LimitConfig`)."""
     if len(name.encode()) > MAX_NAME_BYTES:
-        raise twirp_error("invalid_argument", f"room name exceeds limit of {MAX_NAME_BYTES}")
+        raise rpc_error("invalid_argument", f"room name length exceeds limits: max length {MAX_NAME_BYTES}")
     if any(len(text.encode()) > MAX_METADATA_BYTES for text in metadata):
-        raise twirp_error("invalid_argument", f"metadata size exceeds limit of {MAX_METADATA_BYTES}")
+        what = "metadata size exceeds limits"
+        raise TwirpError(Failure("invalid_argument", f"{what} {MAX_METADATA_BYTES}", {"argument": what}))
 
 
 @dataclass(frozen=True)
@@ -208,6 +225,9 @@ METHODS = {
 }
 
 
+SERVICES = {path.partition("/")[0] for path in METHODS}
+
+
 async def twirp(request: web.Request) -> web.Response:
     """One RPC. A server that dies meanwhile, or has not come back, cuts the connection."""
     livekit, connection = request.app[control.LIVEKIT], request.transport
@@ -227,15 +247,22 @@ async def _answer(livekit: LiveKit, request: web.Request) -> web.Response:
     """An RPC's answer: a message, a Twirp error in JSON, or a failure below Twirp."""
     path = request.match_info["method"]
     name = path.partition("/")[2]
+    version = livekit.faults.server_version
     livekit.requests[name] += 1
     livekit.user_agents.add(request.headers.get("User-Agent", ""))
     livekit.note("request", method=name, requestId=request.headers.get("X-Livekit-Request-Id", ""))
     try:
-        method = METHODS.get(path)
-        if not method or request.method != "POST" or request.content_type not in _CONTENT_TYPES:
-            raise twirp_error("bad_route", f"no handler for path {request.path!r}")
         header = request.headers.get("Authorization")
-        claims = read_token(header, livekit.settings.api_key, livekit.settings.api_secret)
+        claims = read_token(header, livekit.settings.api_key, livekit.settings.api_secret, version)
+        if path.partition("/")[0] not in SERVICES:
+            return web.Response(status=404, text="404 page not found\n")
+        if request.method != "POST":
+            raise _bad_route(request, f"unsupported method {_quoted(request.method)} (only POST is allowed)")
+        if not (method := METHODS.get(path)):
+            raise _bad_route(request, f"no handler for path {_quoted(request.path)}")
+        if request.content_type not in _CONTENT_TYPES:
+            given = request.headers.get("Content-Type", "")
+            raise _bad_route(request, f"unexpected Content-Type: {_quoted(given)}")
         message = _parse(method.takes(), await request.read(), request.content_type)
         require_grant(claims, method.grant, getattr(message, "room", ""))
         failure = await _failure_of_method(livekit, name, after=False)
@@ -247,12 +274,21 @@ async def _answer(livekit: LiveKit, request: web.Request) -> web.Response:
     except BadToken as error:
         return web.Response(status=401, text=str(error))
     except TwirpError as error:
-        return error.failure.response()
+        return error.failure.response(version)
     except TransportFailure as error:
         return await _fail_below_twirp(livekit, request, str(error))
     if request.content_type == "application/json":
-        return web.Response(text=MessageToJson(answer), content_type="application/json")
+        told = MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        return json_response(told)
     return web.Response(body=answer.SerializeToString(), content_type="application/protobuf")
+
+
+def _bad_route(request: web.Request, what: str) -> TwirpError:
+    return TwirpError(Failure("bad_route", what, {"twirp_invalid_route": f"{request.method} {request.path}"}))
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 _CONTENT_TYPES = ("application/protobuf", "application/json")
@@ -265,7 +301,8 @@ def _parse(message: Message, body: bytes, content_type: str) -> Message:
         else:
             message.ParseFromString(body)
     except (DecodeError, ParseError) as error:
-        raise twirp_error("malformed", "the request could not be decoded") from error
+        kind = content_type.removeprefix("application/")
+        raise twirp_error("malformed", f"the {kind} request could not be decoded") from error
     return message
 
 

@@ -22,7 +22,7 @@ from local.livekit import agent as reporting
 from local.livekit import phone
 from local.livekit.faults import Faults
 from local.livekit.webhooks import Notifier
-from local.livekit.wire import Failure, TwirpError, twirp_error
+from local.livekit.wire import Failure, TwirpError, rpc_error
 
 ROOM_END_REASONS = {
     models.DisconnectReason.ROOM_DELETED: models.RoomEndReason.ROOM_END_API_DELETE,
@@ -38,8 +38,12 @@ DIAL_LIMIT, DEFAULT_RINGING_TIMEOUT, DEFAULT_MAX_CALL_DURATION = 80, 180, 24 * 3
 CONNECTION_TIMEOUT, AGENT_REJOINS, SIP_REJOINS = 22, 7, 9
 # The SIP service's limit for publishing a participant's audio.
 PUBLISH_LIMIT = 10
-# Real seconds after which an agent leaves that sees its callee leave unanswered.
+# Real seconds after which an agent leaves that has not spoken and sees its callee leave.
 AGENT_LEAVES_SECONDS = 0.02
+# What a server without settings of its own allows (livekit `pkg/config/config.go`).
+ENABLED_CODECS = (
+    "audio/opus", "audio/red", "video/VP8", "video/H264", "video/VP9", "video/AV1", "video/H265", "video/rtx",
+)  # fmt: skip
 NO_NODES = Failure("unknown", "could not find any available nodes")
 # The number of the trunk, used when a dial names no caller.
 TRUNK_NUMBER = "+15550009999"
@@ -245,7 +249,7 @@ class LiveKit:
     def find_room(self, name: str) -> Room:
         """Raises TwirpError when there is no such room."""
         if name not in self.rooms:
-            raise twirp_error("not_found", "requested room does not exist")
+            raise rpc_error("not_found", "requested room does not exist")
         return self.rooms[name]
 
     def find_served_room(self, name: str) -> Room:
@@ -258,7 +262,7 @@ class LiveKit:
         """Raises TwirpError when the room or the participant is absent."""
         found = self.rooms[room_name].members.get(identity) if room_name in self.rooms else None
         if not found:
-            raise twirp_error("not_found", "participant does not exist")
+            raise rpc_error("not_found", "participant does not exist")
         return found
 
     def get_or_create_room(self, request: room.CreateRoomRequest) -> Room:
@@ -282,6 +286,8 @@ class LiveKit:
             max_participants=request.max_participants,
             creation_time=created // 1000,
             creation_time_ms=created,
+            turn_password=uuid.uuid4().hex,
+            enabled_codecs=[models.Codec(mime=mime) for mime in ENABLED_CODECS],
         )
         new_room = self.rooms[request.name] = Room(info, list(request.agents), 0)
         self._open(new_room)
@@ -338,11 +344,13 @@ class LiveKit:
         lost = phone.lost_dispatch(self, metadata)
         if lost is None:
             job = self._new_job(dispatch, agent.JobState(status=agent.JobStatus.JS_PENDING))
+            job.state.participant_identity = f"agent-{job.id}"
             task = self.spawn(self._agent_joins(into, dispatch, job, outlives_room))
             self._starting_agents.add(task)
             task.add_done_callback(self._starting_agents.discard)
         elif lost:
-            self._new_job(dispatch, agent.JobState(status=agent.JobStatus.JS_FAILED, reason=f"JSR_{lost}"))
+            status = agent.JobStatus.JS_PENDING if lost == "RETRYING" else agent.JobStatus.JS_FAILED
+            self._new_job(dispatch, agent.JobState(status=status, reason=f"JSR_{lost}"))
         return dispatch
 
     def _note_dispatch(self, into: Room, agent_name: str, metadata: str) -> agent_dispatch.AgentDispatch:
@@ -358,16 +366,13 @@ class LiveKit:
 
     @staticmethod
     def _new_job(dispatch: agent_dispatch.AgentDispatch, state: agent.JobState) -> agent.Job:
-        job = dispatch.state.jobs.add(
+        return dispatch.state.jobs.add(
             id=new_id("AJ_"),
             dispatch_id=dispatch.id,
             agent_name=dispatch.agent_name,
             metadata=dispatch.metadata,
             state=state,
         )
-        if state.status == agent.JobStatus.JS_PENDING:
-            job.state.participant_identity = f"agent-{job.id}"
-        return job
 
     def agents_at_work(self) -> int:
         """Agents in rooms, and those on their way."""
@@ -402,11 +407,12 @@ class LiveKit:
                     self.leave(member, models.DisconnectReason.CLIENT_INITIATED)
         return deleted
 
-    async def agents_leave(self, left: Room) -> None:
-        """Agents see that the callee has left unanswered, and leave too, unless another phone is there."""
+    async def _silent_agents_leave(self, left: Room) -> None:
+        """Agents that never saw the callee answer see that it has left, and leave too, unless another is there."""
         await asyncio.sleep(AGENT_LEAVES_SECONDS)
         for member in left.working_agents() if not left.guests() else ():
-            self.leave(member, models.DisconnectReason.CLIENT_INITIATED)
+            if not member.info.tracks:
+                self.leave(member, models.DisconnectReason.CLIENT_INITIATED)
 
     # Participants
 
@@ -474,6 +480,7 @@ class LiveKit:
             self.notifier.notify("track_unpublished", self.shown(from_room), info, track)
         self.notifier.notify("participant_left", self.shown(from_room), info)
         if info.kind != AGENT and not from_room.guests():
+            self.spawn(self._silent_agents_leave(from_room))
             self._close_later(from_room, self.scaled(from_room.info.departure_timeout))
 
     # Deaths
@@ -491,16 +498,17 @@ class LiveKit:
             member.alive = False
         self.note("crash")
 
-    def restart(self, down: float, rejoin: float | None) -> None:
+    def restart(self, down: float, phones_rejoin: float | None, agents_rejoin: float | None) -> None:
         """The server dies and is there again after `down` seconds; phones, SIP service and agents go on without
-        it, and join again after `rejoin` more (None: as long as they need)."""
+        it, and join again after so many more (None: as many as they need)."""
         self._server_dies(down)
         for task in self._starting_agents:
             task.cancel()
         for member in self._everyone():
-            own = self.scaled(AGENT_REJOINS if member.info.kind == AGENT else SIP_REJOINS)
+            is_agent = member.info.kind == AGENT
+            asked, own = (agents_rejoin, AGENT_REJOINS) if is_agent else (phones_rejoin, SIP_REJOINS)
             if member.alive:
-                self.spawn(self._rejoins(member, down + (own if rejoin is None else rejoin)))
+                self.spawn(self._rejoins(member, down + (self.scaled(own) if asked is None else asked)))
         self.note("restart")
 
     def is_down(self) -> bool:
@@ -625,7 +633,6 @@ class LiveKit:
         call.member = self.join(into, info, call)
         call.participant_id = info.sid
         if self.faults.publish_seconds and await call.ends_within(self.faults.publish_seconds):
-            self.spawn(self.agents_leave(into))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.stopped.wait(), self.scaled(PUBLISH_LIMIT))
             raise TwirpError(phone.NOT_PUBLISHED)

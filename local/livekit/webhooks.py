@@ -179,7 +179,7 @@ class Notifier:
             )
         headers = {
             "Content-Type": "application/webhook+json",
-            "User-Agent": "LiveKit",
+            "User-Agent": "LiveKit" if self._livekit.faults.server_version == "1.13.11" else "Go-http-client/1.1",
             "Authorization": signed.token,
         }
         try:

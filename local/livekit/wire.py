@@ -8,9 +8,10 @@ livekit/livekit `pkg/service/auth.go`.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jwt
 from aiohttp import web
@@ -28,11 +29,12 @@ GRPC_CODE = {
     "resource_exhausted": 8, "failed_precondition": 9, "aborted": 10, "out_of_range": 11,
     "unauthenticated": 16,
 }  # fmt: skip
-# SIP answers by Twirp code; any other 5xx is failed_precondition, anything else invalid_argument.
+# SIP answers by Twirp code; any other 5xx is failed_precondition, anything else invalid_argument. 401 and 407 are
+# not told: the SIP service answers them itself, and fails by itself when it has no credentials that help.
 SIP_CODES = {
     "resource_exhausted": {440, 480, 486, 600},
-    "permission_denied": {401, 402, 403, 433, 470, 603, 607, 608},
-    "unauthenticated": {407, 428, 436, 437, 438, 494},
+    "permission_denied": {402, 403, 433, 470, 603, 607, 608},
+    "unauthenticated": {428, 436, 437, 438, 494},
     "not_found": {301, 302, 404, 410, 481, 604},
     "invalid_argument": {505, 513},
     "failed_precondition": {409, 412, 482, 483},
@@ -40,25 +42,46 @@ SIP_CODES = {
     "aborted": {487, 491},
     "out_of_range": {416},
 }
-SIP_REASONS = {404: "Not Found", 600: "Busy Everywhere", 603: "Decline"}
+SIP_REASONS = {
+    404: "Not Found", 500: "Server Internal Error", 504: "Server Time-out", 600: "Busy Everywhere", 603: "Decline",
+}  # fmt: skip
 CLOCK_LEEWAY_SECONDS = 60
-# What LiveKit puts before errors that came over its internal RPC.
+# As golang-jwt words them.
+GO_JWT_ERRORS: dict[type[Exception], str] = {
+    jwt.InvalidSignatureError: "token signature is invalid: signature is invalid",
+    jwt.ExpiredSignatureError: "token has invalid claims: token is expired",
+}
+# The releases of LiveKit that the stand-in can be: they differ in the wording of errors.
+Version = Literal["1.13.5", "1.13.11"]
+# What 1.13.5 puts before errors that came over its internal RPC.
 RPC_PREFIX = "twirp error unknown: "
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A Twirp error: its code, message and metadata (empty: left out of the JSON)."""
+    """A Twirp error: its code, message and metadata (empty: left out of the JSON). `by_rpc`: it came over
+    LiveKit's internal RPC."""
 
     code: str
     message: str
     meta: Mapping[str, str] = field(default_factory=dict)
+    by_rpc: bool = False
 
-    def response(self) -> web.Response:
-        body: dict[str, Any] = {"code": self.code, "msg": self.message}
+    def response(self, version: Version) -> web.Response:
+        prefix = RPC_PREFIX if self.by_rpc and version == "1.13.5" else ""
+        body: dict[str, Any] = {"code": self.code, "msg": prefix + self.message}
         if self.meta:
             body["meta"] = dict(self.meta)
-        return web.json_response(body, status=HTTP_STATUS[self.code])
+        return json_response(body, HTTP_STATUS[self.code])
+
+
+def rpc_failure(code: str, message: str) -> Failure:
+    return Failure(code, message, by_rpc=True)
+
+
+def json_response(body: Any, status: int = 200) -> web.Response:
+    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+    return web.Response(body=text.encode(), status=status, content_type="application/json")
 
 
 class TwirpError(Exception):
@@ -75,6 +98,10 @@ class BadToken(Exception):
 
 def twirp_error(code: str, message: str) -> TwirpError:
     return TwirpError(Failure(code, message))
+
+
+def rpc_error(code: str, message: str) -> TwirpError:
+    return TwirpError(rpc_failure(code, message))
 
 
 def sip_reason(status: int) -> str:
@@ -106,12 +133,13 @@ def sip_failure(status: int, reason: str) -> Failure:
     )
     return Failure(
         code,
-        RPC_PREFIX + message,
+        message,
         {
             "sip_status_code": str(status),
             "sip_status": reason or str(status),
             "error_details": base64.b64encode(details).decode(),
         },
+        by_rpc=True,
     )
 
 
@@ -121,19 +149,19 @@ def _length_delimited(number: int, payload: bytes) -> bytes:
     return bytes((number << 3 | 2,)) + length + payload
 
 
-def read_token(header: str | None, api_key: str, api_secret: str) -> dict[str, Any]:
-    """Checks an Authorization header and returns the token's claims.
+def read_token(header: str | None, api_key: str, api_secret: str, version: Version) -> dict[str, Any]:
+    """Checks an Authorization header and returns the token's claims; none when there is no header at all.
 
-    Raises BadToken, or TwirpError when there is no header at all."""
+    Raises BadToken."""
     if header is None:
-        raise twirp_error("unauthenticated", "permissions denied")
+        return {}
     if not header.startswith("Bearer "):
         raise BadToken("invalid authorization header. Must start with Bearer ")
     token = header.removeprefix("Bearer ")
     try:
         issuer = jwt.decode(token, options={"verify_signature": False}).get("iss")
         if issuer != api_key:
-            raise BadToken("invalid API key")
+            raise BadToken(f"invalid API key: {issuer}" if version == "1.13.5" else "invalid API key")
         claims: dict[str, Any] = jwt.decode(
             token,
             api_secret,
@@ -142,7 +170,12 @@ def read_token(header: str | None, api_key: str, api_secret: str) -> dict[str, A
             options={"require": ["exp"]},
         )
     except jwt.InvalidTokenError as error:
-        raise BadToken(f"invalid authorization token: {error}") from error
+        told = GO_JWT_ERRORS.get(type(error), str(error))
+        raise BadToken(
+            f"invalid token: {token}, error: {told}"
+            if version == "1.13.5"
+            else f"invalid authorization token: {told}"
+        ) from error
     return claims
 
 

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("authorization", "content_type", "text"),
     [
-        ({}, "application/json", '{"code": "unauthenticated", "msg": "permissions denied"}'),
+        ({}, "application/json", '{"code":"unauthenticated","msg":"permissions denied"}'),
         ({"Authorization": "Basic x"}, "text/plain", "Must start with Bearer"),
         (bearer("nonsense"), "text/plain", "invalid authorization token"),
         (bearer(token(key="other")), "text/plain", "invalid API key"),
@@ -83,7 +83,6 @@ def test_a_token_that_expired_within_the_leeway_is_accepted_and_room_admin_is_fo
         ("POST", "RoomService/CreateRoom", "text/plain", b"", "bad_route"),
         ("POST", "RoomService/CreateRoom", "application/protobuf", b"\xff\xff", "malformed"),
         ("POST", "RoomService/CreateRoom", "application/json", b"{", "malformed"),
-        ("POST", "RoomService/CreateRoom", "application/protobuf", b"", "invalid_argument"),
     ],
 )
 def test_a_request_that_is_not_twirp_gets_a_twirp_error(
@@ -97,6 +96,32 @@ def test_a_request_that_is_not_twirp_gets_a_twirp_error(
             )
             assert (status, kind) == (404 if code == "bad_route" else 400, "application/json")
             assert json.loads(text)["code"] == code
+
+    run(check())
+
+
+def test_another_service_is_no_page_of_livekits() -> None:
+    async def check() -> None:
+        async with bench() as b:
+            answer = await b.raw("POST", "/twirp/livekit.Nope/CreateRoom", b"")
+            assert answer == (404, "text/plain", "404 page not found\n")
+
+    run(check())
+
+
+def test_an_older_livekit_tells_the_token_that_it_refuses() -> None:
+    async def check() -> None:
+        async with bench() as b:
+            await b.control("PUT", "faults", {"serverVersion": "1.13.5"})
+            for bad, told in (
+                (token(key="other"), "invalid API key: other"),
+                (forged := token(secret="x" * 40), forged),
+            ):
+                answer = await b.raw("POST", "/twirp/livekit.RoomService/ListRooms", b"", **bearer(bad))
+                assert answer[:2] == (401, "text/plain")
+                assert told in answer[2]
+            refused = await b.control("PUT", "faults", {"serverVersion": "2"}, status=400)
+            assert "serverVersion" in str(refused)
 
     run(check())
 
@@ -324,9 +349,10 @@ REFUSALS = [
     ("0013", "resource_exhausted", 429, 480, "USER_UNAVAILABLE", "ringing", "temporarily_unavailable"),
     ("0014", "failed_precondition", 412, None, "USER_REJECTED", "dialing", "trunk_auth"),
     ("0016", "failed_precondition", 412, 503, "USER_REJECTED", "dialing", "cps_limit"),
-    ("0300", "invalid_argument", 400, 300, "USER_REJECTED", "dialing", "sip_300"),
+    ("0300", "invalid_argument", 400, 300, "CLIENT_INITIATED", "dialing", "sip_300"),
+    ("0401", "failed_precondition", 412, None, "USER_REJECTED", "dialing", "sip_401"),
     ("0403", "permission_denied", 403, 403, "USER_REJECTED", "dialing", "sip_403"),
-    ("0407", "unauthenticated", 401, 407, "USER_REJECTED", "dialing", "sip_407"),
+    ("0407", "failed_precondition", 412, None, "USER_REJECTED", "dialing", "sip_407"),
     ("0408", "deadline_exceeded", 408, 408, "USER_UNAVAILABLE", "ringing", "sip_408"),
     ("0416", "out_of_range", 400, 416, "USER_REJECTED", "dialing", "sip_416"),
     ("0484", "invalid_argument", 400, 484, "USER_REJECTED", "dialing", "sip_484"),
@@ -372,12 +398,14 @@ def test_every_refusal_of_the_carrier_has_livekits_code_and_the_participant_has_
     run(check_all())
 
 
-def test_the_wording_of_a_refusal_is_livekits() -> None:
+@pytest.mark.parametrize(("version", "prefix"), [("1.13.5", "twirp error unknown: "), ("1.13.11", "")])
+def test_the_wording_of_a_refusal_is_livekits(version: str, prefix: str) -> None:
     async def check() -> None:
         async with bench() as b:
+            await b.control("PUT", "faults", {"serverVersion": version})
             for digits, message in (
-                ("0001", "twirp error unknown: INVITE failed: sip status: 486: Busy Here"),
-                ("0016", "twirp error unknown: unexpected status from INVITE response: "
+                ("0001", f"{prefix}INVITE failed: sip status: 486: Busy Here"),
+                ("0016", f"{prefix}unexpected status from INVITE response: "
                  "sip status: 503: Trunk CPS limit exceeded"),
             ):  # fmt: skip
                 with pytest.raises(api.SipCallError) as caught:
@@ -602,6 +630,22 @@ def test_a_dial_refused_beforehand_rings_nothing(digits: str, code: str, status:
     run(check())
 
 
+def test_an_identity_or_a_display_name_beyond_livekits_limit_is_refused() -> None:
+    async def check() -> None:
+        async with bench() as b:
+            for wrong, code in (
+                ({"identity": "x" * 257}, "internal"),
+                ({"display_name": "x" * 129}, "invalid_argument"),
+            ):
+                with pytest.raises(api.ServerError) as caught:
+                    await b.dial(**wrong)
+                assert caught.value.code == code
+            await b.dial(identity="x" * 256, display_name="x" * 128)
+            assert len(await b.calls()) == 1
+
+    run(check())
+
+
 @pytest.mark.parametrize(
     "wrong", [{"sip_trunk_id": ""}, {"sip_call_to": ""}, {"sip_call_to": "a@b"}, {"room_name": ""}]
 )
@@ -803,6 +847,7 @@ def test_a_webhook_is_signed_compact_and_sent_to_every_address() -> None:
             (event,) = b.hook.events
             assert (event.event, event.room.metadata, event.id[:3]) == ("room_started", "m", "EV_")
             assert b.hook.content_types == ["application/webhook+json"]
+            assert b.hook.user_agents == ["LiveKit"]
             assert ": " not in b.hook.bodies[0]
             assert isinstance(json.loads(b.hook.bodies[0])["createdAt"], str)
             assert jwt.get_unverified_header(b.hook.tokens[0]) == {"alg": "HS256", "typ": "JWT"}

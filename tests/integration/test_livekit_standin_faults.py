@@ -118,6 +118,7 @@ def test_after_a_crash_rooms_stay_as_they_were_and_nothing_happens_in_them(digit
             seen = len(b.hook.events)
             time_passes(4000)
             await b.one_call_is(outcome="cut", callStatus=status)
+            assert [room["orphan"] for room in (await b.control("GET", "rooms"))["rooms"]] == [True]
             (listed,) = (await b.livekit.room.list_rooms(api.ListRoomsRequest(names=["r"]))).rooms
             assert listed.sid == sid
             kinds = {one.kind: (one.state, one.attributes.get("sip.callStatus")) for one in await b.participants()}
@@ -256,7 +257,7 @@ def test_a_phone_that_rings_when_the_server_restarts_rings_on_and_its_room_can_b
             await b.placed()
             time_passes(0.2 * LONG)
             await b.one_call_is(callStatus="ringing")
-            await b.control("POST", "restart", {"rejoinSeconds": 0})
+            await b.control("POST", "restart", {"phoneRejoinSeconds": 0})
             with pytest.raises(aiohttp.ClientError):
                 await dial
             await until(lambda: len(b.hook.named("participant_joined", "call-1")) == 2)
@@ -274,7 +275,7 @@ def test_a_call_that_ends_before_its_server_is_back_leaves_an_orphan() -> None:
     async def check() -> None:
         async with bench() as b:
             await b.dial("0012")
-            await b.control("POST", "restart", {"rejoinSeconds": LONG})
+            await b.control("POST", "restart", {"phoneRejoinSeconds": LONG})
             await b.control("POST", "hangup", {"identity": "call-1"})
             await b.one_call_is(outcome="completed", callStatus="hangup")
             time_passes(LONG)
@@ -418,6 +419,9 @@ def test_the_first_dispatches_are_lost_and_may_tell_why() -> None:
             await until(lambda: "participant_joined" in b.hook.names("second"))
             assert await b.participants("first") == []
             assert await jobs(b, "first") == [(agent.JS_FAILED, agent.JSR_NO_CAPACITY, "")]
+            await b.control("PUT", "faults", {"dispatches": {"lose": 1, "reason": "RETRYING"}})
+            await b.create_room("third", "{}")
+            assert await jobs(b, "third") == [(agent.JS_PENDING, agent.JSR_RETRYING, "")]
             knobs = {"dispatches": {"reason": "FULL"}}
             assert "dispatches.reason" in str(await b.control("PUT", "faults", knobs, status=400))
 
