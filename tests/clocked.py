@@ -157,12 +157,12 @@ class Clocked:
     def reconcile(self, **changes: Any) -> dict[str, int]:
         return dict(asyncio.run(reconcile(self.reconciling(**changes))))
 
-    def dial(self) -> int:
-        """Works on every message that is due; how many there were."""
+    def dial(self, seconds: float = 120) -> int:
+        """Works on every message that is due; how many there were. seconds: what each worker has left."""
         due = self.dial_queue.due()
         for body in due:
             since = body.get("since", self.now)
-            asyncio.run(dial_call(self.dialling(), DialMessage(body["callId"], body["workspaceId"], since)))
+            asyncio.run(dial_call(self.dialling(seconds), DialMessage(body["callId"], body["workspaceId"], since)))
         return len(due)
 
     def place(self, **fields: Any) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 from livekit.agents import AgentServer, AgentSession, JobContext, cli, room_io
 
 import tone
-from conversation import Caller, answered, begin, tell_what_was_said
+from answer import answered
+from conversation import Caller, begin, tell_what_was_said
 from providers import Providers, read_providers
 from reports import Reports
 from ringonce_agent import read_dispatch

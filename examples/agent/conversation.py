@@ -7,51 +7,27 @@ come as a script that is filled already.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import Any, Literal
 
 from livekit import rtc
 from livekit.agents import AMD, Agent, AgentSession, RunContext, function_tool, llm
 from livekit.agents.beta.tools import EndCallTool
-from livekit.agents.utils.participant import wait_for_participant_attribute
 from livekit.agents.voice.amd import AMDCategory
 
+from answer import answered
 from reports import Reports, transcripts
 from script import Script
 
 logger = logging.getLogger("ringonce.agent")
 
-CALL_STATUS = "sip.callStatus"
 SUMMARY_SECONDS = 10
 # Somebody who answers and says nothing for so long is spoken to.
 NO_SPEECH_SECONDS = 4.0
 SUMMARY_PROMPT = "Summarise this phone call in two sentences, for the person who asked for it."
 
 
-Answer = Literal["nobody", "machine", "somebody"]
-
-
-async def answered(room: rtc.Room, identity: str, reports: Reports) -> bool:
-    """Waits until somebody answers the phone; False when it left the room before. Reports that it rings.
-
-    The phone is in the room while it still rings: whoever speaks before `active` speaks to nobody.
-    """
-    ringing = asyncio.create_task(_tell_ringing(room, identity, reports))
-    try:
-        await wait_for_participant_attribute(room, identity=identity, attribute=CALL_STATUS, value="active")
-    except RuntimeError:
-        # The phone, or the agent, is out of the room.
-        return False
-    finally:
-        ringing.cancel()
-    return True
-
-
-async def _tell_ringing(room: rtc.Room, identity: str, reports: Reports) -> None:
-    with contextlib.suppress(RuntimeError):
-        await wait_for_participant_attribute(room, identity=identity, attribute=CALL_STATUS, value="ringing")
-        reports.tell("agent.ringing")
+Callee = Literal["nobody", "machine", "somebody"]
 
 
 class Caller(Agent):
@@ -76,10 +52,11 @@ class Caller(Agent):
 
 async def begin(
     session: AgentSession[Any], script: Script, room: rtc.Room, identity: str, reports: Reports
-) -> Answer:
+) -> Callee:
     """Waits for an answer, finds out whose it is, and says the first words; to a machine all there is to say.
 
-    The detection listens from before the answer on, so that it misses no word of the greeting.
+    The detection listens from before the answer on, so that it misses no word of the greeting. It waits for
+    `active` itself: where LiveKit does not tell of the answer, it would wait for ever, and the callee is greeted.
     """
     async with AMD(
         session,
@@ -87,15 +64,16 @@ async def begin(
         suppress_compatibility_warning=True,
         detection_options={"no_speech_threshold": NO_SPEECH_SECONDS},
     ) as detector:
-        if not await answered(room, identity, reports):
+        answer = await answered(room, identity, reports)
+        if answer is None:
             return "nobody"
-        heard = (await detector.execute()).category
-    logger.info("answered by %s", heard.value)
-    if heard not in (AMDCategory.MACHINE_VM, AMDCategory.MACHINE_UNAVAILABLE):
+        callee = (await detector.execute()).category if answer == "told" else AMDCategory.UNCERTAIN
+    logger.info("answered by %s", callee.value)
+    if callee not in (AMDCategory.MACHINE_VM, AMDCategory.MACHINE_UNAVAILABLE):
         # A person; or a menu, which the detection has made the session listen to; or somebody who says nothing.
         session.say(script.greeting)
         return "somebody"
-    leaves_message = heard is AMDCategory.MACHINE_VM and bool(script.voicemail)
+    leaves_message = callee is AMDCategory.MACHINE_VM and bool(script.voicemail)
     if leaves_message:
         await session.say(script.voicemail, allow_interruptions=False)
     reports.tell("agent.voicemail", {"messageLeft": leaves_message})

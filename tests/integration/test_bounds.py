@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dial_worker.livekit_sip import RoomView
-from shared.call import Call
-from tests.clocked import DOWN, MINUTE, START, Clocked
+from shared.call import Call, Outcome
+from shared.ending import end_call
+from tests.clocked import DOWN, MINUTE, START, Clocked, RoomsInMemory
+from tests.hooks import once
 from tests.system import System
 
 
@@ -213,3 +215,70 @@ def test_a_look_does_not_put_off_a_request_to_hang_up(world: Clocked, monkeypatc
     world.reconcile()
     assert not world.call(call_id).ended
     assert end_of(world.minutes_until_ended(call_id, 1)) == ("completed", "canceled_by_api")
+
+
+@pytest.mark.parametrize("seconds", [30, 120])
+def test_a_lease_ends_a_minute_after_the_process_that_took_it(
+    world: Clocked, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    call_id = world.place()
+    leases: list[int] = []
+    # Between the lease and the fence.
+    once(monkeypatch, RoomsInMemory, "create_room", before=lambda: leases.append(world.call(call_id).leaseUntil))
+    world.dial(seconds)
+    assert leases == [START + (seconds + 60) * 1000]
+
+
+@pytest.mark.parametrize("state", ["dialing", "in_progress", "ended"])
+@pytest.mark.parametrize("trouble", ["livekit is down", "the requests are spent"])
+def test_a_call_that_livekit_was_not_asked_about_comes_later(world: Clocked, state: str, trouble: str) -> None:
+    """Else it stands before all others in each run, and takes the requests that they need."""
+    call_id = world.place_dialing() if state == "dialing" else world.place_answered()
+    if state == "ended":
+        end_call(
+            world.calls, world.call(call_id), Outcome("completed", "hangup"), world.durations, lambda: world.now
+        )
+    check_at = world.call(call_id).checkAt
+    assert check_at is not None
+    # Its lease is over by then.
+    world.now = check_at + 1000
+    if trouble == "livekit is down":
+        world.livekit.down = DOWN
+        world.reconcile()
+    else:
+        world.reconcile(requests_left=0)
+        assert world.livekit.requests == {}
+    assert world.call(call_id).checkAt == world.now + 30_000
+    assert world.call(call_id).dueShard is not None
+
+
+def test_an_ended_call_whose_lease_is_live_is_cleared_after_it(world: Clocked) -> None:
+    """Its worker may still make the room and take the slot: cleared before, they would stay for ever."""
+    call_id = world.place()
+    until = world.now + 3 * MINUTE
+    assert world.calls.take_lease(call_id, "other", until, world.now).won
+    ended = end_call(
+        world.calls,
+        world.call(call_id),
+        Outcome("canceled", "canceled_by_api"),
+        world.durations,
+        lambda: world.now,
+    )
+    assert ended is not None
+    assert ended.checkAt == until
+    # Something makes it due before.
+    world.calls.postpone(ended, world.now)
+    for now in (world.now, until):
+        world.now = now
+        world.workspaces.take_slot("demo", call_id, 1)
+        world.livekit.rooms[ended.roomName] = RoomView(None, True)
+        world.reconcile()
+        assert world.call(call_id).checkAt == until
+        assert world.call(call_id).dueShard is not None
+        assert world.workspaces.active_calls("demo") == {call_id}
+        assert world.livekit.rooms
+    world.now = until + 1
+    world.reconcile()
+    assert world.call(call_id).dueShard is None
+    assert world.workspaces.active_calls("demo") == frozenset()
+    assert world.livekit.rooms == {}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
-from tests.hooks import change_durations
+from tests.hooks import change, change_durations
 from tests.system import DEADLINE_SECONDS, System
 
 CANCEL = "POST /v1/api/call/{callId}/cancel"
@@ -34,6 +35,20 @@ def test_canceling_hangs_up_and_a_repeat_gets_the_same_answer(
     assert item["events"][-1]["reason"] == "canceled_by_api"
     assert system.events(call_id).count("call.ended") == 1
     assert len(system.calls_placed()) == 1
+
+
+def test_a_call_that_a_worker_holds_stays_due_with_its_slot_until_the_lease_is_over(system: System) -> None:
+    """The worker is about to make the room: cleared now, room and slot would stay for ever."""
+    call_id = system.place()
+    until = int(time.time() * 1000) + 600_000
+    change(system, call_id, leaseId="other", leaseUntil=until, attempts=1)
+    system.workspaces.take_slot("demo", call_id, 10)
+    for _ in range(2):
+        assert system.api(CANCEL, call_id)["statusCode"] == 200
+    item = system.item(call_id)
+    assert (item["status"], item["checkAt"]) == ("canceled", until)
+    assert "dueShard" in item
+    assert system.workspaces.active_calls("demo") == {call_id}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from aiohttp import web
 from livekit import rtc
 from livekit.agents import DEFAULT_API_CONNECT_OPTIONS, llm, stt, tts
+
+import tone
 
 CALL_ID = "f9e8d7c6b5a4f3e2d1c0b9a8"
 IDENTITY = f"call-{CALL_ID}"
@@ -34,26 +37,58 @@ def dispatch_metadata(events_url: str = "http://127.0.0.1:9/", **changes: Any) -
 class Phone:
     """A SIP participant as the room shows it."""
 
-    identity = IDENTITY
+    identity, sid = IDENTITY, "PA_1"
     state = rtc.ParticipantState.PARTICIPANT_STATE_ACTIVE
+    kind = rtc.ParticipantKind.PARTICIPANT_KIND_SIP
+    # None: it leaves because the server restarts.
+    disconnect_reason: rtc.DisconnectReason.ValueType | None = None
 
     def __init__(self, status: str) -> None:
         self.attributes = {"sip.callStatus": status}
+        self.track = Track()
+        self.track_publications = {"TR_1": self.track}
+
+
+class Track:
+    """The phone's track as the agent has subscribed to it: the SDK's own, but no server is between."""
+
+    sid = "TR_1"
+    kind = rtc.TrackKind.KIND_AUDIO
+    subscribed = True
+
+    @functools.cached_property
+    def _source(self) -> rtc.AudioSource:
+        return rtc.AudioSource(tone.RATE, 1)
+
+    @functools.cached_property
+    def track(self) -> rtc.LocalAudioTrack:
+        return rtc.LocalAudioTrack.create_audio_track("phone", self._source)
+
+    async def speak(self) -> None:
+        """Half a second of somebody."""
+        for frame in tone.tone(0.5):
+            await self._source.capture_frame(frame)
+
+
+class LocalParticipant:
+    async def set_attributes(self, attributes: dict[str, str]) -> None:
+        pass
 
 
 class FakeRoom(rtc.EventEmitter[str]):
     """A room with a phone in it, whose status a test sets."""
 
     name = ROOM
-    local_participant: Any = None
+    local_participant: Any = LocalParticipant()
 
     def __init__(self) -> None:
         super().__init__()
         self.phone = Phone("dialing")
         self.remote_participants: dict[str, Any] = {IDENTITY: self.phone}
+        self.connected = True
 
     def isconnected(self) -> bool:
-        return True
+        return self.connected
 
     def waited_for(self) -> int:
         """How many wait for a change of the phone's."""
@@ -65,9 +100,22 @@ class FakeRoom(rtc.EventEmitter[str]):
         for waiting in list(self._events.get("participant_attributes_changed", ())):
             waiting(["sip.callStatus"], self.phone)
 
+    def arrive(self) -> None:
+        self.emit("participant_connected", self.phone)
+
     def leave(self) -> None:
         del self.remote_participants[IDENTITY]
         self.emit("participant_disconnected", self.phone)
+
+    def come_back(self) -> None:
+        """As after a restart of the server: with a new track, and `dialing` whatever the phone does."""
+        self.phone = Phone("dialing")
+        self.remote_participants[IDENTITY] = self.phone
+        self.arrive()
+
+    def close(self) -> None:
+        self.connected = False
+        self.emit("connection_state_changed", rtc.ConnectionState.CONN_DISCONNECTED)
 
 
 class FakeContext:

@@ -12,12 +12,13 @@ import pytest
 from livekit import rtc
 from livekit.agents import AMD, AgentSession, JobContext
 from livekit.agents.voice.amd import AMDCategory
+from livekit.agents.voice.room_io import RoomIO, RoomOptions
 
 import agent
 import conversation
 import tone
 from providers import Providers, read_providers
-from tests.fakes import CALL_ID, FakeContext, FakeLLM, Phone, Ringonce, dispatch_metadata, until
+from tests.fakes import CALL_ID, IDENTITY, FakeContext, FakeLLM, Phone, Ringonce, dispatch_metadata, until
 
 
 @pytest.fixture(autouse=True)
@@ -76,11 +77,16 @@ def test_a_call_that_is_not_answered_hears_nothing_and_keeps_its_room(played: li
             running = job(ctx)
             await until(lambda: ctx.room.waited_for() == 2)
             ctx.room.leave()
+            ctx.room.close()
             await running
             await ctx.finish()
             assert (played, ctx.done, ringonce.reports) == ([], ["connect", "shutdown: not answered"], [])
 
     asyncio.run(run())
+
+
+# Of the session's side of a room only what it does with its participant.
+NO_MEDIA = RoomOptions(text_input=False, audio_input=False, audio_output=False, text_output=False)
 
 
 class Session(AgentSession[Any]):
@@ -157,6 +163,55 @@ def test_no_value_of_the_metadata_reaches_the_model_or_what_is_said() -> None:
     asyncio.run(run())
     # A turn of the conversation, and the summary.
     assert len(FakeLLM.asked) == 2
+
+
+@pytest.mark.usefixtures("voice")
+def test_a_callee_of_whom_livekit_does_not_tell_is_greeted_when_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The detection of machines would wait for `active` for ever."""
+
+    async def never(self: Detector) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Detector, "execute", never)
+
+    async def run() -> None:
+        async with Ringonce() as ringonce:
+            ctx = FakeContext(dispatch_metadata(ringonce.url))
+            running = job(ctx)
+            await ctx.room.phone.track.speak()
+            await running
+            [session] = Session.made
+            await until(lambda: bool(conversation.turns_of(session.history)))
+            assert ctx.done == ["connect"]
+            await session.aclose()
+            await ctx.finish()
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("voice")
+def test_a_restart_of_the_server_in_the_conversation_ends_nothing() -> None:
+    """The session's own handling of the room, which closes a session when its participant leaves for good."""
+
+    async def run() -> None:
+        async with Ringonce() as ringonce:
+            ctx, session = await greeted(ringonce)
+            room_io = RoomIO(session, cast(Any, ctx.room), participant=IDENTITY, options=NO_MEDIA)
+            await room_io.start()
+            linked: list[Any] = []
+            for change in (ctx.room.arrive, ctx.room.leave, ctx.room.come_back):
+                change()
+                linked.append(room_io.linked_participant)
+            assert [phone is not None for phone in linked] == [True, False, True]
+            await session.run(user_input="Are you still there?")
+            assert len(conversation.turns_of(session.history)) == 3
+            assert ctx.done == ["connect"]
+            ctx.room.phone.disconnect_reason = rtc.DisconnectReason.CLIENT_INITIATED
+            ctx.room.leave()
+            await until(lambda: "shutdown: the session closed" in ctx.done)
+            await ctx.finish()
+
+    asyncio.run(run())
 
 
 @pytest.mark.usefixtures("voice")

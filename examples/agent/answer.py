@@ -1,0 +1,119 @@
+"""When the phone is answered: whoever speaks before that speaks to nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import AsyncIterable
+from typing import Literal
+
+from livekit import rtc
+from livekit.agents.utils.participant import wait_for_participant_attribute, wait_for_track_publication
+
+from reports import Reports
+
+logger = logging.getLogger("ringonce.agent")
+
+CALL_STATUS = "sip.callStatus"
+# A LiveKit server that restarts takes every phone out of its rooms and brings it back after about ten seconds.
+AWAY_SECONDS = 30.0
+LOOK_SECONDS = 0.1
+# A frame is loud when its samples' root mean square, of 32767, is over this: -60 dB. Before the answer LiveKit
+# passes nothing on, neither ringing nor early media, and every sample of the phone's track is 0.
+LOUD = 30.0
+LOUD_FRAMES = 10
+RATE, FRAME_MS = 8_000, 20
+
+# How it is known: LiveKit tells so, or somebody is heard.
+Answer = Literal["told", "heard"]
+
+
+async def answered(room: rtc.Room, identity: str, reports: Reports) -> Answer | None:
+    """Waits until the phone is answered; None when it, or the agent, left before. Reports that it rings.
+
+    `sip.callStatus` tells so by `active`. But when a LiveKit server restarts, the phone comes back as `dialing`
+    even if it was answered, and stays so: then only its sound tells. Do not ask again once this has returned.
+    """
+    ringing = asyncio.create_task(_tell_ringing(room, identity, reports))
+    try:
+        while await _present(room, identity):
+            if (answer := await _answer(room, identity)) is not None:
+                return answer
+        return None
+    finally:
+        ringing.cancel()
+
+
+async def _tell_ringing(room: rtc.Room, identity: str, reports: Reports) -> None:
+    while await _present(room, identity):
+        # The error: the phone left while this waited.
+        with contextlib.suppress(RuntimeError):
+            await wait_for_participant_attribute(room, identity=identity, attribute=CALL_STATUS, value="ringing")
+            reports.tell("agent.ringing")
+            return
+
+
+async def _answer(room: rtc.Room, identity: str) -> Answer | None:
+    """Of one stay of the phone in the room; None when it, or the agent, leaves unanswered."""
+    told = asyncio.create_task(
+        wait_for_participant_attribute(room, identity=identity, attribute=CALL_STATUS, value="active")
+    )
+    heard = asyncio.create_task(_sounds(room, identity))
+    try:
+        await asyncio.wait({told, heard}, return_when=asyncio.FIRST_COMPLETED)
+        if not told.done():
+            heard.result()
+            logger.info("LiveKit does not tell of an answer, but the phone is heard")
+            return "heard"
+        with contextlib.suppress(RuntimeError):
+            told.result()
+            return "told"
+        return None
+    finally:
+        told.cancel()
+        heard.cancel()
+        await asyncio.gather(told, heard, return_exceptions=True)
+
+
+async def _present(room: rtc.Room, identity: str) -> bool:
+    """Whether the phone is in the room, or comes back to it in time."""
+    clock = asyncio.get_running_loop().time
+    until = clock() + AWAY_SECONDS
+    while identity not in room.remote_participants:
+        if clock() >= until or not room.isconnected():
+            return False
+        await asyncio.sleep(LOOK_SECONDS)
+    return room.isconnected()
+
+
+async def _sounds(room: rtc.Room, identity: str) -> None:
+    """Waits until somebody is heard on the phone's track."""
+    while True:
+        with contextlib.suppress(RuntimeError):
+            publication = await wait_for_track_publication(
+                room, identity=identity, kind=rtc.TrackKind.KIND_AUDIO, wait_for_subscription=True
+            )
+            if publication.track is not None and await _loud(publication.track):
+                return
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _loud(track: rtc.Track) -> bool:
+    """Listens until LOUD_FRAMES were loud; False when the track ends before."""
+    stream = rtc.AudioStream.from_track(track=track, sample_rate=RATE, num_channels=1, frame_size_ms=FRAME_MS)
+    try:
+        return await _are_loud(stream)
+    finally:
+        await stream.aclose()
+
+
+async def _are_loud(events: AsyncIterable[rtc.AudioFrameEvent]) -> bool:
+    loud = 0
+    async for event in events:
+        samples = event.frame.data
+        loud += math.sqrt(sum(sample * sample for sample in samples) / max(len(samples), 1)) > LOUD
+        if loud == LOUD_FRAMES:
+            return True
+    return False

@@ -1,0 +1,148 @@
+"""When the phone is answered: as LiveKit tells, and as it is heard when a server that restarted does not tell."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, cast
+
+import pytest
+from livekit import rtc
+
+import answer
+from reports import Reports
+from tests.fakes import IDENTITY, FakeRoom, Phone, until
+
+
+@pytest.fixture(autouse=True)
+def phones_are_participants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library looks only at participants that a server made."""
+    monkeypatch.setattr(rtc, "RemoteParticipant", Phone)
+
+
+class Told:
+    """What was reported."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+
+    def tell(self, kind: str, data: dict[str, Any] | None = None) -> None:
+        self.kinds.append(kind)
+
+
+def wait(room: FakeRoom, told: Told) -> asyncio.Task[answer.Answer | None]:
+    return asyncio.create_task(answer.answered(cast(rtc.Room, room), IDENTITY, cast(Reports, told)))
+
+
+async def silence_heard(room: FakeRoom, frames: int = 2 * answer.LOUD_FRAMES) -> None:
+    """Returns when the phone's track has carried silence for longer than it takes to hear somebody."""
+    stream = rtc.AudioStream.from_track(track=room.phone.track.track, frame_size_ms=answer.FRAME_MS)
+    async for event in stream:
+        assert not any(event.frame.data)
+        frames -= 1
+        if not frames:
+            break
+    await stream.aclose()
+
+
+def test_a_phone_that_rings_is_answered_when_livekit_tells_so() -> None:
+    async def run() -> None:
+        room, told = FakeRoom(), Told()
+        waiting = wait(room, told)
+        await until(lambda: room.waited_for() == 2)
+        room.status("ringing")
+        await silence_heard(room)
+        assert not waiting.done()
+        room.status("active")
+        assert await waiting == "told"
+        assert told.kinds == ["agent.ringing"]
+        assert room.waited_for() == 0
+
+    asyncio.run(run())
+
+
+def test_an_agent_that_joins_late_hears_a_phone_that_is_said_to_be_dialing() -> None:
+    async def run() -> None:
+        room = FakeRoom()
+        waiting = wait(room, Told())
+        await silence_heard(room)
+        assert not waiting.done()
+        await room.phone.track.speak()
+        assert await waiting == "heard"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("said", ["active", None])
+def test_a_phone_that_a_restarted_server_brings_back_is_still_waited_for(said: str | None) -> None:
+    """It rang before; it is answered before or after it comes back."""
+
+    async def run() -> None:
+        room, told = FakeRoom(), Told()
+        waiting = wait(room, told)
+        await until(lambda: room.waited_for() == 2)
+        room.status("ringing")
+        room.leave()
+        await until(lambda: room.waited_for() == 0)
+        room.come_back()
+        await until(lambda: room.waited_for() == 1)
+        await silence_heard(room)
+        assert not waiting.done()
+        if said is None:
+            await room.phone.track.speak()
+        else:
+            room.status(said)
+        assert await waiting == ("heard" if said is None else "told")
+        assert told.kinds == ["agent.ringing"]
+
+    asyncio.run(run())
+
+
+def test_a_phone_that_stays_away_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer, "AWAY_SECONDS", 0.05)
+
+    async def run() -> None:
+        room, told = FakeRoom(), Told()
+        waiting = wait(room, told)
+        await until(lambda: room.waited_for() == 2)
+        room.leave()
+        assert await waiting is None
+        assert told.kinds == []
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_room_that_closes_ends_the_wait(away: bool) -> None:
+    async def run() -> None:
+        room = FakeRoom()
+        waiting = wait(room, Told())
+        await until(lambda: room.waited_for() == 2)
+        if away:
+            room.leave()
+        room.close()
+        assert await waiting is None
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("levels", "loud"),
+    [
+        ([0] * 500, False),
+        # What is left of silence by a codec.
+        ([8] * 500, False),
+        # A click on the line.
+        ([0] * 100 + [20_000] * (answer.LOUD_FRAMES - 1) + [0] * 100, False),
+        ([200] * answer.LOUD_FRAMES, True),
+        # Syllables, and the pauses between them.
+        ([0, 0, 300, -400] * answer.LOUD_FRAMES, True),
+    ],
+)
+def test_a_few_frames_that_are_not_silent_are_somebody(levels: list[int], loud: bool) -> None:
+    async def frames(levels: Iterable[int]) -> AsyncIterator[rtc.AudioFrameEvent]:
+        for level in levels:
+            yield rtc.AudioFrameEvent(rtc.AudioFrame(struct.pack("<160h", *[level] * 160), answer.RATE, 1, 160))
+
+    assert asyncio.run(answer._are_loud(frames(levels))) is loud
