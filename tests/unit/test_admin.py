@@ -191,6 +191,16 @@ def test_create_writes_what_it_was_told(admin: Admin, store: WorkspaceStore) -> 
     assert len(base64.b64decode(value["webhookSecret"].removeprefix("whsec_"))) == 32
 
 
+def test_a_number_of_the_trunk_is_kept_in_the_form_that_requests_are_compared_in(
+    admin: Admin, store: WorkspaceStore
+) -> None:
+    admin("workspace create acme --agent-name outbound --trunk ST_1 --from +4903012345678")
+    assert there(store).fromNumbers == ("+493012345678",)
+    refused = admin("workspace update acme --from +11876555012")
+    assert refused.code == 2
+    assert "must not have a 0 or 1 after +1" in refused.err
+
+
 def test_create_for_scripts_prints_one_json_value_and_talks_on_stderr(admin: Admin) -> None:
     said = admin(CREATE + " --json")
     assert set(said.value) == {"workspace", "apiKey", "webhookSecret"}
