@@ -45,6 +45,10 @@ def test_no_log_line_and_no_metric_has_a_whole_number(system: System, lines: Cal
     ids = {name: system.place(NUMBERS[name], **caller) for name in ("whole", "busy")}
     system.run_until(lambda: all(map(system.ended, ids.values())))
     system.run_until(lambda: len(system.received(ids["whole"])) == 4)
+    # Its message once more.
+    repeat = {"callId": ids["whole"], "workspaceId": "demo"}
+    system.sqs.send_message(QueueUrl=system.queue_urls["DialQueue"], MessageBody=json.dumps(repeat))
+    system.dial()
     system.faults(numbers={NUMBERS["trunk"]: {"outcome": "sip_403"}})
     ids["trunk"] = system.place(NUMBERS["trunk"], **caller)
     ids["canceled"] = system.place(NUMBERS["canceled"])

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from shared.telemetry import count, measure
+from shared.telemetry import count, masked, measure
 
 
 class Writes(io.StringIO):
@@ -32,3 +32,31 @@ def test_a_metric_is_written_at_once_and_with_the_end_of_its_line(monkeypatch: p
     assert (json.loads(ended)["CallsEnded"], json.loads(ended)["status"]) == ([1], "busy")
     assert json.loads(delay)["DialDelay"] == [74]
     assert all(text.endswith("}\n") and text.count("\n") == 1 for text in output.each)
+
+
+def test_a_point_is_of_one_metric_with_its_unit_and_only_the_dimensions_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = Writes()
+    monkeypatch.setattr(sys, "stdout", output)
+    count("CallsAccepted")
+    count("WebhookAttempts", 3, result="2xx")
+    measure("DialDelay", 74)
+    told = []
+    for text in output.each:
+        [metrics] = json.loads(text)["_aws"]["CloudWatchMetrics"]
+        [metric] = metrics["Metrics"]
+        told.append((metric["Name"], metric["Unit"], json.loads(text)[metric["Name"]], metrics["Dimensions"]))
+    assert told == [
+        ("CallsAccepted", "Count", [1], [[]]),
+        ("WebhookAttempts", "Count", [3], [["result"]]),
+        ("DialDelay", "Milliseconds", [74], [[]]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [("+12025550123", "+12*******23"), ("+442071838750", "+44********50"), ("+123456", "+12**56")],
+)
+def test_a_number_can_be_recognised_and_not_called(number: str, shown: str) -> None:
+    assert masked(number) == shown
