@@ -24,7 +24,8 @@ from shared.workspaces import WorkspaceCache, WorkspaceStore
 from tests.system import System
 
 MINUTE = 60_000
-START = 1_800_000_000_000
+# No run of the first minutes is one that compares the slots.
+START = 1_800_000_060_000
 
 
 class RoomsInMemory(LiveKit):

@@ -76,7 +76,7 @@ def call_id_of(event: WebhookEvent) -> str | None:
     """
     named: Any = None
     of_participant = event.event in ("participant_left", "participant_joined")
-    agent_left = event.event == "participant_left" and event.participant.kind == ParticipantInfo.Kind.AGENT
+    agent_left = event.event == "participant_left" and _leaves_its_call(event.participant)
     if of_participant and event.participant.identity.startswith("call-"):
         named = event.participant.identity.removeprefix("call-")
     elif event.event == "room_finished" or agent_left:
@@ -85,6 +85,13 @@ def call_id_of(event: WebhookEvent) -> str | None:
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
     return named if isinstance(named, str) and CALL_ID.fullmatch(named) else None
+
+
+def _leaves_its_call(participant: ParticipantInfo) -> bool:
+    """Whether this is an agent that goes before its call is over."""
+    if participant.kind != ParticipantInfo.Kind.AGENT:
+        return False
+    return _reason(participant.disconnect_reason) not in NOT_AN_END | WITH_THE_ROOM
 
 
 def _reason(number: int) -> str:
@@ -106,8 +113,7 @@ def _phone_joined(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
 
 def _agent_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
     """The dial worker looks, in a moment, whether the callee is left alone."""
-    reason = _reason(event.participant.disconnect_reason)
-    if call.status not in ("dialing", "in_progress") or reason in NOT_AN_END or reason in WITH_THE_ROOM:
+    if call.status not in ("dialing", "in_progress"):
         return "ignored"
     write = parts.calls.note_agent_left(call, parts.clock())
     if write.won and write.call is not None and write.call.status == "in_progress":

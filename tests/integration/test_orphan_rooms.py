@@ -30,7 +30,9 @@ def dies_while_it_rings(system: System, monkeypatch: pytest.MonkeyPatch, **given
     with dialling(system, context):
         system.wait_until(lambda: under_way(system, call_id))
         context.remaining(0)
-        standin(system, control, **({"rejoinSeconds": 0} if control == "restart" else {}))
+        standin(
+            system, control, **({"phoneRejoinSeconds": 0, "agentRejoinSeconds": 0} if control == "restart" else {})
+        )
     assert system.item(call_id)["status"] == "dialing"
     change(system, call_id, leaseUntil=1, checkAt=1)
     return call_id
@@ -139,7 +141,7 @@ def test_a_phone_that_talks_on_while_its_server_restarts_is_answered_though_its_
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its worker died too; the phone was answered while no server was there, and is `dialing` ever since."""
-    call_id = dies_while_it_rings(system, monkeypatch, control="restart", ringSeconds=0.3)
+    call_id = dies_while_it_rings(system, monkeypatch, control="restart", ringSeconds=4)
     system.wait_until(lambda: system.calls_placed(NUMBER)[0]["callStatus"] == "active")
     change(system, call_id, phoneSeenAt=system.item(call_id)["phoneSeenAt"] - 5000)
     past_the_dials_limit(system, monkeypatch, call_id)
@@ -158,7 +160,7 @@ def test_an_answered_call_goes_on_over_a_restart(system: System, monkeypatch: py
     system.faults(numbers={NUMBER: {"outcome": "talks_on"}})
     call_id = system.place(NUMBER)
     system.dial()
-    standin(system, "restart", rejoinSeconds=0)
+    standin(system, "restart", phoneRejoinSeconds=0, agentRejoinSeconds=0)
     change_durations(monkeypatch, system, "reconcile_calls", second_look=0.001)
     for _ in range(3):
         change(system, call_id, checkAt=1)
