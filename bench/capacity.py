@@ -117,7 +117,6 @@ def idle_bill(table: Mapping[str, Any]) -> list[Line]:
         Line("CloudWatch", "megabytes of logs", logged / 1e6, logged / 1e9 * price["log_gb"]),
         Line("SQS", "requests of Lambda's pollers", polls, polls * price["sqs_request"]),
         Line("Secrets Manager", "secret", 1, price["secret_month"]),
-        Line("Secrets Manager", "reads by the reconciler", runs, runs * price["secret_request"]),
         Line("Lambda", "GB-seconds of the reconciler", seconds, seconds * price["lambda_gb_second"]),
         Line("Lambda", "invocations of the reconciler", runs, runs * price["lambda_request"]),
         Line("X-Ray", "traces of the reconciler", runs, runs * price["trace"]),
