@@ -73,7 +73,7 @@ class RoomsInMemory(LiveKit):
             return True
         return False
 
-    async def dispatch_agent_again(self, room: str, agent_name: str, agent_metadata: str) -> bool:
+    async def delete_lost_dispatches(self, room: str) -> bool:
         self._request("ListDispatch")
         return False
 

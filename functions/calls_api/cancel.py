@@ -82,5 +82,5 @@ def hang_up_now(parts: Cancelling, call: Call) -> None:
 
     try:
         asyncio.run(hang_up())
-    except LiveKitError as exc:
+    except (LiveKitError, StoreError) as exc:
         logger.warning("not hung up at once", extra={"call_id": call.callId, "reason": str(exc)})

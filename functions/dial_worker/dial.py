@@ -237,8 +237,13 @@ async def _await_agent(
             return "missing"
         if now >= redispatch_at:
             redispatch_at = now + durations.agent_redispatch * 1000
-            metadata = _agent_metadata(parts, call)
-            if await parts.livekit.dispatch_agent_again(call.roomName, workspace.agentName, metadata):
+            lost = await parts.livekit.delete_lost_dispatches(call.roomName)
+            if _lease_over(parts, call):
+                return "missing"
+            if lost:
+                await parts.livekit.dispatch_agent(
+                    call.roomName, workspace.agentName, _agent_metadata(parts, call)
+                )
                 logger.warning("agent dispatched again", extra={"call_id": call.callId})
                 count("AgentsDispatchedAgain")
         await asyncio.sleep(step)

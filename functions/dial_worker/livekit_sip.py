@@ -165,11 +165,10 @@ class LiveKit:
             )
         return room.sid
 
-    async def dispatch_agent_again(self, room: str, agent_name: str, agent_metadata: str) -> bool:
-        """Dispatches the agent anew when its dispatch was lost: no worker took it, and LiveKit repeats none.
+    async def delete_lost_dispatches(self, room: str) -> bool:
+        """Deletes the dispatches that no agent worker took, so that another can bring the room its one agent.
 
-        Returns False, and does nothing, while a dispatch has a job: its agent is late. The lost ones are deleted
-        first, so that the room gets one agent.
+        LiveKit repeats no dispatch. Returns False, and deletes nothing, while one has a job: its agent is late.
         """
         with _livekit_errors():
             dispatches = await self._client.agent_dispatch.list_dispatch(room)
@@ -178,11 +177,14 @@ class LiveKit:
         for dispatch in dispatches:
             with _absent_is_fine(), _livekit_errors():
                 await self._client.agent_dispatch.delete_dispatch(dispatch.id, room)
+        return True
+
+    async def dispatch_agent(self, room: str, agent_name: str, agent_metadata: str) -> None:
+        """Dispatches one more agent into the room."""
         with _livekit_errors():
             await self._client.agent_dispatch.create_dispatch(
                 api.CreateAgentDispatchRequest(agent_name=agent_name, room=room, metadata=agent_metadata)
             )
-        return True
 
     async def delete_room(self, name: str) -> None:
         """Ends the room and everything in it; a room that is not there is no error. Raises OrphanRoom."""

@@ -73,11 +73,12 @@ async def clear_with_room(
 ) -> bool:
     """As `clear`, the room deleted in between: a LiveKit that cannot delete it holds up no other call.
 
-    delete_room: False when the room must be deleted once more. Returns False when the call stays due for its room.
+    delete_room: False when the room must be deleted once more. Returns False when the call stays due for its room:
+    that of an orphan's agent, which may come back, until a look does not find it.
     """
     await asyncio.to_thread(workspaces.free_slot, call.workspaceId, call.callId)
     # Without an attempt there never was a room; those who wait may be thousands, and LiveKit's requests are few.
-    if call.attempts and not await delete_room(call):
+    if call.attempts and (not await delete_room(call) or call.orphanRoom):
         return False
     await asyncio.to_thread(calls.leave_due, call.callId)
     return True

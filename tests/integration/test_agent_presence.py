@@ -167,7 +167,7 @@ def in_livekit(system: System, work: Any) -> None:
 def another_agent(system: System, call_id: str) -> None:
     room = system.item(call_id)["roomName"]
     [first] = system.http.get(f"{system.servers.livekit_url}/_standin/dispatches").json()["dispatches"]
-    in_livekit(system, lambda livekit: livekit.dispatch_agent_again(room, "outbound", first["metadata"]))
+    in_livekit(system, lambda livekit: livekit.dispatch_agent(room, "outbound", first["metadata"]))
     system.wait_until(lambda: agents(system) == 1)
 
 

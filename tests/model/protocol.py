@@ -58,6 +58,7 @@ DEAD = 9
 RIGHT_BEHIND_A_CHECK = {
     "delete_room": "the worker looks whether its lease is over",
     "step_back": "the worker looks whether its lease is over",
+    "create_dispatch": "the worker looks whether its lease is over",
     "dial": "fence: lease live",
 }
 
@@ -365,7 +366,7 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
             deleted = state
             if "a lost dispatch is deleted before another is made" not in without:
                 deleted = delete_dispatch(state, worker.room)
-            yield go("deletes the dispatch", deleted, "create_dispatch")
+            yield checked("deletes the dispatch", deleted, "create_dispatch")
             yield from no_livekit("cannot delete the dispatch")
         case "create_dispatch":
             yield go("dispatches the agent again", create_dispatch(state, worker.lease), "agent")

@@ -219,9 +219,9 @@ STALLED_AGENTS = Config(
     Faults(lost_agents=1),
     grows_old=False,
     stall="unchecked",
-    # Its look may be at the room of the next attempt, and the end that it then asks for is lost; but it dispatches
-    # an agent into that room.
-    ignored=_LATE | {AGENT_ASKED, AGENT_THERE, ONE_AGENT},
+    # Its look may be at the room of the next attempt: the end that it then asks for is lost, and it deletes
+    # the dispatch of an agent that has left.
+    ignored=_LATE | {AGENT_ASKED, AGENT_THERE},
 )
 STALLED_ANYWHERE = Config(
     "a worker that wakes anywhere after its lease",

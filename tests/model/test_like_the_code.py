@@ -49,7 +49,9 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "_take_slot": "workspaces.take_slot workspaces.note_waiting _wait",
         "_reserve_trunk": "workspaces.reserve_trunk",
         "_prepare_room": "delete_room livekit.create_room",
-        "_await_agent": "livekit.view_room livekit.dispatch_agent_again calls.get",
+        "_await_agent": (
+            "livekit.view_room livekit.delete_lost_dispatches _lease_over livekit.dispatch_agent calls.get"
+        ),
         "_dial_fenced": "_lease_over livekit.dial _lease_over _not_answered _answered",
         "_answered": "_lease_over calls.answered _end _still_mine _delete_room _end",
         "_not_answered": "verdict _end_dial _view _find_out _told _still_mine _end_dial _find_out",
@@ -72,7 +74,8 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "clear_with_room": "workspaces.free_slot delete_room calls.leave_due",
     },
     dial_worker.livekit_sip: {
-        "dispatch_agent_again": "list_dispatch delete_dispatch create_dispatch",
+        "delete_lost_dispatches": "list_dispatch delete_dispatch",
+        "dispatch_agent": "create_dispatch",
         "delete_room": "delete_room",
         "remove_orphan": "create_room delete_room",
         "remove_participant": "remove_participant",
