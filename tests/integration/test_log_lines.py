@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from examples.agent.ringonce_agent import signed
-from shared.errors import RingonceError
+from shared.errors import RingonceError, StoreError
 from shared.livekit_secret import LiveKitSecretCache
 from shared.telemetry import masked
 from tests.hooks import change, phone_left, tell
@@ -126,7 +126,7 @@ def test_a_malformed_secret_is_named_and_not_shown(text: str) -> None:
     client: Any = type("Client", (), {"get_secret_value": lambda self, SecretId: {"SecretString": text}})()
     cache = LiveKitSecretCache(client, "ringonce/livekit", 60)
     for _ in range(2):
-        with pytest.raises(ValueError, match="secret ringonce/livekit must be JSON with url") as raised:
+        with pytest.raises(StoreError, match="secret ringonce/livekit must be JSON with url") as raised:
             cache.get()
         assert_shows_nothing(shown(raised.value))
 

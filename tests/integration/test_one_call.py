@@ -88,8 +88,8 @@ def test_a_dial_that_is_never_answered_by_livekit_ends_truthfully(
     assert len(system.calls_placed("+15550000018")) == 1
 
 
-@pytest.mark.parametrize("number", ["+15550000009", "+15550000017"])
-def test_what_certainly_rang_nowhere_is_tried_again(system: System, number: str) -> None:
+def test_what_is_proved_not_to_have_rung_is_tried_again(system: System) -> None:
+    number = "+15550000009"
     call_id = system.place(number)
     system.run_until(lambda: system.ended(call_id))
     assert system.events(call_id) == [
@@ -101,6 +101,14 @@ def test_what_certainly_rang_nowhere_is_tried_again(system: System, number: str)
         "call.ended",
     ]
     assert len(system.calls_placed(number)) == 1
+
+
+def test_a_refused_request_that_may_have_been_a_busy_phone_is_not_tried_again(system: System) -> None:
+    call_id = system.place("+15550000017")
+    system.run_until(lambda: system.ended(call_id))
+    assert system.events(call_id) == ["call.queued", "call.dialing", "call.ended"]
+    assert system.item(call_id)["events"][-1]["reason"] == "outcome_unknown"
+    assert system.calls_placed("+15550000017") == []
 
 
 def test_a_message_without_a_record_waits_and_is_then_dropped(
