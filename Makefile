@@ -75,7 +75,9 @@ check: $(DEV) $(SAM) $(AGENT) $(CHECKS) ## Lints, formats (without writing), typ
 	.venv/bin/mypy
 	cd examples/agent && $(CURDIR)/.venv-agent/bin/mypy
 	$(SAM_ENV) sam validate --lint
-	$(SAM_ENV) cfn-lint template.yaml infra/monitoring.yaml infra/deploy-role.yaml
+	mkdir -p .aws-sam
+	$(SAM_ENV) .venv/bin/python -m infra.translated > .aws-sam/translated.json
+	$(SAM_ENV) cfn-lint template.yaml .aws-sam/translated.json infra/monitoring.yaml infra/deploy-role.yaml
 	.venv-checks/bin/bandit --quiet --recursive --configfile pyproject.toml functions admin
 	.venv-checks/bin/checkov --config-file infra/checkov.yaml
 
