@@ -2,8 +2,8 @@
 
 The rule is AWS's (Lambda's guide, "Log-level filtering"): with the log format JSON, Lambda drops lines below
 ApplicationLogLevel (INFO unless set); a line whose `level` is missing or unknown, or whose `timestamp` is no
-RFC 3339 time, counts as INFO. With the format Text nothing is dropped. With JSON, Lambda also gives the level to the
-runtime (AWS_LAMBDA_LOG_LEVEL): the root logger gets it, and Powertools takes it in place of its own.
+RFC 3339 time, counts as INFO. With the format Text nothing is dropped. With JSON the runtime is given the level
+too (AWS_LAMBDA_LOG_LEVEL): the root logger gets it, and Powertools takes it in place of its own.
 """
 
 from __future__ import annotations
