@@ -12,7 +12,7 @@ import itertools
 from typing import Any
 
 from dial_worker.dial import Dialling, DialMessage, dial_call
-from dial_worker.livekit_sip import ROOMS_PER_REQUEST, LiveKit, Presence, RoomView
+from dial_worker.livekit_sip import ROOMS_PER_REQUEST, LiveKit, OrphanRoom, Presence, RoomView
 from reconcile_calls.reconcile import Reconciling, reconcile
 from shared.call import Call, event, iso
 from shared.call_store import CallStore
@@ -29,7 +29,8 @@ START = 1_800_000_060_000
 
 
 class RoomsInMemory(LiveKit):
-    """LiveKit as the functions see it. rooms: who is where; `keeps`: rooms that a DeleteRoom does not end.
+    """LiveKit as the functions see it. rooms: who is where; `keeps`: rooms that a DeleteRoom does not end;
+    `orphans`: those whose server has crashed.
 
     down: every request fails. requests: how many there were, by method. answers: what dials end with, in order.
     """
@@ -37,6 +38,7 @@ class RoomsInMemory(LiveKit):
     def __init__(self) -> None:
         self.rooms: dict[str, RoomView] = {}
         self.keeps: set[str] = set()
+        self.orphans: set[str] = set()
         self.down: LiveKitError | None = None
         self.requests: dict[str, int] = {}
         self.answers: list[LiveKitError | None] = []
@@ -54,12 +56,19 @@ class RoomsInMemory(LiveKit):
 
     async def delete_room(self, name: str) -> None:
         self._request("DeleteRoom")
+        if name in self.orphans:
+            raise OrphanRoom("unknown", 500)
         if name not in self.keeps:
             self.rooms.pop(name, None)
 
+    async def remove_orphan(self, name: str) -> None:
+        self._request("CreateRoom")
+        self.orphans.discard(name)
+        await self.delete_room(name)
+
     async def remove_participant(self, room: str, identity: str) -> bool:
         self._request("RemoveParticipant")
-        if room in self.rooms and room not in self.keeps:
+        if room in self.rooms and room not in self.keeps | self.orphans:
             self.rooms[room] = RoomView(None, self.rooms[room].agent_present)
             return True
         return False

@@ -95,6 +95,27 @@ def test_a_phone_that_still_rings_is_waited_for_and_then_found_answered(world: C
     assert world.call(call_id).status == "in_progress"
 
 
+@pytest.mark.parametrize("canceled", [False, True])
+@pytest.mark.parametrize("status", ["dialing", "ringing"])
+def test_a_dial_in_an_orphan_room_ends_within_six_minutes_canceled_or_not(
+    world: Clocked, status: str, canceled: bool
+) -> None:
+    """Worker and LiveKit crashed while it rang; LiveKit lists the phone for ever."""
+    call_id = world.place_dialing()
+    room = world.call(call_id).roomName
+    world.livekit.rooms[room] = RoomView(status, True, joined_at=START)
+    world.livekit.orphans.add(room)
+    if canceled:
+        assert world.calls.ask_to_hang_up(world.call(call_id), "canceled_by_api", world.now).won
+    call = world.minutes_until_ended(call_id, 6)
+    assert end_of(call) == (("canceled", "canceled_by_api") if canceled else ("failed", "outcome_unknown"))
+    assert call_id not in world.workspaces.active_calls("demo")
+    world.now += 2 * MINUTE
+    world.reconcile()
+    assert world.call(call_id).dueShard is None
+    assert room not in world.livekit.rooms
+
+
 def test_an_answer_found_late_of_a_phone_that_has_left_ends_at_once(
     world: Clocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,13 +24,16 @@ Two = tuple[State, State]
 
 
 class Explored(NamedTuple):
-    """promise: the first one found broken, "" when all hold; trace: how, a line a step."""
+    """promise: the first one found broken, "" when all hold; trace: how, a line a step. labels: of what happened
+    that led anywhere new.
+    """
 
     states: int
     steps: int
     seconds: float
     promise: str = ""
     trace: tuple[str, ...] = ()
+    labels: frozenset[str] = frozenset()
 
     def told(self) -> str:
         lines = [f"{number:3}. {line}".rstrip() for number, line in enumerate(self.trace, 1)]
@@ -52,7 +55,7 @@ def explore(config: Config) -> Explored:
     """Visits every state of one call. Stops at the first that breaks a promise the config does not ignore."""
 
     def good(state: State) -> bool:
-        return settled(state) if config.reconcilers else state.call.status == ENDED
+        return settled(config, state) if config.reconcilers else state.call.status == ENDED
 
     return _timed(
         _System(
@@ -85,7 +88,7 @@ def explore_two(config: Config) -> Explored:
             start=(initial(config), initial(config)),
             steps=both,
             broken=lambda calls: broken_promise(config, calls[0]) or broken_promise(config, calls[1]),
-            good=lambda calls: settled(calls[0]) and settled(calls[1]),
+            good=lambda calls: settled(config, calls[0]) and settled(config, calls[1]),
             in_the_end="" if ALWAYS_ENDS in config.ignored else ALWAYS_ENDS,
             changes=lambda before, after: _changes(before[0], after[0]) or _changes(before[1], after[1]),
         )
@@ -131,7 +134,7 @@ def _explore(system: _System[T]) -> Explored:
     if stuck is not None:
         trace = (*_trace(system, order, parents, labels, stuck), "and from here nothing leads to an end")
         return Explored(len(order), taken, 0, system.in_the_end, trace)
-    return Explored(len(order), taken, 0)
+    return Explored(len(order), taken, 0, labels=frozenset(labels))
 
 
 def _without_an_end(system: _System[T], order: list[T], sources: array[int], targets: array[int]) -> int | None:

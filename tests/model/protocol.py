@@ -17,6 +17,7 @@ from tests.model.world import (
     COMING,
     DIALING,
     ENDED,
+    GONE,
     IN_PROGRESS,
     IN_ROOM,
     JOINING,
@@ -25,24 +26,34 @@ from tests.model.world import (
     OVER,
     QUEUED,
     RINGING,
-    SLOT_HELD,
     THERE,
     UNANSWERED,
+    Call,
     Config,
+    Copy,
     Process,
+    Room,
     Seen,
     State,
+    agent_joins,
     broken,
     close_room,
+    create_dispatch,
     create_room,
+    delete_dispatch,
     delete_room,
     dial,
+    orphaned,
     phone_leaves,
     phone_rings,
     remove_participant,
+    revive_room,
+    shown,
 )
 
 NOBODY = Process()
+# The lease that a request of a process asks for that has gone by the time it is executed.
+DEAD = 9
 # What must follow at once on a check of the lease: nothing else holds it back.
 RIGHT_BEHIND_A_CHECK = {
     "delete_room": "the worker looks whether its lease is over",
@@ -110,6 +121,24 @@ def _put_handler(state: State, process: Process) -> State:
     return state._replace(handler=process)
 
 
+def _may_be_late(config: Config, state: State, write: str) -> bool:
+    return write in config.copied and state.faults.late_copies > 0 and not state.copy.write
+
+
+def _written(config: Config, state: State, put: Put, step: Step, copy: Copy) -> Iterator[Step]:
+    """A write, won or lost. The SDK may have sent its request twice, and the other is executed later; or the
+    process died, and its only request is executed later.
+    """
+    yield step
+    if _may_be_late(config, state, copy.write):
+        late = _spend(step.after, "late_copies")._replace(copy=copy)
+        yield Step(f"{step.label}; a copy of the request is under way", late, False)
+        if copy.write == "take_lease":
+            copy = copy._replace(lease=DEAD)
+        dead = put(_spend(state, "late_copies")._replace(copy=copy), NOBODY)
+        yield Step(f"a process dies, its request ({copy.write}) under way", dead, False)
+
+
 def _ending(
     config: Config, state: State, who: str, process: Process, put: Put, won: Process, lost: Process
 ) -> Iterator[Step]:
@@ -119,38 +148,97 @@ def _ending(
     after = record.end(config, state, seen)
     if after is not None:
         if "the end and its event are one write" in config.without:
-            won = Process("tell", then=won.at)
-        yield Step(f"{who} ends the call", put(after, won))
+            won = Process("tell", then=won.then)
+        step = Step(f"{who} ends the call", put(after, won))
     elif state.call.status == seen.status and state.call.lease == seen.lease:
         now = seen._replace(hangup=state.call.hangup)
-        yield Step(f"{who} loses the end to a request to hang up", put(state, process._replace(seen=now)))
+        step = Step(f"{who} loses the end to a request to hang up", put(state, process._replace(seen=now)))
     elif "only the winner of the end clears" in config.without:
-        yield Step(f"{who} loses the end, and clears", put(state, Process("clear_room")))
+        step = Step(f"{who} loses the end, and clears", put(state, _to_clear(config)))
     else:
-        yield Step(f"{who} loses the end", put(state, lost))
+        step = Step(f"{who} loses the end", put(state, lost))
+    yield from _written(config, state, put, step, Copy("end", seen=seen))
+
+
+# What is cleared, and in which order, by what is left out.
+CLEARING = {
+    "": ("free_slot", "clear_room", "leave_due"),
+    "no room": ("free_slot", "leave_due"),
+    "slot": ("free_slot",),
+}
+INDEX_BEFORE_SLOT = CLEARING | {
+    "": ("clear_room", "leave_due", "free_slot"),
+    "no room": ("leave_due", "free_slot"),
+}
+INDEX_BEFORE_ROOM = CLEARING | {"": ("free_slot", "leave_due", "clear_room")}
+ROOM_BEFORE_SLOT = CLEARING | {"": ("clear_room", "free_slot", "leave_due")}
+
+
+def _order(config: Config, what: str) -> tuple[str, ...]:
+    if "the slot is freed before the call leaves the index" in config.without:
+        return INDEX_BEFORE_SLOT[what]
+    if "the room is deleted before the call leaves the index" in config.without:
+        return INDEX_BEFORE_ROOM[what]
+    if "the slot is freed before the room is deleted" in config.without:
+        return ROOM_BEFORE_SLOT[what]
+    return CLEARING[what]
+
+
+def _to_clear(config: Config, what: str = "") -> Process:
+    return Process(_order(config, what)[0], then=what)
+
+
+def _room_of(call: Call) -> str:
+    """Without an attempt there never was a room."""
+    return "" if call.attempts else "no room"
 
 
 def _clearing(config: Config, state: State, who: str, process: Process, put: Put) -> Iterator[Step]:
-    """The room first, then the slot, then out of the index of what is due."""
-    index_first = "the slot is freed before the call leaves the index" in config.without
+    """The slot first, then the room, then out of the index of what is due."""
+    if process.at == "tell":
+        told = state._replace(call=state.call._replace(told=state.call.told + 1))
+        yield Step(f"{who} appends the event of the end", put(told, _to_clear(config, process.then)))
+        return
+    order = _order(config, process.then)
+    place = order.index(process.at) + 1
+    cleared = Process(order[place], then=process.then) if place < len(order) else NOBODY
     match process.at:
-        case "tell":
-            told = state._replace(call=state.call._replace(told=state.call.told + 1))
-            yield Step(f"{who} appends the event of the end", put(told, Process(process.then)))
-        case "clear_room":
-            cleared = Process("leave_due" if index_first else "free_slot")
-            if "the room is deleted before the slot is freed" in config.without:
-                yield Step(f"{who} leaves the room", put(state, cleared))
-            else:
-                yield Step(f"{who} deletes the room", put(delete_room(config, state), cleared))
-            if state.faults.refusals:
-                yield Step(f"{who} cannot delete the room", put(_spend(state, "refusals"), NOBODY), False)
         case "free_slot":
-            kept = NOBODY if process.then or index_first else Process("leave_due")
-            yield Step(f"{who} frees the slot", put(state._replace(slot=False), kept))
+            yield from _written(
+                config,
+                state,
+                put,
+                Step(f"{who} frees the slot", put(record.free_slot(config, state), cleared)),
+                Copy("free_slot"),
+            )
+        case "clear_room":
+            if not config.deaf:
+                yield _deletes(config, state, f"{who} deletes the room", process, put, cleared)
+            if state.faults.refusals or config.deaf:
+                after = state if config.deaf else _spend(state, "refusals")
+                yield Step(f"{who} cannot delete the room", put(after, NOBODY), False)
         case "leave_due":
-            gone = Process("free_slot") if index_first else NOBODY
-            yield Step(f"{who} takes the call out of the index", put(record.leave_due(config, state), gone))
+            gone = record.leave_due(config, state) or state
+            yield from _written(
+                config,
+                state,
+                put,
+                Step(f"{who} takes the call out of the index", put(gone, cleared)),
+                Copy("leave_due"),
+            )
+
+
+def _deletes(
+    config: Config, state: State, label: str, process: Process, put: Put, then: Process, orphan: Process = NOBODY
+) -> Step:
+    """DeleteRoom; an orphan room is not found, made again, and deleted: then `orphan` goes on, not `then`."""
+    if not orphaned(state):
+        return Step(label, put(delete_room(config, state), orphan if process.proof == "orphan" else then))
+    if "an orphan room is made again to be deleted" in config.without:
+        return Step(f"{label}: it is not found", put(state, NOBODY))
+    return Step(
+        f"{label}: not found, so makes it again", put(revive_room(state), process._replace(proof="orphan"))
+    )
 
 
 # ── dial_worker/dial.py ─────────────────────────────────────────────────────────────────────────────
@@ -175,15 +263,16 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
     def stop(label: str, after: State, fair: bool = True) -> Step:
         return Step(f"{who} {label}", put(after, NOBODY), fair)
 
-    def written(label: str, kind: str, after: State, process: Process) -> Iterator[Step]:
-        yield Step(f"{who} {label}", put(after, process))
-        if state.faults.late_copies and not state.late_copy[0]:
-            copied = _spend(after, "late_copies")._replace(late_copy=(kind, process.lease or worker.lease))
-            yield Step(f"{who} {label}; a copy of the write is still under way", put(copied, process), False)
+    def written(step: Step, write: str, what: int | str = 0, lease: int = worker.lease) -> Iterator[Step]:
+        return _written(config, state, put, step, Copy(write, lease, what=what))
+
+    def clear(label: str, after: State, lease_checked: bool = False) -> Step:
+        first = _to_clear(config).at
+        return checked(label, after, first) if lease_checked else go(label, after, first, then="")
 
     call, faults, without = state.call, state.faults, config.without
     mine = Seen(DIALING, worker.lease, False)
-    unclear = "unfence_look" if "an unclear dial is not sent again" in without else "look"
+    unclear = "prove" if "an unclear dial is not sent again" in without else ""
     left = call.left == "phone" or (call.left and "a closed room alone ends no dial" in without)
     still_mine = call.status != ENDED and call.lease == worker.lease
     still_mine = still_mine or "the worker ends only what is still its own" in without
@@ -202,38 +291,38 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
         case "lease":
             after = record.take_lease(config, state) if state.leases < config.leases else None
             if after is None:
-                yield stop("finds the call taken", state)
+                yield from written(stop("finds the call taken", state), "take_lease", lease=DEAD)
             else:
                 leased = Process("slot", after.call.lease, after.call.attempts)
                 if {"lease before slot", "slot before the dial"} & without:
                     leased = leased._replace(at=_room_step(leased))
-                yield from written(f"takes lease {after.call.lease}", "take_lease", after, leased)
+                step = Step(f"{who} takes lease {after.call.lease}", put(after, leased))
+                yield from written(step, "take_lease", lease=after.call.lease)
         case "wait_as_read":
             assert isinstance(worker.seen, Seen)
             after = record.wait(config, state, worker.seen.lease)
             if after is not None:
-                yield stop("finds dialling paused and waits", after)
+                step = stop("finds dialling paused and waits", after)
             elif (
                 call.status == ENDED
                 and worker.seen.lease
                 and (call.lease == worker.seen.lease or "waiting clears only what nobody else holds" in without)
             ):
-                yield go("finds dialling paused, then the call ended", state, "clear_room")
+                step = clear("finds dialling paused, then the call ended", state)
             else:
-                yield stop("finds dialling paused and the call taken", state)
+                step = stop("finds dialling paused and the call taken", state)
+            yield from written(step, "wait", lease=worker.seen.lease)
         case "slot":
             own = state.slot and "take_slot: its own slot" not in without
-            if not own and (state.full or faults.full_slots):
-                full = state if state.full else _spend(state, "full_slots")
-                yield go("finds no free slot", full, "wait", state.full, then="uncount")
-            if state.slot or not state.full or "take_slot: limit" in without:
-                taken = state._replace(slot=True)
-                if state.full and not state.slot:
-                    taken = broken(config, taken, SLOT_HELD)
-                if not worker.lease:
-                    yield go("takes the slot", taken, "lease")
-                else:
-                    yield checked("takes the slot", taken, _room_step(worker))
+            taken = record.take_slot(config, state)
+            if taken is None or (faults.full_slots and not own):
+                full = state if taken is None else _spend(state, "full_slots")
+                step = go("finds no free slot", full, "wait", taken is None, then="uncount")
+                yield from written(step, "take_slot")
+            if taken is not None and not worker.lease:
+                yield go("takes the slot", taken, "lease")
+            elif taken is not None:
+                yield from written(checked("takes the slot", taken, _room_step(worker)), "take_slot")
         case "check":
             if call.lease == worker.lease and call.live:
                 yield go("finds its lease not over", state, worker.then, then="")
@@ -253,7 +342,7 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
             if faults.cuts:
                 yield from no_livekit("makes the room, the answer is lost", _spend(after, "cuts"))
         case "agent":
-            agent = state.room.agent if state.room is not None else LOST
+            agent = state.room.agent if state.room is not None else GONE
             if agent == THERE:
                 yield checked("sees the agent in the room", state, "fence")
             elif agent != COMING:
@@ -262,9 +351,25 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
                 yield checked("sees no agent come", after, "end", seen=Seen(QUEUED, worker.lease, False))
             elif "the agent comes before the dial" in without:
                 yield checked("does not wait for the agent", state, "fence")
+            lost = state.room is not None and agent in (LOST, GONE) and state.room.second != COMING
+            if lost or (agent == COMING and "an agent that has a job is waited for" in without):
+                yield go("sees no agent, and no dispatch with a job", state, "delete_dispatch")
+                yield from no_livekit("cannot list the dispatches")
+            ended = call.status == ENDED and "waiting for the agent, the worker reads the record" not in without
+            if agent != THERE and ended:
+                yield clear("sees no agent, and the call ended", state, lease_checked=True)
             if agent == THERE and config.waits:
                 yield checked("finds dialling paused, or too little time for the dial", state, "step_back", False)
             yield from no_livekit("cannot look for the agent")
+        case "delete_dispatch":
+            deleted = state
+            if "a lost dispatch is deleted before another is made" not in without:
+                deleted = delete_dispatch(state, worker.room)
+            yield go("deletes the dispatch", deleted, "create_dispatch")
+            yield from no_livekit("cannot delete the dispatch")
+        case "create_dispatch":
+            yield go("dispatches the agent again", create_dispatch(state, worker.lease), "agent")
+            yield from no_livekit("cannot dispatch the agent again")
         case "step_back":
             yield go("deletes the room", delete_room(config, state), "wait")
             if faults.refusals:
@@ -272,94 +377,142 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
         case "fence":
             after = record.fence(config, state, worker.lease, worker.room)
             if after is not None:
-                yield from written("fences the call", "fence", after, worker._replace(at="dial"))
+                step = go("fences the call", after, "dial")
             elif "only the winner of the fence dials" in without:
-                yield go("loses the fence, and dials", state, "dial")
+                step = go("loses the fence, and dials", state, "dial")
             elif call.status == ENDED:
-                yield checked("finds the call ended", state, "clear_room")
+                step = clear("finds the call ended", state, lease_checked=True)
             else:
-                yield stop("loses the fence", state)
+                step = stop("loses the fence", state)
+            yield from written(step, "fence", what=worker.room)
         case "dial":
             yield go("asks LiveKit to dial", dial(config, state), "answer")
             if faults.refusals:
                 refused = _spend(state, "refusals")
-                yield checked("asks LiveKit to dial: unavailable", refused, "unfence_look", False)
+                yield checked("asks LiveKit to dial: unavailable", refused, "look", False, proof="prove")
             if faults.cuts:
-                yield checked("asks LiveKit to dial: the request is lost", _spend(state, "cuts"), unclear, False)
+                cut = _spend(state, "cuts")
+                yield checked("asks LiveKit to dial: the request is lost", cut, "look", False, proof=unclear)
             if faults.liars:
-                rung = phone_rings(config, dial(config, _spend(state, "liars")._replace(lied=True)))
-                yield checked("asks LiveKit to dial: unavailable, but it rings", rung, "unfence_look", False)
+                rung = dial(config, _spend(state, "liars")._replace(lied=True))
+                yield checked(
+                    "asks LiveKit to dial: unavailable, but it rings", rung, "look", False, proof="prove"
+                )
         case "answer":
             if state.phone in (ACTIVE, OVER):
                 yield checked("hears that the phone was answered", state, "answered")
             elif state.phone == UNANSWERED:
                 yield checked("hears that the phone was not answered", state, "end", seen=mine)
-            if faults.cuts and state.phone in (JOINING, RINGING):
-                yield checked("loses the connection", _spend(state, "cuts"), unclear, False)
-                if "a dial is sent once" in without:
-                    yield go("loses the connection, and the client dials again", dial(config, state), "answer")
+            if (faults.cuts and state.phone in (JOINING, RINGING)) or orphaned(state):
+                cut = state if orphaned(state) else _spend(state, "cuts")
+                yield checked("loses the connection", cut, "look", orphaned(state), proof=unclear)
+            if faults.errors and state.phone in IN_ROOM:
+                yield checked("hears an error while the phone is on", _spend(state, "errors"), "error", False)
+            if faults.cuts and state.phone in (JOINING, RINGING) and "a dial is sent once" in without:
+                yield go("loses the connection, and the client dials again", dial(config, state), "answer")
         case "answered":
             after = record.answered(config, state, worker.lease)
-            if after is not None:
-                done = NOBODY
-                if after.call.left and "an answer looks at what left" not in without:
-                    done = worker._replace(at="end", seen=seen_in(after))
-                yield from written("writes the answer", "answered", after, done)
+            if after is not None and after.call.left and "an answer looks at what left" not in without:
+                step = go("writes the answer", after, "end", seen=seen_in(after))
+            elif after is not None:
+                step = stop("writes the answer", after)
             elif still_mine and call.hangup:
-                yield go("finds that it must hang up", state, "hang_up", seen=seen_in(state))
+                step = go("finds that it must hang up", state, "hang_up", seen=seen_in(state))
             else:
-                yield stop("finds the answer written", state)
+                step = stop("finds the answer written", state)
+            yield from written(step, "answered")
+        case "error":
+            if state.phone in IN_ROOM and "an error without a SIP code is looked at" not in without:
+                yield go("sees the phone in the room", state, "look")
+            else:
+                yield go("sees nobody in the room", state, "end", seen=mine)
         case "hang_up":
-            yield go("deletes the room", delete_room(config, state), "end")
+            yield _deletes(config, state, f"{who} deletes the room", worker, put, worker._replace(at="end"))
             if faults.refusals:
                 yield stop("cannot delete the room", _spend(state, "refusals"), False)
-        case "unfence_look":
-            if state.phone in IN_ROOM and "un-fence: nobody in the room" not in without:
-                yield go("sees the phone in the room", state, "look")
-            elif worker.attempts >= config.attempts:
-                yield go("sees nobody in the room, for the last time", state, "end", seen=mine)
-            else:
-                yield go("sees nobody in the room", state, "unfence")
+        case "unfence" if state.lied and state.phone not in IN_ROOM and not (call.left or call.joined):
+            # One of LiveKit's events of the phone that is gone is stored first.
+            pass
         case "unfence":
             after = record.unfence(config, state, worker.lease)
             if after is not None:
-                yield from written("un-fences the call", "unfence", after, NOBODY)
+                step = stop("un-fences the call", after)
             elif still_mine:
-                yield go("may not un-fence", state, "end", seen=seen_in(state))
+                step = go("may not un-fence", state, "end", seen=seen_in(state))
             else:
-                yield stop("finds the call taken away", state)
+                step = stop("finds the call taken away", state)
+            yield from written(step, "unfence")
         case "look":
-            if state.phone == ACTIVE:
+            there = shown(state)
+            proving = worker.proof and "un-fence: nobody in the room" in without
+            if there == ACTIVE and not proving:
                 yield checked("sees that the phone was answered", state, "answered")
-            if state.phone not in IN_ROOM:
+            if not there or proving:
                 yield go("sees nobody in the room", state, "read")
             elif faults.wrong_looks:
                 yield go("wrongly sees nobody in the room", _spend(state, "wrong_looks"), "read", False)
-            if state.phone == RINGING and worker.missing:
-                yield go("sees the phone ring", state, "look", missing=0)
+            if there == RINGING and call.hangup and not proving:
+                yield go("sees the phone ring, to be hung up", state, "remove", proof="")
+            elif there == RINGING and (worker.missing or worker.proof) and not proving:
+                yield go("sees the phone ring", state, "look", missing=0, proof="")
             yield stop("has no time left to look", state)
+        case "remove":
+            # What is not found though it was seen is the room of a server that died.
+            gone = "look" if state.phone in IN_ROOM else "read"
+            missing = 0 if state.phone in IN_ROOM else worker.missing
+            removed = remove_participant(config, state)
+            yield go("takes the phone out of the room", removed, gone, missing=missing)
         case "read":
+            twice = worker.missing == 2 or "the worker looks twice" in without
+            if worker.proof:
+                twice = worker.missing == 2 or "un-fence: nobody on two looks" in without
             if not still_mine:
                 yield stop("finds the call taken away", state)
-            elif left or worker.missing == 2 or "the worker looks twice" in without:
+            elif worker.proof and (call.left or call.joined) and "un-fence: no event on the record" not in without:
+                # It was there: from now on only what became of it is to be found out.
+                yield checked(
+                    "knows that the phone was there", state, "look", missing=worker.missing or 1, proof=""
+                )
+            elif worker.proof and twice and worker.attempts < config.attempts:
+                yield go("knows that nothing rang", state, "unfence")
+            elif left or twice:
                 yield go("knows that the phone is gone", state, "end", seen=seen_in(state))
             else:
                 yield checked("will look again", state, "look", missing=worker.missing or 1)
         case "wait":
-            after = record.wait(config, state, worker.lease, worker.then == "uncount")
+            uncount = worker.then == "uncount"
+            after = record.wait(config, state, worker.lease, uncount)
             if after is not None:
-                yield from written("waits", "wait", after, NOBODY)
+                step = stop("waits", after)
             elif call.status == ENDED:
-                yield go("finds the call ended", state, "clear_room")
+                step = clear("finds the call ended", state)
             else:
-                yield stop("finds the call taken", state)
+                step = stop("finds the call taken", state)
+            yield from written(step, "wait", what=uncount)
         case "end":
-            yield from _ending(config, state, who, worker, put, Process("clear_room"), NOBODY)
+            yield from _ending(config, state, who, worker, put, _to_clear(config, _room_of(call)), NOBODY)
         case _:
             yield from _clearing(config, state, who, worker, put)
     # It looks every other second meanwhile, and would have seen a phone that is there.
-    if worker.at == "look" and worker.missing == 1 and state.phone not in (JOINING, *IN_ROOM):
+    unseen = state.phone not in IN_ROOM and (not shown(state) or call.hangup)
+    unseen = unseen or (worker.proof != "" and "un-fence: nobody in the room" in without)
+    if worker.at == "look" and worker.missing == 1 and unseen and state.phone != JOINING:
         yield go("waits half a minute", state, "look", missing=2)
+
+
+def _counts_as_there(config: Config, state: State) -> str:
+    """The phone as a look shows it. One that rings for longer than LiveKit lets it is gone, its room an orphan; or
+    it joined anew, when a server restarted, and talks.
+    """
+    there = shown(state)
+    if there == RINGING and state.rung_out and state.phone == ACTIVE:
+        return ACTIVE if "a phone that joined anew is on" not in config.without else ""
+    gone = (
+        there == RINGING
+        and state.rung_out
+        and "a ring that outlasts its time counts as gone" not in config.without
+    )
+    return "" if gone else there
 
 
 def _room_step(worker: Process) -> str:
@@ -396,58 +549,65 @@ def _reconciler(config: Config, state: State, place: int, process: Process) -> I
     def stop(label: str, after: State, fair: bool = True) -> Step:
         return Step(f"{who} {label}", put(after, NOBODY), fair)
 
+    def written(step: Step, write: str, seen: Seen, what: int | str = 0) -> Iterator[Step]:
+        return _written(config, state, put, step, Copy(write, seen.lease, seen, what))
+
     seen = process.seen
     match process.at:
         case "":
             if call.due:
                 yield from _due(config, state, put)
+            # The slots are read, then the records of the calls in them: an end that was read stays.
+            ended = call.status == ENDED or "the repair frees only what has ended" in without
+            if config.repairs and state.slot and ended and "slots are repaired" not in without:
+                yield Step(f"{who} finds the slot of an ended call", put(state, Process("free_slot", then="slot")))
         case "look":
             assert isinstance(seen, Seen)
-            there = state.phone in IN_ROOM
+            there = _counts_as_there(config, state) if seen.status == DIALING else shown(state)
             if there:
-                yield _present(state, process, seen, put)
+                yield _present(config, state, process, seen, put)
             if not there or state.faults.wrong_looks:
                 absent = _spend(state, "wrong_looks") if there else state
-                known = seen.missing == 2 or "the reconciler looks twice" in without
-                if seen.status == DIALING:
-                    known = known or bool(seen.left)
-                step = go(
-                    f"{'wrongly ' if there else ''}sees nobody in the room",
-                    absent,
-                    "end" if known else "note_missing",
-                    seen=seen._replace(left="", missing=0) if known else seen,
-                )
-                yield step._replace(fair=not there)
+                label = f"{'wrongly ' if there else ''}sees nobody in the room"
+                yield Step(f"{who} {label}", put(absent, _absent(config, process, seen)), fair=not there)
         case "note_missing" | "note_there":
             assert isinstance(seen, Seen)
-            after = record.note_missing(config, state, seen, process.at == "note_missing")
-            yield stop("notes what it saw" if after else "finds the call changed", after or state)
+            missing = process.at == "note_missing"
+            after = record.note_missing(config, state, seen, missing)
+            step = stop("notes what it saw" if after else "finds the call changed", after or state)
+            yield from written(step, "note_missing", seen, missing)
         case "answered":
             assert isinstance(seen, Seen)
             after = record.answered(config, state, seen.lease)
-            yield stop("writes the answer" if after else "loses the answer", after or state)
+            step = stop("writes the answer" if after else "loses the answer", after or state)
+            yield from written(step, "answered", seen)
         case "ask":
             assert isinstance(seen, Seen)
             after = record.ask_to_hang_up(config, state, seen)
             if after is not None:
-                yield go("asks to hang up: it lasts too long", after, "hang_up", seen=seen_in(after))
+                step = go("asks to hang up: it lasts too long", after, "hang_up", seen=seen_in(after))
             else:
-                yield stop("finds the call changed", state)
+                step = stop("finds the call changed", state)
+            yield from written(step, "ask_to_hang_up", seen)
         case "remove":
-            yield stop("takes the phone out of the room", remove_participant(config, state))
+            # A dial whose worker is alive was not looked at, only asked to be hung up.
+            gone = NOBODY
+            if isinstance(seen, Seen) and state.phone not in IN_ROOM:
+                gone = _absent(config, process, seen)
+            yield Step(f"{who} takes the phone out of the room", put(remove_participant(config, state), gone))
         case "hang_up":
             assert isinstance(seen, Seen)
+            gone = orphan = process._replace(at="hang_up_look", proof="")
             if seen.status == DIALING:
-                yield stop("deletes the room", delete_room(config, state))
-            else:
-                yield go("deletes the room", delete_room(config, state), "hang_up_look")
+                gone, orphan = NOBODY, _absent(config, process, seen)
+            yield _deletes(config, state, f"{who} deletes the room", process, put, gone, orphan)
         case "hang_up_look":
-            if state.phone in IN_ROOM:
+            if shown(state):
                 yield stop("sees the phone in the room", state)
             else:
                 yield go("sees nobody in the room", state, "end")
         case "end":
-            won = Process("clear_room" if call.attempts else "free_slot")
+            won = _to_clear(config, _room_of(call))
             yield from _ending(config, state, who, process, put, won, NOBODY)
         case _:
             yield from _clearing(config, state, who, process, put)
@@ -481,19 +641,27 @@ def _due(config: Config, state: State, put: Put) -> Iterator[Step]:
         case _:
             # A room that was not listed is not deleted; the list is as old as the record.
             if call.room or not call.live or "clearing waits for a foreign lease" in without:
-                listed = state.room is not None
-                yield start("ended" if listed else "ended, no room", "clear_room" if listed else "free_slot")
+                label, what = ("ended", _room_of(call)) if state.room else ("ended, no room", "no room")
+                yield Step(f"the reconciler reads the record: {label}", put(state, _to_clear(config, what)))
 
 
-def _present(state: State, process: Process, seen: Seen, put: Put) -> Step:
-    label = "the reconciler sees the phone in the room"
+def _absent(config: Config, process: Process, seen: Seen) -> Process:
+    """What follows on a look that found nobody."""
+    known = seen.missing == 2 or "the reconciler looks twice" in config.without
+    if known or (seen.status == DIALING and seen.left):
+        return process._replace(at="end", proof="", seen=seen._replace(left="", missing=0))
+    return process._replace(at="note_missing", proof="")
+
+
+def _present(config: Config, state: State, process: Process, seen: Seen, put: Put) -> Step:
+    there, label = _counts_as_there(config, state), "the reconciler sees the phone in the room"
 
     def go(at: str) -> Step:
         return Step(label, put(state, process._replace(at=at)))
 
     if seen.status == DIALING and seen.hangup:
-        return go("hang_up" if state.phone == ACTIVE else "remove")
-    if seen.status == DIALING and state.phone == ACTIVE and seen.lease:
+        return go("hang_up" if there == ACTIVE else "remove")
+    if seen.status == DIALING and there == ACTIVE and seen.lease:
         return go("answered")
     return go("note_there") if seen.missing else Step(label, put(state, NOBODY))
 
@@ -524,17 +692,25 @@ def _canceller(config: Config, state: State) -> Iterator[Step]:
         case "ask":
             assert isinstance(seen, Seen)
             after = record.ask_to_hang_up(config, state, seen)
-            yield go("asks to hang up" if after else "loses", after or state, "hang_up" if after else "read")
+            step = go("asks to hang up" if after else "loses", after or state, "hang_up" if after else "read")
+            yield from _written(config, state, put, step, Copy("ask_to_hang_up", seen=seen))
         case "hang_up":
             assert isinstance(seen, Seen)
-            if seen.status == DIALING and "the room stays while it rings" not in config.without:
-                after = remove_participant(config, state)
+            if seen.status != DIALING or "the room stays while it rings" in config.without:
+                yield _deletes(config, state, "cancel deletes the room", process, put, NOBODY)
             else:
-                after = delete_room(config, state)
-            yield Step("cancel hangs up", put(after, NOBODY))
+                removed = remove_participant(config, state)
+                yield Step("cancel takes the phone out of the room", put(removed, NOBODY))
+                if state.phone not in IN_ROOM and "cancel looks again" not in config.without:
+                    yield go("does not find the phone", state, "look_again")
+        case "look_again":
+            if call.status == DIALING:
+                yield go("finds the call still dialing", state, "hang_up")
+            else:
+                yield Step(f"cancel finds the call {call.status}", put(state, NOBODY))
         case "end":
             untouched = not call.attempts or "cancel clears only what nobody touched" in config.without
-            won = Process("free_slot") if untouched else NOBODY
+            won = _to_clear(config, "no room") if untouched else NOBODY
             yield from _ending(config, state, who, process, put, won, Process("read"))
         case _:
             yield from _clearing(config, state, who, process, put)
@@ -547,7 +723,7 @@ def _handler(config: Config, state: State) -> Iterator[Step]:
     call, process, without = state.call, state.handler, config.without
     put, who = _put_handler, "livekit_events"
     # Its end frees the slot and stays due: the room closes by itself.
-    slot_only = Process("free_slot", then="stays due")
+    slot_only = Process("free_slot", then="slot")
 
     match process.at:
         case "":
@@ -558,15 +734,22 @@ def _handler(config: Config, state: State) -> Iterator[Step]:
             after = record.note_left(config, state, process.seen, process.then)
             same_room = call.room == process.seen.room or "note_left: room as seen" in without
             if after is not None:
-                yield Step(f"{who} notes that the {process.then} is gone", put(after, NOBODY))
+                step = Step(f"{who} notes that the {process.then} is gone", put(after, NOBODY))
             elif (
                 call.status == IN_PROGRESS
                 and same_room
                 and "an event ends what was answered meanwhile" not in without
             ):
-                yield Step(f"{who} finds the call answered", put(state, Process("end", seen=seen_in(state))))
+                step = Step(f"{who} finds the call answered", put(state, Process("end", seen=seen_in(state))))
             else:
-                yield Step(f"{who} has nothing to note", put(state, NOBODY))
+                step = Step(f"{who} has nothing to note", put(state, NOBODY))
+            yield from _written(config, state, put, step, Copy("note_left", seen=process.seen, what=process.then))
+        case "note_joined":
+            assert isinstance(process.seen, Seen)
+            after = record.note_joined(config, state, process.seen)
+            label = "notes that the phone is there" if after else "has nothing to note"
+            step = Step(f"{who} {label}", put(after or state, NOBODY))
+            yield from _written(config, state, put, step, Copy("note_joined", seen=process.seen))
         case "end":
             yield from _ending(config, state, who, process, put, slot_only, NOBODY)
         case _:
@@ -579,14 +762,17 @@ def _event(config: Config, state: State, kind: str, sid: int) -> Iterator[Step]:
 
     def start(process: Process) -> Step:
         label = f"livekit_events gets {kind} of room {sid}, reads the record"
-        return Step(label, _put_handler(state, process), not config.reconcilers)
+        return Step(label, _put_handler(state, process), state.lied or not config.reconcilers)
 
     fenced = call.room or "an event clears only what was fenced" in without
     if call.room and call.room != sid and "an event of another room is ignored" not in without:
         return
     if kind == "moved" and "moving is no end" not in without:
         return
-    if call.status == DIALING:
+    if kind == "participant_joined":
+        if call.status == DIALING:
+            yield start(Process("note_joined", seen=seen_in(state)._replace(room=call.room)))
+    elif call.status == DIALING:
         if "an event ends no call that is dialing" in without:
             yield start(Process("end", seen=seen_in(state)))
         else:
@@ -595,7 +781,7 @@ def _event(config: Config, state: State, kind: str, sid: int) -> Iterator[Step]:
     elif call.status == IN_PROGRESS:
         yield start(Process("end", seen=seen_in(state)))
     elif call.status == ENDED and kind == "room_finished" and call.due and fenced:
-        yield start(Process("free_slot"))
+        yield start(_to_clear(config, "no room"))
 
 
 # ── the world ───────────────────────────────────────────────────────────────────────────────────────
@@ -604,15 +790,8 @@ def _event(config: Config, state: State, kind: str, sid: int) -> Iterator[Step]:
 def _world(config: Config, state: State) -> Iterator[Step]:
     call, room, faults = state.call, state.room, state.faults
     if room is not None:
-        if room.agent == COMING:
-            yield Step("the agent joins", state._replace(room=room._replace(agent=THERE)))
-            if faults.lost_agents:
-                lost = _spend(state, "lost_agents")._replace(room=room._replace(agent=LOST))
-                yield Step("the agent's dispatch is lost", lost, False)
-        if room.agent == THERE and faults.lost_agents:
-            lost = _spend(state, "lost_agents")._replace(room=room._replace(agent=LOST))
-            yield Step("the agent leaves", lost, False)
-        if state.phone in (UNANSWERED, OVER):
+        yield from _agents(config, state, room)
+        if state.phone in (UNANSWERED, OVER) and not state.shows:
             yield Step("LiveKit closes the room that the phone left", close_room(config, state, room))
         elif faults.lost_rooms and state.phone in (NEVER, JOINING):
             closed = close_room(config, _spend(state, "lost_rooms"), room)
@@ -625,6 +804,15 @@ def _world(config: Config, state: State) -> Iterator[Step]:
             if faults.migrations and ("moved", room.sid) not in state.events:
                 moved = _spend(state, "migrations")._replace(events=state.events | {("moved", room.sid)})
                 yield Step("LiveKit moves the phone", moved, False)
+        if state.phone in IN_ROOM and faults.orphans:
+            gone = OVER if state.phone == ACTIVE else UNANSWERED
+            orphan = _spend(state, "orphans")._replace(phone=gone, shows=state.phone)
+            yield Step("LiveKit's server dies, its room is still shown", orphan, False)
+        if state.phone == ACTIVE and faults.restarts:
+            again = _spend(state, "restarts")._replace(shows=RINGING)
+            yield Step("LiveKit's server restarts, the phone is shown as ringing", again, False)
+    if state.shows == RINGING and not state.rung_out and call.status in (DIALING, IN_PROGRESS):
+        yield Step("the time that LiveKit lets a phone ring is over", state._replace(rung_out=True))
     if state.phone == JOINING:
         yield Step("the phone rings", phone_rings(config, state))
     if config.grows_old and not state.too_old and call.status == QUEUED:
@@ -632,8 +820,28 @@ def _world(config: Config, state: State) -> Iterator[Step]:
     if call.waiting:
         yield Step("the wait is over", state._replace(call=call._replace(waiting=False)))
     yield from _time(config, state)
-    if state.late_copy[0]:
+    if state.copy.write:
         yield _late_copy(config, state)
+
+
+def _agents(config: Config, state: State, room: Room) -> Iterator[Step]:
+    faults = state.faults
+
+    def now(spent: str, **changes: str) -> State:
+        return _spend(state, spent)._replace(room=room._replace(**changes))  # type: ignore[arg-type]
+
+    if room.agent == COMING:
+        yield Step("the agent joins", agent_joins(config, state, second=False))
+        if faults.lost_agents:
+            yield Step("the agent's dispatch gets no job", now("lost_agents", agent=LOST), False)
+    if room.second == COMING:
+        yield Step("the agent of another dispatch joins", agent_joins(config, state, second=True))
+    if room.agent == THERE and faults.lost_agents:
+        yield Step("the agent leaves", now("lost_agents", agent=GONE), False)
+    if faults.late_agents and not any(worker.at == "delete_dispatch" for worker in state.workers):
+        for place in ("agent", "second"):
+            if getattr(room, place) == LOST:
+                yield Step("LiveKit tries a lost dispatch again", now("late_agents", **{place: COMING}), False)
 
 
 def _time(config: Config, state: State) -> Iterator[Step]:
@@ -654,18 +862,31 @@ def _time(config: Config, state: State) -> Iterator[Step]:
 
 
 def _late_copy(config: Config, state: State) -> Step:
-    kind, lease = state.late_copy
-    now = state._replace(late_copy=("", 0))
+    copy, now = state.copy, state._replace(copy=Copy())
+    seen = copy.seen or record.NOTHING_SEEN
+    late = config._replace(late=True)
     writes: dict[str, Callable[[], State | None]] = {
-        "wait": lambda: record.wait(config, now, lease),
-        "take_lease": lambda: record.take_lease(config, now, lease),
-        "fence": lambda: record.fence(config, now, lease, now.rooms),
-        "unfence": lambda: record.unfence(config, now, lease),
-        "answered": lambda: record.answered(config, now, lease),
+        "take_slot": lambda: record.take_slot(late, now),
+        "free_slot": lambda: record.free_slot(late, now),
+        "wait": lambda: record.wait(late, now, copy.lease, bool(copy.what)),
+        "take_lease": lambda: record.take_lease(late, now, copy.lease),
+        "fence": lambda: record.fence(late, now, copy.lease, int(copy.what)),
+        "unfence": lambda: record.unfence(late, now, copy.lease),
+        "answered": lambda: record.answered(late, now, copy.lease),
+        "note_left": lambda: record.note_left(late, now, seen, str(copy.what)),
+        "note_joined": lambda: record.note_joined(late, now, seen),
+        "note_missing": lambda: record.note_missing(late, now, seen, bool(copy.what)),
+        "ask_to_hang_up": lambda: record.ask_to_hang_up(late, now, seen),
+        "end": lambda: record.end(late, now, seen),
+        "leave_due": lambda: record.leave_due(late, now),
     }
-    after = writes[kind]()
+    after = writes[copy.write]()
     label = "is executed" if after else "is lost"
-    return Step(f"the copy of worker {lease}'s write ({kind}) {label}", after or now, False)
+    return Step(
+        f"a late request ({copy.write}{f' of lease {copy.lease}' if copy.lease else ''}) {label}",
+        after or now,
+        False,
+    )
 
 
 def _crashes(state: State) -> Iterator[Step]:

@@ -1,4 +1,6 @@
-"""The conditional writes of functions/shared/call_store.py: each gives the state after it, or None when lost.
+"""The conditional writes of functions/shared/call_store.py, and those of a slot.
+
+Each gives the state after it, or None when it is lost.
 
 What a write asks for is not written here: it is the text that the code sends to DynamoDB (conditions.IN_FORCE).
 """
@@ -20,6 +22,7 @@ from tests.model.world import (
     ONE_END,
     ONE_WORKER,
     QUEUED,
+    SLOT_HELD,
     Call,
     Config,
     Seen,
@@ -41,6 +44,7 @@ MEANINGS: dict[str, Callable[[Call, int, Seen, bool], bool]] = {
     "lease live": lambda call, lease, seen, stale: call.live or (stale and call.lease != 0),
     "no hangup": lambda call, lease, seen, stale: not call.hangup,
     "hangup": lambda call, lease, seen, stale: call.hangup,
+    "no phone seen": lambda call, lease, seen, stale: not call.joined,
     "nothing left": lambda call, lease, seen, stale: not call.left,
     "no word on the phone": lambda call, lease, seen, stale: call.left != "phone",
     # When to look next is not modelled: looks come at any time.
@@ -53,7 +57,7 @@ NOTHING_SEEN = Seen("", 0, False)
 
 def lost(config: Config, state: State, write: str, lease: int = 0, seen: Seen = NOTHING_SEEN) -> bool:
     """Whether the write's condition does not hold."""
-    stale = config.stall == "anywhere"
+    stale = config.late or config.stall == "anywhere"
     for switch, name in IN_FORCE[write]:
         if switch not in config.without and not MEANINGS[name](state.call, lease, seen, stale):
             return True
@@ -124,12 +128,19 @@ def note_left(config: Config, state: State, seen: Seen, left: str) -> State | No
     return _not_after_the_end(config, state)._replace(call=state.call._replace(left=left))
 
 
+def note_joined(config: Config, state: State, seen: Seen) -> State | None:
+    if lost(config, state, "note_joined", seen=seen):
+        return None
+    return _not_after_the_end(config, state)._replace(call=state.call._replace(joined=True))
+
+
 def note_missing(config: Config, state: State, seen: Seen, missing: bool) -> State | None:
     """The time of the first look that found nobody stays; a look that found somebody clears it."""
     if lost(config, state, "note_missing", seen=seen):
         return None
     call = state.call
-    return state._replace(call=call._replace(missing=(call.missing or seen.missing or 1) if missing else 0))
+    first = 2 if config.late else seen.missing or 1
+    return state._replace(call=call._replace(missing=(call.missing or first) if missing else 0))
 
 
 def ask_to_hang_up(config: Config, state: State, seen: Seen) -> State | None:
@@ -154,16 +165,31 @@ def end(config: Config, state: State, seen: Seen) -> State | None:
     told = call.told + ("the end and its event are one write" not in config.without)
     # Nobody asks any more what had been noted, nor whether the lease of a call that was fenced is over.
     live = call.live and (not call.room or config.stall != "never")
-    call = call._replace(status=ENDED, live=live, waiting=False, left="", missing=0, due=due, told=told)
+    call = call._replace(
+        status=ENDED, live=live, waiting=False, joined=False, left="", missing=0, due=due, told=told
+    )
     return state._replace(call=call, too_old=False)
 
 
-def leave_due(config: Config, state: State) -> State:
+def leave_due(config: Config, state: State) -> State | None:
     if lost(config, state, "leave_due"):
-        return state
+        return None
     if state.call.status != ENDED:
         state = broken(config, state, ALWAYS_ENDS)
     return state._replace(call=state.call._replace(due=False))
+
+
+def take_slot(config: Config, state: State) -> State | None:
+    """Of the workspace's slots; `full`: others have all there are."""
+    own = state.slot and "take_slot: its own slot" not in config.without
+    if state.full and not own and "take_slot: limit" not in config.without:
+        return None
+    taken = state._replace(slot=True)
+    return broken(config, taken, SLOT_HELD) if state.full and not state.slot else taken
+
+
+def free_slot(config: Config, state: State) -> State:
+    return state._replace(slot=False)
 
 
 def _not_after_the_end(config: Config, state: State) -> State:

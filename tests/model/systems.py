@@ -13,6 +13,7 @@ from tests.model.world import (
     NO_RING_AFTER_END,
     NOT_CUT_OFF,
     NOT_ENDED_EARLY,
+    ONE_AGENT,
     ONE_CHAIN,
     ONE_END,
     ONE_RING,
@@ -55,10 +56,44 @@ OVERTIME = Config(
     "a call that lasts too long, a cancel, events", workers=1, leases=1, cancel=True, events=True, overtime=True
 )
 RECONCILERS = Config(
-    "two reconcilers, a death, a cancel", Faults(crashes=1), workers=1, leases=1, reconcilers=2, cancel=True
+    "two reconcilers, a death, a cancel",
+    Faults(crashes=1),
+    workers=1,
+    leases=1,
+    reconcilers=2,
+    cancel=True,
+    overtime=True,
 )
-AGENTS = Config("agents that do not come", Faults(crashes=1, refusals=1, lost_agents=1))
-LIARS = Config("`unavailable`, and it rings", Faults(crashes=1, liars=1, refusals=1), leases=3, attempts=3)
+AGENTS = Config("agents that do not come", Faults(crashes=1, refusals=1, lost_agents=1), workers=1)
+AGENTS_LATE = Config(
+    "agents that come late, a cancel", Faults(lost_agents=1, late_agents=1), workers=1, leases=1, cancel=True
+)
+LIARS = Config("`unavailable`, and it rings", Faults(crashes=1, liars=1), workers=1, attempts=3, events=True)
+ERRORS = Config(
+    "an error while the phone is on, a cancel, events",
+    Faults(errors=1),
+    workers=1,
+    leases=1,
+    cancel=True,
+    events=True,
+)
+ORPHANS = Config(
+    "a LiveKit server that dies or restarts, a death, a cancel",
+    Faults(crashes=1, orphans=1, restarts=1),
+    workers=1,
+    leases=1,
+    cancel=True,
+    overtime=True,
+)
+DEAF = Config(
+    "LiveKit deletes no room any more, a death, events",
+    Faults(crashes=1, orphans=1),
+    workers=1,
+    leases=1,
+    events=True,
+    deaf=True,
+    overtime=True,
+)
 LOST_ROOMS = Config(
     "a room that somebody else closes, events",
     Faults(lost_rooms=1, refusals=1, cuts=1),
@@ -67,7 +102,78 @@ LOST_ROOMS = Config(
     # The dial makes the room again, without its agent; nobody is then held to have been on the phone.
     ignored=frozenset({AGENT_THERE, SLOT_HELD}),
 )
-COPIES = Config("a write executed twice", Faults(late_copies=1, refusals=1, full_slots=1), leases=3, attempts=3)
+# A slot that is taken late waits for its repair.
+_REPAIRED = frozenset({SLOT_FREED})
+COPIES = Config(
+    "a write executed late, a refusal, no slot free",
+    Faults(late_copies=1, refusals=1, full_slots=1),
+    leases=3,
+    attempts=3,
+    repairs=True,
+    copied=frozenset(
+        {
+            "take_slot",
+            "free_slot",
+            "take_lease",
+            "wait",
+            "fence",
+            "unfence",
+            "answered",
+            "note_missing",
+            "end",
+            "leave_due",
+        }
+    ),
+    ignored=_REPAIRED,
+)
+COPIES_CANCEL = Config(
+    "a write executed late, a cancel",
+    Faults(late_copies=1, crashes=1),
+    workers=1,
+    leases=1,
+    cancel=True,
+    repairs=True,
+    copied=frozenset({"ask_to_hang_up", "end", "answered"}),
+    ignored=_REPAIRED,
+)
+COPIES_EVENTS = Config(
+    "a write executed late, events",
+    Faults(late_copies=1, cuts=1),
+    workers=1,
+    leases=1,
+    events=True,
+    repairs=True,
+    copied=frozenset({"note_left", "end", "leave_due", "free_slot"}),
+    ignored=_REPAIRED,
+)
+COPIES_WAITS = Config(
+    "a write executed late, dialling paused",
+    Faults(late_copies=1),
+    waits=True,
+    repairs=True,
+    copied=frozenset({"take_lease", "wait"}),
+    ignored=_REPAIRED,
+)
+COPIES_LOOKS = Config(
+    "a write executed late, a wrong look, a death",
+    Faults(late_copies=1, wrong_looks=1, crashes=1),
+    workers=1,
+    leases=1,
+    overtime=True,
+    repairs=True,
+    copied=frozenset({"note_missing", "ask_to_hang_up", "answered"}),
+    ignored=_REPAIRED,
+)
+COPIES_LIARS = Config(
+    "a write executed late, `unavailable`, and it rings",
+    Faults(late_copies=1, liars=1),
+    workers=1,
+    attempts=3,
+    events=True,
+    repairs=True,
+    copied=frozenset({"note_joined", "note_left"}),
+    ignored=_REPAIRED,
+)
 WAITS = Config("dialling paused, a refusal, a cancel", Faults(refusals=1), waits=True, cancel=True)
 WAITS_DEATH = Config(
     "dialling paused, a death, a refusal, a cancel",
@@ -108,6 +214,15 @@ STALLED_CANCEL = Config(
     stall="unchecked",
     ignored=_LATE,
 )
+STALLED_AGENTS = Config(
+    "a worker that wakes after its lease, a lost agent",
+    Faults(lost_agents=1),
+    grows_old=False,
+    stall="unchecked",
+    # Its look may be at the room of the next attempt, and the end that it then asks for is lost; but it dispatches
+    # an agent into that room.
+    ignored=_LATE | {AGENT_ASKED, AGENT_THERE, ONE_AGENT},
+)
 STALLED_ANYWHERE = Config(
     "a worker that wakes anywhere after its lease",
     Faults(refusals=1),
@@ -118,9 +233,10 @@ STALLED_ANYWHERE = Config(
 LIMIT = Config("two calls, one slot", workers=1)
 
 ONE_CALL = (
-    CALM, CANCELED, TWO_DEATHS, REFUSED, LATE_EVENTS, UNCLEAR, ANSWERED, OVERTIME, RECONCILERS, AGENTS, LIARS,
-    LOST_ROOMS, COPIES, WAITS, WAITS_DEATH, STALLED, STALLED_UNCLEAR, STALLED_THIRD, STALLED_CANCEL,
-    STALLED_ANYWHERE,
+    CALM, CANCELED, TWO_DEATHS, REFUSED, LATE_EVENTS, UNCLEAR, ANSWERED, OVERTIME, RECONCILERS, AGENTS,
+    AGENTS_LATE, LIARS, ERRORS, ORPHANS, DEAF, LOST_ROOMS, COPIES, COPIES_CANCEL, COPIES_EVENTS, COPIES_WAITS,
+    COPIES_LOOKS, COPIES_LIARS, WAITS, WAITS_DEATH, STALLED, STALLED_UNCLEAR, STALLED_THIRD, STALLED_CANCEL,
+    STALLED_AGENTS, STALLED_ANYWHERE,
 )  # fmt: skip
 
 
@@ -155,10 +271,12 @@ NEEDED = {
     "unfence: lease mine": Breaks(COPIES, ONE_WORKER),
     "unfence: no hangup": Breaks(REFUSED, HANGUP_STANDS),
     "unfence: nothing left": Breaks(LIARS, ONE_RING),
+    "unfence: no phone seen": Breaks(LIARS, ONE_RING),
     "answered: dialing": Breaks(COPIES, ONE_END),
     "answered: no hangup": Breaks(CANCELED, HANGUP_OBEYED),
     "note_left: dialing": Breaks(CANCELED, ONE_END),
     "note_left: room as seen": Breaks(LOST_ROOMS, NOT_ENDED_EARLY),
+    "note_joined: dialing": Breaks(LIARS, ONE_END),
     "end: status as seen": Breaks(CANCELED, ONE_END),
     "end: lease as seen": Breaks(TWO_DEATHS, SLOT_FREED),
     "end: hangup as seen": Breaks(CANCELED, HANGUP_STANDS),
@@ -169,6 +287,8 @@ NEEDED = {
     "lease before slot": Breaks(CANCELED, SLOT_FREED),
     "slot before the dial": Breaks(CALM, SLOT_HELD),
     "the last attempt's room is deleted": Breaks(AGENTS, AGENT_ASKED),
+    "an agent that has a job is waited for": Breaks(AGENTS, ONE_AGENT),
+    "a lost dispatch is deleted before another is made": Breaks(AGENTS_LATE, ONE_AGENT),
     "the agent comes before the dial": Breaks(CALM, AGENT_THERE),
     "the worker looks whether its lease is over": Breaks(STALLED_THIRD, AGENT_THERE),
     "waiting clears only what nobody else holds": Breaks(WAITS_DEATH, SLOT_FREED),
@@ -176,18 +296,26 @@ NEEDED = {
     "a dial is sent once": Breaks(UNCLEAR, ONE_RING),
     "an unclear dial is not sent again": Breaks(only(UNCLEAR, ONE_RING), ONE_RING),
     "un-fence: nobody in the room": Breaks(only(LIARS, ONE_RING), ONE_RING),
+    "un-fence: nobody on two looks": Breaks(only(LIARS, ONE_RING), ONE_RING),
+    "an error without a SIP code is looked at": Breaks(ERRORS, NOT_ENDED_EARLY),
     "the worker looks twice": Breaks(UNCLEAR, NO_RING_AFTER_END),
     "a closed room alone ends no dial": Breaks(LOST_ROOMS, NO_RING_AFTER_END),
     # shared/ending
     "the end and its event are one write": Breaks(CANCELED, ONE_END),
     "an ended call stays due": Breaks(LATE_EVENTS, SLOT_FREED),
-    "only the winner of the end clears": Breaks(CANCELED, AGENT_THERE),
-    "the room is deleted before the slot is freed": Breaks(CANCELED, ROOM_GONE),
+    "only the winner of the end clears": Breaks(CANCELED, SLOT_HELD),
+    "the slot is freed before the room is deleted": Breaks(DEAF, ALWAYS_ENDS),
+    "the room is deleted before the call leaves the index": Breaks(LATE_EVENTS, ROOM_GONE),
+    "an orphan room is made again to be deleted": Breaks(ORPHANS, ALWAYS_ENDS),
     "the slot is freed before the call leaves the index": Breaks(LATE_EVENTS, SLOT_FREED),
     # reconcile_calls
     "the reconciler leaves a live dial alone": Breaks(CANCELED, NO_RING_AFTER_END),
     "the reconciler looks twice": Breaks(ANSWERED, NOT_ENDED_EARLY),
+    "a ring that outlasts its time counts as gone": Breaks(ORPHANS, ALWAYS_ENDS),
+    "a phone that joined anew is on": Breaks(ORPHANS, NOT_ENDED_EARLY),
     "clearing waits for a foreign lease": Breaks(REFUSED, SLOT_FREED),
+    "slots are repaired": Breaks(COPIES, ALWAYS_ENDS),
+    "the repair frees only what has ended": Breaks(COPIES, SLOT_HELD),
     # calls_api
     "a fenced call is not canceled but hung up": Breaks(CANCELED, NO_RING_AFTER_END),
     "the room stays while it rings": Breaks(CANCELED, AGENT_THERE),
@@ -213,12 +341,17 @@ SECOND_LINES = {
 # No promise of the model rests on these.
 OTHER_REASONS = {
     "answered: lease mine": "only the lease's holder, or the reconciler after it, has a dial to tell of",
-    "note_left: no word on the phone": "the first word on why the phone left is the better reason",
+    "note_joined: room as seen": "what another room's phone did only keeps the call from being dialled again",
+    "note_joined: no phone seen": "the first word stays: when the phone joined",
+    "note_left: no word on the phone": "the first word on the phone stays; that its room closed is none",
     "note_missing: status as seen": "a look noted too late only brings on another look",
     "note_missing: next look as seen": "a look noted too late would put off a request to hang up by minutes",
     "ask_to_hang_up: no hangup": "the first reason to hang up stays",
     "leave_due: ended": "everybody who asks for it has seen the end",
     "take_slot: its own slot": "a call that backs off while every slot is taken would wait for its own",
+    "waiting for the agent, the worker reads the record": "slot and room of a canceled call are free at once",
+    "cancel looks again": "a phone that joins a moment after the cancel is hung up at once",
+    "un-fence: no event on the record": "what became of a phone that was there is looked for, not undone",
     "an answer looks at what left": "a call that is over is ended at once, not at the next look",
     "an event ends what was answered meanwhile": "a call that is over is ended at once, not at the next look",
 }

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.model.conditions import SWITCHES
+from tests.model.conditions import IN_FORCE, SWITCHES
 from tests.model.explore import Explored, explore, explore_two
 from tests.model.systems import (
+    AGENTS_LATE,
     ANSWERED,
+    LIARS,
     LIMIT,
     NEEDED,
     ONE_CALL,
@@ -34,6 +38,14 @@ def test_no_order_of_events_breaks_a_promise(config: Config, report_table: Repor
     report_table.append(("dialling protocol", config.name, f"{found.states:,} states", f"{found.seconds:.1f} s"))
     if found.promise:
         pytest.fail(found.told())
+    for write in config.copied:
+        executed = re.compile(rf"a late request \({write}\b.*is executed")
+        assert any(map(executed.match, found.labels)), write
+
+
+def test_every_write_is_executed_late_in_some_system() -> None:
+    writes = {write.split(",")[0].removesuffix("_free") for write in IN_FORCE} | {"take_slot", "free_slot"}
+    assert {write for config in ONE_CALL for write in config.copied} == writes
 
 
 @pytest.mark.parametrize(("condition", "breaks"), NEEDED.items(), ids=NEEDED)
@@ -53,7 +65,7 @@ def test_a_second_line_holds_until_it_is_gone_too(condition: str, breaks: Breaks
     assert found.promise == breaks.promise
 
 
-@pytest.mark.parametrize("config", [ANSWERED, RECONCILERS], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [AGENTS_LATE, ANSWERED, LIARS, RECONCILERS], ids=lambda config: config.name)
 def test_what_has_other_reasons_breaks_no_promise(config: Config) -> None:
     found = explored(config._replace(without=frozenset(OTHER_REASONS)))
     if found.promise:

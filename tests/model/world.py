@@ -10,8 +10,10 @@ Assumptions, each of them a fact of AWS or LiveKit or a margin that durations.py
       (`stall` drops this one.)
     - LiveKit joins the phone to the room within half a minute of taking the dial request, and within a lease.
     - A look that wrongly shows nobody is not repeated half a minute later.
-    - `unavailable` means that nothing was dialled; where that is dropped (`liars`), the phone is in the room,
-      or LiveKit's event of its leaving is stored, by the time the worker acts on the answer.
+    - Of a dial that rings although LiveKit said that nothing was dialled (`liars`), one of two events is stored by
+      the time the worker would un-fence, half a minute later: the phone joined, or the phone left.
+    - Between a look that shows a dispatch without a job and the request right behind it, it gets none.
+    - LiveKit gives up a phone that rings within its ring time and 80 s.
 Not assumed: that a process lives, that a message comes once or in order, that an event comes at all.
 """
 
@@ -25,14 +27,15 @@ QUEUED, DIALING, IN_PROGRESS, ENDED = "queued", "dialing", "in_progress", "ended
 # The phone: never dialled, dialled and not yet in the room, in the room (two), gone unanswered, over.
 NEVER, JOINING, RINGING, ACTIVE, UNANSWERED, OVER = "never", "joining", "ringing", "active", "unanswered", "over"
 IN_ROOM = (RINGING, ACTIVE)
-# The agent: nobody asked for one, dispatched, in the room, lost on the way or gone again.
-NO_AGENT, COMING, THERE, LOST = "no agent", "coming", "there", "lost"
+# The agent: nobody asked for one, its dispatch has a job, in the room, its dispatch got no job, gone again.
+NO_AGENT, COMING, THERE, LOST, GONE = "no agent", "coming", "there", "lost", "gone"
 
 
 class Call(NamedTuple):
     """The record. lease: its serial number, 0 when there is none. missing: 0 no, 1 since just now, 2 for long.
 
-    room: roomSid and dialedAt. left: who was seen to go, the phone or the room. told: end events in its list.
+    room: roomSid and dialedAt. joined: phoneSeenAt. left: who was seen to go, the phone or the room. told: end
+    events in its list.
     """
 
     status: str = QUEUED
@@ -42,6 +45,7 @@ class Call(NamedTuple):
     waiting: bool = False
     room: int = 0
     hangup: bool = False
+    joined: bool = False
     left: str = ""
     missing: int = 0
     due: bool = True
@@ -60,15 +64,22 @@ class Seen(NamedTuple):
 
 
 class Room(NamedTuple):
-    """LiveKit's room. sid: grows with every room made. made_by: the lease of the process that made it."""
+    """LiveKit's room. sid: grows with every room made. made_by: the lease of the process that made it.
+
+    second: an agent of another dispatch, coming or lost; "" when there is none.
+    """
 
     sid: int
     agent: str
     made_by: int
+    second: str = ""
 
 
 class Process(NamedTuple):
-    """A process between two steps. at: what it does next, "" when there is none; then: what after a check."""
+    """A process between two steps. at: what it does next, "" when there is none; then: what after a check.
+
+    proof: "prove", its looks are to prove that nothing rang; "orphan", it deletes an orphan room.
+    """
 
     at: str = ""
     lease: int = 0
@@ -76,7 +87,17 @@ class Process(NamedTuple):
     room: int = 0
     missing: int = 0
     then: str = ""
+    proof: str = ""
     seen: Seen | tuple[()] = ()
+
+
+class Copy(NamedTuple):
+    """A write's request, still under way. write: "" when there is none; what: what else the request says."""
+
+    write: str = ""
+    lease: int = 0
+    seen: Seen | tuple[()] = ()
+    what: int | str = 0
 
 
 class Faults(NamedTuple):
@@ -86,12 +107,16 @@ class Faults(NamedTuple):
     cuts: int = 0  # LiveKit's answer to a dial, or to the making of the room, is lost
     refusals: int = 0  # LiveKit does not do what it is asked; asked to dial, nothing rings
     liars: int = 0  # `unavailable`, and the phone rings all the same
+    errors: int = 0  # a dial is answered by an error without a SIP code while the phone is on
     wrong_looks: int = 0  # a look that shows nobody though the phone is there
     lost_agents: int = 0  # a dispatch that gets lost, or an agent that leaves
+    late_agents: int = 0  # LiveKit tries a lost dispatch once more
+    orphans: int = 0  # LiveKit's server dies: the phone is gone, and looks go on showing it in its room
+    restarts: int = 0  # LiveKit's server restarts: a phone that talks is shown as one that is being dialled
     lost_rooms: int = 0  # LiveKit closes a room that nobody asked it to close
     full_slots: int = 0  # the workspace's limit is reached
     migrations: int = 0  # LiveKit tells that the phone left though it only moves
-    late_copies: int = 0  # a write of a worker's is executed a second time, at any later moment
+    late_copies: int = 0  # a write's request is executed once more, or first, at any later moment
 
 
 class State(NamedTuple):
@@ -103,6 +128,9 @@ class State(NamedTuple):
     room: Room | None = None
     rooms: int = 0
     phone: str = NEVER
+    # What looks show instead of the truth, "" when it is the truth; a phone cannot ring any more.
+    shows: str = ""
+    rung_out: bool = False
     lied: bool = False
     events: frozenset[tuple[str, int]] = frozenset()
     # processes; their order has no meaning and is kept sorted
@@ -114,7 +142,7 @@ class State(NamedTuple):
     # the world
     too_old: bool = False
     faults: Faults = Faults()
-    late_copy: tuple[str, int] = ("", 0)
+    copy: Copy = Copy()
     broken: str = ""
 
 
@@ -123,9 +151,11 @@ class Config(NamedTuple):
 
     leases: how many are ever taken. attempts: after so many refusals the call ends. events: LiveKit's come, any
     number of times, in any order, or not at all. overtime: a call may last longer than it may. waits: dialling
-    may be paused. stall: whether a worker may go on after its lease is over: never; anywhere but between a check
-    of the lease (the fence is one) and the request right behind it; anywhere. ignored: promises that are not made
-    under these assumptions. without: conditions that are taken away.
+    may be paused. repairs: the reconciler reads the slots. deaf: LiveKit deletes no room of an ended call, ever.
+    stall: whether a worker may go on after its lease is over: never; anywhere but between a check of the lease
+    (the fence is one) and the request right behind it; anywhere. late: the write looked at was sent long ago.
+    copied: the writes that may be executed late. ignored: promises that are not made under these
+    assumptions. without: conditions that are taken away.
     """
 
     name: str
@@ -139,7 +169,11 @@ class Config(NamedTuple):
     overtime: bool = False
     grows_old: bool = True
     waits: bool = False
+    repairs: bool = False
+    deaf: bool = False
     stall: Literal["never", "unchecked", "anywhere"] = "never"
+    late: bool = False
+    copied: frozenset[str] = frozenset()
     ignored: frozenset[str] = frozenset()
     without: frozenset[str] = frozenset()
 
@@ -157,16 +191,17 @@ ONE_WORKER = "one worker at a time"
 ONE_CHAIN = "one chain of messages"
 AGENT_THERE = "no ring without an agent in the room"
 AGENT_ASKED = "an agent is missing only after it was asked for"
+ONE_AGENT = "one agent in the room"
 HELD_BY_ITS_DIALLER = "a fenced call keeps its dialler's lease"
 SLOT_HELD = "no phone is on without a slot, no more slots than the limit"
-SLOT_FREED = "the slot is not lost"
+SLOT_FREED = "no slot is left to the repair"
 ROOM_GONE = "no agent is left behind in a room"
 ALWAYS_ENDS = "once faults stop, an end, a free slot, and nothing due"
 NEEDS_NO_RESCUE = "without faults, an end without the reconciler"
 PROMISES = frozenset((
     ONE_RING, NO_RING_AFTER_END, ONE_END, NOT_CUT_OFF, NOT_ENDED_EARLY, HANGUP_STANDS, HANGUP_OBEYED, ONE_WORKER,
-    ONE_CHAIN, AGENT_THERE, AGENT_ASKED, HELD_BY_ITS_DIALLER, SLOT_HELD, SLOT_FREED, ROOM_GONE, ALWAYS_ENDS,
-    NEEDS_NO_RESCUE,
+    ONE_CHAIN, AGENT_THERE, AGENT_ASKED, ONE_AGENT, HELD_BY_ITS_DIALLER, SLOT_HELD, SLOT_FREED, ROOM_GONE,
+    ALWAYS_ENDS, NEEDS_NO_RESCUE,
 ))  # fmt: skip
 
 
@@ -208,13 +243,13 @@ def _anybody_at_work(state: State) -> bool:
     return any(process.at for process in (*state.workers, *state.reconcilers, *others))
 
 
-def settled(state: State) -> bool:
+def settled(config: Config, state: State) -> bool:
     """Ended, and nothing is left to do or to free."""
-    return (
-        state.call.status == ENDED
-        and not state.call.due
-        and not state.slot
-        and state.room is None
+    if state.call.status != ENDED or state.slot:
+        return False
+    return config.deaf or (
+        not state.call.due
+        and (state.room is None or ROOM_GONE in config.ignored)
         and state.phone not in (JOINING, *IN_ROOM)
     )
 
@@ -241,6 +276,53 @@ def delete_room(config: Config, state: State) -> State:
 
 def close_room(config: Config, state: State, room: Room) -> State:
     return state._replace(room=None, events=_with_event(config, state, "room_finished", room.sid))
+
+
+def orphaned(state: State) -> bool:
+    """The room of a LiveKit server that died: nothing happens in it any more, and DeleteRoom does not find it."""
+    return state.shows != "" and state.phone not in IN_ROOM
+
+
+def revive_room(state: State) -> State:
+    """CreateRoom of an orphan room's name: a room again, its agent dispatched once more, nobody else in it."""
+    assert state.room is not None
+    return state._replace(room=state.room._replace(agent=COMING, second=""), shows="")
+
+
+def shown(state: State) -> str:
+    """The phone as a look shows it, "" when it is not in the room."""
+    return state.shows or (state.phone if state.phone in IN_ROOM else "")
+
+
+def delete_dispatch(state: State, sid: int) -> State:
+    """Of the room's agent; one that has a job may still come."""
+    room = state.room
+    if room is None or room.sid != sid or room.agent not in (COMING, LOST, GONE):
+        return state
+    return state._replace(
+        room=room._replace(agent=NO_AGENT, second=COMING if room.agent == COMING else room.second)
+    )
+
+
+def create_dispatch(state: State, lease: int) -> State:
+    """One more agent, each time; in a room made for it if there is none."""
+    room = state.room
+    if room is None:
+        return state._replace(room=Room(state.rooms + 1, COMING, lease), rooms=state.rooms + 1)
+    if room.agent in (NO_AGENT, GONE):
+        return state._replace(room=room._replace(agent=COMING))
+    if room.agent == LOST:
+        return state._replace(room=room._replace(agent=COMING, second=LOST))
+    return state._replace(room=room._replace(second=COMING))
+
+
+def agent_joins(config: Config, state: State, second: bool) -> State:
+    room = state.room
+    assert room is not None
+    if second and room.agent != THERE:
+        return state._replace(room=room._replace(agent=THERE, second="" if room.agent == NO_AGENT else room.agent))
+    joined = state._replace(room=room._replace(agent=THERE, second="" if second else room.second))
+    return broken(config, joined, ONE_AGENT) if second else joined
 
 
 def remove_participant(config: Config, state: State) -> State:
@@ -271,20 +353,23 @@ def phone_rings(config: Config, state: State) -> State:
         state = state._replace(room=Room(state.rooms + 1, NO_AGENT, 0), rooms=state.rooms + 1)
     if state.call.status == ENDED:
         state = broken(config, state, NO_RING_AFTER_END)
-    if state.room is not None and state.room.agent in (NO_AGENT, COMING):
+    room = state.room
+    assert room is not None
+    if room.agent in (NO_AGENT, COMING, LOST):
         state = broken(config, state, AGENT_THERE)
+    if state.lied:
+        # Of other dials it changes nothing that the phone was seen to join.
+        state = state._replace(events=_with_event(config, state, "participant_joined", room.sid))
     return state._replace(phone=RINGING)
 
 
 def phone_leaves(config: Config, state: State) -> State:
     assert state.room is not None
-    gone = state._replace(
+    return state._replace(
         phone=OVER if state.phone == ACTIVE else UNANSWERED,
+        shows="",
         events=_with_event(config, state, "participant_left", state.room.sid),
     )
-    if state.lied and state.call.status == DIALING:
-        return gone._replace(call=state.call._replace(left="phone"))
-    return gone
 
 
 def _with_event(config: Config, state: State, kind: str, sid: int) -> frozenset[tuple[str, int]]:
