@@ -35,10 +35,10 @@ SAM_ENV := SAM_CLI_TELEMETRY=0 __SAM_CLI_APP_DIR=$(SAM_CLI_FOLDER) AWS_DEFAULT_R
 
 export UV
 
-.PHONY: help setup demo run stop test picture browser check build lock bench clean
+.PHONY: help setup demo run stop test picture browser check build sam-local lock bench clean
 
 help: ## Lists the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(DEV) $(AWS) $(SAM) $(AGENT) $(PACKAGES) ## Makes the environments .venv (with the operator's .venv/bin/admin), .venv-aws, .venv-sam and .venv-agent
 
@@ -89,6 +89,12 @@ build: $(SAM) ## Builds what `sam deploy` uploads; ARCH=x86_64 builds one that r
 	$(SAM_ENV) UV_REQUIRE_HASHES=1 UV_NO_BUILD=1 sam build --config-file "$(CURDIR)/samconfig.toml" \
 		--template-file .aws-sam/template-$(ARCH).yaml --base-dir . --build-dir $(BUILD_DIR)
 	$(PYTHON) infra/finish_build.py $(BUILD_DIR)
+
+# The functions are built for this machine's processor: AWS's own is arm64, and a container of it answers 502 elsewhere.
+sam-local: ## Serves the API in Lambda's containers, with Docker, against the stack that `make run` holds up
+	@test -e .local/sam-template.yaml || { echo "start the local stack first: make run" >&2; exit 1; }
+	$(MAKE) --no-print-directory build ARCH=$(shell uname -m | sed s/aarch64/arm64/)
+	$(SAM_ENV) sam local start-api
 
 bench: $(DEV) $(AWS) $(PACKAGES) ## Measures what docs/performance.md tells, beside the floors; after `make build`
 	@.venv/bin/python -m bench
