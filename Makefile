@@ -35,10 +35,10 @@ SAM_ENV := SAM_CLI_TELEMETRY=0 __SAM_CLI_APP_DIR=$(SAM_CLI_FOLDER) AWS_DEFAULT_R
 
 export UV
 
-.PHONY: help setup demo run stop test picture browser check build lock bench clean
+.PHONY: help setup demo run stop test picture browser check build sam-local lock bench clean
 
 help: ## Lists the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(DEV) $(AWS) $(SAM) $(AGENT) $(PACKAGES) ## Makes the environments .venv (with the operator's .venv/bin/admin), .venv-aws, .venv-sam and .venv-agent
 
@@ -75,7 +75,9 @@ check: $(DEV) $(SAM) $(AGENT) $(CHECKS) ## Lints, formats (without writing), typ
 	.venv/bin/mypy
 	cd examples/agent && $(CURDIR)/.venv-agent/bin/mypy
 	$(SAM_ENV) sam validate --lint
-	$(SAM_ENV) cfn-lint template.yaml infra/monitoring.yaml infra/deploy-role.yaml
+	mkdir -p .aws-sam
+	$(SAM_ENV) .venv/bin/python -m infra.translated > .aws-sam/translated.json
+	$(SAM_ENV) cfn-lint template.yaml .aws-sam/translated.json infra/monitoring.yaml infra/deploy-role.yaml
 	.venv-checks/bin/bandit --quiet --recursive --configfile pyproject.toml functions admin
 	.venv-checks/bin/checkov --config-file infra/checkov.yaml
 
@@ -87,6 +89,12 @@ build: $(SAM) ## Builds what `sam deploy` uploads; ARCH=x86_64 builds one that r
 	$(SAM_ENV) UV_REQUIRE_HASHES=1 UV_NO_BUILD=1 sam build --config-file "$(CURDIR)/samconfig.toml" \
 		--template-file .aws-sam/template-$(ARCH).yaml --base-dir . --build-dir $(BUILD_DIR)
 	$(PYTHON) infra/finish_build.py $(BUILD_DIR)
+
+# The functions are built for this machine's processor: AWS's own is arm64, and a container of it answers 502 elsewhere.
+sam-local: ## Serves the API in Lambda's containers, with Docker, against the stack that `make run` holds up
+	@test -e .local/sam-template.yaml || { echo "start the local stack first: make run" >&2; exit 1; }
+	$(MAKE) --no-print-directory build ARCH=$(shell uname -m | sed s/aarch64/arm64/)
+	$(SAM_ENV) sam local start-api
 
 bench: $(DEV) $(AWS) $(PACKAGES) ## Measures what docs/performance.md tells, beside the floors; after `make build`
 	@.venv/bin/python -m bench

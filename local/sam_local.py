@@ -1,8 +1,9 @@
-"""What `sam local invoke` needs to run one function in a container against the running local stack.
+"""What `sam local invoke` and `sam local start-api` need to run functions in containers against the local stack.
 
 Two files in the state folder, made anew at each start:
-    sam-template.yaml   the functions, with the local stack's variables declared, since `sam local` passes on no
-                        others, and with their code where `make build` leaves it
+    sam-template.yaml   the functions and their routes, for this machine's processor, with the local stack's
+                        variables declared, since `sam local` passes on no others, and with their code where
+                        `make build` leaves it
     sam-env.json        the variables, by function
 
 They hold the emulated AWS's address and its own made-up credentials: no account of AWS's is asked for anything.
@@ -58,7 +59,7 @@ def environments(
 
 
 def template(source: Mapping[str, Any], declared: Mapping[str, Mapping[str, str]], code: str) -> dict[str, Any]:
-    """The functions of template.yaml for `sam local`, which needs no more of them than this.
+    """The functions of template.yaml with their routes for `sam local`, which needs no more of them than this.
 
     declared: every variable that it is to pass on, by function. code: the built artifact.
     """
@@ -72,6 +73,14 @@ def template(source: Mapping[str, Any], declared: Mapping[str, Mapping[str, str]
                 "Timeout": resource["Properties"]["Timeout"],
                 "MemorySize": source["Globals"]["Function"]["MemorySize"],
                 "Environment": {"Variables": dict(declared[name])},
+                "Events": {
+                    event: {
+                        "Type": "HttpApi",
+                        "Properties": {key: entry["Properties"][key] for key in ("Method", "Path")},
+                    }
+                    for event, entry in resource["Properties"].get("Events", {}).items()
+                    if entry["Type"] == "HttpApi"
+                },
             },
         }
         for name, resource in source["Resources"].items()

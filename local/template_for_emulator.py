@@ -12,7 +12,6 @@ What is deployed locally is the template itself: every difference is in this mod
 - The emulator hands on the value of a Number parameter as text: a reference to one becomes the number.
 - AWS allows SendMessageBatch to whoever may SendMessage (there is no such IAM action); the emulator asks for an
   action of that name: it is added beside the other.
-- An alias of a function is the function itself: what is deployed is the newest code anyhow.
 - Resource types that the emulator refuses and no call needs are left out: `LEFT_OUT`. Among them is the nested
   stack of alarms and dashboard, which `tests/e2e/test_monitoring.py` deploys by itself.
 """
@@ -89,8 +88,10 @@ class Adapted:
     schedules: tuple[Schedule, ...]
 
 
-def translate(path: Path, code_uri: str) -> dict[str, Any]:
+def translate(path: Path, code_uri: str, parameters: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The CloudFormation template that SAM makes of `path`, its functions' code at `code_uri` (s3://bucket/key).
+
+    parameters: values other than the defaults; SAM looks at some of them.
 
     Needs a region in the environment (AWS_DEFAULT_REGION), as samtranslator asks boto3 for one.
     """
@@ -108,7 +109,7 @@ def translate(path: Path, code_uri: str) -> dict[str, Any]:
         if resource["Type"] == "AWS::Serverless::Function":
             resource["Properties"].pop("CodeUri", None)
     template.setdefault("Globals", {}).setdefault("Function", {})["CodeUri"] = code_uri
-    translated: dict[str, Any] = transform(template, {}, NoManagedPolicies())
+    translated: dict[str, Any] = transform(template, dict(parameters or {}), NoManagedPolicies())
     return translated
 
 
@@ -125,7 +126,7 @@ def adapt(
         for name, parameter in translated.get("Parameters", {}).items()
         if parameter["Type"] == "Number"
     } | PARAMETERS
-    resources: dict[str, Resource] = _without_aliases(_with_numbers(translated["Resources"], numbers))
+    resources: dict[str, Resource] = _with_numbers(translated["Resources"], numbers)
     functions = tuple(name for name, res in resources.items() if res["Type"] == "AWS::Lambda::Function")
 
     mappings = _take_stream_mappings(resources)
@@ -164,32 +165,6 @@ def adapt(
         if not gone.intersection(_references(output))
     }
     return Adapted(template, functions, tuple(_routes(resources)), mappings, schedules)
-
-
-def _without_aliases(resources: dict[str, Resource]) -> dict[str, Resource]:
-    """The resources without versions and aliases of functions; who refers to an alias refers to its function."""
-    aliases = {
-        name: next(_references(res["Properties"]["FunctionName"]))
-        for name, res in resources.items()
-        if res["Type"] == "AWS::Lambda::Alias"
-    }
-
-    def resolved(value: Any) -> Any:
-        match value:
-            case {"Ref": str(name)} if name in aliases:
-                return {"Ref": aliases[name]}
-            case {"Fn::Sub": str(text)}:
-                for alias, function in aliases.items():
-                    text = text.replace(f"${{{alias}}}", f"${{{function}.Arn}}")
-                return {"Fn::Sub": text}
-            case dict():
-                return {key: resolved(inner) for key, inner in value.items()}
-            case list():
-                return [resolved(inner) for inner in value]
-        return value
-
-    kept = {n: r for n, r in resources.items() if r["Type"] not in ("AWS::Lambda::Alias", "AWS::Lambda::Version")}
-    return {name: resolved(res) for name, res in kept.items()}
 
 
 def _take_stream_mappings(resources: dict[str, Resource]) -> tuple[StreamMapping, ...]:

@@ -9,7 +9,8 @@ from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import AmazonCloudWatchEMFProvider
 
-logger = Logger(utc=True)
+# RFC 3339, which is what AWS reads as the time of a line.
+logger = Logger(utc=True, use_rfc3339=True)
 
 
 def count(metric: str, value: int = 1, **dimensions: str) -> None:

@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
+import pytest
 from samtranslator.yaml_helper import yaml_parse
 
-from local.dashboard import dashboard_body, metrics_of
+from local.dashboard import dashboard_body, evaluate, metrics_of
 from shared.call import ENDED
 from shared.delivery_store import State
 from shared.durations import END_BOUND, Durations
@@ -173,3 +174,46 @@ def test_the_dashboards_places_do_not_overlap() -> None:
         places = {(x, y) for x in columns for y in rows}
         assert not places & taken, widget["properties"].get("title")
         taken |= places
+
+
+# What a minute of a queue looks like: messages that wait for a worker, and messages that workers took.
+MINUTES = {
+    "silence": (None, None, False),
+    "every message is taken at once": (0, 1800, False),
+    "taken at once, and looked at just before": (20, 1800, False),
+    "one message, hidden since its worker died": (0, 0, False),
+    "hidden since its worker died, and others go on": (3, 600, False),
+    "workers are all busy, the last message waits for a minute": (1800, 1800, False),
+    "the last message waits for seven minutes": (12600, 1800, True),
+    "nothing takes the only message": (1, 0, True),
+    "nothing takes any message": (500, 0, True),
+}
+
+
+@pytest.mark.parametrize("minute", list(MINUTES))
+@pytest.mark.parametrize("name", ["DialQueueAgeAlarm", "WebhookQueueAgeAlarm"])
+def test_the_alarm_of_a_queue_rings_for_what_waits_and_not_for_what_is_worked_on(name: str, minute: str) -> None:
+    alarm = ALARMS[name]
+    waiting, taken, rings = MINUTES[minute]
+    (expression,) = (entry["Expression"] for entry in alarm["Metrics"] if "Expression" in entry)
+    metrics = {entry["Id"]: entry["MetricStat"] for entry in alarm["Metrics"] if "MetricStat" in entry}
+    assert {(m["Metric"]["MetricName"], m["Stat"], m["Period"]) for m in metrics.values()} == {
+        ("ApproximateNumberOfMessagesVisible", "Maximum", 60),
+        ("NumberOfMessagesReceived", "Sum", 60),
+    }
+    value = evaluate(expression, {"waiting": waiting, "taken": taken})
+    assert value is not None
+    assert (alarm["ComparisonOperator"], alarm["EvaluationPeriods"]) == ("GreaterThanThreshold", 3)
+    assert (value > alarm["Threshold"]) == rings
+
+
+def test_no_alarm_takes_a_message_that_is_worked_on_for_one_that_waits() -> None:
+    """A dead worker's message is hidden for twelve minutes, and its age is counted all the time."""
+    used = {metric["MetricName"] for alarm in ALARMS.values() for metric in alarm_metrics(alarm)}
+    assert "ApproximateAgeOfOldestMessage" not in used
+    assert "ApproximateNumberOfMessagesNotVisible" not in used
+
+
+def test_the_streams_alarm_says_how_long_records_are_tried() -> None:
+    tried = TEMPLATE["Resources"]["FanOutFromStream"]["Properties"]["MaximumRecordAgeInSeconds"]
+    assert f"After {tried / 3600:g} h records are given up" in ALARMS["StreamAgeAlarm"]["AlarmDescription"]

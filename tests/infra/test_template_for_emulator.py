@@ -64,10 +64,7 @@ def test_a_route_leads_to_the_function_that_the_template_names(
         if route["Properties"]["RouteKey"] == "POST /v1/api/call"
     )
     integration = adapted.template["Resources"][route["Target"]["Fn::Join"][1][1]["Ref"]]["Properties"]
-    # The API calls an alias; the emulator the function itself.
-    assert "${InitiateCallAliaslive}" in json.dumps(wanted)
-    by_alias = json.dumps(wanted).replace("${InitiateCallAliaslive}", "${InitiateCall.Arn}")
-    assert integration["IntegrationUri"] == json.loads(by_alias)
+    assert integration["IntegrationUri"] == wanted
     assert (integration["IntegrationType"], integration["PayloadFormatVersion"]) == ("AWS_PROXY", "2.0")
     assert ("POST /v1/api/call", "InitiateCall") in adapted.routes
     assert "Body" not in adapted.template["Resources"]["HttpApi"]["Properties"]
@@ -93,17 +90,6 @@ def test_the_poller_knows_every_comparison_of_the_mappings_filters(adapted: Adap
     assert settings.wants(call)
     assert not settings.wants({"dynamodb": {**call["dynamodb"], "NewImage": {}}})
     assert not settings.wants({"dynamodb": {**call["dynamodb"], "Keys": {"sk": {"S": "DELIVERY#000001"}}}})
-
-
-def test_nothing_deployed_refers_to_an_alias(translated: dict[str, Any], adapted: Adapted) -> None:
-    (alias,) = of_type(translated, "AWS::Lambda::Alias")
-    assert alias not in json.dumps(adapted.template)
-    assert not of_type(adapted.template, "AWS::Lambda::Version")
-    allowed = [
-        permission["Properties"]["FunctionName"]
-        for permission in of_type(adapted.template, "AWS::Lambda::Permission").values()
-    ]
-    assert {"Ref": "InitiateCall"} in allowed
 
 
 def test_the_queues_mappings_are_deployed(adapted: Adapted) -> None:
@@ -171,8 +157,6 @@ def test_nothing_else_is_missing_or_changed(translated: dict[str, Any], adapted:
         "AWS::ApiGatewayV2::Api",
         "AWS::IAM::Role",
         "AWS::Logs::LogGroup",  # their retention is a Number parameter
-        "AWS::Lambda::Alias",
-        "AWS::Lambda::Version",
         *LEFT_OUT,
     )
     for name, resource in translated["Resources"].items():

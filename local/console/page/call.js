@@ -297,7 +297,7 @@ const TOLD_ALREADY = new Set(["level", "location", "message", "timestamp", "serv
 function logLine({ function: name, text }) {
   const said = JSON.parse(text);
   const rest = Object.entries(said).filter(([key]) => !TOLD_ALREADY.has(key));
-  const at = (said.timestamp ?? "").slice(11, 23).replace(",", ".");
+  const at = (said.timestamp ?? "").slice(11, 23);
   return h("li", { data: { level: said.level ?? "" } },
     h("span", { class: "quiet" }, `${at} ${name} `),
     h("strong", {}, `${said.message ?? text}`),
