@@ -27,12 +27,12 @@ ACCOUNT, REGION = "123456789012", "us-east-1"
 MAXIMUM_RECEIVES = 5
 
 
-def request(operation: str, work: Callable[[], Any], *, at_once: bool = False) -> Any:
-    """What a client sends: an outside call of the process it belongs to. at_once: as in `Process.aws`."""
+def request(operation: str, work: Callable[[], Any]) -> Any:
+    """What a client sends: an outside call of the process it belongs to."""
     sender = process.current.get()
     if sender is None or not virtual_time.in_thread():
         return work()
-    return virtual_time.wait_for(sender.aws(operation, work, at_once=at_once))
+    return virtual_time.wait_for(sender.aws(operation, work))
 
 
 class DynamoDB:
@@ -45,10 +45,7 @@ class DynamoDB:
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         def send(**parameters: Any) -> Any:
-            # A slot is taken right behind a look at the lease. No process can make sure of more: one that stalls
-            # there past its lease, and then dies before it can give the slot back, leaves it taken.
-            takes_slot = "ADD activeCalls" in parameters.get("UpdateExpression", "")
-            return request(operation, lambda: self._handle(operation, parameters), at_once=takes_slot)
+            return request(operation, lambda: self._handle(operation, parameters))
 
         return send
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -14,21 +14,45 @@ from tests.schedules.world import DIAL, WEBHOOK, Stage, World
 MOST_CALLS = 3
 
 OUTCOMES = (
-    "answer", "talks_on", "busy", "no_answer", "rejected", "carrier_error", "cps_limit", "trunk_auth",
-    "unavailable_once", "rate_limited_once", "unavailable", "agent_never_joins", "cut_after_answer",
-    "cut_while_ringing", "bad_gateway", "never_responds",
+    "answer", "talks_on", "no_rtp", "busy", "no_answer", "rejected", "carrier_error", "cps_limit", "trunk_auth",
+    "codec_mismatch", "unavailable_once", "rate_limited_once", "unavailable", "agent_never_joins",
+    "cut_after_answer", "cut_while_ringing", "bad_gateway", "never_responds",
 )  # fmt: skip
 
-# How a request to LiveKit fails, and whether that can be after it has done its work: `unavailable` and a rate
-# limit tell that it has not.
+# What else a number does. An error that answers its dial `whileRinging`, or `after` the phone has answered or not,
+# is none that tells what became of it.
+NUMBERS: tuple[dict[str, Any], ...] = (
+    {}, {}, {}, {"withoutMeta": True}, {"lostDispatches": 1}, {"lostDispatches": 4}, {"agentJoinSeconds": 12},
+    *(
+        {"fail": error, when: True}
+        for error in ("unavailable", "resource_exhausted", "failed_precondition", "internal")
+        for when in ("whileRinging", "after")
+    ),
+)  # fmt: skip
+
+# How a request to LiveKit fails, and whether after it has done its work.
 LIVEKIT_FAILURES = (
     ("cut", False), ("cut", True), ("html502", False), ("html502", True), ("hang", False), ("hang", True),
-    ("unavailable", False), ("resource_exhausted", False), ("deadline_exceeded", True), ("internal", False),
-    ("unauthenticated", False),
+    ("unavailable", False), ("unavailable", True), ("resource_exhausted", False), ("resource_exhausted", True),
+    ("deadline_exceeded", True), ("internal", False), ("unauthenticated", False), ("text503", False),
 )  # fmt: skip
 LIVEKIT_METHODS = (
     "createRoom", "deleteRoom", "listRooms", "listParticipants", "removeParticipant", "createSIPParticipant",
+    "createDispatch", "listDispatch", "deleteDispatch",
 )  # fmt: skip
+# What LiveKit is like from now on.
+LIVEKIT_KNOBS: dict[str, dict[str, Any]] = {
+    "dispatches are lost": {"dispatches": {"lose": 1, "times": 3}},
+    "dispatches find no worker": {"dispatches": {"lose": 1, "times": 3, "reason": "NO_CAPACITY"}},
+    "one agent at a time": {"agentCapacity": 1},
+    "no new rooms": {"draining": True},
+    "counts lag": {"roomCountSeconds": 20},
+    "phones join early": {"publishSeconds": 3},
+    "well": {},
+}
+DEATHS_OF_SERVICES = ("agent leaves", "agent dies", "SIP service dies")
+DEATHS_OF_SERVERS = ("crash", "restart")
+DEATHS = DEATHS_OF_SERVICES + DEATHS_OF_SERVERS
 
 LIVEKIT_EVENTS: dict[str, dict[str, float]] = {
     "lost": {"drop": 1},
@@ -38,15 +62,17 @@ LIVEKIT_EVENTS: dict[str, dict[str, float]] = {
 }
 WEATHER = (
     "kill switch: on", "kill switch: off", "receiver: ok", "receiver: fails", "receiver: refuses",
-    "receiver: hangs", "receiver: forgets to answer", "agents: leave", "callees: hang up",
-    "LiveKit's events: processed", *(f"LiveKit's events: {fault}" for fault in LIVEKIT_EVENTS),
+    "receiver: hangs", "receiver: forgets to answer", "callees: hang up", "LiveKit's events: processed",
+    *(f"LiveKit's events: {fault}" for fault in LIVEKIT_EVENTS), *(f"LiveKit: {knob}" for knob in LIVEKIT_KNOBS),
 )  # fmt: skip
 
 FAULTS: st.SearchStrategy[Fault] = st.sampled_from(get_args(Fault))
-# Which outside call of a process is hit by what. A dial makes about fifteen, a delivery four.
-A_LIFE: st.SearchStrategy[Faults] = st.dictionaries(st.integers(0, 15), FAULTS, max_size=2)
+# Which outside call of a process is hit by what. A dial makes about nineteen, a delivery four.
+A_LIFE: st.SearchStrategy[Faults] = st.dictionaries(st.integers(0, 20), FAULTS, max_size=2)
 LIVES = st.lists(A_LIFE, max_size=4)
 WHICH = st.integers(0, 9)
+# Seconds from an agent's joining, or a phone's INVITE, to the death of what holds it.
+AFTER = st.sampled_from((0, 0.1, 1.5, 8))
 # Less than one outside call; a call's way to its end; more than any lease.
 MOMENTS, SECONDS, MINUTES = (0.002, 0.005, 0.02, 0.1), (0.5, 1.5, 5, 20), (75, 200)
 
@@ -71,16 +97,21 @@ class Schedules(RuleBasedStateMachine):
 
     # ── clients, operators, callees ─────────────────────────────────────────────────────────────
 
-    @initialize(outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=2), callback=st.booleans())
-    def begins_with(self, outcomes: list[str], callback: bool) -> None:
-        for outcome in outcomes:
-            self.world.place(outcome, callback, {})
+    @initialize(
+        numbers=st.lists(st.tuples(st.sampled_from(OUTCOMES), st.sampled_from(NUMBERS)), min_size=1, max_size=2),
+        callback=st.booleans(),
+        events=st.sampled_from(tuple(LIVEKIT_EVENTS)),
+    )
+    def begins_with(self, numbers: list[tuple[str, dict[str, Any]]], callback: bool, events: str) -> None:
+        self.world.livekit_events(**LIVEKIT_EVENTS[events])
+        for outcome, number in numbers:
+            self.world.place(outcome, callback, {}, **number)
 
     @precondition(lambda self: len(self.world.requests) < MOST_CALLS)
-    @rule(outcome=st.sampled_from(OUTCOMES), callback=st.booleans(), life=A_LIFE)
-    def place(self, outcome: str, callback: bool, life: Faults) -> None:
+    @rule(outcome=st.sampled_from(OUTCOMES), number=st.sampled_from(NUMBERS), callback=st.booleans(), life=A_LIFE)
+    def place(self, outcome: str, number: dict[str, Any], callback: bool, life: Faults) -> None:
         self._step()
-        self.world.place(outcome, callback, life)
+        self.world.place(outcome, callback, life, **number)
 
     @rule(which=WHICH, other=st.booleans(), life=A_LIFE)
     def repeat_request(self, which: int, other: bool, life: Faults) -> None:
@@ -134,6 +165,12 @@ class Schedules(RuleBasedStateMachine):
         self._step()
         self.world.lose(DIAL if self.world.sqs.waiting(DIAL) else WEBHOOK, which)
 
+    @precondition(lambda self: self.world.late)
+    @rule(which=WHICH)
+    def a_late_request_is_carried_out(self, which: int) -> None:
+        self._step()
+        self.world.carry_out(which)
+
     @rule(life=A_LIFE)
     def reconcile(self, life: Faults) -> None:
         self._step()
@@ -146,7 +183,7 @@ class Schedules(RuleBasedStateMachine):
         running = self.world.running()
         running[which % len(running)].kill()
 
-    @precondition(lambda self: any(each.stalled for each in self.world.running()))
+    @precondition(lambda self: self.world.stalls())
     @rule()
     def stalled_wake_up(self) -> None:
         self._step()
@@ -163,6 +200,17 @@ class Schedules(RuleBasedStateMachine):
         fail, after = failure
         self.world.livekit_fails(method, fail=fail, after=after, times=times)
 
+    @rule(what=st.sampled_from(DEATHS_OF_SERVICES), which=WHICH, moment=AFTER)
+    def service_dies(self, what: str, which: int, moment: float) -> None:
+        self._step()
+        self.counted[what] += self.world.livekit_dies(what, which, 0, moment)
+
+    @rule(what=st.sampled_from(DEATHS_OF_SERVERS), down=st.sampled_from((0, 3, 40)), moment=AFTER)
+    def server_dies(self, what: str, down: float, moment: float) -> None:
+        """down: seconds without a server."""
+        self._step()
+        self.counted[what] += self.world.livekit_dies(what, 0, down, moment)
+
     @rule(what=st.sampled_from(WEATHER), lives=LIVES)
     def weather(self, what: str, lives: list[Faults]) -> None:
         self._step()
@@ -171,8 +219,8 @@ class Schedules(RuleBasedStateMachine):
                 self.world.switch(on=state == "on")
             case ["receiver", does]:
                 self.world.receiver_does = does
-            case ["agents", _]:
-                self.world.agents_leave()
+            case ["LiveKit", knob]:
+                self.world.livekit_is(**LIVEKIT_KNOBS[knob])
             case ["callees", _]:
                 self.world.callees_hang_up()
             case ["LiveKit's events", "processed"]:

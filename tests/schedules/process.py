@@ -17,11 +17,13 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 T = TypeVar("T")
 
 # throttled: AWS refuses. answer_lost: done, but the process hears of a time-out. sent_twice: the SDK heard nothing
-# and sent it again. The last three only happen to requests to AWS: LiveKit's stand-in and the receiver have faults
-# of their own.
+# and sent it again. sent_late: the same, but the other copy is carried out at a later step of the schedule.
+# comes_late: the process hears of a time-out, and all of it is carried out later. The last five only happen to
+# requests to AWS: LiveKit's stand-in and the receiver have faults of their own.
 Fault = Literal[
-    "dies_before", "dies_after", "stalls_before", "stalls_after", "throttled", "answer_lost", "sent_twice"
-]
+    "dies_before", "dies_after", "stalls_before", "stalls_after", "throttled", "answer_lost", "sent_twice",
+    "sent_late", "comes_late",
+]  # fmt: skip
 Faults = Mapping[int, Fault]
 
 # What an outside call takes before it is carried out, seconds: what others do falls between any two.
@@ -38,10 +40,12 @@ class Death(BaseException):
 
 
 class Process:
-    """One invocation. `lives`: seconds until AWS ends it; one that stalls is forgotten and may outlive that."""
+    """One invocation. `lives`: seconds until AWS ends it; one that stalls is forgotten and may outlive that.
+    `late`: gets the requests to AWS that are still to be carried out, their answers heard by no process."""
 
-    def __init__(self, name: str, faults: Faults, lives: float) -> None:
+    def __init__(self, name: str, faults: Faults, lives: float, late: list[Callable[[], Any]]) -> None:
         self.name = name
+        self._late = late
         self.calls = 0
         self.dead = False
         self.stalled = False
@@ -105,9 +109,9 @@ class Process:
         if self.dead:
             raise Death
 
-    async def aws(self, operation: str, request: Callable[[], T], *, at_once: bool = False) -> T:
-        """One request to AWS. at_once: it cannot stall before this one."""
-        fault = await self._before(at_once)
+    async def aws(self, operation: str, request: Callable[[], T]) -> T:
+        """One request to AWS."""
+        fault = await self._before()
         if fault == "throttled":
             raise ClientError(
                 {"Error": {"Code": "ThrottlingException"}, "ResponseMetadata": {"HTTPStatusCode": 400}},  # type: ignore[typeddict-item]
@@ -116,6 +120,10 @@ class Process:
         if fault == "sent_twice":
             with contextlib.suppress(ClientError):
                 request()
+        if fault in ("sent_late", "comes_late"):
+            self._late.append(request)
+        if fault == "comes_late":
+            raise ReadTimeoutError(endpoint_url=operation)
         result = request()
         if fault == "answer_lost":
             raise ReadTimeoutError(endpoint_url=operation)

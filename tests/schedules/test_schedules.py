@@ -7,6 +7,7 @@ shortest schedule that shows it, with the line that repeats it (`@reproduce_fail
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any, get_args
@@ -15,13 +16,17 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from dial_worker.livekit_sip import LiveKit
+from dial_worker import dial
+from dial_worker.livekit_sip import LiveKit, Presence, RoomView
+from dial_worker.outcomes import Verdict, verdict
+from reconcile_calls import reconcile
+from reconcile_calls.reconcile import Reconciling
 from shared.call import Call, Outcome, event
 from shared.call_store import CallStore, Write
-from shared.errors import LiveKitUnclear
+from shared.errors import LiveKitError, LiveKitUnclear
 from shared.workspaces import WorkspaceStore
 from tests.schedules import process
-from tests.schedules.machine import Schedules
+from tests.schedules.machine import DEATHS, Schedules
 from tests.schedules.process import Fault
 from tests.schedules.world import Stage, World
 
@@ -33,11 +38,9 @@ SETTINGS = settings(
     database=None,
     deadline=None,
     print_blob=True,
-    # A schedule takes a tenth of a second and more bytes than hypothesis likes; both are meant.
+    # A schedule takes some tenths of a second and more bytes than hypothesis likes; both are meant.
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
-# A dial that is answered makes sixteen outside calls.
-OUTSIDE_CALLS_OF_A_DIAL = 16
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +55,10 @@ def test_no_schedule_rings_twice_ends_twice_or_leaves_anything(report_table: lis
     report_table.append(("random schedules", str(Schedules.counted["schedules"])))
     report_table.append(("  steps", str(Schedules.counted["steps"])))
     report_table += [(f"  {fault}", str(times)) for fault, times in sorted(process.struck.items())]
+    report_table += [(f"  {death}", str(Schedules.counted[death])) for death in DEATHS]
     assert Schedules.counted["schedules"] >= SETTINGS.max_examples
     assert all(process.struck[fault] for fault in get_args(Fault))
+    assert sum(Schedules.counted[death] for death in DEATHS) > 0
 
 
 @pytest.mark.parametrize("fault", get_args(Fault))
@@ -68,11 +73,11 @@ def test_a_dial_that_stalls_and_is_cancelled_meanwhile_breaks_no_promise(stage: 
 
 def one_fault_anywhere(stage: Stage, fault: Fault, cancelled: bool) -> None:
     process.struck.clear()
-    for place in range(OUTSIDE_CALLS_OF_A_DIAL):
+    for place in itertools.count():
         world = World(stage)
         try:
             world.place("answer", callback=False, faults={})
-            world.run(0.2, [{place: fault}])
+            world.run(20, [{place: fault}], done=world.stalls)
             if cancelled:
                 world.cancel("key-0", {})
             # Longer than any lease: who stalls wakes up after it, in `finish`.
@@ -82,7 +87,92 @@ def one_fault_anywhere(stage: Stage, fault: Fault, cancelled: bool) -> None:
             raise AssertionError(f"{fault} at outside call {place}") from exc
         finally:
             world.close()
-    assert process.struck[fault] > 0
+        if process.struck[fault] == place:
+            # So many outside calls does a dial make that is answered: the fence is among them.
+            assert place > 10
+            return
+
+
+def server_crashes_while_it_rings(stage: Stage) -> None:
+    world = World(stage)
+    try:
+        world.place("talks_on", callback=False, faults={}, ringSeconds=20)
+        world.run(10, [])
+        assert [call.status for call in world.calls.values()] == ["dialing"]
+        assert world.livekit_dies("crash", 0, down=0, moment=0)
+        world.finish()
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("down", [0, 40])
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_death_in_livekit_at_any_moment_of_a_call_breaks_no_promise(
+    stage: Stage, death: str, down: float
+) -> None:
+    # The agent is awaited for 2 s, the phone rings for 6 s and talks for 15.
+    for moment in (0, 1, 3, 8, 14):
+        world = World(stage)
+        try:
+            world.place("answer", callback=True, faults={})
+            assert world.livekit_dies(death, 0, down, moment)
+            world.finish()
+        except AssertionError as exc:
+            raise AssertionError(f"{death} after {moment} s") from exc
+        finally:
+            world.close()
+
+
+@pytest.mark.parametrize(
+    ("lost", "may_ring_again"), [(None, True), (["participant_joined"], False), (["participant_left"], False)]
+)
+def test_only_a_dial_that_nothing_tells_of_may_ring_again(
+    stage: Stage, lost: list[str] | None, may_ring_again: bool
+) -> None:
+    """lost: which of LiveKit's events do not arrive; None: all. The phone is busy before a look could show it."""
+    world = World(stage)
+    try:
+        world.livekit_events(drop=1, only=lost)
+        world.place("busy", callback=False, faults={}, fail="unavailable", after=True)
+        world.run(400, [], done=lambda: any(call.ended for call in world.calls.values()))
+        [call_id] = world.calls
+        assert (world.rings(call_id) > 1) is may_ring_again
+        assert world.rings(call_id) <= 1 + world.untraceable[call_id]
+        world.finish()
+    finally:
+        world.close()
+
+
+def handler_stalls_before_it_ends_the_call(stage: Stage) -> None:
+    """LiveKit sends its event again meanwhile."""
+    world = World(stage)
+    try:
+        world.place("answer", callback=True, faults={})
+        world.run(20, [], done=lambda: any(call.status == "in_progress" for call in world.calls.values()))
+        # The phone's track is gone before the phone is. The handler reads the call, then writes its end.
+        world.event_faults = [{1: "stalls_before"}] * 2
+        world.run(60, [])
+        assert world.stalls()
+        assert [call.ended for call in world.calls.values()] == [True]
+        world.finish()
+    finally:
+        world.close()
+
+
+def test_an_event_sent_again_ends_the_call_once(stage: Stage) -> None:
+    handler_stalls_before_it_ends_the_call(stage)
+
+
+def test_an_event_sent_again_finds_an_end_without_its_condition(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CallStore, "end", ended_without_condition)
+    with pytest.raises(AssertionError, match=r"call\.ended"):
+        handler_stalls_before_it_ends_the_call(stage)
+
+
+def test_an_orphan_room_is_believed_for_no_longer_than_a_dial_lasts(stage: Stage) -> None:
+    server_crashes_while_it_rings(stage)
 
 
 @pytest.mark.parametrize("place", range(6))
@@ -164,17 +254,56 @@ async def dialled_again_when_unclear(self: LiveKit, **given: Any) -> None:
         await dialled_once(self, **given)
 
 
-PLANTED: dict[str, tuple[type, str, Callable[..., Any]]] = {
-    "an end without its condition": (CallStore, "end", ended_without_condition),
-    "a second dial after an unclear answer": (LiveKit, "dial", dialled_again_when_unclear),
-    "a slot that is not freed": (WorkspaceStore, "free_slot", lambda self, workspace_id, call_id: None),
-    "an ended call that stays due": (CallStore, "leave_due", lambda self, call_id: None),
+found_out = dial._find_out
+
+
+async def un_fenced_without_a_look(
+    parts: dial.Dialling, call: Call, error: LiveKitError, *, unsent: bool = False
+) -> None:
+    if unsent:
+        await dial._un_fence(parts, call, error)
+    else:
+        await found_out(parts, call, error)
+
+
+def un_fenced_without_condition(
+    self: CallStore, call_id: str, lease: str, wait_until: int, check_at: int, now: int
+) -> Write:
+    return self._transition(
+        call_id,
+        "queued",
+        event("call.queued", now),
+        "waitUntil = :wait, checkAt = :check",
+        "#status = :dialing AND leaseId = :lease",
+        {":lease": lease, ":dialing": "dialing", ":wait": wait_until, ":check": check_at},
+        remove="leaseId, leaseUntil, roomSid, dialedAt, #left, phoneSeenAt",
+        mine=lambda call: False,
+    )
+
+
+def refused_when_exhausted(error: LiveKitError) -> Verdict:
+    uncoded = error.code == "resource_exhausted" and error.sip_status_code is None
+    return Verdict("unsent") if uncoded else verdict(error)
+
+
+Patch = tuple[Any, str, Callable[..., Any]]
+UN_FENCED_AT_ONCE: tuple[Patch, ...] = (
+    (dial, "_find_out", un_fenced_without_a_look),
+    (CallStore, "unfence", un_fenced_without_condition),
+)
+PLANTED: dict[str, tuple[Patch, ...]] = {
+    "a second dial after an unclear answer": ((LiveKit, "dial", dialled_again_when_unclear),),
+    "a slot that is not freed": ((WorkspaceStore, "free_slot", lambda self, workspace_id, call_id: None),),
+    "an ended call that stays due": ((CallStore, "leave_due", lambda self, call_id: None),),
+    "a dial un-fenced on the word of unavailable": UN_FENCED_AT_ONCE,
+    "a dial un-fenced on resource_exhausted": (*UN_FENCED_AT_ONCE, (dial, "verdict", refused_when_exhausted)),
 }
 
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_random_schedules_find_a_fault_planted_in_the_product(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(*PLANTED[fault])
+    for patch in PLANTED[fault]:
+        monkeypatch.setattr(*patch)
     first_failure = settings(
         SETTINGS, max_examples=200, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False
     )
@@ -190,3 +319,46 @@ def test_a_stall_finds_a_fence_without_its_condition(
     monkeypatch.setattr(CallStore, "fence", fenced_without_condition)
     with pytest.raises(AssertionError):
         one_fault_anywhere(stage, fault, cancelled)
+
+
+def test_a_late_write_finds_that_slots_are_not_repaired(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "repair_slots", lambda parts: None)
+    with pytest.raises(AssertionError):
+        one_fault_anywhere(stage, "sent_late", cancelled=False)
+
+
+async def none_is_there(self: LiveKit, names: list[str]) -> dict[str, Presence]:
+    return dict.fromkeys(names, "absent")
+
+
+def test_a_restart_finds_that_its_rooms_are_not_believed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LiveKit, "rooms_present", none_is_there)
+    world = World(stage)
+    try:
+        world.place("talks_on", callback=False, faults={})
+        assert world.livekit_dies("restart", 0, down=0, moment=10)
+        with pytest.raises(AssertionError, match="ROOM_DELETED"):
+            world.finish()
+    finally:
+        world.close()
+
+
+def believed(parts: Reconciling, call: Call, view: RoomView) -> str | None:
+    return view.call_status
+
+
+async def not_removed(self: LiveKit, name: str) -> None:
+    """In place of making the room again, so that it can be deleted."""
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [(reconcile, "_credible_status", believed), (LiveKit, "remove_orphan", not_removed)],
+    ids=["believed for ever", "never removed"],
+)
+def test_a_crash_finds_that_an_orphan_room_is(
+    stage: Stage, planted: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(*planted)
+    with pytest.raises(AssertionError):
+        server_crashes_while_it_rings(stage)

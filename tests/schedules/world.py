@@ -9,6 +9,7 @@ the reconciler every minute) happens in `run`; a schedule may do any of it at an
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -16,6 +17,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import pkgutil
 import tempfile
@@ -29,8 +31,9 @@ from unittest import mock
 import aiohttp
 import httpx
 from aiohttp import web
-from livekit.api.twirp_client import TwirpClient
-from livekit.protocol.models import DisconnectReason, ParticipantInfo
+from botocore.exceptions import ClientError
+from livekit.api.twirp_client import ServerError, TwirpClient
+from livekit.protocol.webhook import WebhookEvent
 from moto import mock_aws
 from standardwebhooks import Webhook
 
@@ -40,7 +43,9 @@ from local.livekit import Faults as StandinFaults
 from local.livekit import Settings as StandinSettings
 from local.livekit import create_app as create_standin
 from local.livekit.control import LIVEKIT
+from local.livekit.state import Call as PlacedCall
 from local.livekit.state import LiveKit
+from local.livekit.webhooks import Notifier
 from shared.call import ENDED, Call, event_id
 from shared.dynamo import from_wire
 from shared.livekit_secret import LiveKitSecretCache
@@ -64,6 +69,10 @@ T = TypeVar("T")
 
 START_MS = 1_800_000_000_000
 LIMIT = 2
+# Of each call, seconds.
+MAX_DURATION = 300
+# A call has ended so many seconds after its phone's last sign, as published for a lost event or a dead worker.
+LAST_SIGN = 480
 DIAL, WEBHOOK, DEAD_WEBHOOK = "dial", "webhook", "dead-webhook"
 READ_EXPRESSION = "moto.dynamodb.parsing.expressions.UpdateExpressionParser.make"
 CALLBACK_URL = "https://receiver.example/hook"
@@ -103,25 +112,42 @@ class Stage:
         def unix_session(**given: Any) -> aiohttp.ClientSession:
             return session(**given | {"connector": aiohttp.UnixConnector(self.socket)})
 
-        async def observed_request(client: TwirpClient, service: str, *given: Any, **named: Any) -> Any:
+        async def observed_request(
+            client: TwirpClient, service: str, method: str, data: Any, *given: Any, **named: Any
+        ) -> Any:
             sender = process.current.get()
             assert sender is not None
+
+            async def send() -> Any:
+                try:
+                    answer = await twirp_request(client, service, method, data, *given, **named)
+                except ServerError as exc:
+                    self.world.refused(method, data, exc.code)
+                    raise
+                self.world.answered(sender, method, data, answer)
+                return answer
+
             # A dial follows the look at its lease at once. No process can make sure of more.
-            return await sender.call(
-                lambda: twirp_request(client, service, *given, **named), at_once=service == "SIP"
-            )
+            return await sender.call(send, at_once=service == "SIP")
+
+        sign = Notifier._sign
+
+        def sign_in_virtual_time(notifier: Notifier, event: WebhookEvent) -> Any:
+            event.created_at = self.now_ms() // 1000
+            return sign(notifier, event)
 
         for target, replaced in (
             ("aiohttp.ClientSession", unix_session),
             ("livekit.api.twirp_client.TwirpClient.request", observed_request),
             ("local.livekit.state.now_ms", self.now_ms),
+            ("local.livekit.webhooks.Notifier._sign", sign_in_virtual_time),
             # A metric takes longer than the request it counts, and nobody reads it here.
             ("shared.telemetry._point", mock.MagicMock()),
             # moto reads an expression for longer than it takes to carry it out, and copies what it has read.
             (READ_EXPRESSION, functools.cache(pkgutil.resolve_name(READ_EXPRESSION))),
         ):
             self._undo.enter_context(mock.patch(target, replaced))
-        in_thread = SimpleNamespace(run=virtual_time.wait_for)
+        in_thread = SimpleNamespace(run=virtual_time.wait_for, sleep=asyncio.sleep, to_thread=asyncio.to_thread)
         self._undo.enter_context(mock.patch.object(calls_api.cancel, "asyncio", in_thread))
         with self._surroundings():
             self.modules = {name: _load(module) for name, module in HANDLERS.items()}
@@ -181,7 +207,7 @@ class Request:
         body: dict[str, Any] = {
             "to": self.number,
             "call_agent_id": "agent-1",
-            "max_duration_seconds": 30,
+            "max_duration_seconds": MAX_DURATION,
             "metadata": {"key": self.key},
         }
         if self.callback:
@@ -245,6 +271,12 @@ class World:
         self.event_faults: list[Faults] = []
         self.calls: dict[str, Call] = {}
         self.rings_at_end: dict[str, int] = {}
+        # Requests to AWS that are still to be carried out.
+        self.late: list[Callable[[], Any]] = []
+        # By call: dials that LiveKit called `unavailable` without a trace of the phone that they rang.
+        self.untraceable: collections.Counter[str] = collections.Counter()
+        # By room whose dial was `unavailable`: when its worker looked since, epoch ms, and whether it saw a phone.
+        self._looks: dict[str, list[tuple[int, bool]]] = {}
         self._broken: list[AssertionError] = []
         # When what is in the index of what is due is due.
         self._due: dict[tuple[str, str], int] = {}
@@ -252,7 +284,8 @@ class World:
         self._fan_out: Process | None = None
         self._reconciler: Process | None = None
         self._next_minute = 60.0
-        self._outcomes: dict[str, dict[str, str]] = {}
+        self._numbers: dict[str, dict[str, Any]] = {}
+        self._knobs: dict[str, Any] = {}
         self._of_method: dict[str, Any] = {}
         self._of_events: dict[str, Any] = {}
         self._prepare_modules()
@@ -321,7 +354,7 @@ class World:
 
     def _start(self, function: str, faults: Faults, work: Callable[[Context], Awaitable[Any]]) -> Process:
         lives = TEMPLATE["Resources"][RESOURCES[function]]["Properties"]["Timeout"]
-        started = Process(function, faults, lives)
+        started = Process(function, faults, lives, self.late)
         started.start(lambda: work(Context(started)), over=self._news.set)
         self.processes.append(started)
         return started
@@ -340,6 +373,9 @@ class World:
     def running(self) -> list[Process]:
         self.processes = [each for each in self.processes if each.task is not None and not each.task.done()]
         return self.processes
+
+    def stalls(self) -> bool:
+        return any(each.stalled for each in self.running())
 
     async def _on_event(self, request: web.Request) -> web.Response:
         """LiveKit's webhook, as API Gateway hands it over."""
@@ -375,10 +411,10 @@ class World:
 
     # ── what clients, operators and callees do ──────────────────────────────────────────────────
 
-    def place(self, outcome: str, callback: bool, faults: Faults) -> None:
+    def place(self, outcome: str, callback: bool, faults: Faults, **number_faults: Any) -> None:
         key = f"key-{len(self.requests)}"
         number = f"+1555123{len(self.requests):04}"
-        self._outcomes[number] = {"outcome": outcome}
+        self._numbers[number] = {"outcome": outcome} | number_faults
         self._set_faults()
         call_id = hashlib.sha256(json.dumps(["demo", key]).encode()).hexdigest()[:24]
         self.requests[key] = Request(key, number, callback, call_id)
@@ -434,17 +470,8 @@ class World:
         """Those who talk hang up, those whose phone rings decline."""
         self._do(self._soon(lambda: self.livekit.hang_up(self.livekit.calls)))
 
-    def agents_leave(self) -> None:
-        def leave() -> None:
-            for room in list(self.livekit.rooms.values()):
-                for member in list(room.members.values()):
-                    if member.info.kind == ParticipantInfo.AGENT:
-                        self.livekit.leave(member, DisconnectReason.CLIENT_INITIATED)
-
-        self._do(self._soon(leave))
-
-    async def _soon(self, work: Callable[[], Any]) -> None:
-        work()
+    async def _soon(self, work: Callable[[], T]) -> T:
+        return work()
 
     # ── what AWS does ───────────────────────────────────────────────────────────────────────────
 
@@ -480,6 +507,11 @@ class World:
             failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
             self.sqs.delete(queue, {record["messageId"] for record in records} - failed)
 
+    def carry_out(self, which: int) -> None:
+        """A late request to AWS; its answer is heard by no process."""
+        with contextlib.suppress(ClientError):
+            self.late.pop(which % len(self.late))()
+
     def lose(self, queue: str, which: int) -> None:
         waiting = self.sqs.waiting(queue)
         waiting.pop(which % len(waiting))
@@ -506,7 +538,7 @@ class World:
             self._fan_out_new(faults)
             if self.loop.time() >= self._next_minute:
                 self._next_minute = 60 * (1 + self.loop.time() // 60)
-                if self._is_over(self._reconciler) and self._due_at() <= self.now_ms():
+                if self._is_over(self._reconciler) and self._needed_at() <= self.now_ms():
                     self._reconciler = self._start(
                         "reconcile_calls",
                         faults.pop(0) if faults else {},
@@ -522,7 +554,7 @@ class World:
 
     def _next_change(self) -> float:
         """The second at which AWS does something, if nothing happens before."""
-        times = [60.0 * (1 + max(self._due_at(), self.now_ms()) // 60_000) - START_MS / 1000]
+        times = [60.0 * math.ceil(max(self._needed_at(), self.now_ms() + 1) / 60_000) - START_MS / 1000]
         for queue in (DIAL, WEBHOOK):
             times += [(message.visible_at - START_MS) / 1000 for message in self.sqs.waiting(queue)]
         if any(call.outcome is None for call in self.livekit.calls):
@@ -531,6 +563,17 @@ class World:
 
     def _due_at(self) -> int:
         return min(self._due.values(), default=2**60)
+
+    def _needed_at(self) -> int:
+        """Epoch ms from which a run of the reconciler has something to do; the others are left out."""
+        every = int(self.stage.modules["reconcile_calls"].settings.durations.slot_repair * 1000)
+        now = self.now_ms()
+        if not self._slots_of_ended():
+            return self._due_at()
+        return min(self._due_at(), now if now % every < 60_000 else now - now % every + every)
+
+    def _slots_of_ended(self) -> set[str]:
+        return {call_id for call_id in self.active_calls() if self.calls[call_id].ended}
 
     def _fan_out_new(self, faults: list[Faults]) -> None:
         """The stream's next records to fan_out, one batch at a time; from the first that failed again."""
@@ -562,6 +605,37 @@ class World:
 
     # ── what LiveKit and the receiver do ────────────────────────────────────────────────────────
 
+    def livekit_dies(self, what: str, which: int, down: float, moment: float) -> bool:
+        """An agent dies, a call's SIP service, or the server, a moment (seconds) after there was an agent or a
+        phone for it to lose; False when there was none for 10 s."""
+        livekit = self.livekit
+
+        def dying() -> list[Any]:
+            if what in ("agent leaves", "agent dies"):
+                return [member for room in livekit.rooms.values() for member in room.working_agents()]
+            return [call for call in livekit.calls if call.outcome is None]
+
+        def die() -> bool:
+            chosen = [each for index, each in enumerate(dying()) if index == which % len(dying())]
+            match what:
+                case "crash":
+                    livekit.crash(down)
+                case "restart":
+                    livekit.restart(down, None)
+                case "SIP service dies":
+                    livekit.sip_dies(chosen)
+                case _:
+                    livekit.agents_die(chosen, at_once=what == "agent leaves")
+            return bool(chosen)
+
+        self.run(10, [], done=lambda: bool(dying()))
+        self.run(moment, [])
+        return self._do(self._soon(die))
+
+    def livekit_is(self, **knobs: Any) -> None:
+        self._knobs = knobs
+        self._set_faults()
+
     def livekit_fails(self, method: str, **fault: Any) -> None:
         self._of_method[method] = fault
         self._set_faults()
@@ -572,7 +646,7 @@ class World:
 
     def _set_faults(self) -> None:
         # All at once: the knobs' counters and dice begin anew at each change.
-        knobs = {"numbers": self._outcomes, "webhooks": self._of_events, **self._of_method}
+        knobs = {"numbers": self._numbers, "webhooks": self._of_events, **self._knobs, **self._of_method}
         self.livekit.set_faults(self.livekit.settings.faults.changed_by(knobs))
 
     # ── the promises ────────────────────────────────────────────────────────────────────────────
@@ -610,9 +684,43 @@ class World:
         if before is not None:
             assert now.events[: len(before.events)] == before.events, (before, now)
             assert not before.ended or now.status == before.status, (before, now)
+            if (before.status, now.status) == ("dialing", "queued") and self._untraceable(before):
+                self.untraceable[now.callId] += bool(self._placed(before))
+
+    def _untraceable(self, call: Call) -> bool:
+        """Whether its dial was `unavailable`, no event of LiveKit's told of a phone, and no look at its room
+        showed one for half a minute: then no code could tell it from a dial that rang nothing."""
+        looks = self._looks.get(call.roomName, [])
+        return (
+            (call.phoneSeenAt, call.left) == (None, None)
+            and bool(looks)
+            and not any(seen for _, seen in looks)
+            and looks[-1][0] - looks[0][0] >= 29_900
+        )
+
+    def refused(self, method: str, asked: Any, code: str) -> None:
+        """A process has heard LiveKit's error."""
+        if method == "CreateSIPParticipant":
+            self._looks.pop(asked.room_name, None)
+            if code == "unavailable":
+                self._looks[asked.room_name] = []
+
+    def answered(self, by: Process, method: str, asked: Any, answer: Any) -> None:
+        """A process has heard LiveKit's answer."""
+        if method == "ListParticipants" and by.name == "dial_worker" and asked.room in self._looks:
+            seen = any(one.identity.startswith("call-") for one in answer.participants)
+            self._looks[asked.room].append((self.now_ms(), seen))
 
     def rings(self, call_id: str) -> int:
         return sum(call.identity == f"call-{call_id}" for call in self.livekit.calls)
+
+    def _placed(self, call: Call) -> list[PlacedCall]:
+        """What rang since its fence."""
+        return [
+            placed
+            for placed in self.livekit.calls
+            if placed.identity == call.identity and placed.at_ms >= (call.dialedAt or 0)
+        ]
 
     def active_calls(self) -> frozenset[str]:
         for item in aws.items("WorkspacesTable"):
@@ -627,28 +735,39 @@ class World:
         assert all(call.status in ENDED or call.dueShard is not None for call in self.calls.values()), self.calls
         for call_id, call in self.calls.items():
             rings = self.rings(call_id)
-            assert rings <= 1, (rings, call.events)
+            assert rings <= 1 + self.untraceable[call_id], (rings, call.events)
             if call.ended:
                 assert rings == self.rings_at_end.setdefault(call_id, rings), call
+            for placed in self._placed(call):
+                # A phone that talks is hung up by request only, whatever its server has been through.
+                removed = placed.disconnect_reason in ("ROOM_DELETED", "PARTICIPANT_REMOVED")
+                assert not (removed and placed.answered_at_ms) or call.hangup, (placed.as_json(), call)
         for message_id, bodies in self.received.items():
             assert len(bodies) == 1, (message_id, bodies)
 
     def finish(self) -> None:
         """The faults stop: all end within the published bound, nothing is left, every event is received."""
         self._of_method, self._of_events, self.receiver_does, self.event_faults = {}, {}, "ok", []
-        self._set_faults()
+        self.livekit_is()
         self.switch(on=False)
         for each in self.running():
             each.wake()
         began = self.now_ms()
         durations = self.stage.modules["dial_worker"].settings.durations
         last_dial = max([began, *(call.queueDeadline for call in self.calls.values())])
-        bound = (last_dial - began) / 1000 + 40 + 30 + durations.end_margin + 300
+        bound = (last_dial - began) / 1000 + 40 + MAX_DURATION + durations.end_margin + 300
         self.run(bound, [], done=lambda: all(call.ended for call in self.calls.values()))
         self.check()
         assert all(call.ended for call in self.calls.values()), self.calls
+        for call in self.calls.values():
+            last_sign = max([began, *(placed.ended_at_ms or 0 for placed in self._placed(call))])
+            assert not self._placed(call) or (call.endedAt or 0) <= last_sign + LAST_SIGN * 1000, call
         for request in self.requests.values():
             assert not request.accepted or request.call_id in self.calls, request
+        # Now that nothing is due any more that could mend what they do.
+        self.run(120, [], done=self._quiet)
+        while self.late:
+            self.carry_out(0)
         attempts = [at - self.now_ms() for (_, kind), at in self._due.items() if kind != "CALL"]
         self.run(1200 + max([0, *attempts]) / 1000, [], done=self._quiet)
         self.check()
@@ -667,7 +786,7 @@ class World:
         """Nothing runs, is due, is on its way or talks."""
         return (
             not self.running()
-            and self._due_at() == 2**60
+            and self._needed_at() == 2**60
             and aws.stream_length("CallsTable") == self._stream_at
             and not self.sqs.waiting(DIAL)
             and not self.sqs.waiting(WEBHOOK)
