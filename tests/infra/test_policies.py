@@ -507,7 +507,7 @@ KEYS = ("demo", "demo#slots", "demo#rate", "trunk#ST_1", "#switch")
 SLOTS, TRUNK, RATE, SWITCH = "demo#slots", "trunk#ST_1", "demo#rate", "#switch"
 # What each function may do to the items of WorkspacesTable. What reads workspaces may read any item: the id of a
 # workspace may be any text.
-MAY = {
+MAY: dict[str, dict[str, tuple[str, ...]]] = {
     "InitiateCall": {"GetItem": KEYS, "UpdateItem": (RATE,)},
     "DialWorker": {"GetItem": KEYS, "UpdateItem": (SLOTS, TRUNK)},
     "LivekitEvents": {"UpdateItem": (SLOTS,)},

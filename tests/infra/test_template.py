@@ -43,8 +43,8 @@ def statements(resources: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def test_every_permission_names_its_actions_and_resources(resources: dict[str, Any]) -> None:
-    """No `*` on tables, queues, streams or anything else: exact actions on exact ARNs, or, alone, actions that take
-    no resource (tests/infra/test_policies.py).
+    """No `*` on tables, queues, streams or anything else: exact actions on exact ARNs, or actions that take no
+    resource (tests/infra/test_policies.py).
     """
     seen = 0
     for role, statement in statements(resources):
