@@ -353,7 +353,7 @@ def child_environment(state: Path) -> dict[str, str]:
 def start_emulator(running: Running, port: int) -> Child:
     return running.start(
         "aws",
-        [str(AWS_PYTHON), "-m", "ministack"],
+        [str(AWS_PYTHON), "-m", "emulator"],
         {
             **child_environment(running.state),
             "GATEWAY_PORT": str(port),

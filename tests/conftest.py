@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -58,3 +59,11 @@ def whole_system() -> Iterator[System]:
     system = System()
     yield system
     system.close()
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """The folder where Node finds the packages of tests/node."""
+    from tests.node_packages import node_project
+
+    return node_project()

@@ -4,8 +4,10 @@ Items of WorkspacesTable, by `workspaceId` (a workspace's own id has no `#`):
     <id>            the workspace, written by the operator
     <id>#slots      activeCalls: the set of the ids of calls that hold a slot; waitingUntil: until when (epoch ms)
                     a call that found no slot will ask again
+    <id>#rate       epochMinute: the minute that is counted; taken: the permits that processes have taken of it
     trunk#<id>      nextFreeAt: the next moment at which this trunk may be given an INVITE
     #switch         pausedAt: dialling is paused, calls wait
+What each function may read and write here is narrowed by these keys, in template.yaml.
 """
 
 from __future__ import annotations
@@ -224,6 +226,8 @@ class WorkspaceStore:
             "TableName": self._table,
             "FilterExpression": "attribute_exists(activeCalls)",
             "ProjectionExpression": "workspaceId, activeCalls",
+            # Said, though it follows from the line above: its role may scan for nothing else (template.yaml).
+            "Select": "SPECIFIC_ATTRIBUTES",
         }
         while True:
             with store_errors():

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +23,7 @@ import pytest
 from shared.call import Call, event, event_id, iso, webhook_body
 from shared.clock import now_ms
 from shared.durations import Durations
+from tests.node_packages import PROJECT
 from tests.webhook_world import MemoryDeliveries, World, run
 from webhook_dispatch.address_guard import Policy
 from webhook_dispatch.batch import deliver_batch
@@ -32,7 +31,6 @@ from webhook_dispatch.transport import GuardedTransport
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "webhooks.md").read_text()
-NODE_PROJECT = ROOT / "tests" / "node"
 START = 1_795_600_800_000
 DEADLINE_SECONDS = 120.0
 SECRET, NEW_SECRET, OTHER_SECRET = (f"whsec_{letter * 43}=" for letter in ("a", "b", "c"))
@@ -88,31 +86,6 @@ def test_the_schedule_of_the_page_is_the_codes() -> None:
 
 
 # ── its programs ────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(scope="session")
-def node_modules() -> Path:
-    """A folder under .local where Node finds the reference library, at the locked versions.
-
-    It is there whole or not at all, whoever else makes it at the same time, or was killed while making it.
-    """
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("NOT RUN: there is no node on this machine; the Node library has not checked the signatures")
-    wanted = {path.name: path.read_bytes() for path in sorted(NODE_PROJECT.iterdir()) if path.is_file()}
-    folder = ROOT / ".local" / f"node-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:16]}"
-    if not folder.exists():
-        folder.parent.mkdir(exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix="node-"))
-        for name, content in wanted.items():
-            (made / name).write_bytes(content)
-        install = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
-        subprocess.run(install, cwd=made, check=True, timeout=600)
-        try:
-            made.rename(folder)
-        except OSError:
-            # Somebody else was quicker.
-            shutil.rmtree(made)
-    return folder
 
 
 class Program:
@@ -250,7 +223,7 @@ def test_the_new_secret_verifies_during_a_rotation(tmp_path: Path) -> None:
 
 
 def test_no_registry_is_named_in_the_lock_of_the_node_library() -> None:
-    lock = json.loads((NODE_PROJECT / "package-lock.json").read_text())
+    lock = json.loads((PROJECT / "package-lock.json").read_text())
     packages = [package for name, package in lock["packages"].items() if name]
     assert packages
     assert all(package["integrity"].startswith("sha512-") and "resolved" not in package for package in packages)
