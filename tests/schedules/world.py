@@ -621,7 +621,7 @@ class World:
                 case "crash":
                     livekit.crash(down)
                 case "restart":
-                    livekit.restart(down, None)
+                    livekit.restart(down, None, None)
                 case "SIP service dies":
                     livekit.sip_dies(chosen)
                 case _:
