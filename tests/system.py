@@ -429,7 +429,7 @@ class System:
     def _make_resources(self) -> None:
         resources = TEMPLATE["Resources"]
         for name in ("CallsTable", "WorkspacesTable"):
-            self.dynamodb.create_table(TableName=name, **table_definition(name))
+            self.make_table(name)
         self.queue_urls: dict[str, str] = {}
         for name, resource in resources.items():
             if resource["Type"] == "AWS::SQS::Queue":
@@ -444,6 +444,12 @@ class System:
         secret = {"url": self.servers.livekit_url, "apiKey": LIVEKIT_KEY, "apiSecret": LIVEKIT_SECRET}
         self.secrets.create_secret(Name="ringonce/livekit", SecretString=json.dumps(secret))
         self.workspaces.put(demo_workspace())
+
+    def make_table(self, name: str) -> None:
+        """An empty table of the template; fan out follows its stream from then on."""
+        self.dynamodb.create_table(TableName=name, **table_definition(name))
+        if name != "CallsTable":
+            return
         stream = self.streams.list_streams(TableName="CallsTable")["Streams"][0]["StreamArn"]
         shard = self.streams.describe_stream(StreamArn=stream)["StreamDescription"]["Shards"][0]
         self._iterator = self.streams.get_shard_iterator(

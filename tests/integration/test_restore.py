@@ -14,7 +14,7 @@ from admin.restore import bring_back, seal
 from admin.terminal import AdminError, Terminal
 from shared.call_store import CallStore
 from tests.hooks import change
-from tests.system import TEMPLATE, System
+from tests.system import System
 
 RESTORED = "CallsTable-restored"
 SOON = 60_000
@@ -37,17 +37,15 @@ def store(system: System) -> CallStore:
     return CallStore(system.dynamodb, "CallsTable")
 
 
-def back_up(system: System) -> None:
+def back_up(system: System, table: str = "CallsTable", into: str = RESTORED) -> None:
     """What PITR gives: all items as they are now, in a table of another name."""
-    properties = TEMPLATE["Resources"]["CallsTable"]["Properties"]
-    system.dynamodb.create_table(
-        TableName=RESTORED,
-        AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in ("pk", "sk")],
-        KeySchema=properties["KeySchema"],
-        BillingMode="PAY_PER_REQUEST",
-    )
-    for item in everything(system):
-        system.dynamodb.put_item(TableName=RESTORED, Item=item)
+    system.dynamodb.restore_table_from_backup(TargetTableName=into, BackupArn=backup_of(system, table))
+
+
+def backup_of(system: System, table: str) -> str:
+    """The name of a backup of a table as it is now; AWS makes one by itself of a table that is deleted."""
+    made = system.dynamodb.create_backup(TableName=table, BackupName=f"{table}-backup")
+    return made["BackupDetails"]["BackupArn"]
 
 
 def everything(system: System) -> list[dict[str, Any]]:
@@ -206,3 +204,46 @@ def test_the_stacks_own_table_is_not_taken_for_a_backup(system: System) -> None:
     system.workspaces.pause(1)
     with pytest.raises(AdminError, match="own table"):
         run(system, "CallsTable")
+
+
+# ── a table is gone ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_deleted_table_of_calls_comes_back_into_an_empty_one(system: System) -> None:
+    """docs/operations.md: an empty table in its place, the backup into another, what was open is ended."""
+    call_id = in_progress(system)
+    over = system.place("+15550000001")
+    system.run_until(lambda: system.ended(over))
+    rung, view = len(system.calls_placed()), system.item(over)
+    backup = backup_of(system, "CallsTable")
+    system.dynamodb.delete_table(TableName="CallsTable")
+    assert system.post({"to": "+15550000000", "call_agent_id": "a"})["statusCode"] == 503
+
+    system.workspaces.pause(int(time.time() * 1000) + 1)
+    system.make_table("CallsTable")
+    system.dynamodb.restore_table_from_backup(TargetTableName=RESTORED, BackupArn=backup)
+    assert run(system)["sealed"] == 1
+    system.workspaces.resume()
+    # By the new table's stream.
+    system.run_until(lambda: any(event["type"] == "call.ended" for event in system.received(call_id)))
+    assert system.item(call_id)["events"][-1]["reason"] == "outcome_unknown"
+    assert system.item(over) == view
+    assert len(system.calls_placed()) == rung
+    again = system.place("+15550000000")
+    system.run_until(lambda: system.ended(again))
+    assert len(system.calls_placed()) == rung + 1
+
+
+def test_a_deleted_table_of_workspaces_comes_back_under_its_own_name(system: System) -> None:
+    call_id = in_progress(system)
+    backup = backup_of(system, "WorkspacesTable")
+    system.dynamodb.delete_table(TableName="WorkspacesTable")
+    system.forget_workspaces()
+    assert system.post({"to": "+15550000000", "call_agent_id": "a"})["statusCode"] == 503
+
+    system.dynamodb.restore_table_from_backup(TargetTableName="WorkspacesTable", BackupArn=backup)
+    system.forget_workspaces()
+    assert system.workspaces.active_calls("demo") == {call_id}
+    again = system.place("+15550000000")
+    system.run_until(lambda: system.ended(again))
+    assert system.item(again)["status"] == "completed"
