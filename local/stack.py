@@ -50,7 +50,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from local.stream_poller import Record
-    from local.template_for_emulator import Adapted, StreamMapping
+    from local.template_for_emulator import Adapted, Schedule, StreamMapping
 
 ROOT = Path(__file__).resolve().parents[1]
 FUNCTIONS = ROOT / "functions"
@@ -512,31 +512,33 @@ def poll_stream(running: Running, mapping: StreamMapping) -> None:
     stream_poller.poll(aws_client("dynamodbstreams", endpoint), stream_arn, settings, batches, running.done)
 
 
-def run_schedule(running: Running, logical_id: str, seconds: float) -> None:
-    """Invokes a function every so many seconds, asynchronously, with the event that EventBridge sends."""
+def run_schedule(running: Running, schedule: Schedule) -> None:
+    """Invokes a function at its pace, asynchronously, with the event that EventBridge sends."""
     functions = aws_client("lambda", running.info["awsEndpointUrl"])
     log = running.state / "logs" / "schedule.log"
-    while not running.done.wait(seconds):
-        event = {
-            "version": "0",
-            "id": str(uuid.uuid4()),
-            "detail-type": "Scheduled Event",
-            "source": "aws.events",
-            "account": "000000000000",
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "region": REGION,
-            "resources": [],
-            "detail": {},
-        }
+    while not running.done.wait(schedule.seconds * running.time_scale):
+        event = schedule.input or json.dumps(
+            {
+                "version": "0",
+                "id": str(uuid.uuid4()),
+                "detail-type": "Scheduled Event",
+                "source": "aws.events",
+                "account": "000000000000",
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "region": REGION,
+                "resources": [],
+                "detail": {},
+            }
+        )
         try:
             functions.invoke(
-                FunctionName=running.info["resources"][logical_id],
+                FunctionName=running.info["resources"][schedule.function],
                 InvocationType="Event",
-                Payload=json.dumps(event).encode(),
+                Payload=event.encode(),
             )
         except Exception as exc:  # the next one may get through
             with log.open("a") as lines:
-                print(logical_id, exc, file=lines)
+                print(schedule.function, exc, file=lines)
 
 
 def warm_up(running: Running, adapted: Adapted) -> None:
@@ -832,8 +834,7 @@ def _start(running: Running, port: int, progress: Callable[[str], None]) -> None
     for mapping in adapted.stream_mappings:
         running.in_background(poll_stream, running, mapping)
     for schedule in adapted.schedules:
-        seconds = schedule.seconds * running.time_scale
-        running.in_background(run_schedule, running, schedule.function, seconds)
+        running.in_background(run_schedule, running, schedule)
 
 
 def run(state: Path, port: int, output: TextIO) -> None:

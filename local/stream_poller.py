@@ -5,11 +5,12 @@ with the public Streams and Invoke APIs. What it does is what AWS documents:
 https://docs.aws.amazon.com/lambda/latest/dg/services-dynamodb-eventsourcemapping.html and the pages below it
 (batch item failures, errors, parameters), https://docs.aws.amazon.com/lambda/latest/dg/invocation-eventfiltering.html.
 
-In one shard, batches are processed in order, one at a time. A batch that fails is tried again until it
-succeeds, its retries are used up or its records are too old; what is given up goes, as metadata only, to the
-OnFailure queue, and the shard goes on. A partial failure is tried again from its first failed record.
-Bisection halves a failed batch and costs no retry. Where AWS leaves something open (the pace of retries;
-whether progress resets their count), the choice is in `Batches`.
+In one shard, batches are processed in order, one at a time. (AWS works on as many as `ParallelizationFactor`
+says, the records of one item in order and those of different items in any: this is one of its orders.) A batch
+that fails is tried again until it succeeds, its retries are used up or its records are too old; what is given up
+goes, as metadata only, to the OnFailure queue, and the shard goes on. A partial failure is tried again from its
+first failed record. Bisection halves a failed batch and costs no retry. Where AWS leaves something open (the
+pace of retries; whether progress resets their count), the choice is in `Batches`.
 """
 
 from __future__ import annotations

@@ -68,10 +68,12 @@ class StreamMapping:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Schedule:
-    """A function (logical id) that is invoked every so many seconds, on AWS's clock."""
+    """A function (logical id) that is invoked every so many seconds, on AWS's clock. input: JSON, the event in
+    place of EventBridge's own."""
 
     function: str
     seconds: int
+    input: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ def _take_schedules(resources: dict[str, Resource]) -> tuple[Schedule, ...]:
                 raise ValueError(f"{name}: the local stack knows rate(...), not {expression!r}")
             seconds = int(rate[1]) * _SECONDS[rate[2]]
             for target in res["Properties"]["Targets"]:
-                taken.append(Schedule(target["Arn"]["Fn::GetAtt"][0], seconds))
+                taken.append(Schedule(target["Arn"]["Fn::GetAtt"][0], seconds, target.get("Input")))
             del resources[name]
     return tuple(taken)
 

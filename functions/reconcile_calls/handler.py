@@ -1,14 +1,15 @@
-"""Every minute: what is due."""
+"""Every minute: what is due, in several invocations side by side, each with a range of the index's shards."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dial_worker.livekit_sip import connect
-from reconcile_calls.reconcile import ROUND_SECONDS, Reconciling, reconcile
+from reconcile_calls.reconcile import ROUND_SECONDS, WRITE_SECONDS, Reconciling, reconcile, requests_of
 from reconcile_calls.settings import Settings
 from shared import aws
 from shared.call_store import CallStore
@@ -16,6 +17,7 @@ from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
 from shared.livekit_secret import LiveKitSecretCache
 from shared.queues import Queue
+from shared.table_keys import SHARDS
 from shared.workspaces import WorkspaceStore
 
 settings = Settings.from_environment(os.environ)
@@ -35,11 +37,16 @@ runner.get_loop().set_default_executor(ThreadPoolExecutor(20, thread_name_prefix
 
 
 def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, int]:
-    return runner.run(run(context))
+    """`{"shards": [0, 1]}`: of these alone; without it of all."""
+    return runner.run(run(context, event.get("shards", range(SHARDS))))
 
 
-async def run(context: Any) -> dict[str, int]:
-    async with connect(livekit_secret.get, settings.durations.livekit_look) as livekit:
+async def run(context: Any, shards: Sequence[int] = range(SHARDS)) -> dict[str, int]:
+    def left() -> float:
+        return float(context.get_remaining_time_in_millis() / 1000)
+
+    look = settings.durations.livekit_look
+    async with connect(livekit_secret.get, look) as livekit:
         parts = Reconciling(
             calls=calls,
             deliveries=deliveries,
@@ -49,6 +56,9 @@ async def run(context: Any) -> dict[str, int]:
             livekit=livekit,
             durations=settings.durations,
             clock=now_ms,
-            time_left=lambda: context.get_remaining_time_in_millis() > ROUND_SECONDS * 1000,
+            time_left=lambda: left() > ROUND_SECONDS,
+            answers_in_time=lambda requests: left() > requests * look + WRITE_SECONDS,
+            shards=shards,
+            requests_left=requests_of(shards),
         )
         return dict(await reconcile(parts))

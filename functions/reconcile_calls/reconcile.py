@@ -1,9 +1,10 @@
 """Every minute: everything that is due is looked at, what has ended is ended, what was lost is sent again.
 
 The index of what is due may be stale, so each decision rests on a consistent read of the item, and each write
-repeats what was read as its condition. A run is bounded: it takes small portions of all shards, few of them at a
-time, until the index is empty or its time or its LiveKit requests are spent; what is left is the oldest of the
-next run. What fails, or cannot be read, costs nothing else its turn: it is put off by its key.
+repeats what was read as its condition. A run has some of the index's shards; others have the rest at the same
+time. It is bounded: it takes small portions of its shards, few of them at a time, until the index is empty or
+its time or its LiveKit requests are spent; what is left is the oldest of the next run. What fails, or cannot be
+read, costs nothing else its turn: it is put off by its key.
 
     queued       past its time in the queue: `expired`; else a message again
     dialing      its worker is dead once the lease is over: answered, still ringing, or absent on two looks
@@ -20,7 +21,7 @@ import dataclasses
 import functools
 import math
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from dial_worker.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
@@ -37,25 +38,34 @@ from shared.table_keys import SHARDS
 from shared.telemetry import count, logger, measure
 from shared.workspaces import WorkspaceStore
 
-# A portion that has begun is finished: it must fit into what remains of the run.
-ROUND_SECONDS = 30
+# What must remain of a run for another portion to begin: it is read (3 s at the longest), its rooms are listed
+# (`livekit_look`), it is written (3 s). A call that needs more of LiveKit gets it only if there is time for it.
+ROUND_SECONDS = 15
+# What must remain after LiveKit's answer: the write that follows it.
+WRITE_SECONDS = 5
 
 # How many items are read and worked on together, and how many such portions at a time: a run never has more items
 # in hand. The end of a call brings its whole record back, up to 400 KB of it.
 PORTION = ROOMS_PER_REQUEST
 PORTIONS = 4
 
-# LiveKit Cloud allows 1,000 requests a minute; the dial workers need theirs.
+# The run that has this shard repairs the slots of all workspaces.
+FIRST_SHARD = 0
+
+# LiveKit Cloud allows 1,000 requests a minute; the dial workers need theirs. Of all runs of a minute together.
 LIVEKIT_REQUESTS = 500
 
 
 class RequestsSpent(RingonceError):
-    """This run has asked LiveKit often enough; the rest stays due."""
+    """This run has asked LiveKit often enough, or for long enough; the rest stays due."""
 
 
 @dataclasses.dataclass(slots=True)
 class Reconciling:
-    """What a run needs. clock: epoch ms. time_left: whether another round may begin."""
+    """What a run needs. clock: epoch ms. time_left: whether another portion may begin. answers_in_time: whether so
+    many requests to LiveKit, one after the other, are answered before the run must end. shards: those of the index
+    that are this run's.
+    """
 
     calls: CallStore
     deliveries: DeliveryStore
@@ -66,16 +76,23 @@ class Reconciling:
     durations: Durations
     clock: Callable[[], int]
     time_left: Callable[[], bool]
+    answers_in_time: Callable[[int], bool] = lambda requests: True
+    shards: Sequence[int] = range(SHARDS)
     requests_left: int = LIVEKIT_REQUESTS
     # ms by which the latest item of this run was late
     lateness: int = 0
     done: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
-    def spend_request(self) -> None:
-        """Raises RequestsSpent when this run may not ask LiveKit again."""
-        if self.requests_left <= 0:
+    def spend_requests(self, number: int = 1) -> None:
+        """Raises RequestsSpent when this run may not ask LiveKit so often any more."""
+        if self.requests_left < number or not self.answers_in_time(number):
             raise RequestsSpent
-        self.requests_left -= 1
+        self.requests_left -= number
+
+
+def requests_of(shards: Sequence[int]) -> int:
+    """The share of LIVEKIT_REQUESTS of a run that has these shards."""
+    return LIVEKIT_REQUESTS * len(shards) // SHARDS
 
 
 async def reconcile(parts: Reconciling) -> collections.Counter[str]:
@@ -88,8 +105,9 @@ async def reconcile(parts: Reconciling) -> collections.Counter[str]:
             await _round(parts, keys, paused)
 
     await asyncio.gather(*(work() for _ in range(PORTIONS)))
-    if parts.clock() % int(parts.durations.slot_repair * 1000) < int(60_000 * parts.durations.scale):
-        # About every fifth run: runs are a minute apart.
+    repairs = parts.clock() % int(parts.durations.slot_repair * 1000) < int(60_000 * parts.durations.scale)
+    if repairs and FIRST_SHARD in parts.shards:
+        # About every fifth minute, and by one of its runs.
         await asyncio.to_thread(repair_slots, parts)
     logger.info("reconciled", extra={"done": dict(parts.done), "requests_left": parts.requests_left})
     measure("DueLateness", parts.lateness)
@@ -106,11 +124,11 @@ async def _paused(parts: Reconciling) -> bool:
 
 
 class _DueKeys:
-    """Keys of what is due, a portion at a time: the oldest of every shard, page by page."""
+    """Keys of what is due, a portion at a time: the oldest of each of the run's shards, page by page."""
 
     def __init__(self, parts: Reconciling) -> None:
         now = parts.clock()
-        self._pages = [parts.calls.due(shard, now) for shard in range(SHARDS)]
+        self._pages = [parts.calls.due(shard, now) for shard in parts.shards]
         self._keys: list[tuple[str, str]] = []
         self._reading = asyncio.Lock()
 
@@ -176,7 +194,7 @@ async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, Presence]:
 
     async def listed(some: list[str]) -> dict[str, Presence]:
         try:
-            parts.spend_request()
+            parts.spend_requests()
             return await parts.livekit.rooms_present(some)
         except (LiveKitError, RequestsSpent) as exc:
             logger.warning("rooms not listed", extra={"livekit": str(exc)})
@@ -263,18 +281,18 @@ async def _dialing(parts: Reconciling, call: Call) -> str:
     if call.leaseUntil >= now:
         if call.hangup is None:
             return await _postpone_to(parts, call, call.leaseUntil)
-        parts.spend_request()
+        parts.spend_requests()
         await hang_up_phone(parts.calls, parts.livekit, call, answered=False)
         return await _postpone(parts, call, parts.durations.second_look)
     longest = (call.ringTimeoutSeconds + call.maxDurationSeconds) * parts.durations.scale
     if now >= (call.dialedAt or 0) + int((longest + parts.durations.end_margin) * 1000):
         # LiveKit could not be asked for so long that no call of its can be left.
         return await _end(parts, call, left_outcome(call.left))
-    parts.spend_request()
+    parts.spend_requests()
     view = await parts.livekit.view_room(call.roomName, call.identity)
     status = _credible_status(parts, call, view)
     if status is not None and call.hangup is not None:
-        parts.spend_request()
+        parts.spend_requests()
         if await hang_up_phone(parts.calls, parts.livekit, call, answered=status in ANSWERED):
             return await _postpone(parts, call, parts.durations.second_look)
         status = None
@@ -329,7 +347,7 @@ async def _in_progress(parts: Reconciling, call: Call, room: Presence | None) ->
     if room == "both":
         return await _alive(parts, call, limit)
     if room != "absent":
-        parts.spend_request()
+        parts.spend_requests()
         view = await parts.livekit.view_room(call.roomName, call.identity)
         if view.call_status is not None and view.accompanied:
             return await _alive(parts, call, limit)
@@ -355,8 +373,7 @@ async def _alive(parts: Reconciling, call: Call, limit: int) -> str:
 
 
 async def _hang_up(parts: Reconciling, call: Call, reason: str) -> str:
-    for _ in range(HANG_UP_REQUESTS):
-        parts.spend_request()
+    parts.spend_requests(HANG_UP_REQUESTS)
     hung_up = await hang_up_call(parts.calls, parts.livekit, call, reason, parts.clock)
     if hung_up is None:
         return await _postpone(parts, call, parts.durations.second_look)
@@ -425,7 +442,7 @@ async def _clear(parts: Reconciling, call: Call) -> str:
 
 
 async def _delete_room(parts: Reconciling, call: Call) -> bool:
-    parts.spend_request()
+    parts.spend_requests()
     return await delete_room(parts.calls, parts.livekit, call)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+CONNECT_SECONDS, READ_SECONDS = 2, 3
 CONFIG = Config(
-    connect_timeout=2,
-    read_timeout=3,
+    connect_timeout=CONNECT_SECONDS,
+    read_timeout=READ_SECONDS,
     retries={"mode": "standard", "total_max_attempts": 2},
     max_pool_connections=20,
     tcp_keepalive=True,

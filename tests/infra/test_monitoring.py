@@ -127,13 +127,24 @@ def test_lateness_rings_before_a_call_can_end_later_than_published() -> None:
     alarm = ALARMS["CallsOverdueAlarm"]
     slack = END_BOUND - Durations().end_margin
     events = TEMPLATE["Resources"]["ReconcileCalls"]["Properties"]["Events"]
-    assert [event["Properties"]["Schedule"] for event in events.values()] == ["rate(1 minute)"]
+    assert {event["Properties"]["Schedule"] for event in events.values()} == {"rate(1 minute)"}
     assert (alarm["MetricName"], alarm["Statistic"], alarm["EvaluationPeriods"]) == ("DueLateness", "Maximum", 1)
     assert 60_000 < alarm["Threshold"] < slack * 1000
     minutes = alarm["Threshold"] / 60_000
     assert f"more than {minutes:g} minutes late" in alarm["AlarmDescription"]
     told = RUNBOOK.split("### Calls overdue")[1].split("###")[0]
     assert f"more than {minutes:g} minutes after it was due" in told
+
+
+def test_one_schedule_of_the_reconciler_that_is_off_rings() -> None:
+    """It has no metric of its own: what its shards have due would only get later and later."""
+    alarm = ALARMS["ReconcilerSilentAlarm"]
+    schedules = len(TEMPLATE["Resources"]["ReconcileCalls"]["Properties"]["Events"])
+    minutes = alarm["Period"] // 60
+    assert (alarm["ComparisonOperator"], alarm["Statistic"]) == ("LessThanThreshold", "Sum")
+    assert (schedules - 1) * minutes < alarm["Threshold"] < schedules * minutes
+    assert f"less than {alarm['Threshold']} times in {minutes} minutes" in alarm["AlarmDescription"]
+    assert f"{schedules} schedules start it {schedules * minutes} times" in alarm["AlarmDescription"]
 
 
 def test_every_alarm_is_on_the_dashboard() -> None:

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
+from dial_worker.hang_up import HANG_UP_REQUESTS
 from local.template_for_emulator import translate
-from reconcile_calls.reconcile import ROUND_SECONDS
+from reconcile_calls.reconcile import LIVEKIT_REQUESTS, ROUND_SECONDS, WRITE_SECONDS, requests_of
+from shared import aws
 from shared.durations import Durations
+from shared.table_keys import SHARDS
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = yaml_parse((ROOT / "template.yaml").read_text())
@@ -91,6 +94,29 @@ def test_a_stream_record_is_tried_for_as_long_as_the_stream_keeps_it(resources: 
         of_type(resources, "AWS::Lambda::EventSourceMapping")["FanOutFromStream"]["MaximumRecordAgeInSeconds"]
         == 24 * 3600
     )
+
+
+def test_records_of_a_shard_are_worked_on_side_by_side(resources: dict[str, Any]) -> None:
+    mapping = of_type(resources, "AWS::Lambda::EventSourceMapping")["FanOutFromStream"]
+    assert mapping["ParallelizationFactor"] == 10
+
+
+def test_the_reconcilers_schedules_have_each_shard_once_and_share_livekits_requests(
+    resources: dict[str, Any],
+) -> None:
+    rules = [
+        (rule["ScheduleExpression"], target)
+        for rule in of_type(resources, "AWS::Events::Rule").values()
+        for target in rule["Targets"]
+        if target["Arn"]["Fn::GetAtt"][0] == "ReconcileCalls"
+    ]
+    assert {every for every, _ in rules} == {"rate(1 minute)"}
+    ranges = [json.loads(target["Input"])["shards"] for _, target in rules]
+    assert len(ranges) > 1
+    assert sorted(itertools.chain(*ranges)) == list(range(SHARDS))
+    assert sum(requests_of(shards) for shards in ranges) <= LIVEKIT_REQUESTS
+    # From here on a function has a whole processor; a Python process uses no second one.
+    assert of_type(resources, "AWS::Lambda::Function")["ReconcileCalls"]["MemorySize"] == 1769
 
 
 def test_callback_ports_are_the_same_where_they_are_checked_and_where_they_bind(
@@ -190,9 +216,12 @@ def test_time_outs_nest(resources: dict[str, Any]) -> None:
     assert d.livekit_request + d.agent_wait + d.pacing_hold + dial + d.fence_margin <= timeout["DialWorker"]
     # A lease ends so long after its process: clocks differ by less, and a dial under way is answered by then.
     assert d.lease_margin >= 60
-    # The reconciler: one listing and three requests for a call in a row, and the writes, are one round.
-    assert 4 * d.livekit_look <= ROUND_SECONDS - 5
-    assert timeout["ReconcileCalls"] - d.livekit_look > ROUND_SECONDS
+    # The reconciler's last portion: it is read, its rooms are listed, it is written.
+    read, connect = aws.READ_SECONDS, aws.CONNECT_SECONDS
+    assert read + d.livekit_look + read <= ROUND_SECONDS
+    # What else is asked of LiveKit is asked only if the write behind it is done before the end.
+    assert connect + read <= WRITE_SECONDS
+    assert HANG_UP_REQUESTS * d.livekit_look + WRITE_SECONDS < timeout["ReconcileCalls"] / 2
     # Published: ten minutes after its limit. The last postponement, the next minute, the run itself.
     assert d.end_margin + d.second_look + 60 + timeout["ReconcileCalls"] <= 600
     assert d.webhook_attempt < timeout["Deliver"] < d.webhook_lease

@@ -104,7 +104,10 @@ def test_the_queues_mappings_are_deployed(adapted: Adapted) -> None:
 
 
 def test_the_schedule_is_left_to_the_stack_with_its_permission(adapted: Adapted) -> None:
-    assert adapted.schedules == (Schedule("ReconcileCalls", 60),)
+    ranges = ("[0,1,2,3]", "[4,5,6,7]", "[8,9,10,11]", "[12,13,14,15]")
+    assert set(adapted.schedules) == {
+        Schedule("ReconcileCalls", 60, f'{{"shards":{shards}}}') for shards in ranges
+    }
     assert not of_type(adapted.template, "AWS::Events::Rule")
     assert "events.amazonaws.com" not in json.dumps(of_type(adapted.template, "AWS::Lambda::Permission"))
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from dial_worker.livekit_sip import Presence, RoomView
-from reconcile_calls.reconcile import LIVEKIT_REQUESTS, PORTION, PORTIONS
+from reconcile_calls.reconcile import LIVEKIT_REQUESTS, PORTION, PORTIONS, Reconciling
 from shared.call import Call, event
 from shared.call_store import DUE_PAGE, CallStore, Due, Write
 from shared.delivery_store import sort_key
@@ -20,7 +20,7 @@ from shared.dynamo import to_wire
 from shared.errors import StoreError
 from shared.table_keys import call_key, due_shard
 from tests.clocked import DOWN, MINUTE, Clocked
-from tests.system import System
+from tests.system import Context, System
 
 LIVE, SOME = 10_000, 4000
 # LiveKit Cloud's limit for everything this system asks it in a minute.
@@ -215,6 +215,69 @@ def test_calls_that_livekit_cannot_tell_about_do_not_hold_up_the_others(
     assert [body["callId"] for _, body in world.dial_queue.sent] == [queued]
     assert world.call(expired).status == "expired"
     assert done["alive"] == len(bad), "those that shared its request are asked about one by one"
+
+
+def test_a_run_has_the_shards_that_it_is_given_and_others_have_the_rest(system: System) -> None:
+    world, calls = crowd(system, 320)
+    world.now += 6 * MINUTE
+    assert world.reconcile(shards=[2, 3]) == {"alive": 40}
+    assert {due_shard(call_id) for call_id in calls.looked} == {2, 3}
+    assert world.reconcile(shards=[0, 1]) == {"alive": 40}
+    assert world.reconcile(shards=range(4, 16)) == {"alive": 240}
+    assert len(calls.looked) == 320
+
+
+@pytest.mark.parametrize("event", [{}, {"shards": [0, 1]}, {"shards": list(range(16))}])
+def test_the_function_looks_at_the_shards_of_its_event_with_their_share_of_the_requests(
+    system: System, monkeypatch: pytest.MonkeyPatch, event: dict[str, Any]
+) -> None:
+    seen: list[Reconciling] = []
+
+    async def note(parts: Reconciling) -> dict[str, int]:
+        seen.append(parts)
+        return {}
+
+    monkeypatch.setattr(system.modules["reconcile_calls"], "reconcile", note)
+    system.handlers["reconcile_calls"](event, Context(55))
+    shards = event.get("shards", range(16))
+    assert list(seen[0].shards) == list(shards)
+    assert seen[0].requests_left == LIVEKIT_REQUESTS * len(shards) // 16
+
+
+@pytest.mark.parametrize(
+    ("seconds", "another", "requests"), [(55, True, 3), (16, True, 2), (14, False, 1), (9, False, 0)]
+)
+def test_what_no_time_is_left_for_does_not_begin(
+    system: System, monkeypatch: pytest.MonkeyPatch, seconds: float, another: bool, requests: int
+) -> None:
+    """Of 55 s: a portion needs 15, a request to LiveKit the 5 that it may take, and 5 to write what it found."""
+    seen: list[tuple[bool, list[bool]]] = []
+
+    async def note(parts: Reconciling) -> dict[str, int]:
+        seen.append((parts.time_left(), [parts.answers_in_time(number) for number in (1, 2, 3)]))
+        return {}
+
+    monkeypatch.setattr(system.modules["reconcile_calls"], "reconcile", note)
+    system.handlers["reconcile_calls"]({}, Context(seconds))
+    assert seen == [(another, [number <= requests for number in (1, 2, 3)])]
+
+
+def test_a_portion_whose_time_is_over_puts_off_what_needs_livekit_and_does_the_rest(system: System) -> None:
+    world = Clocked(system)
+    dialing = world.place_dialing(leaseUntil=world.now - 1, checkAt=world.now)
+    too_long = world.place_answered(checkAt=world.now, answeredAt=world.now - 31 * MINUTE)
+    alive = world.place_answered(checkAt=world.now)
+    queued = world.place(checkAt=world.now)
+    world.dial_queue.sent.clear()
+    assert world.reconcile(answers_in_time=lambda requests: False) == {"postponed": 3, "sent_again": 1}
+    assert world.livekit.requests == {}
+    assert [body["callId"] for _, body in world.dial_queue.sent] == [queued]
+    assert {check_at(system, call_id) for call_id in (dialing, too_long, alive)} == {world.now + 30_000}
+    # Time for two requests one after the other, where hanging up needs three.
+    world.now += MINUTE
+    assert world.reconcile(answers_in_time=lambda requests: requests < 3) == {
+        "noted": 1, "alive": 1, "postponed": 1, "sent_again": 1
+    }  # fmt: skip
 
 
 def test_when_the_requests_are_spent_the_others_come_next(system: System) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from reconcile_calls.reconcile import repair_slots
 from tests.hooks import change_durations
-from tests.system import System, demo_workspace
+from tests.system import Context, System, demo_workspace
 
 
 def repairs(monkeypatch: pytest.MonkeyPatch, system: System) -> None:
@@ -35,6 +35,17 @@ def test_calls_that_wait_or_talk_keep_their_slots(system: System, monkeypatch: p
     system.dial()
     system.reconcile()
     assert talks in system.workspaces.active_calls("demo")
+
+
+def test_one_range_of_the_index_repairs_the_slots_of_all(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is read once in five minutes, and not by each of the runs of a minute."""
+    repairs(monkeypatch, system)
+    handler = system.handlers["reconcile_calls"]
+    system.workspaces.take_slot("demo", "0123456789abcdef01234567", 10)
+    handler({"shards": [4, 5, 6, 7]}, Context(55))
+    assert len(system.workspaces.active_calls("demo")) == 1
+    handler({"shards": [0, 1, 2, 3]}, Context(55))
+    assert system.workspaces.active_calls("demo") == frozenset()
 
 
 def test_every_workspace_is_looked_at_however_many_there_are(system: System) -> None:

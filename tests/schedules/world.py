@@ -38,6 +38,7 @@ from moto import mock_aws
 from standardwebhooks import Webhook
 
 import calls_api.cancel
+import webhook_dispatch.fan_out
 from initiate_call.rate_limit import RateLimit
 from local.livekit import Faults as StandinFaults
 from local.livekit import Settings as StandinSettings
@@ -149,6 +150,9 @@ class Stage:
             self._undo.enter_context(mock.patch(target, replaced))
         in_thread = SimpleNamespace(run=virtual_time.wait_for, sleep=asyncio.sleep, to_thread=asyncio.to_thread)
         self._undo.enter_context(mock.patch.object(calls_api.cancel, "asyncio", in_thread))
+        # Its rows one after the other: threads of its own would run outside the virtual time.
+        one_by_one = SimpleNamespace(map=map)
+        self._undo.enter_context(mock.patch.object(webhook_dispatch.fan_out, "pool", one_by_one))
         with self._surroundings():
             self.modules = {name: _load(module) for name, module in HANDLERS.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from shared.errors import QueueError, StoreError, StoreUnclear
 from shared.queues import Queue
 from shared.table_keys import RETENTION_SECONDS
 from tests.webhook_world import Death, MemoryDeliveries, MemoryQueue, Process, World, stream_record
-from webhook_dispatch.fan_out import FanningOut, deliver_all, fan_out, new_events
+from webhook_dispatch.fan_out import ROWS_AT_ONCE, FanningOut, deliver_all, fan_out, new_events
 
 A, B, C = ("a" * 24, "b" * 24, "c" * 24)
 MAPPING = yaml_parse((Path(__file__).parents[2] / "template.yaml").read_text())["Resources"]["FanOutFromStream"]
@@ -84,6 +85,66 @@ def test_messages_go_in_batches(world: World) -> None:
     parts = FanningOut(MemoryDeliveries(world.table), Queue(cast(Any, sqs), "url"), world.durations, world.clock)
     assert fan_out(parts, world.dead_letters, world.call(A, events=25)) is None
     assert sqs.sizes == [10, 10, 5]
+
+
+# ── side by side ────────────────────────────────────────────────────────────────────────────────────
+
+# For what never comes.
+DEADLINE_SECONDS = 60
+
+
+def test_rows_are_written_side_by_side_and_so_many_at_most(world: World) -> None:
+    together = threading.Barrier(ROWS_AT_ONCE)
+    lock, under_way, most = threading.Lock(), 0, 0
+
+    class Meeting(MemoryDeliveries):
+        def create(self, *given: Any) -> None:
+            nonlocal under_way, most
+            with lock:
+                under_way += 1
+                most = max(most, under_way)
+            # Broken when the others do not come.
+            together.wait(DEADLINE_SECONDS)
+            super().create(*given)
+            with lock:
+                under_way -= 1
+
+    assert fan_out_with(world, Meeting(world.table), world.call(A, events=2 * ROWS_AT_ONCE)) is None
+    assert most == ROWS_AT_ONCE
+    assert sent(world) == [(A, n) for n in range(1, 2 * ROWS_AT_ONCE + 1)]
+
+
+def test_messages_keep_the_order_of_the_records_whichever_row_is_first(world: World) -> None:
+    last_is_there = threading.Event()
+
+    class Backwards(MemoryDeliveries):
+        def create(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> None:
+            if sequence == 1:
+                assert last_is_there.wait(DEADLINE_SECONDS)
+            super().create(call_id, workspace_id, sequence, now, check_at)
+            if sequence == 4:
+                last_is_there.set()
+
+    assert fan_out_with(world, Backwards(world.table), world.call(A)) is None
+    assert list(world.table.rows) != sorted(world.table.rows)
+    assert sent(world) == [(A, 1), (A, 2), (A, 3), (A, 4)]
+
+
+def test_of_two_failed_rows_the_first_record_is_named_though_it_fails_later(world: World) -> None:
+    later_has_failed = threading.Event()
+
+    class FailsTwice(MemoryDeliveries):
+        def create(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> None:
+            if sequence == 2:
+                assert later_has_failed.wait(DEADLINE_SECONDS)
+                raise StoreError("throttled")
+            if sequence == 4:
+                later_has_failed.set()
+                raise StoreError("throttled")
+            super().create(call_id, workspace_id, sequence, now, check_at)
+
+    assert fan_out_with(world, FailsTwice(world.table), world.call(A)) == 1
+    assert sent(world) == [(A, 1)], "what comes again is told of then"
 
 
 # ── partial failures ────────────────────────────────────────────────────────────────────────────────

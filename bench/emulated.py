@@ -1,0 +1,75 @@
+"""The emulated AWS alone, without the rest of the local stack: for benches of what a function asks of AWS."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from infra.finish_build import HANDLERS_ENVIRONMENT
+from local import stack
+from tests.system import table_definition
+
+ROOT = Path(__file__).parents[1]
+# A folder `functions` of another version, measured in turns with this one's: its figures are called `before`.
+BEFORE = os.environ.get("BENCH_BEFORE")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Emulated:
+    """Both tables and all queues of template.yaml in an emulated AWS. queues: URLs by logical id."""
+
+    endpoint: str
+    queues: dict[str, str]
+
+    def client(self, service: str) -> Any:
+        return stack.aws_client(service, self.endpoint)
+
+    def environment(self, functions: Path) -> dict[str, str]:
+        """Of a process that loads handlers out of this folder."""
+        return {
+            **HANDLERS_ENVIRONMENT,
+            # The only credentials that the emulator takes for the account's root.
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "CALLS_TABLE": "CallsTable",
+            "WORKSPACES_TABLE": "WorkspacesTable",
+            "DIAL_QUEUE_URL": self.queues["DialQueue"],
+            "WEBHOOK_QUEUE_URL": self.queues["WebhookQueue"],
+            "WEBHOOK_DEAD_LETTER_QUEUE_URL": self.queues["WebhookDeadLetterQueue"],
+            "PYTHONPATH": os.pathsep.join([str(functions), str(ROOT)]),
+        }
+
+
+@contextlib.contextmanager
+def emulated_aws() -> Iterator[Emulated]:
+    with tempfile.TemporaryDirectory() as folder, stack.locked(Path(folder)) as lock:
+        running = stack.Running(Path(folder), 1.0, lock)
+        (running.state / "logs").mkdir()
+        stack.temporary_folder(running.state).mkdir()
+        try:
+            with stack.reserved_port() as port:
+                endpoint = f"http://127.0.0.1:{port}"
+                stack.start_emulator(running, port)
+                stack.wait_for(lambda: stack.answers(f"{endpoint}/_ministack/health"), "the emulated AWS", running)
+            yield _with_resources(endpoint)
+        finally:
+            running.stop()
+
+
+def _with_resources(endpoint: str) -> Emulated:
+    dynamodb, sqs = stack.aws_client("dynamodb", endpoint), stack.aws_client("sqs", endpoint)
+    for table in ("CallsTable", "WorkspacesTable"):
+        dynamodb.create_table(TableName=table, **table_definition(table))
+    names = ("DialQueue", "WebhookQueue", "WebhookDeadLetterQueue")
+    return Emulated(endpoint, {name: sqs.create_queue(QueueName=name)["QueueUrl"] for name in names})
+
+
+def versions() -> dict[str, Path]:
+    """What is measured: this version, and the one before if there is one."""
+    return ({"before": Path(BEFORE)} if BEFORE else {}) | {"": ROOT / "functions"}
