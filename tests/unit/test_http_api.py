@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from local.front import joined
 from shared.authorization import api_key, bearer_token
 from shared.errors import RequestRefused
-from shared.http_api import body_bytes, header
+from shared.http_api import body_bytes, check_idempotency_key, header
 
 NAMES = ("authorization", "content-encoding", "content-type", "idempotency-key", "x-api-key", "x-workspace-id")
 
@@ -111,3 +111,14 @@ def test_copies_are_one_value_or_refused(values: list[str]) -> None:
             header(sent, "x-api-key")
     else:
         assert header(sent, "x-api-key") == "".join(different)
+
+
+@pytest.mark.parametrize("key", ["k", "k" * 255, "~", "with a space"])
+def test_a_key_may_be_any_printable_ascii_of_1_to_255(key: str) -> None:
+    check_idempotency_key(key)
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "\x7f", "k\n", "\u00e9"])
+def test_any_other_key_is_refused(key: str) -> None:
+    with pytest.raises(RequestRefused, match="Idempotency-Key"):
+        check_idempotency_key(key)

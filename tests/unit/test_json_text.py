@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import RequestRefused
-from shared.json_text import ascii_compact, members
+from shared.json_text import MAXIMUM_DEPTH, MAXIMUM_DIGITS, ascii_compact, holds_long_number, members
 
 FUNCTIONS = Path(__file__).parents[2] / "functions"
 
@@ -80,3 +80,20 @@ def test_a_megabyte_made_to_be_slow_is_refused_at_once(body: str) -> None:
         [sys.executable, "-c", code], cwd=FUNCTIONS, capture_output=True, text=True, timeout=60, check=True
     )
     assert run.stdout == "invalid_json\n"
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["{digits}", "-{digits}", "[1, [{digits}]]", '{{"a": {{"b": {digits}}}}}', "0.{digits}", "1e{digits}"],
+)
+def test_a_number_has_as_many_digits_as_every_reader_reads(written: str) -> None:
+    assert not holds_long_number(written.format(digits="1" * MAXIMUM_DIGITS))
+    assert holds_long_number(written.format(digits="1" * (MAXIMUM_DIGITS + 1)))
+    assert not holds_long_number('"' + "1" * (MAXIMUM_DIGITS + 1) + '"'), "a string of digits is no number"
+
+
+def test_an_object_has_as_many_levels_as_are_allowed() -> None:
+    deepest = '{"a":' + "[" * (MAXIMUM_DEPTH - 1) + "]" * (MAXIMUM_DEPTH - 1) + "}"
+    assert list(members(deepest.encode())) == ["a"]
+    with pytest.raises(RequestRefused, match="more than 32 levels"):
+        members(deepest.replace("[", "[[").replace("]", "]]").encode())

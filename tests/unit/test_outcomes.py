@@ -40,6 +40,29 @@ def test_a_carriers_own_5xx_ends_the_call_and_may_be_tried_anew_by_the_client() 
     assert sip_outcome(503) == Outcome("failed", "carrier_error", True, 503)
 
 
+REASONS = {
+    "busy": {486, 600},
+    "no_answer": {408, 480, 487},
+    "rejected": {433, 470, 603, 607, 608},
+    "invalid_number": {301, 302, 404, 410, 416, 484, 485, 604},
+    "trunk_error": {401, 402, 403, 407, 494},
+}
+
+
+@pytest.mark.parametrize("code", range(300, 700))
+def test_a_sip_code_has_the_reason_that_rfc_3261_gives_it(code: int) -> None:
+    reason = next((reason for reason, codes in REASONS.items() if code in codes), "carrier_error")
+    assert sip_outcome(code).reason == reason
+    worth_repeating = 500 <= code < 600 or code in {429, 440, 491} | REASONS["busy"] | REASONS["no_answer"]
+    assert sip_outcome(code).retryable == worth_repeating
+
+
+@pytest.mark.parametrize("reason", ["USER_UNAVAILABLE", "USER_REJECTED", "CLIENT_INITIATED", "ROOM_DELETED"])
+def test_a_phone_that_left_for_a_passing_reason_may_be_called_again(reason: str) -> None:
+    assert left_outcome({"reason": reason, "callStatus": "ringing"}).retryable
+    assert uncoded_outcome("canceled", {"reason": reason, "callStatus": "ringing"}).retryable
+
+
 @pytest.mark.parametrize("code", TWIRP_CODES)
 def test_only_an_answer_that_comes_before_the_invite_may_be_tried_again(code: str) -> None:
     assert (verdict(LiveKitError(code, 500)).kind == "unsent") == (code == "unavailable")
