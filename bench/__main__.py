@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "functions"))
 
 
 def main(names: list[str]) -> None:
-    from bench import cold, dial, reconcile, size, warm, webhooks
+    from bench import cold, dial, reconcile, size, throughput, warm, webhooks
 
     benches = {
         "size": size.main,
@@ -18,6 +18,7 @@ def main(names: list[str]) -> None:
         "dial": dial.main,
         "webhooks": webhooks.main,
         "reconcile": reconcile.main,
+        "throughput": throughput.main,
     }
     for name in names or benches:
         benches[name]()

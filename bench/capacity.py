@@ -1,14 +1,15 @@
 """What a call costs and what gives way first: `python -m bench.capacity`; with `--write` into docs/capacity.md.
 
-A calculation, not a measurement: from the counts of bench/one_call.toml, which a test takes, and from the prices,
-quotas and assumptions of docs/prices.toml, which a reader may edit.
+A calculation: from the counts of bench/one_call.toml, which a test takes, from template.yaml, and from the prices,
+quotas, assumptions and measured figures of docs/prices.toml, which a reader may edit.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,17 @@ from samtranslator.yaml_helper import yaml_parse
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "capacity.md"
 RATES = (1, 100, 1_000, 10_000)
+# Calls a second at which each phone has a process of its own, and at which ten share one.
+RARE, FULL = 0.01, 1_000
 DUE_SHARDS = 16
 MINUTES_A_MONTH = 30 * 24 * 60
+# Lambda gives a function one whole processor at so many MB, and less in proportion below.
+MB_OF_A_PROCESSOR = 1769
+# How Lambda takes batches from a standard queue: it begins with so many, and adds so many a minute.
+FIRST_BATCHES, BATCHES_A_MINUTE = 5, 300
+# A new on-demand table takes 4,000 write units a second, 1,000 in each partition; its stream has a shard for each.
+SHARDS_OF_A_NEW_TABLE = 4
+TEMPLATE = yaml_parse((ROOT / "template.yaml").read_text())
 BEGIN, END = "<!-- computed by bench/capacity.py -->", "<!-- end -->"
 
 
@@ -35,13 +45,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """demand: what one call a second takes of it. rate: calls a second at which it is used up."""
+    """demand: what one call a second takes of it. rate: calls a second at which it is used up. source: where the
+    limit comes from."""
 
     name: str
     what: str
     limit: float
     demand: float
     raise_by: str
+    source: str
 
     @property
     def rate(self) -> float:
@@ -54,10 +66,43 @@ def load() -> tuple[dict[str, Any], dict[str, Any]]:
     return counts, tomllib.loads((ROOT / "docs" / "prices.toml").read_text())
 
 
-def gb_seconds(counts: Mapping[str, Any], assumed: Mapping[str, float]) -> float:
-    """Of one call's invocations."""
-    dialling: float = assumed["dial_seconds"] / assumed["phones_per_process"]
-    return assumed["memory_gb"] * (short_seconds(counts, assumed) + dialling)
+# ── dialling ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def share_over(table: Mapping[str, Any], seconds: float) -> float:
+    """Of the dials, those that take a process for longer than so many seconds."""
+    ringing = seconds - table["assumed"]["dial_setup_seconds"]
+    over = 0.0
+    for outcome in table["outcome"]:
+        least, most = outcome["rings"]
+        if ringing < least:
+            over += outcome["share"]
+        elif ringing < most:
+            over += outcome["share"] * (most - ringing) / (most - least)
+    return over
+
+
+def batch_seconds(table: Mapping[str, Any], phones: int) -> float:
+    """How long a batch of so many phones lasts on average: as long as the one that rings longest."""
+    step = 0.05
+    steps = int((table["assumed"]["dial_setup_seconds"] + max(one["rings"][1] for one in table["outcome"])) / step)
+    return sum(1 - (1 - share_over(table, (n + 0.5) * step)) ** phones for n in range(steps + 1)) * step
+
+
+def dial_process_seconds(table: Mapping[str, Any], rate: float) -> float:
+    """What one dial takes of processes when so many calls come a second.
+
+    While fewer batches are under way than there may be, each message gets one of its own at once. Then messages
+    wait, and batches fill: all processes are busy, and share the dials. At rates that full batches cannot take,
+    `MaximumDialBatches` is taken to be raised as far as it must.
+    """
+    most: float = max(table["quota"]["dial-batches"]["limit"], rate * batch_seconds(table, 10) / 10)
+    return min(batch_seconds(table, 1), most / rate)
+
+
+def talking(table: Mapping[str, Any]) -> float:
+    """Share of the dials that become a conversation."""
+    return float(sum(one["share"] for one in table["outcome"] if one.get("talks")))
 
 
 def short_seconds(counts: Mapping[str, Any], assumed: Mapping[str, float]) -> float:
@@ -70,8 +115,8 @@ def short_seconds(counts: Mapping[str, Any], assumed: Mapping[str, float]) -> fl
     )
 
 
-def call_bill(counts: Mapping[str, Any], table: Mapping[str, Any]) -> list[Line]:
-    """One call: accepted, answered, ended, with its webhooks."""
+def call_bill(counts: Mapping[str, Any], table: Mapping[str, Any], rate: float) -> list[Line]:
+    """One call: accepted, answered, ended, with its webhooks, when so many come a second."""
     price, assumed = table["price"], table["assumed"]
     invocations = sum(counts["invocations"].values())
     api = 1 + counts["invocations"]["livekit_events"]
@@ -87,13 +132,17 @@ def call_bill(counts: Mapping[str, Any], table: Mapping[str, Any]) -> list[Line]
     writes = sum(counts["write_units"].values())
     logged = counts["logged_kilobytes"] * 1000 + invocations * assumed["lambda_log_bytes"]
     out = counts["webhooks"] * assumed["webhook_bytes"]
-    seconds = gb_seconds(counts, assumed)
+    seconds = assumed["memory_gb"] * (short_seconds(counts, assumed) + dial_process_seconds(table, rate))
+    # All of it is kept for the 30 days after the call's end.
+    kept = counts["stored_kilobytes"] / 1e6
     return [
         Line("API Gateway", "requests: the POST, LiveKit's events", api, api * price["api_request"]),
         Line("Lambda", "invocations", invocations, invocations * price["lambda_request"]),
         Line("Lambda", "GB-seconds, nearly all of them ringing", seconds, seconds * price["lambda_gb_second"]),
         Line("DynamoDB", "write units", writes, writes * price["write_unit"]),
         Line("DynamoDB", "read units", counts["read_units"], counts["read_units"] * price["read_unit"]),
+        Line("DynamoDB", "gigabyte-months of storage", kept, kept * price["storage_gb_month"]),
+        Line("DynamoDB", "gigabyte-months of point-in-time backups", kept, kept * price["backup_gb_month"]),
         Line("SQS", "requests", sqs, sqs * (price["sqs_request"] + price["sqs_fair_surcharge"])),
         Line("CloudWatch", "kilobytes of logs", logged / 1000, logged / 1e9 * price["log_gb"]),
         Line("X-Ray", "traces", invocations * assumed["traced"], invocations * assumed["traced"] * price["trace"]),
@@ -105,15 +154,21 @@ def idle_bill(table: Mapping[str, Any]) -> list[Line]:
     """A month without a call."""
     price, assumed = table["price"], table["assumed"]
     alarms = _alarm_metrics()
-    runs = MINUTES_A_MONTH
+    ranges = _ranges()
+    runs = MINUTES_A_MONTH * ranges
     polls = 2 * assumed["polls_per_queue_minute"] * MINUTES_A_MONTH
-    # Each shard's empty page, and the switch.
-    reads = runs * (DUE_SHARDS * 0.5 + 1)
-    seconds = runs * assumed["reconcile_calls_ms"] / 1000 * assumed["memory_gb"]
+    # Each shard's empty page, and the switch by each range's run.
+    reads = MINUTES_A_MONTH * (DUE_SHARDS * 0.5 + ranges)
+    memory = _function("ReconcileCalls")["MemorySize"] / 1024
+    seconds = runs * assumed["reconcile_calls_ms"] / 1000 * memory
+    # Of the reconciler alone, for both tables.
+    kms = 2 * assumed["kms_requests_hour"] * MINUTES_A_MONTH / 60
     logged = runs * (assumed["lambda_log_bytes"] + 500)
     return [
         Line("CloudWatch", "metrics of alarms", alarms, alarms * price["alarm_metric_month"]),
         Line("CloudWatch", "custom metrics that an idle stack sends", 1, price["metric_month"]),
+        Line("CloudWatch", "dashboard", 1, price["dashboard_month"]),
+        Line("KMS", "requests for the tables' keys", kms, kms * price["kms_request"]),
         Line("CloudWatch", "megabytes of logs", logged / 1e6, logged / 1e9 * price["log_gb"]),
         Line("SQS", "requests of Lambda's pollers", polls, polls * price["sqs_request"]),
         Line("Secrets Manager", "secret", 1, price["secret_month"]),
@@ -124,6 +179,68 @@ def idle_bill(table: Mapping[str, Any]) -> list[Line]:
     ]
 
 
+def use_bill(table: Mapping[str, Any]) -> list[Line]:
+    """What a month with calls costs beside the calls themselves, at most, however many there are."""
+    price, assumed = table["price"], table["assumed"]
+    metrics = _custom_metrics() - 1
+    functions = sum(resource["Type"] == "AWS::Serverless::Function" for resource in TEMPLATE["Resources"].values())
+    kms = 2 * (functions - 1) * assumed["kms_requests_hour"] * MINUTES_A_MONTH / 60
+    return [
+        Line(
+            "CloudWatch",
+            "custom metrics, when all are sent all the time",
+            metrics,
+            metrics * price["metric_month"],
+        ),
+        Line("KMS", "requests for the tables' keys", kms, kms * price["kms_request"]),
+    ]
+
+
+def _custom_metrics() -> int:
+    """Metrics of the functions' own: those that the dashboard shows, each once for each value of its dimension."""
+    resources = yaml_parse((ROOT / "infra" / "monitoring.yaml").read_text())["Resources"]
+    [board] = [r["Properties"] for r in resources.values() if r["Type"] == "AWS::CloudWatch::Dashboard"]
+    shown = {
+        json.dumps([part for part in metric if isinstance(part, str)])
+        for widget in json.loads(board["DashboardBody"]["Fn::Sub"])["widgets"]
+        for metric in widget["properties"].get("metrics", ())
+        if metric[0] == "${Namespace}"
+    }
+    return len(shown)
+
+
+def _function(name: str) -> dict[str, Any]:
+    """Its properties, with those of all functions."""
+    properties: dict[str, Any] = TEMPLATE["Globals"]["Function"] | TEMPLATE["Resources"][name]["Properties"]
+    return properties
+
+
+def _ranges() -> int:
+    """How many runs of the reconciler there are a minute."""
+    return len(_function("ReconcileCalls")["Events"])
+
+
+def _processors(function: str) -> float:
+    memory: float = _function(function)["MemorySize"]
+    return min(1.0, memory / MB_OF_A_PROCESSOR)
+
+
+def measured_limits(table: Mapping[str, Any]) -> dict[str, float]:
+    """Limits that follow from what was measured and from template.yaml, by the name of the quota."""
+    sys.path.insert(0, str(ROOT / "functions"))
+    from reconcile_calls.reconcile import ROUND_SECONDS
+
+    measured = table["measured"]
+    reconciler = _function("ReconcileCalls")
+    batches = TEMPLATE["Resources"]["FanOutFromStream"]["Properties"]["ParallelizationFactor"]
+    rows = _processors("ReconcileCalls") * 1000 / measured["reconcile_row_ms"]
+    records = _processors("FanOut") * 1000 / measured["fan_out_record_ms"]
+    return {
+        "reconciler": _ranges() * (reconciler["Timeout"] - ROUND_SECONDS) * rows,
+        "fan-out": SHARDS_OF_A_NEW_TABLE * batches * records,
+    }
+
+
 def _alarm_metrics() -> int:
     """AWS bills an alarm by the metrics it looks at."""
     template = yaml_parse((ROOT / "infra" / "monitoring.yaml").read_text())
@@ -131,31 +248,47 @@ def _alarm_metrics() -> int:
     return sum(len([m for m in alarm.get("Metrics", [alarm]) if "Expression" not in m]) for alarm in alarms)
 
 
-def demands(counts: Mapping[str, Any], assumed: Mapping[str, float]) -> dict[str, float]:
+def demands(counts: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, float]:
     """What one call a second takes of each thing, once calls are so many that ten phones share a process."""
+    assumed = table["assumed"]
     events = counts["invocations"]["livekit_events"]
+    alone, ten = batch_seconds(table, 1), batch_seconds(table, 10)
+    talks = talking(table)
+    # The first look 30 s after the answer, then every five minutes.
+    looks = talks * (1 + max(0, assumed["talk_seconds"] - 30) // 300) if assumed["talk_seconds"] > 30 else 0
     return {
         "calls": 1,
         "livekit": sum(counts["livekit_requests"].values()),
-        "ringing": assumed["dial_seconds"],
+        "dial_batches": ten / 10,
+        # A message is deleted when its whole batch is done.
+        "in_flight": ten,
         "posting": counts["webhooks"] * assumed["deliver_ms"] / 1000,
         "events": events,
         "api": 1 + events,
-        "processes": assumed["dial_seconds"] / 10 + short_seconds(counts, assumed),
+        "processes": ten / 10 + short_seconds(counts, assumed),
+        "records": counts["invocations"]["fan_out"],
         "table_writes": counts["write_units"]["CallsTable"],
         "due_writes": counts["write_units"]["due"],
         # Once when the message is taken, once more before the fence.
         "switch_reads": 2,
-        "live": assumed["talk_seconds"],
-        "slots": assumed["dial_seconds"] + assumed["talk_seconds"],
+        # In a minute.
+        "looks": 60 * looks,
+        "slots": alone + talks * assumed["talk_seconds"],
     }
 
 
 def limits(counts: Mapping[str, Any], table: Mapping[str, Any]) -> list[Limit]:
     """Every limit, the first to give way first."""
-    takes = demands(counts, table["assumed"])
+    takes, measured = demands(counts, table), measured_limits(table)
     found = [
-        Limit(name.replace("-", " "), quota["what"], quota["limit"], takes[quota["demand"]], quota["raise_by"])
+        Limit(
+            name.replace("-", " "),
+            quota["what"],
+            measured[name] if name in measured else quota["limit"],
+            takes[quota["demand"]],
+            quota["raise_by"],
+            quota["source"],
+        )
         for name, quota in table["quota"].items()
     ]
     return sorted(found, key=lambda limit: limit.rate)
@@ -166,11 +299,10 @@ def limits(counts: Mapping[str, Any], table: Mapping[str, Any]) -> list[Limit]:
 
 def computed(counts: Mapping[str, Any], table: Mapping[str, Any]) -> str:
     """The part of docs/capacity.md that follows from the two files."""
-    call, idle = call_bill(counts, table), idle_bill(table)
+    call, idle, use = call_bill(counts, table, RARE), idle_bill(table), use_bill(table)
     requests = sum(sum(operations.values()) for operations in counts["requests"].values())
-    total = sum(line.dollars for line in call)
-    full = {**table, "assumed": {**table["assumed"], "phones_per_process": 10}}
-    shared = sum(line.dollars for line in call_bill(counts, full))
+    total, shared = _dollars(call), _dollars(call_bill(counts, table, FULL))
+    fixed = _dollars([*idle, *use])
     listed = ", ".join(f"{name} {sum(ops.values())}" for name, ops in counts["requests"].items())
     at_rates = limits(counts, table)
     return "\n\n".join(
@@ -184,26 +316,62 @@ def computed(counts: Mapping[str, Any], table: Mapping[str, Any]) -> str:
             "phones ring in one process.",
             _bill(call, 1000, "1,000 calls"),
             "### A month without a call",
-            f"**${sum(line.dollars for line in idle):.2f}**, before free tiers.",
+            f"**${_dollars(idle):.2f}**, before free tiers.",
             _bill(idle, 1, "a month"),
+            f"With calls, beside what each of them costs, at most **${_dollars(use):.2f}** more.",
+            _bill(use, 1, "a month"),
+            "### A batch lasts as long as its slowest phone",
+            *_batches(table),
             "### What gives way first",
             _table(
-                ("at calls a second", "what", "its limit", "is", "to raise it"),
-                [(_number(one.rate), one.name, _number(one.limit), one.what, one.raise_by) for one in at_rates],
+                ("at calls a second", "what", "its limit", "is", "from", "to raise it"),
+                [
+                    (_number(one.rate), one.name, _number(one.limit), one.what, one.source, one.raise_by)
+                    for one in at_rates
+                ],
             ),
             _table(
                 ("calls a second", "AWS, a month of it", "what has to be raised before"),
                 [
                     (
                         f"{rate:,}",
-                        f"${rate * 30 * 86400 * (shared if rate > 1 else total):,.0f}",
-                        ", ".join(one.name for one in at_rates if one.rate < rate) or "nothing",
+                        f"${fixed + rate * 30 * 86400 * _dollars(call_bill(counts, table, rate)):,.0f}",
+                        ", ".join(one.name for one in at_rates if one.rate <= rate) or "nothing",
                     )
                     for rate in RATES
                 ],
             ),
         ]
     )
+
+
+def _batches(table: Mapping[str, Any]) -> Iterator[str]:
+    most = table["quota"]["dial-batches"]["limit"]
+    mix = ", ".join(f"{one['share'] * 100:.0f} % {one['what']}" for one in table["outcome"])
+    yield f"Of the dials, {mix}: how long each rings is in prices.toml."
+    yield _table(
+        (
+            "phones in a batch",
+            "it lasts",
+            "of a process, for each dial",
+            f"calls a second with {most} batches",
+            "50",
+        ),
+        [
+            (str(n), f"{lasts:.1f} s", f"{lasts / n:.1f} s", _number(most * n / lasts), _number(50 * n / lasts))
+            for n, lasts in ((n, batch_seconds(table, n)) for n in (1, 2, 5, 10))
+        ],
+    )
+    ramp = 60 * (most - FIRST_BATCHES) / BATCHES_A_MINUTE
+    yield (
+        f"After a pause Lambda takes {FIRST_BATCHES} batches at a time from the queue, and up to "
+        f"{BATCHES_A_MINUTE} more a minute: {FIRST_BATCHES * 10} phones ring at once, and all {most} batches are "
+        f"there after {ramp:.0f} s."
+    )
+
+
+def _dollars(lines: Sequence[Line]) -> float:
+    return sum(line.dollars for line in lines)
 
 
 def _bill(lines: Sequence[Line], times: int, heading: str) -> str:

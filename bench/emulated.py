@@ -15,8 +15,6 @@ from local import stack
 from tests.system import table_definition
 
 ROOT = Path(__file__).parents[1]
-# A folder `functions` of another version, measured in turns with this one's: its figures are called `before`.
-BEFORE = os.environ.get("BENCH_BEFORE")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,6 +26,12 @@ class Emulated:
 
     def client(self, service: str) -> Any:
         return stack.aws_client(service, self.endpoint)
+
+    def empty(self, table: str) -> None:
+        """By making it anew."""
+        dynamodb = self.client("dynamodb")
+        dynamodb.delete_table(TableName=table)
+        dynamodb.create_table(TableName=table, **table_definition(table))
 
     def environment(self, functions: Path) -> dict[str, str]:
         """Of a process that loads handlers out of this folder."""
@@ -68,8 +72,3 @@ def _with_resources(endpoint: str) -> Emulated:
         dynamodb.create_table(TableName=table, **table_definition(table))
     names = ("DialQueue", "WebhookQueue", "WebhookDeadLetterQueue")
     return Emulated(endpoint, {name: sqs.create_queue(QueueName=name)["QueueUrl"] for name in names})
-
-
-def versions() -> dict[str, Path]:
-    """What is measured: this version, and the one before if there is one."""
-    return ({"before": Path(BEFORE)} if BEFORE else {}) | {"": ROOT / "functions"}

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,9 @@ def _measure(how: str, items: int) -> None:
     class Nowhere(Queue):
         def send(self, body: dict[str, Any], *, group: str | None = None, delay_seconds: float = 0) -> str:
             return "message"
+
+        def send_batch(self, messages: Sequence[tuple[dict[str, Any], str]]) -> set[int]:
+            return set()
 
     dynamodb = aws.client("dynamodb")
     writes: list[float] = []

@@ -13,6 +13,8 @@ from typing import Any
 Item = Mapping[str, Any]
 
 WRITE_BYTES, READ_BYTES = 1024, 4096
+# What is charged as storage for each item of a table or index beside its own bytes.
+STORED_BESIDE = 100
 
 
 def size(item: Item | None) -> int:
@@ -58,17 +60,7 @@ def index_units(index: Mapping[str, Any], table_key: Sequence[str], old: Item | 
     A changed key is a delete and a put; a write that touches nothing of the index costs it nothing.
     """
     keys = [part["AttributeName"] for part in index["KeySchema"]]
-    projection = index["Projection"]
-    wanted = {*keys, *table_key, *projection.get("NonKeyAttributes", [])}
-
-    def entry(item: Item | None) -> Item | None:
-        if item is None or any(key not in item for key in keys):
-            return None
-        if projection["ProjectionType"] == "ALL":
-            return item
-        return {name: value for name, value in item.items() if name in wanted}
-
-    before, after = entry(old), entry(new)
+    before, after = index_entry(index, table_key, old), index_entry(index, table_key, new)
     if before == after:
         return 0
     if before is None or after is None:
@@ -76,3 +68,15 @@ def index_units(index: Mapping[str, Any], table_key: Sequence[str], old: Item | 
     if any(before[key] != after[key] for key in keys):
         return write_units(before, None) + write_units(None, after)
     return write_units(before, after)
+
+
+def index_entry(index: Mapping[str, Any], table_key: Sequence[str], item: Item | None) -> Item | None:
+    """What an index holds of an item; None when nothing."""
+    keys = [part["AttributeName"] for part in index["KeySchema"]]
+    projection = index["Projection"]
+    if item is None or any(key not in item for key in keys):
+        return None
+    if projection["ProjectionType"] == "ALL":
+        return item
+    wanted = {*keys, *table_key, *projection.get("NonKeyAttributes", [])}
+    return {name: value for name, value in item.items() if name in wanted}

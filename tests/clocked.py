@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from dial_worker.dial import Dialling, DialMessage, dial_call
@@ -112,6 +113,11 @@ class MessagesInMemory(Queue):
         if not self.loses:
             self.sent.append((self._world.now + int(delay_seconds * 1000), body))
         return "message"
+
+    def send_batch(self, messages: Sequence[tuple[dict[str, Any], str]]) -> set[int]:
+        for body, group in messages:
+            self.send(body, group=group)
+        return set()
 
     def due(self) -> list[dict[str, Any]]:
         """Takes the messages whose delay is over."""

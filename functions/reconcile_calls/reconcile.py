@@ -176,9 +176,11 @@ async def _round(parts: Reconciling, keys: list[tuple[str, str]], paused: bool) 
         return await _call(parts, call, room, paused)
 
     work = [_guarded(parts, call, looked_at(call)) for call in calls]
-    work += [_apart(parts, (row.callId, sort_key(row.sequence)), _delivery(parts, row)) for row in rows]
+    due: list[Delivery] = []
+    work += [_apart(parts, (row.callId, sort_key(row.sequence)), _delivery(parts, row, due)) for row in rows]
     work += [_put_off(parts, key, parts.durations.live_check) for key in found.unreadable]
     await asyncio.gather(rooms, *work)
+    await _send_again(parts, due)
 
 
 def _in_room(call: Call) -> bool:
@@ -390,14 +392,22 @@ async def _ended(parts: Reconciling, call: Call, room: Presence | None) -> str:
     return await _clear(parts, call)
 
 
-async def _delivery(parts: Reconciling, row: Delivery) -> None:
+async def _delivery(parts: Reconciling, row: Delivery, due: list[Delivery]) -> None:
+    """Adds the row to those whose message is to be sent again, if it still is due."""
     check_at = parts.clock() + int(parts.durations.webhook_grace * 1000)
-    if not await asyncio.to_thread(parts.deliveries.postpone, row, check_at):
-        return
-    await asyncio.to_thread(
-        parts.webhook_queue.send, {"callId": row.callId, "sequence": row.sequence}, group=row.workspaceId
-    )
-    parts.done["deliveries_sent_again"] += 1
+    if await asyncio.to_thread(parts.deliveries.postpone, row, check_at):
+        due.append(row)
+
+
+async def _send_again(parts: Reconciling, rows: list[Delivery]) -> None:
+    """One request for ten of them. A message that is not confirmed is sent again when its row is due again."""
+    messages = [({"callId": row.callId, "sequence": row.sequence}, row.workspaceId) for row in rows]
+    lost = await asyncio.to_thread(parts.webhook_queue.send_batch, messages)
+    for place in lost:
+        logger.error("not sent again", extra={"call_id": rows[place].callId, "sequence": rows[place].sequence})
+        count("ReconcileErrors")
+    if sent := len(rows) - len(lost):
+        parts.done["deliveries_sent_again"] += sent
 
 
 # ── slots ───────────────────────────────────────────────────────────────────────────────────────────

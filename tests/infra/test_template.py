@@ -188,9 +188,9 @@ def test_the_pages_tell_every_parameter_and_the_limits_that_it_sets() -> None:
     assert {name: told[name] for name in told if defaults[name]} == {n: d for n, d in defaults.items() if d}
 
     quotas = tomllib.loads((ROOT / "docs" / "prices.toml").read_text())["quota"]
-    batches = {"dial-batches": "MaximumDialBatches", "delivery-batches": "MaximumDeliveryBatches"}
-    for quota, parameter in batches.items():
-        assert quotas[quota]["limit"] == 10 * SOURCE["Parameters"][parameter]["Default"], parameter
+    parameters = SOURCE["Parameters"]
+    assert quotas["dial-batches"]["limit"] == parameters["MaximumDialBatches"]["Default"]
+    assert quotas["delivery-batches"]["limit"] == 10 * parameters["MaximumDeliveryBatches"]["Default"]
 
 
 def test_no_secret_and_no_setting_of_the_local_stack_is_in_an_environment(resources: dict[str, Any]) -> None:

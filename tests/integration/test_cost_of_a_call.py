@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from bench.spent import Request, recorded
-from bench.units import index_units, write_units
+from bench.units import STORED_BESIDE, index_entry, index_units, size, write_units
 from shared.call_store import CallStore
 from shared.telemetry import logger
 from tests.system import DEADLINE_SECONDS, TEMPLATE, Context, System
@@ -32,13 +32,15 @@ INDEXES = TEMPLATE["Resources"]["CallsTable"]["Properties"]["GlobalSecondaryInde
 
 @dataclasses.dataclass(slots=True)
 class Seen:
-    """invocations: by function. livekit: requests by name. written: units by table or index. logged: bytes."""
+    """invocations: by function. livekit: requests by name. written: units by table or index. logged and
+    stored: bytes."""
 
     requests: list[Request]
     invocations: collections.Counter[str]
     livekit: dict[str, int]
     written: collections.Counter[str]
     logged: int
+    stored: int
 
 
 class OneAtATime:
@@ -152,7 +154,7 @@ def _counted(system: System, capsys: pytest.CaptureFixture[str], held: Held, web
     assert "dueShard" not in system.item(call_id)
     assert len(system.received(call_id)) == webhooks
     livekit = {name: count - before.get(name, 0) for name, count in livekit_requests(system).items()}
-    return Seen(requests, invocations, livekit, written(stream.records, requests), logged)
+    return Seen(requests, invocations, livekit, written(stream.records, requests), logged, stored(stream.records))
 
 
 def livekit_requests(system: System) -> dict[str, int]:
@@ -173,6 +175,14 @@ def written(records: list[dict[str, Any]], requests: list[Request]) -> collectio
     units["WorkspacesTable"] = sum(request.table == "WorkspacesTable" for request in writes)
     units["CallsTable"] += sum(request.table == "CallsTable" and request.failed is not None for request in writes)
     return units
+
+
+def stored(records: list[dict[str, Any]]) -> int:
+    """What stays, in the table and in its indexes."""
+    last = {json.dumps(record["dynamodb"]["Keys"]): record["dynamodb"]["NewImage"] for record in records}
+    kept = [*last.values()]
+    kept += [index_entry(index, ("pk", "sk"), image) for index in INDEXES for image in last.values()]
+    return sum(size(image) + STORED_BESIDE for image in kept if image is not None)
 
 
 def by_function(requests: list[Request]) -> dict[str, dict[str, int]]:
@@ -206,6 +216,7 @@ def test_one_call_with_its_webhooks_asks_as_much_of_aws_as_is_told(
     found["livekit_requests"] = seen.livekit | {"ListParticipants": looks}
     assert found == told, difference(told, found)
     assert COUNTS["logged_kilobytes"] * 800 <= seen.logged <= COUNTS["logged_kilobytes"] * 1000
+    assert COUNTS["stored_kilobytes"] * 800 <= seen.stored <= COUNTS["stored_kilobytes"] * 1000, seen.stored
     told_units = f"{sum(seen.written.values())} write units, {found['read_units']:g} read units"
     report_table.append(("one call, 4 webhooks", f"{len(seen.requests)} requests to AWS", told_units))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from shared.call_store import DUE_PAGE, CallStore, Due, Write
 from shared.delivery_store import sort_key
 from shared.dynamo import to_wire
 from shared.errors import StoreError
+from shared.queues import Queue
 from shared.table_keys import call_key, due_shard
 from tests.clocked import DOWN, MINUTE, Clocked
 from tests.system import Context, System
@@ -358,6 +360,29 @@ def test_a_delivery_that_cannot_be_read_is_put_off_and_holds_up_no_other(system:
     assert world.reconcile() == {"deliveries_sent_again": 1}
     assert [body["callId"] for _, body in world.webhook_queue.sent] == ["1" * 24]
     assert check_at(system, "0" * 24, sort_key(1)) == world.now + 5 * MINUTE
+
+
+def test_deliveries_are_sent_again_ten_to_a_request_and_what_is_not_confirmed_comes_again(
+    system: System, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = Clocked(system)
+    asked: list[list[str]] = []
+
+    class Sqs:
+        def send_message_batch(self, QueueUrl: str, Entries: list[dict[str, Any]]) -> dict[str, Any]:
+            asked.append([json.loads(entry["MessageBody"])["callId"] for entry in Entries])
+            return {"Failed": [{"Id": Entries[0]["Id"]}]} if len(asked) == 1 else {}
+
+    call_ids = [f"{n % 16:x}{n:023x}" for n in range(25)]
+    for call_id in call_ids:
+        world.deliveries.create(call_id, "demo", 1, world.now, world.now)
+    queue = Queue(cast(Any, Sqs()), "url")
+    assert world.reconcile(webhook_queue=queue) == {"deliveries_sent_again": 24}
+    assert [len(one) for one in asked] == [10, 10, 5]
+    assert sorted(itertools.chain(*asked)) == sorted(call_ids)
+    assert '"ReconcileErrors":' in capsys.readouterr().out
+    world.now += MINUTE
+    assert world.reconcile(webhook_queue=queue) == {"deliveries_sent_again": 25}
 
 
 def test_an_item_of_another_kind_is_put_off(system: System) -> None:

@@ -35,17 +35,65 @@ def test_each_limit_gives_way_where_its_demand_meets_it() -> None:
     found = {limit.name: limit for limit in capacity.limits(counts, table)}
     # 16 keys, 1,000 units a second each.
     assert found["due index"].rate == pytest.approx(16_000 / counts["write_units"]["due"])
-    assert found["dial batches"].rate == pytest.approx(500 / table["assumed"]["dial_seconds"])
+    assert found["dial batches"].rate == pytest.approx(2000 / capacity.batch_seconds(table, 10))
     rates = [limit.rate for limit in capacity.limits(counts, table)]
     assert rates == sorted(rates)
 
 
-def test_ten_phones_in_a_process_share_its_time() -> None:
+def test_a_limit_that_is_reached_exactly_counts_as_reached() -> None:
     counts, table = capacity.load()
-    alone = table["assumed"]
-    shared = alone | {"phones_per_process": 10}
-    saved = capacity.gb_seconds(counts, alone) - capacity.gb_seconds(counts, shared)
-    assert saved == pytest.approx(alone["memory_gb"] * alone["dial_seconds"] * 0.9)
+    table["quota"] = {"trunk": table["quota"]["trunk"] | {"limit": 100}}
+    table["quota"]["dial-batches"] = capacity.load()[1]["quota"]["dial-batches"]
+    rows = [row.split(" | ") for row in capacity.computed(counts, table).splitlines()]
+    named = {row[0].removeprefix("| "): row[-1] for row in rows}
+    assert "trunk" not in named["1"]
+    assert "trunk" in named["100"]
+
+
+def test_every_limit_says_where_it_comes_from() -> None:
+    counts, table = capacity.load()
+    assert all(limit.source for limit in capacity.limits(counts, table))
+
+
+def test_a_batch_lasts_as_long_as_its_slowest_phone() -> None:
+    """Not as long as phones ring on average: of ten, one nearly always rings in vain."""
+    table = {
+        "assumed": {"dial_setup_seconds": 2},
+        "outcome": [{"share": 0.75, "rings": [10, 10]}, {"share": 0.25, "rings": [40, 40]}],
+    }
+    for phones in (1, 2, 10):
+        none = 0.75**phones
+        assert capacity.batch_seconds(table, phones) == pytest.approx(none * 12 + (1 - none) * 42, abs=0.1)
+    spread = {"assumed": {"dial_setup_seconds": 0}, "outcome": [{"share": 1, "rings": [0, 30]}]}
+    # The mean, and the mean of the largest of nine, of what is as likely anywhere in 30 s.
+    assert capacity.batch_seconds(spread, 1) == pytest.approx(15, abs=0.1)
+    assert capacity.batch_seconds(spread, 9) == pytest.approx(27, abs=0.1)
+
+
+def test_the_outcomes_of_dials_are_all_there_are() -> None:
+    _, table = capacity.load()
+    assert sum(outcome["share"] for outcome in table["outcome"]) == pytest.approx(1)
+    assert 0 < capacity.talking(table) < 1
+
+
+def test_phones_share_processes_only_when_messages_wait() -> None:
+    _, table = capacity.load()
+    table["quota"]["dial-batches"]["limit"] = 50
+    alone, ten = capacity.batch_seconds(table, 1), capacity.batch_seconds(table, 10)
+    assert capacity.dial_process_seconds(table, 1) == alone
+    # All fifty are busy.
+    assert capacity.dial_process_seconds(table, 10) == pytest.approx(5)
+    assert capacity.dial_process_seconds(table, 1000) == pytest.approx(ten / 10)
+
+
+def test_what_was_measured_sets_the_limits_of_reconciler_and_fan_out() -> None:
+    _, table = capacity.load()
+    table["measured"] = {"reconcile_row_ms": 4, "fan_out_record_ms": 2}
+    found = capacity.measured_limits(table)
+    # Four runs of a whole processor, each for 40 of its 55 s.
+    assert found["reconciler"] == pytest.approx(4 * 40 * 250)
+    # Four shards, ten batches each, on 512 of the 1,769 MB that are a processor.
+    assert found["fan-out"] == pytest.approx(4 * 10 * 500 * 512 / 1769)
 
 
 def test_an_items_size_counts_names_and_values() -> None:
