@@ -37,7 +37,7 @@ def doubled(waits: list[float]) -> bool:
     return all(2.5 * 2**n <= wait <= 5 * 2**n for n, wait in enumerate(waits))
 
 
-@pytest.mark.parametrize("error", [UNAVAILABLE, RATE_LIMITED, LiveKitUnreachable()])
+@pytest.mark.parametrize("error", [UNAVAILABLE, LiveKitUnreachable()])
 def test_what_rang_nowhere_is_tried_five_times_with_backoff(world: Clocked, error: LiveKitError) -> None:
     world.livekit.answers = [error] * 10
     call_id = world.place()
@@ -53,6 +53,28 @@ def test_what_rang_nowhere_is_tried_five_times_with_backoff(world: Clocked, erro
     ]  # fmt: skip
     assert call.dueShard is None
     assert world.workspaces.active_calls("demo") == frozenset()
+
+
+@pytest.mark.parametrize("error", [RATE_LIMITED, LiveKitUnclear(429), LiveKitError("failed_precondition", 412)])
+def test_what_may_be_a_phone_that_rang_is_tried_once(world: Clocked, error: LiveKitError) -> None:
+    """A busy phone's 486 reads like a rate limit where its SIP code was lost."""
+    world.livekit.answers = [error]
+    call, waits = dial_until_ended(world, world.place())
+    assert call.status == "failed"
+    assert waits == []
+    assert world.livekit.requests["CreateSIPParticipant"] == 1
+
+
+def test_two_looks_half_a_minute_apart_come_before_the_next_attempt(world: Clocked) -> None:
+    world.livekit.answers = [UNAVAILABLE]
+    call_id = world.place()
+    begun = world.now
+    world.dial()
+    call = world.call(call_id)
+    assert [entry["type"] for entry in call.events] == ["call.queued", "call.dialing", "call.queued"]
+    assert call.events[-1]["at"] - begun >= world.durations.second_look * 1000
+    # One for the agent, the others for the phone.
+    assert world.livekit.requests["ListParticipants"] >= 3
 
 
 def test_the_fifth_attempt_may_still_be_answered(world: Clocked) -> None:
