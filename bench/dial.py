@@ -3,7 +3,7 @@ costs in Lambda time.
 
 All on the local stack. The first runs at its usual pace; nothing is waited for there but the request path. The
 second runs in real time: phones ring for 5 s, alone or ten to a batch, and the invocation's duration is what AWS
-would bill.
+would bill. The same with ten phones that ring as docs/prices.toml says, each for a tenth of its time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import capacity
 from bench.table import Figure, report
 from tests.e2e.client import Client
 from tests.e2e.launch import eventually, launched
@@ -34,7 +35,7 @@ SHARE = 0.125
 
 def main() -> None:
     taken, told = _request_path()
-    alone, batch = _lambda_time()
+    alone, batch, mixed_alone, mixed_batch = _lambda_time()
     report(
         "dial",
         [
@@ -45,6 +46,9 @@ def main() -> None:
             Figure("Lambda time per dial of a 5 s ring, alone", alone, "ms"),
             Figure("Lambda time per dial of a 5 s ring, ten to a batch", batch, "ms"),
             Figure("ten to a batch, of alone", batch / alone, "x", SHARE),
+            Figure("Lambda time per dial of a mix, a tenth as long, alone", mixed_alone, "ms"),
+            Figure("Lambda time per dial of a mix, a tenth as long, ten to a batch", mixed_batch, "ms"),
+            Figure("... ten to a batch, of alone", mixed_batch / mixed_alone, "x"),
         ],
     )
 
@@ -80,8 +84,22 @@ def _delay(event: dict[str, Any]) -> float:
     return float(event["receivedAtMs"]) - 1000 * written.timestamp()
 
 
-def _lambda_time() -> tuple[float, float]:
-    """Milliseconds per dial of an invocation with one message, and of one with ten."""
+def _mix() -> list[float]:
+    """For how many seconds each of ten phones rings: the middle of each tenth of the outcomes, by their shares."""
+    outcomes, rings = capacity.load()[1]["outcome"], []
+    for n in range(BATCH):
+        place = (n + 0.5) / BATCH
+        for outcome in outcomes:
+            if place < outcome["share"]:
+                break
+            place -= outcome["share"]
+        least, most = outcome["rings"]
+        rings.append((least + (most - least) * place / outcome["share"]) / 10)
+    return rings
+
+
+def _lambda_time() -> tuple[float, float, float, float]:
+    """Milliseconds per dial of invocations with one message, and with ten; of a steady ring, and of a mix."""
     with (
         tempfile.TemporaryDirectory() as folder,
         launched(Path(folder) / "state", {"TIME_SCALE": "1"}) as running,
@@ -93,7 +111,13 @@ def _lambda_time() -> tuple[float, float]:
         ).raise_for_status()
         _set_pace(client, 50)
         alone = statistics.median(_invoke(client, [f"+155504000{n:02d}"]) for n in range(ALONE))
-        return alone, _invoke(client, [f"+155504100{n:02d}" for n in range(BATCH)]) / BATCH
+        batch = _invoke(client, [f"+155504100{n:02d}" for n in range(BATCH)]) / BATCH
+        numbers = {f"+155504200{n:02d}": {"ringSeconds": rings} for n, rings in enumerate(_mix())}
+        client.livekit.put(
+            "/_standin/faults", json={"agentJoinSeconds": 0.0, "talkSeconds": 60.0, "numbers": numbers}
+        ).raise_for_status()
+        mixed = statistics.mean(_invoke(client, [number]) for number in numbers)
+        return alone, batch, mixed, _invoke(client, [*numbers]) / BATCH
 
 
 def _set_pace(client: Client, calls_per_second: int) -> None:
