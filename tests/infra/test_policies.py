@@ -333,7 +333,7 @@ def test_cloudformation_may_make_read_change_tag_and_remove_every_resource(
     [
         ("lambda:CreateEventSourceMapping", "FanOutFromStream"),
         ("lambda:GetFunctionScalingConfig", "InitiateCall"),
-        ("events:ListTagsForResource", "ReconcileCallsEveryMinute"),
+        ("events:ListTagsForResource", "ReconcileCallsShards0To3"),
         ("iam:UpdateAssumeRolePolicy", "DeliverRole"),
         ("iam:ListRoleTags", "DeliverRole"),
         ("iam:CreateServiceLinkedRole", "ApiDomain"),
