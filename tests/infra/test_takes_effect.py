@@ -116,7 +116,7 @@ def test_a_changed_parameter_changes_what_is_called_of_every_function_it_reaches
 CHANGES = {
     "the code": ("s3://code/two", {}),
     "another table": ("s3://code/one", {"WorkspacesTable": "OtherTable"}),
-    "memory": ("s3://code/one", {"MemorySize: 512": "MemorySize: 1024"}),
+    "memory": ("s3://code/one", {"MemorySize: 512": "MemorySize: 1024", "MemorySize: 1769": "MemorySize: 3008"}),
     "tracing": ("s3://code/one", {"Tracing: Active": "Tracing: PassThrough"}),
     "a variable": ("s3://code/one", {"CALLS_TABLE: ": "MORE: x\n        CALLS_TABLE: "}),
     "the log's format": ("s3://code/one", {"LogFormat: Text": "LogFormat: JSON"}),
