@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import io
@@ -833,7 +834,8 @@ def _start(running: Running, port: int, progress: Callable[[str], None]) -> None
     running.info["pids"] = {"stack": os.getpid()} | {c.name: c.process.pid for c in running.children.values()}
     for mapping in adapted.stream_mappings:
         running.in_background(poll_stream, running, mapping)
-    for schedule in adapted.schedules:
+    # One run has all shards here: on a machine of few processors several would only slow each other down.
+    for schedule in {each.function: dataclasses.replace(each, input=None) for each in adapted.schedules}.values():
         running.in_background(run_schedule, running, schedule)
 
 
