@@ -93,7 +93,7 @@ def test_made_up_requests_are_answered_as_the_page_says(stack: dict[str, Any], t
     assert " ".join(f"Tested: {len(operations())}".split()) in " ".join(run.stdout.split())
     answered = statuses(json.loads((tmp_path / "requests.har").read_text()))
     succeeded = {route for route, found in answered.items() if 200 in found}
-    # Whether a made-up chain gets to a delivery that can be replayed, or a call that can still be canceled, is chance.
+    # Whether a made-up chain gets to a delivery to replay, or a call to cancel, is chance.
     assert {"POST /v1/api/call", "GET /v1/api/call"} <= succeeded <= set(operations()) - SIGNED, answered
     assert all(401 in answered[route] for route in SIGNED), answered
 
