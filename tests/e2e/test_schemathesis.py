@@ -45,10 +45,6 @@ include-operation-id = "placeCall"
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", "400", "401", "403", "404", "422"]
 
-# An Idempotency-Key that is empty, or of another type, arrives as none or as text: the wire has no types.
-[operations.checks.negative_data_rejection]
-expected-statuses = ["2xx", "400", "401", "403", "404", "405", "406", "409", "415", "422", "428", "429", "5xx"]
-
 # A made-up token may hold a comma, and then reads as two.
 [[operations]]
 include-operation-id = "reportEvent"
@@ -92,9 +88,7 @@ def test_made_up_requests_are_answered_as_the_page_says(stack: dict[str, Any], t
     assert run.returncode == 0, run.stdout + run.stderr
     assert " ".join(f"Tested: {len(operations())}".split()) in " ".join(run.stdout.split())
     answered = statuses(json.loads((tmp_path / "requests.har").read_text()))
-    succeeded = {route for route, found in answered.items() if 200 in found}
-    # Whether a made-up chain gets to a delivery to replay, or a call to cancel, is chance.
-    assert {"POST /v1/api/call", "GET /v1/api/call"} <= succeeded <= set(operations()) - SIGNED, answered
+    assert {route for route, found in answered.items() if 200 in found} == set(operations()) - SIGNED, answered
     assert all(401 in answered[route] for route in SIGNED), answered
 
 
