@@ -9,7 +9,7 @@ from typing import Any
 import boto3
 import httpx
 
-from tests.e2e.launch import END_SECONDS
+from tests.e2e.launch import END_SECONDS, eventually
 
 
 class Client:
@@ -52,11 +52,28 @@ class Client:
         assert answer.status_code == 200, answer.text
         return str(answer.json()["callId"])
 
+    def read(self, path: str) -> Any:
+        """What a GET answers. A 503 is asked again, as the API's page says: on a busy machine the emulated
+        DynamoDB can take longer to answer than a function waits. Fails the test on any other refusal."""
+
+        def answered() -> httpx.Response | None:
+            answer = self.api.get(path)
+            return None if answer.status_code == 503 else answer
+
+        answer = eventually(answered, f"GET {path} is answered")
+        assert answer is not None
+        assert answer.status_code == 200, f"GET {path}: {answer.status_code} {answer.text}"
+        return answer.json()
+
     def call(self, call_id: str) -> dict[str, Any]:
-        answer = self.api.get(f"/v1/api/call/{call_id}")
-        view = answer.json()
+        view = self.read(f"/v1/api/call/{call_id}")
         assert isinstance(view, dict)
         return view
+
+    def deliveries(self, call_id: str) -> list[dict[str, Any]]:
+        listed = self.read(f"/v1/api/call/{call_id}/deliveries")["deliveries"]
+        assert isinstance(listed, list)
+        return listed
 
     def rings(self, number: str) -> int:
         """How often this number was rung, by the stand-in's own count."""

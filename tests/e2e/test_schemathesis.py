@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,14 +11,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
-from tests.e2e.launch import END_SECONDS
+from tests.e2e.client import Client
+from tests.e2e.launch import END_SECONDS, eventually
 from tests.openapi_page import ROOT, operations
 
 # A number, not a time: a slow machine makes up as many.
 EXAMPLES = 30
-# Both take nobody's word without a signature over the body.
+EXAMPLE_CALL = "f9e8d7c6b5a4f3e2d1c0b9a8"
+# Both refuse a body without a signature over it.
 SIGNED = {"POST /v1/livekit/events", "POST /v1/api/call/{callId}/events"}
 
 CONFIGURATION = """
@@ -65,20 +66,38 @@ created_before = "2999-12-31T23:59:59Z"
 cursor = {cursor}
 """
 
+# A header that came twice with equal values counts once, so the page's pattern, which is one value's, does not
+# forbid it.
+HOOKS = """
+import schemathesis
+
+
+@schemathesis.hook
+def filter_case(context, case):
+    joined = [str(value).split(",") for value in (case.headers or {}).values()]
+    return not any(len(parts) > 1 and len({part.strip() for part in parts}) == 1 for parts in joined)
+"""
+
 
 def test_made_up_requests_are_answered_as_the_page_says(stack: dict[str, Any], tmp_path: Path) -> None:
     headers = {"x-workspace-id": stack["workspaceId"], "x-api-key": stack["apiKey"]}
-    configuration = tmp_path / "schemathesis.toml"
-    configuration.write_text(CONFIGURATION.format(cursor=json.dumps(real_cursor(stack["apiUrl"], headers))))
+    with Client(stack) as client:
+        cursor, call_id = real_cursor(client), call_with_deliveries(client)
+    page = (ROOT / "infra" / "openapi.yaml").read_text()
+    assert EXAMPLE_CALL in page
+    (tmp_path / "openapi.yaml").write_text(page.replace(EXAMPLE_CALL, call_id))
+    (tmp_path / "schemathesis.toml").write_text(CONFIGURATION.format(cursor=json.dumps(cursor)))
+    (tmp_path / "schemathesis_hooks.py").write_text(HOOKS)
     run = subprocess.run(
         [
             str(Path(sys.executable).parent / "schemathesis"),
-            *("--no-color", "--config-file", str(configuration), "run", str(ROOT / "infra" / "openapi.yaml")),
-            *("--report-har-path", str(tmp_path / "requests.har")),
+            *("--no-color", "--config-file", "schemathesis.toml", "run", "openapi.yaml"),
+            *("--report-har-path", "requests.har"),
             *("--url", stack["apiUrl"], "--max-examples", str(EXAMPLES)),
             *("--request-timeout", str(END_SECONDS)),
             *(f"--header={name}: {value}" for name, value in headers.items()),
         ],
+        env=os.environ | {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(tmp_path)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -105,12 +124,22 @@ def statuses(har: dict[str, Any]) -> dict[str, dict[int, int]]:
     return found
 
 
-def real_cursor(api: str, headers: dict[str, str]) -> str:
+def real_cursor(client: Client) -> str:
     """Two calls are placed, so that a page of one has another behind it."""
-    with httpx.Client(base_url=api, headers=headers, timeout=END_SECONDS) as client:
-        for _ in range(2):
-            body = {"to": "+15550000001", "call_agent_id": "agent-1"}
-            client.post("/v1/api/call", json=body).raise_for_status()
-        cursor = client.get("/v1/api/call", params={"limit": "1"}).raise_for_status().json()["cursor"]
+    for _ in range(2):
+        client.place("+15550000001", callback_url=None)
+    cursor = client.read("/v1/api/call?limit=1")["cursor"]
     assert isinstance(cursor, str)
     return cursor
+
+
+def call_with_deliveries(client: Client) -> str:
+    """The page's links lead from this call to its deliveries and to one that can be sent again."""
+    call_id = client.place("+15550000001")
+
+    def delivered() -> bool:
+        arrived = {found["state"] for found in client.deliveries(call_id)} == {"delivered"}
+        return arrived and client.call(call_id)["endedAt"] is not None
+
+    eventually(delivered, "every webhook of the call arrives")
+    return call_id

@@ -78,8 +78,7 @@ def test_whatever_dies_every_event_arrives_under_its_one_id(
         wanted = {f"evt_{call_id}_{sequence}" for sequence in range(1, len(events) + 1)}
 
         def all_delivered(call_id: str = call_id, count: int = len(events)) -> bool:
-            listed = client.api.get(f"/v1/api/call/{call_id}/deliveries").json()["deliveries"]
-            return [delivery["state"] for delivery in listed] == ["delivered"] * count
+            return [found["state"] for found in client.deliveries(call_id)] == ["delivered"] * count
 
         eventually(all_delivered, f"every event is delivered: {death.what}")
         received = client.received(call_id)
