@@ -34,6 +34,8 @@ SAM_ENV := SAM_CLI_TELEMETRY=0 __SAM_CLI_APP_DIR=$(SAM_CLI_FOLDER) AWS_DEFAULT_R
 	AWS_EC2_METADATA_DISABLED=true PATH="$(CURDIR)/.venv-sam/bin:$(dir $(UV)):$$PATH"
 
 export UV
+# Many processes import the same files: the first one compiles them for all, wherever a machine is set not to.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo run stop test picture browser check build sam-local lock bench clean
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import boto3
 from botocore.exceptions import ReadTimeoutError
-from moto import mock_aws
+
+from tests.mocked_aws import mock_aws
 
 TABLE = "Workspaces"
 

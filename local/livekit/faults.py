@@ -103,7 +103,8 @@ class Faults(Knobs):
     `server_version`: the release of LiveKit whose wording errors have, and whose User-Agent webhooks.
     `agent_capacity`: how many agents the workers take at a time (None: any number); a dispatch beyond is lost,
     its job shown as failed for NO_CAPACITY. `room_count_seconds`: how often the counts that ListRooms shows are
-    brought up to date (None: LiveKit's 5 s, scaled). `publish_seconds`: how long a phone's participant is in the
+    brought up to date (None: LiveKit's 5 s, scaled). `media_timeout_seconds`: how long a call without sound lasts
+    (None: LiveKit's 30 s, scaled). `publish_seconds`: how long a phone's participant is in the
     room before its audio is published and the phone dialled. `draining`: no new room is made."""
 
     agent_join_seconds: Seconds = 0.2
@@ -113,6 +114,7 @@ class Faults(Knobs):
     server_version: Version = "1.13.11"
     agent_capacity: Count | None = None
     room_count_seconds: Seconds | None = None
+    media_timeout_seconds: Seconds | None = None
     publish_seconds: Seconds = 0
     draining: bool = False
     webhooks: WebhookFaults = WebhookFaults()

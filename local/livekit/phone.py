@@ -277,7 +277,8 @@ async def live(livekit: LiveKit, call: Call, script: Script, limit: float) -> No
 
     livekit.answer(call)
     talk = talk_seconds if script.hangs_up else math.inf
-    silence = livekit.scaled(MEDIA_TIMEOUT) if script.silent else math.inf
+    own = livekit.faults.media_timeout_seconds
+    silence = (livekit.scaled(MEDIA_TIMEOUT) if own is None else own) if script.silent else math.inf
     rest = min(talk, silence, started + call.max_call_duration - loop.time())
     ended = await call.ends_within(rest)
     if ended and call.end.result() in ("crashed", "lost"):

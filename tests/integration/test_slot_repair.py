@@ -11,6 +11,8 @@ from reconcile_calls.reconcile import repair_slots
 from tests.hooks import change_durations
 from tests.system import Context, System, demo_workspace
 
+BUSY = "+15550000001"
+
 
 def repairs(monkeypatch: pytest.MonkeyPatch, system: System) -> None:
     """Every run of the reconciler compares the slots, not each fifth."""
@@ -20,7 +22,7 @@ def repairs(monkeypatch: pytest.MonkeyPatch, system: System) -> None:
 def test_a_slot_taken_again_after_the_end_is_freed(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """The SDK sent the write twice; its second copy is carried out when the call has long been cleared."""
     repairs(monkeypatch, system)
-    call_id = system.place()
+    call_id = system.place(BUSY)
     system.run_until(lambda: system.ended(call_id) and "dueShard" not in system.item(call_id))
     assert system.workspaces.take_slot("demo", call_id, 10)
     system.workspaces.take_slot("demo", "0123456789abcdef01234567", 10)

@@ -19,7 +19,7 @@ def view(system: System, call_id: str) -> dict[str, Any]:
 
 
 def test_a_phone_that_sends_no_sound_is_disconnected_and_did_not_hang_up(system: System) -> None:
-    system.faults(numbers={NO_RTP: {"outcome": "no_rtp", "ringSeconds": 0.05}})
+    system.faults(mediaTimeoutSeconds=0.5)
     call_id = system.place(NO_RTP)
     system.run_until(lambda: system.ended(call_id))
     assert (view(system, call_id)["status"], view(system, call_id)["endReason"]) == ("completed", "disconnected")

@@ -12,7 +12,7 @@ from dial_worker.livekit_sip import LiveKit, connect
 from dial_worker.outcomes import verdict
 from shared.errors import LiveKitError
 from shared.livekit_secret import LiveKitSecret
-from tests.hooks import requests
+from tests.hooks import change_durations, requests
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET, System
 
 NUMBER = "+15550400001"
@@ -54,8 +54,12 @@ def test_a_refusal_that_lost_its_sip_code_rings_once_and_ends_by_livekits_event(
 
 @pytest.mark.parametrize("fail", ["resource_exhausted", "unavailable", "failed_precondition", "internal"])
 @pytest.mark.parametrize("lost", [["participant_left"], ["participant_joined"]])
-def test_an_error_after_the_phone_rang_is_no_proof(system: System, fail: str, lost: list[str]) -> None:
+def test_an_error_after_the_phone_rang_is_no_proof(
+    system: System, monkeypatch: pytest.MonkeyPatch, fail: str, lost: list[str]
+) -> None:
     """Of LiveKit's two events of the phone one arrives, and no look finds it: it rings no second time."""
+    if lost == ["participant_left"]:
+        change_durations(monkeypatch, system, "dial_worker", left_wait=0.1)
     system.faults(webhooks={"drop": 1, "only": lost})
     call_id = run(system, outcome="busy", fail=fail, after=True)
     assert system.item(call_id)["status"] in ("failed", "rejected", "busy")

@@ -34,7 +34,6 @@ from aiohttp import web
 from botocore.exceptions import ClientError
 from livekit.api.twirp_client import ServerError, TwirpClient
 from livekit.protocol.webhook import WebhookEvent
-from moto import mock_aws
 from standardwebhooks import Webhook
 
 import calls_api.cancel
@@ -51,6 +50,7 @@ from shared.call import ENDED, Call, event_id
 from shared.dynamo import from_wire
 from shared.livekit_secret import LiveKitSecretCache
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
+from tests.mocked_aws import mock_aws
 from tests.schedules import aws, process, virtual_time
 from tests.schedules.process import Faults, Process
 from tests.system import (

@@ -26,10 +26,10 @@ from botocore.exceptions import (
     UnauthorizedSSOTokenError,
 )
 from botocore.loaders import create_loader
-from moto import mock_aws
 
 from admin.command import main
 from shared.workspaces import Workspace, WorkspaceStore, key_hash
+from tests.mocked_aws import mock_aws
 
 TABLE = "Workspaces"
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,6 @@ from typing import Any
 import boto3
 import pytest
 from botocore.client import BaseClient
-from moto import mock_aws
 from samtranslator.yaml_helper import yaml_parse
 
 from admin.command import main
@@ -25,6 +24,7 @@ from shared.delivery_store import Delivery, DeliveryStore
 from shared.dynamo import to_wire
 from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
 from shared.workspaces import Workspace, WorkspaceStore
+from tests.mocked_aws import mock_aws
 
 CALLS = "Calls"
 TEMPLATE = yaml_parse((Path(__file__).parents[2] / "template.yaml").read_text())["Resources"]

@@ -1,0 +1,22 @@
+"""moto, without the half of its time that it looks for names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moto import mock_aws
+from moto.core.serialize import ResponseSerializer
+
+__all__ = ["mock_aws"]
+
+_any_name = ResponseSerializer.get_value
+
+
+def _by_its_name(self: Any, value: Any, key: str, shape: Any) -> Any:
+    """moto looks for each attribute of an answer under five names. DynamoDB's items and records have one."""
+    if type(value) is dict and self.operation_model.service_model.service_name.startswith("dynamodb"):
+        return value.get(key)
+    return _any_name(self, value, key, shape)
+
+
+ResponseSerializer.get_value = _by_its_name  # type: ignore[method-assign]
