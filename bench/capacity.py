@@ -30,6 +30,7 @@ FIRST_BATCHES, BATCHES_A_MINUTE = 5, 300
 # A new on-demand table takes 4,000 write units a second, 1,000 in each partition; its stream has a shard for each.
 SHARDS_OF_A_NEW_TABLE = 4
 TEMPLATE = yaml_parse((ROOT / "template.yaml").read_text())
+MONITORING: dict[str, dict[str, Any]] = yaml_parse((ROOT / "infra" / "monitoring.yaml").read_text())["Resources"]
 BEGIN, END = "<!-- computed by bench/capacity.py -->", "<!-- end -->"
 
 
@@ -153,7 +154,7 @@ def call_bill(counts: Mapping[str, Any], table: Mapping[str, Any], rate: float) 
 def idle_bill(table: Mapping[str, Any]) -> list[Line]:
     """A month without a call."""
     price, assumed = table["price"], table["assumed"]
-    alarms = _alarm_metrics()
+    alarms = len(_alarmed())
     ranges = _ranges()
     runs = MINUTES_A_MONTH * ranges
     polls = 2 * assumed["polls_per_queue_minute"] * MINUTES_A_MONTH
@@ -182,7 +183,7 @@ def idle_bill(table: Mapping[str, Any]) -> list[Line]:
 def use_bill(table: Mapping[str, Any]) -> list[Line]:
     """What a month with calls costs beside the calls themselves, at most, however many there are."""
     price, assumed = table["price"], table["assumed"]
-    metrics = _custom_metrics() - 1
+    metrics = custom_metrics() - 1
     functions = sum(resource["Type"] == "AWS::Serverless::Function" for resource in TEMPLATE["Resources"].values())
     kms = 2 * (functions - 1) * assumed["kms_requests_hour"] * MINUTES_A_MONTH / 60
     return [
@@ -196,17 +197,35 @@ def use_bill(table: Mapping[str, Any]) -> list[Line]:
     ]
 
 
-def _custom_metrics() -> int:
-    """Metrics of the functions' own: those that the dashboard shows, each once for each value of its dimension."""
-    resources = yaml_parse((ROOT / "infra" / "monitoring.yaml").read_text())["Resources"]
-    [board] = [r["Properties"] for r in resources.values() if r["Type"] == "AWS::CloudWatch::Dashboard"]
+def custom_metrics() -> int:
+    """Metrics of the functions' own, on the dashboard or in alarms: each once for each value of its dimension."""
+    [board] = [r["Properties"] for r in MONITORING.values() if r["Type"] == "AWS::CloudWatch::Dashboard"]
     shown = {
-        json.dumps([part for part in metric if isinstance(part, str)])
+        tuple(part for part in metric[1:] if isinstance(part, str))
         for widget in json.loads(board["DashboardBody"]["Fn::Sub"])["widgets"]
         for metric in widget["properties"].get("metrics", ())
         if metric[0] == "${Namespace}"
     }
-    return len(shown)
+    alarmed = {
+        (
+            metric["MetricName"],
+            *(word for one in metric.get("Dimensions", ()) for word in (one["Name"], one["Value"])),
+        )
+        for metric in _alarmed()
+        if metric["Namespace"] == {"Ref": "Namespace"}
+    }
+    return len(shown | alarmed)
+
+
+def _alarmed() -> list[dict[str, Any]]:
+    """The metrics of all alarms. AWS bills an alarm by the metrics it looks at."""
+    alarms = [r["Properties"] for r in MONITORING.values() if r["Type"] == "AWS::CloudWatch::Alarm"]
+    return [
+        metric.get("MetricStat", {}).get("Metric", metric)
+        for alarm in alarms
+        for metric in alarm.get("Metrics", [alarm])
+        if "Expression" not in metric
+    ]
 
 
 def _function(name: str) -> dict[str, Any]:
@@ -239,13 +258,6 @@ def measured_limits(table: Mapping[str, Any]) -> dict[str, float]:
         "reconciler": _ranges() * (reconciler["Timeout"] - ROUND_SECONDS) * rows,
         "fan-out": SHARDS_OF_A_NEW_TABLE * batches * records,
     }
-
-
-def _alarm_metrics() -> int:
-    """AWS bills an alarm by the metrics it looks at."""
-    template = yaml_parse((ROOT / "infra" / "monitoring.yaml").read_text())
-    alarms = [r["Properties"] for r in template["Resources"].values() if r["Type"] == "AWS::CloudWatch::Alarm"]
-    return sum(len([m for m in alarm.get("Metrics", [alarm]) if "Expression" not in m]) for alarm in alarms)
 
 
 def demands(counts: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, float]:

@@ -36,8 +36,7 @@ ARNS = {
     "AWS::SNS::Topic": "arn:aws:sns:{region}:{account}:{name}",
     "AWS::SQS::Queue": "arn:aws:sqs:{region}:{account}:{name}",
 }
-OF_FUNCTIONS = {"AWS::Lambda::Alias": "live", "AWS::Lambda::Version": "1"}
-REFERRED_TO_BY_ARN = {"AWS::SNS::Topic", "AWS::IAM::ManagedPolicy", "AWS::IAM::OIDCProvider", *OF_FUNCTIONS}
+REFERRED_TO_BY_ARN = {"AWS::SNS::Topic", "AWS::IAM::ManagedPolicy", "AWS::IAM::OIDCProvider"}
 Statement = dict[str, Any]
 
 
@@ -69,13 +68,11 @@ class Stack:
 
     def arn(self, name: str) -> str:
         resource = self.template["Resources"][name]
-        kind = resource["Type"]
-        if kind in OF_FUNCTIONS:
-            return f"{self.function(resource['Properties']['FunctionName'])}:{OF_FUNCTIONS[kind]}"
-        return ARNS[kind].format(region=REGION, account=ACCOUNT, name=self.physical(name), uuid=UUID)
+        form = ARNS[resource["Type"]]
+        return form.format(region=REGION, account=ACCOUNT, name=self.physical(name), uuid=UUID)
 
     def function(self, named: Any) -> str:
-        """The ARN of what a property FunctionName names: a function, or an alias of one."""
+        """The ARN of the function that a property FunctionName names."""
         name = str(self.resolve(named))
         return name if name.startswith("arn:") else f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{name}"
 

@@ -52,6 +52,8 @@ def test_both_stages_stand_in_samconfig(block: str, stage: str) -> None:
     given = dict(pair.split("=", 1) for pair in config["deploy"]["parameters"]["parameter_overrides"].split())
     assert given["Stage"] == stage
     assert given.keys() <= PARAMETERS.keys()
+    for name, value in given.items():
+        assert value in [str(one) for one in PARAMETERS[name].get("AllowedValues", [value])], name
     assert config["global"]["parameters"]["stack_name"] == f"ringonce-{stage}"
     assert "CAPABILITY_AUTO_EXPAND" in config["deploy"]["parameters"]["capabilities"]
 

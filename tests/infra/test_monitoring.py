@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
+from bench.capacity import custom_metrics
 from local.dashboard import dashboard_body, evaluate, metrics_of
 from shared.call import ENDED
 from shared.delivery_store import State
@@ -99,6 +100,10 @@ def test_every_metric_that_is_shown_or_alarmed_on_is_emitted() -> None:
 
 def test_every_metric_that_is_emitted_is_shown_or_alarmed_on() -> None:
     assert emitted() <= on_the_dashboard() | in_alarms()
+
+
+def test_the_bill_has_every_metric_that_is_emitted() -> None:
+    assert custom_metrics() == len(emitted())
 
 
 def test_every_alarm_says_what_to_do_and_where_it_is_written() -> None:

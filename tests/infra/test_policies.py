@@ -54,12 +54,6 @@ ONLY_WITH: dict[str, dict[str, str]] = {
         "ResourcePolicy": "dynamodb:PutResourcePolicy dynamodb:DeleteResourcePolicy",
     },
     "AWS::Events::Rule": {"RoleArn": "iam:PassRole"},
-    "AWS::Lambda::Alias": {
-        "ProvisionedConcurrencyConfig": "lambda:PutProvisionedConcurrencyConfig"
-        " lambda:DeleteProvisionedConcurrencyConfig",
-        "UpdatePolicy": "codedeploy:CreateDeployment codedeploy:GetDeployment codedeploy:GetDeploymentGroup"
-        " codedeploy:GetDeploymentConfig codedeploy:StopDeployment",
-    },
     "AWS::Lambda::EventSourceMapping": {"KmsKeyArn": "kms:DescribeKey kms:GenerateDataKey kms:Decrypt"},
     "AWS::Lambda::Function": {
         "CapacityProviderConfig": "lambda:PassCapacityProvider",
@@ -69,16 +63,12 @@ ONLY_WITH: dict[str, dict[str, str]] = {
         "FunctionScalingConfig": "lambda:PutFunctionScalingConfig",
         "KmsKeyArn": "kms:CreateGrant kms:Decrypt kms:DescribeKey kms:Encrypt kms:GenerateDataKey",
         "Layers": "lambda:GetLayerVersion",
+        "PublishToLatestPublished": "lambda:PublishVersion",
         "ReservedConcurrentExecutions": "lambda:PutFunctionConcurrency lambda:DeleteFunctionConcurrency",
         "RuntimeManagementConfig": "lambda:PutRuntimeManagementConfig",
         "S3ObjectVersion": "s3:GetObjectVersion",
         "VpcConfig": "ec2:DescribeSecurityGroups ec2:DescribeSubnets ec2:DescribeVpcs"
         " ec2:DescribeNetworkInterfaces",
-    },
-    "AWS::Lambda::Version": {
-        "FunctionScalingConfig": "lambda:PutFunctionScalingConfig",
-        "ProvisionedConcurrencyConfig": "lambda:PutProvisionedConcurrencyConfig",
-        "RuntimePolicy": "lambda:PutRuntimeManagementConfig",
     },
     "AWS::Logs::LogGroup": {
         "BearerTokenAuthenticationEnabled": "logs:PutBearerTokenAuthentication",
@@ -109,6 +99,8 @@ BESIDES = {
     # CloudFormation, "Control access with IAM": stacks with tags, which `sam deploy` gives; the nested template.
     "AWS::CloudFormation::Stack": "cloudformation:TagResource cloudformation:UntagResource s3:GetObject",
 }
+# What no resource asks for, but the expansion of a template (CloudFormation, "Control access with IAM").
+OF_THE_TRANSFORM = {"cloudformation:CreateChangeSet"}
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +200,7 @@ def targets(stack: Stack, name: str, action: str) -> list[str]:
         case "apigateway", "AWS::ApiGatewayV2::ApiMapping":
             mappings = f"{API}/domainnames/{DOMAIN}/apimappings"
             return [mappings, f"{mappings}/m1"]
-        case "lambda", "AWS::Lambda::Version" | "AWS::Lambda::Alias" if "ProvisionedConcurrency" in verb:
-            return [stack.arn(name)]
-        case "lambda", "AWS::Lambda::Permission" | "AWS::Lambda::Version" | "AWS::Lambda::Alias":
+        case "lambda", "AWS::Lambda::Permission":
             return [stack.function(properties["FunctionName"])]
         case "sns", "AWS::SNS::Subscription":
             return [stack.resolve(properties["TopicArn"])]
@@ -326,6 +316,22 @@ def test_cloudformation_may_make_read_change_tag_and_remove_every_resource(
     assert len(requests) > 500
     denied = simulator.denied(requests, roles().policies("CloudFormationRole"))
     assert not denied, denied
+
+
+def test_cloudformation_may_do_nothing_that_no_resource_asks_for(simulator: Simulator) -> None:
+    """What a resource once needed goes with it."""
+    asked = {
+        action.lower()
+        for outer in (product(*stage) for stage in STAGES)
+        for stack in (outer, nested(outer))
+        for resource in stack.resources().values()
+        for action in needed(resource)
+    }
+    policies = roles().policies("CloudFormationRole")
+    allowed = {action for statement in statements(policies) for action in listed(statement["Action"])}
+    assert {action for action in allowed if action.lower() not in asked} == OF_THE_TRANSFORM
+    transform = [Request(action, TRANSFORM, unlisted=True) for action in OF_THE_TRANSFORM]
+    assert simulator.results(transform, policies) == ["Allowed"]
 
 
 @pytest.mark.parametrize(

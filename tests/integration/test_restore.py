@@ -247,3 +247,33 @@ def test_a_deleted_table_of_workspaces_comes_back_under_its_own_name(system: Sys
     again = system.place("+15550000000")
     system.run_until(lambda: system.ended(again))
     assert system.item(again)["status"] == "completed"
+
+
+def test_the_tables_of_a_deleted_stack_come_into_those_of_a_new_one(system: System) -> None:
+    """docs/operations.md: workspaces are copied, without their counts; the old calls are read as a backup."""
+    key = {"idempotency-key": "before the loss"}
+    over = system.place("+15550000001", headers=key)
+    system.run_until(lambda: system.ended(over))
+    call_id = in_progress(system)
+    rung, view = len(system.calls_placed()), system.item(over)
+    for table in ("CallsTable", "WorkspacesTable"):
+        back_up(system, table, into=f"Old{table}")
+        system.dynamodb.delete_table(TableName=table)
+        system.make_table(table)
+    system.forget_workspaces()
+
+    system.workspaces.pause(int(time.time() * 1000) + 1)
+    for item in system.dynamodb.scan(TableName="OldWorkspacesTable")["Items"]:
+        if "#" not in item["workspaceId"]["S"]:
+            system.dynamodb.put_item(TableName="WorkspacesTable", Item=item)
+    assert run(system, "OldCallsTable")["sealed"] == 1
+    system.workspaces.resume()
+    system.run_until(lambda: any(event["type"] == "call.ended" for event in system.received(call_id)))
+    assert system.item(call_id)["events"][-1]["reason"] == "outcome_unknown"
+    assert system.item(over) == view
+    assert system.workspaces.active_calls("demo") == frozenset()
+    assert system.place("+15550000001", headers=key) == over
+    assert len(system.calls_placed()) == rung
+    again = system.place("+15550000000")
+    system.run_until(lambda: system.ended(again))
+    assert len(system.calls_placed()) == rung + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 
@@ -10,6 +11,12 @@ from bench import capacity
 from bench.units import index_units, read_units, size, write_units
 
 KEYS = ("pk", "sk")
+# LiveKit's own list (livekit/protocol, webhook/consts.go).
+LIVEKIT_EVENTS = {
+    *("room_started", "room_finished", "participant_joined", "participant_left", "participant_connection_aborted"),
+    *("track_published", "track_unpublished", "egress_started", "egress_updated", "egress_ended"),
+    *("ingress_started", "ingress_ended"),
+}
 DUE = {
     "KeySchema": [{"AttributeName": "dueShard"}, {"AttributeName": "checkAt"}],
     "Projection": {"ProjectionType": "KEYS_ONLY"},
@@ -53,6 +60,41 @@ def test_a_limit_that_is_reached_exactly_counts_as_reached() -> None:
 def test_every_limit_says_where_it_comes_from() -> None:
     counts, table = capacity.load()
     assert all(limit.source for limit in capacity.limits(counts, table))
+
+
+def bullet(begins: str) -> str:
+    """Of the page's own text, the entry that begins so."""
+    text = capacity.PAGE.read_text().partition(capacity.END)[2]
+    return " ".join(text.split(f"- **{begins}", 1)[1].split("\n- **")[0].split())
+
+
+def test_the_page_names_the_first_limits_in_their_order() -> None:
+    first = capacity.limits(*capacity.load())[:7]
+    words = {
+        "workspace slots": "A workspace's calls at a time",
+        "livekit requests": "LiveKit's API",
+        "dial batches": "`MaximumDialBatches`",
+        "trunk": "a trunk's dials",
+        "due index new": "a new table's index",
+        "lambda concurrency": "Lambda's processes",
+        "table new": "the table itself",
+    }
+    assert [limit.name for limit in first] == list(words)
+    told = bullet("The first limits are not AWS's")
+    places = [told.find(word) for word in words.values()]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_the_page_asks_for_the_events_that_are_read() -> None:
+    """Any other may be left out at LiveKit; one of these that is lost takes a proof, or an exact time, with it."""
+    source = (capacity.ROOT / "functions" / "livekit_events" / "settle.py").read_text()
+    read = {word for word in re.findall(r'"(\w+)"', source) if word in LIVEKIT_EVENTS}
+    told = bullet("LiveKit's events")
+    assert read == set(re.findall(r"`(\w+)`", told))
+    counts, _ = capacity.load()
+    share = 100 * counts["invocations"]["livekit_events"] / sum(counts["invocations"].values())
+    assert f"**LiveKit's events are {share:.0f} % of all invocations**" in capacity.PAGE.read_text()
 
 
 def test_a_batch_lasts_as_long_as_its_slowest_phone() -> None:
