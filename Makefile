@@ -53,10 +53,10 @@ run: $(DEV) $(AWS) $(PACKAGES) ## Leaves the local stack running until Ctrl-C or
 stop: ## Stops the local stack that `make run` started
 	@$(PYTHON) -m local.stack stop
 
-# A module's tests stay together in one process. Those of the handlers wait more than they work, each process with a
-# system of its own.
-WORKING := -n auto --maxprocesses 4 --dist loadfile
-WAITING := -n 4 --dist loadfile
+# Most of a module's tests stay in one process, until another has nothing left to do. Those of the handlers wait more
+# than they work, each process with a system of its own.
+WORKING := -n auto --maxprocesses 4 --dist worksteal
+WAITING := -n 4 --dist worksteal
 ARTIFACT_TEST := tests/e2e/test_artifact.py
 test: $(DEV) $(AWS) $(SAM) $(AGENT) $(RUNTIME) $(PACKAGES) browser ## Runs every test: unit and model, integration and infra, schedules, the agent's, then the whole stack
 	.venv/bin/python -m pytest $(WORKING) tests/unit tests/model
