@@ -177,6 +177,8 @@ AGENT = participant("agent", kind=KIND.AGENT)
         ([participant(attributes={"sip.callStatus": "active"})], RoomView("active", False)),
         ([participant(attributes={"sip.callStatus": "ringing"}), AGENT], RoomView("ringing", True)),
         ([AGENT, participant()], RoomView("dialing", True)),
+        # Who has left hides no one behind them.
+        ([participant("gone", STATE.DISCONNECTED), participant(), AGENT], RoomView("dialing", True)),
         # Only who is in the room can speak.
         *(([participant("agent", state, KIND.AGENT)], RoomView(None, False)) for state in (0, 1, 3)),
         ([participant("+15550000002")], RoomView(None, False, other_present=True)),
@@ -190,7 +192,18 @@ def test_a_view_tells_who_is_in_the_room(participants: list[Any], view: RoomView
     parts, requests = livekit(list_participants=SimpleNamespace(participants=participants))
     assert asyncio.run(parts.view_room("r", IDENTITY)) == view
     assert requests == [("list_participants", api.ListParticipantsRequest(room="r"))]
-    assert view.accompanied == (view.agent_present or view.other_present)
+
+
+@pytest.mark.parametrize(
+    ("view", "accompanied"),
+    [
+        (RoomView("active", agent_present=False), False),
+        (RoomView("active", agent_present=True), True),
+        (RoomView("active", agent_present=False, other_present=True), True),
+    ],
+)
+def test_a_phone_with_an_agent_or_another_person_is_not_alone(view: RoomView, accompanied: bool) -> None:
+    assert view.accompanied is accompanied
 
 
 def test_a_room_that_is_not_there_has_no_one_in_it_and_one_that_cannot_be_seen_is_an_error() -> None:
