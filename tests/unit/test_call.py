@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import get_args
 
 import pytest
 
-from shared.call import Call, Outcome, event, event_id_of, snapshot, webhook_body
+from shared.call import Call, Outcome, Status, event, event_id_of, snapshot, webhook_body
 from shared.errors import RequestRefused
 from shared.json_text import ascii_compact, members
 
@@ -141,3 +142,10 @@ def test_a_record_holds_what_is_set_and_no_more() -> None:
     tried = dataclasses.replace(CALL, attempts=1, leaseId="l", leaseUntil=1, orphanRoom=True, dueShard=1)
     assert tried.to_item().items() >= {"attempts": 1, "leaseUntil": 1, "orphanRoom": True, "dueShard": 1}.items()
     assert Call.from_item(tried.to_item()) == tried
+
+
+@pytest.mark.parametrize("status", get_args(Status))
+def test_a_call_has_ended_in_every_status_but_three(status: Status) -> None:
+    call = dataclasses.replace(CALL, status=status)
+    assert call.ended is (status not in ("queued", "dialing", "in_progress"))
+    assert call.identity == f"call-{CALL.callId}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from typing import Any, cast
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from shared.call import Call, Outcome, event
 from shared.call_store import CallStore, Write
 from shared.durations import Durations
-from shared.ending import clear, clear_with_room, end_call, end_outcome
+from shared.ending import clear, clear_with_room, end_call, end_outcome, report_end
 from shared.workspaces import WorkspaceStore
 
 NOW = 1_800_000_000_000
@@ -127,6 +128,22 @@ def test_a_request_to_hang_up_that_came_in_between_becomes_the_reason() -> None:
         (True, "busy"),
         (False, "canceled_by_api"),
     ]
+
+
+def test_an_end_is_reported_by_itself_though_its_agent_reported_behind_it(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A write that the SDK sent twice answers with the item as it stands by then."""
+    call = ended(CALL)
+    for events in (call.events, (*call.events, event("agent.summary", NOW, data="{}"))):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            report_end(dataclasses.replace(call, events=events))
+        [record] = caplog.records
+        assert (record.message, vars(record)["status"], vars(record)["reason"]) == ("ended", "busy", "busy")
+        assert vars(record)["to"] != call.to
+        metric = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (metric["CallsEnded"], metric["status"]) == ([1.0], "busy")
 
 
 def test_the_slot_is_freed_before_the_call_leaves_the_index() -> None:

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from dial_worker.hang_up import delete_room, hang_up_call, hang_up_phone
+from dial_worker.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
 from dial_worker.livekit_sip import LiveKit, OrphanRoom, RoomView
 from shared.call import Call, Outcome
 from shared.call_store import CallStore, Write
@@ -100,7 +100,9 @@ def test_the_moment_of_the_end_is_known_only_of_a_phone_that_was_on_and_lost_its
 
 
 def test_a_phone_that_is_still_on_has_not_been_hung_up() -> None:
-    assert hang_up(World(ON, ON)) is None
+    world = World(ON, ON)
+    assert hang_up(world) is None
+    assert len(world.asked) == 1 + HANG_UP_REQUESTS, "of LiveKit, behind the table"
 
 
 def test_what_was_asked_before_is_seen_through_and_not_asked_again() -> None:
