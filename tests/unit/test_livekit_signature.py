@@ -40,9 +40,11 @@ def test_the_claims_of_a_signed_body_are_given_back() -> None:
 def test_clocks_may_differ_by_a_minute() -> None:
     # Half a minute to each side: how slow the machine is must not decide.
     now = int(time.time())
-    for changes in ({"exp": now - LEEWAY_SECONDS + 30}, {"nbf": now + LEEWAY_SECONDS - 30}):
+    soon: list[dict[str, Any]] = [{"exp": now - LEEWAY_SECONDS + 30}, {"nbf": now + LEEWAY_SECONDS - 30}]
+    for changes in soon:
         assert signed_claims(BODY, token(**changes), SECRET)["sha256"] == DIGEST
-    for changes in ({"exp": now - LEEWAY_SECONDS - 1}, {"nbf": now + LEEWAY_SECONDS + 3600}):
+    late: list[dict[str, Any]] = [{"exp": now - LEEWAY_SECONDS - 1}, {"nbf": now + LEEWAY_SECONDS + 3600}]
+    for changes in late:
         assert "no valid token" in refusal(BODY, token(**changes))
 
 
