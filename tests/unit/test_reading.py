@@ -1,16 +1,20 @@
-"""What a query of the list may ask for: read into what DynamoDB compares, or refused by its parameter's name."""
+"""What a client reads: a call, a page of calls, and what a query of the list may ask for."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import Any, cast, get_args
 
 import pytest
 
-from calls_api.reading import ListQuery, list_query
-from shared.call import Status
+from calls_api.reading import ListQuery, call_of_workspace, call_view, list_calls, list_query
+from shared.call import Call, Status, webhook_body
+from shared.call_store import CallStore
 from shared.errors import RequestRefused
+from tests.unit.test_call import CALL
 
 KEY = "CALL#" + "0a" * 12
 AT = "2026-11-24T09:30:00.000Z"
@@ -45,8 +49,9 @@ def test_every_parameter_is_read() -> None:
     for status in get_args(Status):
         assert query(status=status).status == status
     assert query(agent="a" * 128).agent == "a" * 128
-    for to in ("+15550000001", " 15550000001", "+1 (555) 000-0001"):
+    for to in ("+15550000001", " 15550000001", " +15550000001", "+1 (555) 000-0001"):
         assert query(to=to).to == "+15550000001"
+    assert wrong(to="15550000001") == wrong(to="  15550000001+") == ["to"]
     assert [query(limit=str(number)).limit for number in (1, 9, 99, 100)] == [1, 9, 99, 100]
     assert query(cursor=cursor([AT, KEY])).cursor == (AT, KEY)
 
@@ -89,7 +94,7 @@ def test_a_limit_is_a_whole_number_from_1_to_100(text: str) -> None:
     ["", "x", "====", cursor([]), cursor([AT]), cursor([AT, KEY, KEY]), cursor([AT, 7]), cursor([None, KEY]),
      cursor({"a": 1, "b": 2}), cursor("7"), cursor([AT, KEY + "0"]), cursor([AT, KEY.upper()]),
      cursor([AT[:-5] + "Z", KEY]), cursor([AT + "\n", KEY]), cursor("[" * 100_000), "\u00e9",
-     cursor([AT, KEY]) + "!"],
+     cursor([AT, KEY]) + "!", "!!!!" + cursor([AT, KEY])],
     ids=lambda text: ascii(text)[:30],
 )  # fmt: skip
 def test_a_cursor_that_is_none_of_ours_is_refused(text: str) -> None:
@@ -110,3 +115,65 @@ def test_a_range_ends_at_its_start_or_later_and_holds_the_cursor() -> None:
         assert wrong(cursor=cursor([AT, KEY]), **outside) == ["cursor"]
     for inside in ({"created_after": before}, {"created_before": later}):
         assert query(cursor=cursor([AT, KEY]), **inside).cursor == (AT, KEY)
+
+
+# ── what is shown ───────────────────────────────────────────────────────────────────────────────────
+
+VARIABLES = '{"name": "Ada",  "n": 1.0}'
+
+
+def test_a_call_is_there_for_its_own_workspace_only() -> None:
+    asked: list[str] = []
+
+    def get(call_id: str) -> Call | None:
+        asked.append(call_id)
+        return {CALL.callId: CALL}.get(call_id)
+
+    store = cast(CallStore, SimpleNamespace(get=get))
+    assert call_of_workspace(store, "demo", CALL.callId) is CALL
+    for workspace_id, call_id in (("other", CALL.callId), ("demo", "1" * 24), ("demo", "x"), ("demo", "0" * 25)):
+        with pytest.raises(RequestRefused) as refused:
+            call_of_workspace(store, workspace_id, call_id)
+        assert (refused.value.status, refused.value.code) == (404, "call_not_found")
+    assert asked == [CALL.callId, CALL.callId, "1" * 24], "what is no call's id is asked of no table"
+
+
+def test_a_call_is_shown_with_its_events_as_its_webhooks_tell_them() -> None:
+    call = dataclasses.replace(CALL, dynamicVariables=VARIABLES, callbackUrl="https://hooks.example/in")
+    text = call_view(call)
+    assert f'"dynamicVariables":{VARIABLES}' in text
+    assert f'"metadata":{CALL.metadata}' in text
+    shown = json.loads(text)
+    assert (shown["status"], shown["endReason"], shown["callbackUrl"]) == ("completed", "hangup", call.callbackUrl)
+    bodies = [json.loads(webhook_body(call, sequence)) for sequence in range(1, len(call.events) + 1)]
+    told = [{name: body[name] for name in ("id", "type", "timestamp", "sequence")} for body in bodies]
+    told[3]["report"] = bodies[3]["data"]["report"]
+    assert shown["events"] == told
+    bare = json.loads(call_view(dataclasses.replace(CALL, metadata=None)))
+    assert (bare["dynamicVariables"], bare["metadata"], bare["callbackUrl"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"), [(None, ["completed", "queued"]), ("queued", ["queued"]), ("busy", [])]
+)
+def test_a_page_shows_the_calls_of_the_status_and_where_the_next_one_begins(
+    status: str | None, shown: list[str]
+) -> None:
+    waiting = dataclasses.replace(CALL, status="queued", events=CALL.events[:1])
+    for last in (None, (AT, KEY)):
+        asked: list[Any] = []
+
+        def page_of_workspace(workspace_id: str, last: Any = last, asked: list[Any] = asked, **given: Any) -> Any:
+            asked.append((workspace_id, given))
+            return [CALL, waiting], last
+
+        store = cast(CallStore, SimpleNamespace(page_of_workspace=page_of_workspace))
+        wanted = ListQuery(status=status, agent="a", to="+1", created_after="0", created_before="9", limit=7)
+        page = json.loads(list_calls(store, "demo", dataclasses.replace(wanted, cursor=(AT, KEY))))
+        assert (page["status"], [call["status"] for call in page["calls"]]) == ("success", shown)
+        named = {"limit": 7, "agent": "a", "to": "+1", "created_after": "0", "created_before": "9"}
+        assert asked == [("demo", named | {"start": (AT, KEY)})]
+        if last is None:
+            assert page["cursor"] is None
+        else:
+            assert query(cursor=page["cursor"]).cursor == last
