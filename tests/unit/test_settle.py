@@ -93,6 +93,11 @@ def client() -> Iterator[OneAtATime]:
 
 @pytest.fixture
 def world(client: OneAtATime) -> World:
+    return new_world(client)
+
+
+def new_world(client: OneAtATime) -> World:
+    """With an empty table of calls."""
     table = f"calls-{uuid.uuid4()}"
     client.create_table(
         TableName=table,
