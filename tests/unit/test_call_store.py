@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 
 from shared.call import Call, Outcome
 from shared.call_store import CallStore, Write
+from shared.errors import StoreError
 from tests.unit.test_settle import CALL, NOW, SID, World, new_world
 from tests.workspaces_table import OneAtATime, workspaces_table
 
@@ -124,3 +126,49 @@ def test_a_leased_wait_that_is_sent_twice_uncounts_one_attempt(world: World) -> 
         assert world.calls.wait(CALL, WAIT, CHECK, NOW, lease="mine", uncount=True, extend_ms=7).won
     assert (world.now.attempts, world.now.waitUntil, world.now.checkAt) == (0, WAIT, CHECK)
     assert (world.now.queueDeadline, world.now.leaseId) == (NOW + 7, None)
+
+
+# ── many at a time ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Batches:
+    """DynamoDB as BatchGetItem: reads so many keys of a request and leaves the rest. sizes: keys asked for."""
+
+    def __init__(self, reads: int) -> None:
+        self._reads = reads
+        self.sizes: list[int] = []
+
+    def batch_get_item(self, RequestItems: dict[str, Any]) -> dict[str, Any]:
+        asked = RequestItems["calls"]
+        assert asked["ConsistentRead"] is True
+        keys = asked["Keys"]
+        self.sizes.append(len(keys))
+        assert len(self.sizes) < 10, "it is asked for ever"
+        found, left = keys[: self._reads], keys[self._reads :]
+        items = [
+            {"callId": {"S": key["pk"]["S"].removeprefix("CALL#")}, "status": {"S": "queued"}} for key in found
+        ]
+        return {"Responses": {"calls": items}, "UnprocessedKeys": {"calls": {"Keys": left}} if left else {}}
+
+
+def batches(reads: int) -> tuple[Batches, CallStore]:
+    client = Batches(reads)
+    return client, CallStore(cast(Any, client), "calls")
+
+
+@pytest.mark.parametrize(
+    ("number", "reads", "sizes"),
+    [(0, 100, []), (100, 100, [100]), (101, 100, [100, 1]), (250, 100, [100, 100, 50]), (5, 2, [5, 3, 1])],
+)
+def test_what_a_batch_leaves_is_read_by_the_next(number: int, reads: int, sizes: list[int]) -> None:
+    client, calls = batches(reads)
+    call_ids = {f"{n:024x}" for n in range(number)}
+    assert calls.not_ended(call_ids) == call_ids
+    assert client.sizes == sizes
+
+
+def test_a_batch_that_reads_nothing_is_an_error_and_not_an_endless_loop() -> None:
+    client, calls = batches(0)
+    with pytest.raises(StoreError, match="read nothing"):
+        calls.not_ended(["a" * 24, "b" * 24])
+    assert client.sizes == [2]
