@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from shared.call import Call, compact, event_id_of, iso
@@ -37,7 +38,7 @@ def replay(
     Raises RequestRefused: 404 when there is no such delivery or the call's record has expired meanwhile, 409 while
     an attempt is under way.
     """
-    number = int(sequence[:6]) if sequence.isascii() and sequence.isdigit() else 0
+    number = int(sequence) if re.fullmatch("[0-9]{1,6}", sequence) else 0
     if call.callbackUrl is None or not 1 <= number <= len(call.events):
         raise RequestRefused(404, "delivery_not_found", "This call has no such delivery")
     # First: the record lives to the schedule's end, or nothing was accepted.

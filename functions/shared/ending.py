@@ -22,7 +22,7 @@ def end_outcome(call: Call, outcome: Outcome) -> Outcome:
 
 def report_end(call: Call) -> None:
     """The log line and the metric of an end."""
-    end = call.events[-1]
+    end = call.end_event
     logger.info(
         "ended",
         extra={

@@ -75,6 +75,31 @@ def test_an_id_that_is_none_is_refused(workspace_id: str | None, status: int) ->
     assert allowed(with_keys("rk_a"), workspace_id, "rk_a") == status
 
 
+def test_only_what_may_be_an_id_is_looked_up() -> None:
+    """A `#` could be the key of another item of the table; a text without an end could be any cost."""
+    asked: list[str] = []
+
+    class Asked(Known):
+        def get(self, workspace_id: str) -> Workspace | None:
+            asked.append(workspace_id)
+            return super().get(workspace_id)
+
+    for workspace_id in (
+        "other",
+        "w" * 64,
+        "w" * 65,
+        "caf\u00e9",
+        "\u0661",
+        "a\n",
+        "a\x7f",
+        "acme#slots",
+        "w" * 65 + "#",
+    ):
+        with pytest.raises(RequestRefused, match="unknown"):
+            authorized_workspace(cast(WorkspaceCache, Asked(ACME)), workspace_id, None)
+    assert asked == ["other", "w" * 64]
+
+
 def test_a_key_that_is_no_text_is_refused_like_any_wrong_one() -> None:
     assert allowed(with_keys("rk_a"), api_key="\udcff") == 401
 

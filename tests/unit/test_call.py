@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import get_args
 
 import pytest
 
-from shared.call import Call, event, snapshot, webhook_body
+from shared.call import Call, Outcome, Status, event, event_id_of, snapshot, webhook_body
 from shared.errors import RequestRefused
 from shared.json_text import ascii_compact, members
 
@@ -102,3 +103,49 @@ def test_a_record_survives_its_way_to_the_table_and_back() -> None:
     from shared.dynamo import from_wire, to_wire
 
     assert Call.from_item(from_wire(to_wire(CALL.to_item()))) == CALL
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "seconds"), [(0, 0), (499, 0), (501, 1), (999_600, 1_000), (3_600_000, 3_600), (-2_000, 0)]
+)
+def test_the_duration_is_that_of_the_conversation_and_never_negative(milliseconds: int, seconds: int) -> None:
+    """Less than nothing: two clocks that differ."""
+    events = (*CALL.events[:-1], CALL.events[-1] | {"at": 5_000 + milliseconds})
+    assert snapshot(dataclasses.replace(CALL, events=events), 5)["durationSeconds"] == seconds
+
+
+def test_the_end_is_found_before_and_behind_a_report() -> None:
+    queued, dialing, answered, summary, ended = CALL.events
+    for events in (CALL.events, (queued, dialing, answered, ended, summary)):
+        assert dataclasses.replace(CALL, events=events).end_event == ended
+    assert dataclasses.replace(CALL, events=(queued, dialing, answered, summary)).end_event == {}
+
+
+def test_only_the_event_that_a_restore_wrote_has_an_id_of_its_own() -> None:
+    events = (*CALL.events[:-1], CALL.events[-1] | {"restored": True})
+    restored = dataclasses.replace(CALL, events=(*events, event("agent.summary", 70_000, data="{}")))
+    ids = [event_id_of(restored, n) for n in range(1, 7)]
+    assert ids == [f"evt_{CALL.callId}_{n}" + ("r" if n == 5 else "") for n in range(1, 7)]
+
+
+def test_an_outcome_is_neither_retryable_nor_inferred_unless_it_says_so() -> None:
+    outcome = Outcome("completed", "hangup")
+    assert (outcome.retryable, outcome.inferred, outcome.sip_status_code) == (False, False, None)
+
+
+def test_a_record_holds_what_is_set_and_no_more() -> None:
+    """What an index or a condition sees as there is there: an unset attribute is absent, a 1 is kept."""
+    assert CALL.to_item().keys() == {
+        "callId", "workspaceId", "callAgentId", "to", "roomName", "jobId", "createdAt", "status", "events",
+        "ringTimeoutSeconds", "maxDurationSeconds", "queueDeadline", "metadata",
+    }  # fmt: skip
+    tried = dataclasses.replace(CALL, attempts=1, leaseId="l", leaseUntil=1, orphanRoom=True, dueShard=1)
+    assert tried.to_item().items() >= {"attempts": 1, "leaseUntil": 1, "orphanRoom": True, "dueShard": 1}.items()
+    assert Call.from_item(tried.to_item()) == tried
+
+
+@pytest.mark.parametrize("status", get_args(Status))
+def test_a_call_has_ended_in_every_status_but_three(status: Status) -> None:
+    call = dataclasses.replace(CALL, status=status)
+    assert call.ended is (status not in ("queued", "dialing", "in_progress"))
+    assert call.identity == f"call-{CALL.callId}"

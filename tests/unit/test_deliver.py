@@ -310,6 +310,17 @@ def replayed(world: World, sequence: int | str = 1, call_id: str = A) -> None:
     replay(calls, deliveries, world.queue, call, str(sequence), world.durations, world.clock())
 
 
+@pytest.mark.parametrize(
+    "sequence", ["0", "4", "-1", "+1", "1.0", " 1", "x", "", "\u0661", "0000001", "0000011", "1" * 5000]
+)
+def test_a_number_of_no_event_replays_none(world: World, sequence: str) -> None:
+    delivered(world, events=3)
+    with pytest.raises(RequestRefused) as refused:
+        replayed(world, sequence)
+    assert (refused.value.status, refused.value.code) == (404, "delivery_not_found")
+    assert world.queue.bodies() == []
+
+
 def test_every_attempt_and_replay_carries_the_same_id_and_bytes_and_its_own_signature(world: World) -> None:
     answering(world, 500, 500, 200)
     delivered(world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from local.front import joined
 from shared.authorization import api_key, bearer_token
-from shared.errors import RequestRefused
-from shared.http_api import body_bytes, check_idempotency_key, header
+from shared.errors import FieldError, QueueError, RequestRefused, StoreError, StoreUnclear
+from shared.http_api import Answer, Event, answer, body_bytes, check_idempotency_key, header, respond
 
 NAMES = ("authorization", "content-encoding", "content-type", "idempotency-key", "x-api-key", "x-workspace-id")
 
@@ -120,5 +121,54 @@ def test_a_key_may_be_any_printable_ascii_of_1_to_255(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["", "k" * 256, "\x7f", "k\n", "\u00e9"])
 def test_any_other_key_is_refused(key: str) -> None:
-    with pytest.raises(RequestRefused, match="Idempotency-Key"):
+    with pytest.raises(RequestRefused, match="Idempotency-Key") as refused:
         check_idempotency_key(key)
+    assert (refused.value.status, refused.value.code) == (400, "invalid_idempotency_key")
+
+
+def test_base64_is_read_whole_or_refused() -> None:
+    assert body_bytes({"body": "w6k=", "isBase64Encoded": True}) == "é".encode()
+    for text in ("w6k", "w6k=\n", "w6k=!", "é"):
+        with pytest.raises(RequestRefused) as refused:
+            body_bytes({"body": text, "isBase64Encoded": True})
+        assert (refused.value.status, refused.value.code) == (400, "invalid_body")
+
+
+REQUEST = {"requestContext": {"requestId": "r-1"}}
+
+
+def responded(outcome: Answer | Exception) -> tuple[int, dict[str, str], str]:
+    """What `respond` makes of a function that returns or raises this: status, headers, body."""
+
+    def function(event: Event) -> Answer:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    result = respond(REQUEST, function)
+    return result["statusCode"], result["headers"], result["body"]
+
+
+def test_an_answer_is_json_with_the_requests_id() -> None:
+    headers = {"content-type": "application/json", "x-request-id": "r-1"}
+    assert responded(answer(200, {"a": [1, "é"]})) == (200, headers, '{"a":[1,"\\u00e9"]}')
+    assert responded(answer(201, '{ "as": "written"}')) == (201, headers, '{ "as": "written"}')
+    assert responded(answer(200, {}, {"k": "v"})) == (200, headers | {"k": "v"}, "{}")
+
+
+def test_a_refusal_tells_code_fields_and_headers() -> None:
+    headers = {"content-type": "application/json", "x-request-id": "r-1"}
+    refused = RequestRefused(422, "wrong", "to is wrong", [FieldError("to", "is wrong")], {"k": "v"})
+    status, sent, body = responded(refused)
+    assert (status, sent) == (422, headers | {"k": "v"})
+    told = {"status": "error", "message": "to is wrong", "code": "wrong"}
+    assert json.loads(body) == told | {"errors": [{"field": "to", "message": "is wrong"}]}
+    assert json.loads(responded(RequestRefused(404, "wrong", "to is wrong"))[2]) == told, "no empty list"
+
+
+@pytest.mark.parametrize("down", [StoreError("x"), StoreUnclear("x"), QueueError("x")])
+def test_what_cannot_be_stored_or_sent_is_to_be_repeated(down: Exception) -> None:
+    status, headers, body = responded(down)
+    assert (status, json.loads(body)["code"]) == (503, "unavailable")
+    assert headers["retry-after"] == "2"
+    assert headers["x-request-id"] == "r-1"

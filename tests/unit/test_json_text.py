@@ -26,10 +26,16 @@ VALUES = st.recursive(
 OBJECTS = st.dictionaries(TEXTS, VALUES, max_size=5)
 
 
-@given(OBJECTS, st.booleans(), st.sampled_from([None, 1, "\t"]))
-def test_every_member_is_kept_as_it_was_written(value: dict[str, Any], escaped: bool, indent: Any) -> None:
-    text = json.dumps(value, ensure_ascii=escaped, indent=indent)
-    found = members(text.encode())
+SPACES = st.sampled_from(["", " ", "\n\t", "\r\n  "])
+
+
+@given(OBJECTS, st.booleans(), st.sampled_from([None, 1, "\t"]), SPACES, SPACES)
+def test_every_member_is_kept_as_it_was_written(
+    value: dict[str, Any], escaped: bool, indent: Any, before: str, behind: str
+) -> None:
+    separators = (f"{before},{behind}", f"{before}:{behind}")
+    text = json.dumps(value, ensure_ascii=escaped, indent=indent, separators=separators)
+    found = members(f"{before}{text}{behind}".encode())
     assert {key: member for key, (member, _) in found.items()} == value
     assert list(found) == list(value)
     for key, (_, written) in found.items():
@@ -89,11 +95,24 @@ def test_a_megabyte_made_to_be_slow_is_refused_at_once(body: str) -> None:
 def test_a_number_has_as_many_digits_as_every_reader_reads(written: str) -> None:
     assert not holds_long_number(written.format(digits="1" * MAXIMUM_DIGITS))
     assert holds_long_number(written.format(digits="1" * (MAXIMUM_DIGITS + 1)))
+    assert sys.int_info.default_max_str_digits == MAXIMUM_DIGITS, "what Python reads unless it is told otherwise"
     assert not holds_long_number('"' + "1" * (MAXIMUM_DIGITS + 1) + '"'), "a string of digits is no number"
 
 
 def test_an_object_has_as_many_levels_as_are_allowed() -> None:
-    deepest = '{"a":' + "[" * (MAXIMUM_DEPTH - 1) + "]" * (MAXIMUM_DEPTH - 1) + "}"
-    assert list(members(deepest.encode())) == ["a"]
+    def nested(levels: int) -> bytes:
+        return b'{"a":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
+
+    assert list(members(nested(MAXIMUM_DEPTH))) == ["a"]
     with pytest.raises(RequestRefused, match="more than 32 levels"):
-        members(deepest.replace("[", "[[").replace("]", "]]").encode())
+        members(nested(MAXIMUM_DEPTH + 1))
+
+
+@pytest.mark.parametrize("written", ['"\\ud800"', '"\\udc00\\ud800"', '{"k": ["\\ud83d"]}', '{"\\udfff": 1}'])
+def test_half_of_a_surrogate_pair_is_refused_in_a_value_and_in_a_key(written: str) -> None:
+    """It could be stored and sent nowhere."""
+    with pytest.raises(RequestRefused, match="half of a surrogate pair"):
+        members(f'{{"a": {written}}}'.encode())
+    with pytest.raises(RequestRefused, match="half of a surrogate pair"):
+        members(b'{"\\ud800": 1}')
+    assert members(b'{"a": "\\ud83d\\ude00"}')["a"][0] == "\U0001f600"

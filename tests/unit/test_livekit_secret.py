@@ -71,6 +71,10 @@ def test_it_is_read_once_a_minute(cache: LiveKitSecretCache, secrets: Secrets, c
     assert cache.get().apiKey == "API2"
 
 
+def test_its_text_does_not_show_the_key() -> None:
+    assert GOOD["apiSecret"] not in repr(LiveKitSecret(**GOOD))
+
+
 @pytest.mark.parametrize("trouble", [DENIED, SLOW, *BAD])
 def test_while_it_cannot_be_read_the_last_one_goes_on_and_it_is_told(
     cache: LiveKitSecretCache, secrets: Secrets, clock: Clock, trouble: Any, capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,121 @@
+"""Hanging up: the right request for a phone that rings and for one that talks, and what its end is known of."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import cast
+
+import pytest
+
+from dial_worker.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
+from dial_worker.livekit_sip import LiveKit, OrphanRoom, RoomView
+from shared.call import Call, Outcome
+from shared.call_store import CallStore, Write
+from tests.unit.test_ending import ANSWERED, CALL, NOW, asked_to_hang_up
+
+ON, OFF = RoomView("active", agent_present=True), RoomView(None, agent_present=True)
+
+
+class World:
+    """LiveKit and the table: what they are asked, in order. views: what looks find. orphan: the room is one."""
+
+    def __init__(self, *views: RoomView, orphan: bool = False, asking: Write | None = None) -> None:
+        self.views = list(views)
+        self.orphan = orphan
+        self.asking = asking
+        self.asked: list[str] = []
+
+    async def view_room(self, room: str, identity: str) -> RoomView:
+        assert (room, identity) == (CALL.roomName, CALL.identity)
+        self.asked.append("view")
+        return self.views.pop(0)
+
+    async def delete_room(self, name: str) -> None:
+        self.asked.append(f"delete {name}")
+        if self.orphan:
+            raise OrphanRoom("unknown", 500)
+
+    async def remove_orphan(self, name: str) -> None:
+        self.asked.append(f"remove {name}")
+
+    async def remove_participant(self, room: str, identity: str) -> bool:
+        self.asked.append(f"take {identity} out of {room}")
+        return bool(self.views)
+
+    def note_orphan(self, call_id: str) -> None:
+        self.asked.append("note orphan")
+
+    def ask_to_hang_up(self, seen: Call, reason: str, now: int) -> Write:
+        self.asked.append(f"ask {reason} {now}")
+        return self.asking or Write(True, dataclasses.replace(seen, hangup={"reason": reason, "at": now}))
+
+    @property
+    def parts(self) -> tuple[CallStore, LiveKit]:
+        return cast(CallStore, self), cast(LiveKit, self)
+
+
+DELETED = f"delete {CALL.roomName}"
+ORPHAN = [DELETED, "note orphan", f"remove {CALL.roomName}"]
+
+
+def test_an_orphan_is_noted_before_it_is_removed() -> None:
+    world = World()
+    assert asyncio.run(delete_room(*world.parts, CALL)) is True
+    assert world.asked == [DELETED]
+    world = World(orphan=True)
+    assert asyncio.run(delete_room(*world.parts, CALL)) is False
+    assert world.asked == ORPHAN
+
+
+def test_a_phone_that_rings_is_taken_out_of_its_room_and_one_that_talks_loses_the_room() -> None:
+    taken = [f"take {CALL.identity} out of {CALL.roomName}"]
+    for views, there in (((ON,), True), ((), False)):
+        world = World(*views)
+        assert asyncio.run(hang_up_phone(*world.parts, CALL, answered=False)) is there
+        assert world.asked == taken, "the room stays: a dial under way would make it again"
+    for orphan, asked in ((False, [DELETED]), (True, ORPHAN)):
+        world = World(orphan=orphan)
+        assert asyncio.run(hang_up_phone(*world.parts, CALL, answered=True)) is not orphan
+        assert world.asked == asked
+
+
+def hang_up(world: World, call: Call = ANSWERED) -> tuple[Call, Outcome] | None:
+    return asyncio.run(hang_up_call(*world.parts, call, "agent_left", lambda: NOW))
+
+
+@pytest.mark.parametrize(
+    ("before", "orphan", "inferred"), [(ON, False, False), (OFF, False, True), (ON, True, True), (OFF, True, True)]
+)
+def test_the_moment_of_the_end_is_known_only_of_a_phone_that_was_on_and_lost_its_room(
+    before: RoomView, orphan: bool, inferred: bool
+) -> None:
+    world = World(before, OFF, orphan=orphan)
+    found = hang_up(world)
+    assert found is not None
+    call, outcome = found
+    assert call.hangup == {"reason": "agent_left", "at": NOW}
+    assert outcome == Outcome("completed", "disconnected", inferred=inferred)
+    assert world.asked == [f"ask agent_left {NOW}", "view", *(ORPHAN if orphan else [DELETED]), "view"]
+
+
+def test_a_phone_that_is_still_on_has_not_been_hung_up() -> None:
+    world = World(ON, ON)
+    assert hang_up(world) is None
+    assert len(world.asked) == 1 + HANG_UP_REQUESTS, "of LiveKit, behind the table"
+
+
+def test_what_was_asked_before_is_seen_through_and_not_asked_again() -> None:
+    call = asked_to_hang_up(ANSWERED)
+    world = World(ON, OFF)
+    found = hang_up(world, call)
+    assert found is not None
+    assert found[0] is call
+    assert world.asked == ["view", DELETED, "view"]
+
+
+@pytest.mark.parametrize("write", [Write(False, ANSWERED), Write(False, None)])
+def test_a_call_that_moved_on_is_not_hung_up(write: Write) -> None:
+    world = World(asking=write)
+    assert hang_up(world) is None
+    assert world.asked == [f"ask agent_left {NOW}"], "nothing of LiveKit"

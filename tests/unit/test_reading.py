@@ -1,0 +1,179 @@
+"""What a client reads: a call, a page of calls, and what a query of the list may ask for."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from types import SimpleNamespace
+from typing import Any, cast, get_args
+
+import pytest
+
+from calls_api.reading import ListQuery, call_of_workspace, call_view, list_calls, list_query
+from shared.call import Call, Status, webhook_body
+from shared.call_store import CallStore
+from shared.errors import RequestRefused
+from tests.unit.test_call import CALL
+
+KEY = "CALL#" + "0a" * 12
+AT = "2026-11-24T09:30:00.000Z"
+
+
+def query(**given: str) -> ListQuery:
+    return list_query({"queryStringParameters": given})
+
+
+def wrong(**given: str) -> list[str]:
+    """The names of the parameters that are wrong."""
+    with pytest.raises(RequestRefused) as refused:
+        query(**given)
+    assert (refused.value.status, refused.value.code) == (400, "invalid_request")
+    for error in refused.value.errors:
+        assert f"{error.field} {error.message}" in refused.value.message
+    return [error.field for error in refused.value.errors]
+
+
+def cursor(content: Any) -> str:
+    text = content if isinstance(content, str) else json.dumps(content)
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def test_without_parameters_the_newest_twenty_are_asked_for() -> None:
+    events: list[dict[str, Any]] = [{}, {"queryStringParameters": None}, {"queryStringParameters": {}}]
+    for event in events:
+        assert list_query(event) == ListQuery(None, None, None, None, None, 20, None)
+
+
+def test_every_parameter_is_read() -> None:
+    for status in get_args(Status):
+        assert query(status=status).status == status
+    assert query(agent="a" * 128).agent == "a" * 128
+    for to in ("+15550000001", " 15550000001", " +15550000001", "+1 (555) 000-0001"):
+        assert query(to=to).to == "+15550000001"
+    assert wrong(to="15550000001") == wrong(to="  15550000001+") == ["to"]
+    assert [query(limit=str(number)).limit for number in (1, 9, 99, 100)] == [1, 9, 99, 100]
+    assert query(cursor=cursor([AT, KEY])).cursor == (AT, KEY)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        (AT, AT),
+        ("2026-11-24T09:30:00Z", AT),
+        ("2026-11-24T09:30:00.5Z", "2026-11-24T09:30:00.500Z"),
+        ("2026-11-24T10:30:00+01:00", AT),
+        ("2026-11-24T10:30:00 01:00", AT),
+        ("2026-11-24T04:00:00-05:30", AT),
+        ("2026-11-25T09:29:00+23:59", AT),
+    ],
+)
+def test_a_time_is_read_as_calls_have_it(text: str, moment: str) -> None:
+    assert query(created_after=text).created_after == moment
+    assert query(created_before=text).created_before == moment
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "now", "2026-11-24", AT[:-1], AT.lower(), "2026-13-24T09:30:00Z", "2026-02-30T09:30:00Z",
+     "2026-11-24T24:30:00Z", "2026-11-24T09:30:00.1234Z", "2026-11-24T09:30:00+24:00", "2026-11-24T09:30:00+01:60",
+     "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00", "\u0662026-11-24T09:30:00Z", AT + "\n"],
+)  # fmt: skip
+def test_a_time_that_is_none_is_refused(text: str) -> None:
+    assert wrong(created_after=text) == ["created_after"]
+    assert wrong(created_before=text) == ["created_before"]
+
+
+@pytest.mark.parametrize("text", ["", "0", "101", "-1", "+1", "1.0", " 1", "\u0661", "0010", "1000", "1" * 5000])
+def test_a_limit_is_a_whole_number_from_1_to_100(text: str) -> None:
+    assert wrong(limit=text) == ["limit"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "====", cursor([]), cursor([AT]), cursor([AT, KEY, KEY]), cursor([AT, 7]), cursor([None, KEY]),
+     cursor({"a": 1, "b": 2}), cursor("7"), cursor([AT, KEY + "0"]), cursor([AT, KEY.upper()]),
+     cursor([AT[:-5] + "Z", KEY]), cursor([AT + "\n", KEY]), cursor("[" * 100_000), "\u00e9",
+     cursor([AT, KEY]) + "!", "!!!!" + cursor([AT, KEY])],
+    ids=lambda text: ascii(text)[:30],
+)  # fmt: skip
+def test_a_cursor_that_is_none_of_ours_is_refused(text: str) -> None:
+    assert wrong(cursor=text) == ["cursor"]
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    given = {"status": "gone", "agent": "a b", "to": "1", "limit": "x", "page": "1", "x" * 200: "1"}
+    assert wrong(**given) == ["status", "agent", "to", "limit", "page", "x" * 128]
+    assert wrong(agent="a" * 129) == wrong(agent="") == ["agent"]
+
+
+def test_a_range_ends_at_its_start_or_later_and_holds_the_cursor() -> None:
+    later, before = "2026-11-24T09:30:00.001Z", "2026-11-24T09:29:59.999Z"
+    assert query(created_after=AT, created_before=AT, cursor=cursor([AT, KEY])).cursor == (AT, KEY)
+    assert wrong(created_after=later, created_before=AT) == ["created_before"]
+    for outside in ({"created_after": later}, {"created_before": before}):
+        assert wrong(cursor=cursor([AT, KEY]), **outside) == ["cursor"]
+    for inside in ({"created_after": before}, {"created_before": later}):
+        assert query(cursor=cursor([AT, KEY]), **inside).cursor == (AT, KEY)
+
+
+# ── what is shown ───────────────────────────────────────────────────────────────────────────────────
+
+VARIABLES = '{"name": "Ada",  "n": 1.0}'
+
+
+def test_a_call_is_there_for_its_own_workspace_only() -> None:
+    asked: list[str] = []
+
+    def get(call_id: str) -> Call | None:
+        asked.append(call_id)
+        return {CALL.callId: CALL}.get(call_id)
+
+    store = cast(CallStore, SimpleNamespace(get=get))
+    assert call_of_workspace(store, "demo", CALL.callId) is CALL
+    for workspace_id, call_id in (("other", CALL.callId), ("demo", "1" * 24), ("demo", "x"), ("demo", "0" * 25)):
+        with pytest.raises(RequestRefused) as refused:
+            call_of_workspace(store, workspace_id, call_id)
+        assert (refused.value.status, refused.value.code) == (404, "call_not_found")
+    assert asked == [CALL.callId, CALL.callId, "1" * 24], "what is no call's id is asked of no table"
+
+
+def test_a_call_is_shown_with_its_events_as_its_webhooks_tell_them() -> None:
+    call = dataclasses.replace(CALL, dynamicVariables=VARIABLES, callbackUrl="https://hooks.example/in")
+    text = call_view(call)
+    assert f'"dynamicVariables":{VARIABLES}' in text
+    assert f'"metadata":{CALL.metadata}' in text
+    shown = json.loads(text)
+    assert (shown["status"], shown["endReason"], shown["callbackUrl"]) == ("completed", "hangup", call.callbackUrl)
+    bodies = [json.loads(webhook_body(call, sequence)) for sequence in range(1, len(call.events) + 1)]
+    told = [{name: body[name] for name in ("id", "type", "timestamp", "sequence")} for body in bodies]
+    told[3]["report"] = bodies[3]["data"]["report"]
+    assert shown["events"] == told
+    bare = json.loads(call_view(dataclasses.replace(CALL, metadata=None)))
+    assert (bare["dynamicVariables"], bare["metadata"], bare["callbackUrl"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"), [(None, ["completed", "queued"]), ("queued", ["queued"]), ("busy", [])]
+)
+def test_a_page_shows_the_calls_of_the_status_and_where_the_next_one_begins(
+    status: str | None, shown: list[str]
+) -> None:
+    waiting = dataclasses.replace(CALL, status="queued", events=CALL.events[:1])
+    for last in (None, (AT, KEY)):
+        asked: list[Any] = []
+
+        def page_of_workspace(workspace_id: str, last: Any = last, asked: list[Any] = asked, **given: Any) -> Any:
+            asked.append((workspace_id, given))
+            return [CALL, waiting], last
+
+        store = cast(CallStore, SimpleNamespace(page_of_workspace=page_of_workspace))
+        wanted = ListQuery(status=status, agent="a", to="+1", created_after="0", created_before="9", limit=7)
+        page = json.loads(list_calls(store, "demo", dataclasses.replace(wanted, cursor=(AT, KEY))))
+        assert (page["status"], [call["status"] for call in page["calls"]]) == ("success", shown)
+        named = {"limit": 7, "agent": "a", "to": "+1", "created_after": "0", "created_before": "9"}
+        assert asked == [("demo", named | {"start": (AT, KEY)})]
+        if last is None:
+            assert page["cursor"] is None
+        else:
+            assert query(cursor=page["cursor"]).cursor == last
