@@ -199,13 +199,13 @@ def _serve(items: int) -> None:
 def _measure(how: str, items: int) -> None:
     if how == "allocated":
         tracemalloc.start()
-    from dial_worker.livekit_sip import LiveKit, Presence
     from reconcile_calls.reconcile import Reconciling, reconcile
     from shared import aws
     from shared.call_store import CallStore
     from shared.clock import now_ms
     from shared.delivery_store import DeliveryStore
     from shared.durations import Durations
+    from shared.livekit.client import LiveKit, Presence
     from shared.queues import Queue
     from shared.workspaces import WorkspaceStore
 

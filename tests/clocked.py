@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
-from dial_worker.dial import Dialling, DialMessage, dial_call
-from dial_worker.livekit_sip import ROOMS_PER_REQUEST, LiveKit, OrphanRoom, Presence, RoomView
+from dial_worker.dial import Dialling, dial_call
 from reconcile_calls.reconcile import Reconciling, reconcile
 from shared.call import Call, event, iso
 from shared.call_store import CallStore
 from shared.delivery_store import DeliveryStore
 from shared.durations import Durations
 from shared.errors import LiveKitError, LiveKitUnclear
+from shared.livekit.client import ROOMS_PER_REQUEST, LiveKit, OrphanRoom, Presence, RoomView
+from shared.messages import DialMessage
 from shared.queues import Queue
 from shared.workspaces import WorkspaceCache, WorkspaceStore
 from tests.system import System

@@ -18,7 +18,7 @@ from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
 from shared.http_api import Answer, Event, answer, body_bytes, header, respond
-from shared.livekit_secret import LiveKitSecretCache
+from shared.livekit.secret import LiveKitSecretCache
 from shared.queues import Queue
 from shared.telemetry import count, logger
 from shared.workspaces import WorkspaceCache, WorkspaceStore

@@ -6,9 +6,9 @@ import asyncio
 import functools
 
 from dial_worker.dial import Dialling
-from dial_worker.hang_up import delete_room, hang_up_call
 from shared.ending import clear_with_room, end_call
 from shared.errors import LiveKitError
+from shared.hang_up import delete_room, hang_up_call
 from shared.telemetry import logger
 
 

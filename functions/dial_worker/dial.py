@@ -22,11 +22,18 @@ import math
 import random
 import secrets
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
-from dial_worker.hang_up import delete_room, hang_up_phone
-from dial_worker.livekit_sip import LiveKit, RoomView
-from dial_worker.outcomes import (
+from shared.agent_left import send_agent_left
+from shared.call import Call, Outcome, compact, json_object
+from shared.call_store import ROOM_CLOSED, CallStore
+from shared.destination import in_allowed_country
+from shared.durations import Durations
+from shared.ending import clear_with_room, end_call
+from shared.errors import LiveKitError, LiveKitUnreachable
+from shared.hang_up import delete_room, hang_up_phone
+from shared.livekit.client import LiveKit, RoomView
+from shared.livekit.outcomes import (
     ANSWERED,
     Verdict,
     answered_outcome,
@@ -35,13 +42,7 @@ from dial_worker.outcomes import (
     uncoded_outcome,
     verdict,
 )
-from shared.agent_left import send_agent_left
-from shared.call import Call, Outcome, compact, json_object
-from shared.call_store import ROOM_CLOSED, CallStore
-from shared.destination import in_allowed_country
-from shared.durations import Durations
-from shared.ending import clear_with_room, end_call
-from shared.errors import LiveKitError, LiveKitUnreachable
+from shared.messages import DialMessage, dial_message
 from shared.queues import Queue
 from shared.telemetry import count, logger, measure
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
@@ -62,18 +63,6 @@ class Dialling:
     public_api_url: str
     clock: Callable[[], int]
     remaining: Callable[[], float]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DialMessage:
-    """A hint that a call may be dialled. since: epoch ms of the first message, for a record that is missing."""
-
-    call_id: str
-    workspace_id: str
-    since: int
-
-    def body(self) -> dict[str, Any]:
-        return {"callId": self.call_id, "workspaceId": self.workspace_id, "since": self.since}
 
 
 async def dial_call(parts: Dialling, message: DialMessage) -> None:
@@ -472,7 +461,7 @@ async def _wait_for_record(parts: Dialling, message: DialMessage) -> None:
         return
     await asyncio.to_thread(
         parts.dial_queue.send,
-        message.body(),
+        dial_message(message.call_id, message.workspace_id, since=message.since),
         group=message.workspace_id,
         delay_seconds=parts.durations.orphan_step,
     )
@@ -536,8 +525,8 @@ async def _step_back(parts: Dialling, call: Call, delay: float, *, paused: bool 
 
 
 async def _send(parts: Dialling, call: Call, delay: float) -> None:
-    body = {"callId": call.callId, "workspaceId": call.workspaceId}
-    await asyncio.to_thread(parts.dial_queue.send, body, group=call.workspaceId, delay_seconds=delay)
+    message = dial_message(call.callId, call.workspaceId)
+    await asyncio.to_thread(parts.dial_queue.send, message, group=call.workspaceId, delay_seconds=delay)
 
 
 def _wait_times(parts: Dialling, now: int, delay: float) -> tuple[int, int]:

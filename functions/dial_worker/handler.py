@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from typing import Any
 
 from dial_worker.agent_left import look_for_agent
-from dial_worker.dial import Dialling, DialMessage, dial_call
-from dial_worker.livekit_sip import connect
+from dial_worker.dial import Dialling, dial_call
 from dial_worker.settings import Settings
 from shared import aws
-from shared.agent_left import is_agent_left
 from shared.call_store import CallStore
 from shared.clock import now_ms
-from shared.livekit_secret import LiveKitSecretCache
+from shared.livekit.client import connect
+from shared.livekit.secret import LiveKitSecretCache
+from shared.messages import read_dial_message
 from shared.queues import Queue
 from shared.telemetry import logger
 from shared.workspaces import WorkspaceCache, WorkspaceStore
@@ -61,14 +60,9 @@ async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, A
 
 
 async def dial_record(parts: Dialling, record: dict[str, Any]) -> None:
-    """Raises ValueError or KeyError when the message is not one of ours."""
-    body = json.loads(record["body"])
-    if is_agent_left(body):
-        await look_for_agent(parts, body["callId"])
+    """Raises ValueError, KeyError or TypeError when the message is not one of ours."""
+    message = read_dial_message(record)
+    if message.agent_left:
+        await look_for_agent(parts, message.call_id)
     else:
-        await dial_call(parts, dial_message(body, record))
-
-
-def dial_message(body: dict[str, Any], record: dict[str, Any]) -> DialMessage:
-    since = body.get("since") or int(record["attributes"]["SentTimestamp"])
-    return DialMessage(body["callId"], body["workspaceId"], since)
+        await dial_call(parts, message)

@@ -11,12 +11,12 @@ from initiate_call.settings import Settings
 from shared import aws
 from shared.authorization import api_key
 from shared.call_store import CallStore
+from shared.callback_url import resolve_within
 from shared.clock import now_ms
 from shared.http_api import Answer, Event, answer, body_bytes, header, respond
 from shared.queues import Queue
 from shared.telemetry import count, logger, masked
 from shared.workspaces import WorkspaceCache, WorkspaceStore
-from webhook_dispatch.address_guard import resolve_within
 
 settings = Settings.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")

@@ -14,8 +14,8 @@ from shared import aws
 from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.http_api import Answer, Event, answer, body_bytes, header, request_id, respond
-from shared.livekit_secret import LiveKitSecretCache
-from shared.livekit_signature import signed_claims
+from shared.livekit.secret import LiveKitSecretCache
+from shared.livekit.signature import signed_claims
 from shared.queues import Queue
 from shared.telemetry import count, logger
 from shared.workspaces import WorkspaceStore

@@ -15,12 +15,12 @@ from typing import Any, Literal
 from livekit.protocol.models import DisconnectReason, ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
 
-from dial_worker.outcomes import NOT_AN_END, answered_outcome
 from shared.agent_left import send_agent_left
 from shared.call import Call, Outcome
 from shared.call_store import ROOM_CLOSED, CallStore, Write
 from shared.durations import Durations
 from shared.ending import clear, end_call
+from shared.livekit.outcomes import NOT_AN_END, answered_outcome
 from shared.queues import Queue
 from shared.table_keys import CALL_ID
 from shared.telemetry import count, logger

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dial_worker.livekit_sip import connect
 from reconcile_calls.reconcile import ROUND_SECONDS, WRITE_SECONDS, Reconciling, reconcile, requests_of
 from reconcile_calls.settings import Settings
 from shared import aws
 from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
-from shared.livekit_secret import LiveKitSecretCache
+from shared.livekit.client import connect
+from shared.livekit.secret import LiveKitSecretCache
 from shared.queues import Queue
 from shared.table_keys import SHARDS
 from shared.workspaces import WorkspaceStore

@@ -24,15 +24,16 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
-from dial_worker.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
-from dial_worker.livekit_sip import ROOMS_PER_REQUEST, LiveKit, Presence, RoomView
-from dial_worker.outcomes import ANSWERED, answered_outcome, left_outcome
 from shared.call import Call, Outcome
 from shared.call_store import CallStore
 from shared.delivery_store import Delivery, DeliveryStore, sort_key
 from shared.durations import Durations
 from shared.ending import clear, clear_with_room, end_call
 from shared.errors import LiveKitError, RingonceError
+from shared.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
+from shared.livekit.client import ROOMS_PER_REQUEST, LiveKit, Presence, RoomView
+from shared.livekit.outcomes import ANSWERED, answered_outcome, left_outcome
+from shared.messages import delivery_message, dial_message
 from shared.queues import Queue
 from shared.table_keys import SHARDS
 from shared.telemetry import count, logger, measure
@@ -270,7 +271,7 @@ async def _queued(parts: Reconciling, call: Call, paused: bool) -> str:
         return "lost"
     await asyncio.to_thread(
         parts.dial_queue.send,
-        {"callId": call.callId, "workspaceId": call.workspaceId},
+        dial_message(call.callId, call.workspaceId),
         group=call.workspaceId,
     )
     count("DialMessagesRepeated")
@@ -401,7 +402,7 @@ async def _delivery(parts: Reconciling, row: Delivery, due: list[Delivery]) -> N
 
 async def _send_again(parts: Reconciling, rows: list[Delivery]) -> None:
     """One request for ten of them. A message that is not confirmed is sent again when its row is due again."""
-    messages = [({"callId": row.callId, "sequence": row.sequence}, row.workspaceId) for row in rows]
+    messages = [(delivery_message(row.callId, row.sequence), row.workspaceId) for row in rows]
     lost = await asyncio.to_thread(parts.webhook_queue.send_batch, messages)
     for place in lost:
         logger.error("not sent again", extra={"call_id": rows[place].callId, "sequence": rows[place].sequence})

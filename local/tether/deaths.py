@@ -45,7 +45,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     "shared.workspaces": ("WorkspaceStore.take_slot", "WorkspaceStore.free_slot"),
     "shared.delivery_store": ("DeliveryStore.create", "DeliveryStore.take", "DeliveryStore.finish"),
     "shared.queues": ("Queue.send", "Queue.send_batch"),
-    "dial_worker.livekit_sip": ("LiveKit.view_room", "LiveKit.create_room", "LiveKit.dial"),
+    "shared.livekit.client": ("LiveKit.view_room", "LiveKit.create_room", "LiveKit.dial"),
     "webhook_dispatch.transport": ("GuardedTransport.handle_async_request",),
 }
 

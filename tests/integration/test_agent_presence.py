@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dial_worker.livekit_sip import connect
-from shared.livekit_secret import LiveKitSecret
+from shared.livekit.client import connect
+from shared.livekit.secret import LiveKitSecret
 from tests.hooks import change, change_durations, dialling, requests, standin
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET, System
 

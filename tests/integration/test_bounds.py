@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dial_worker.livekit_sip import RoomView
 from shared.call import Call, Outcome
 from shared.ending import end_call
+from shared.livekit.client import RoomView
 from tests.clocked import DOWN, MINUTE, START, Clocked, RoomsInMemory
 from tests.hooks import once
 from tests.system import System

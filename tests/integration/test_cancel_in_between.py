@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from dial_worker.livekit_sip import LiveKit
+from shared.livekit.client import LiveKit
 from tests.hooks import change_durations, dialling, requests, rooms
 from tests.system import System
 

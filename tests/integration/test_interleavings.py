@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from dial_worker.livekit_sip import LiveKit
 from shared.call_store import CallStore
+from shared.livekit.client import LiveKit
 from shared.workspaces import WorkspaceStore
 from tests.hooks import (
     change,

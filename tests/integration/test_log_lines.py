@@ -12,7 +12,7 @@ import pytest
 
 from examples.agent.ringonce_agent import signed
 from shared.errors import RingonceError, StoreError
-from shared.livekit_secret import LiveKitSecretCache
+from shared.livekit.secret import LiveKitSecretCache
 from shared.telemetry import masked
 from tests.hooks import change, phone_left, tell
 from tests.integration.conftest import E164

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from dial_worker.livekit_sip import RoomView
 from shared.call import Call
 from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
+from shared.livekit.client import RoomView
 from tests.clocked import DOWN, Clocked
 from tests.system import System
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from dial_worker.livekit_sip import LiveKit
 from shared.call import Call
 from shared.call_store import CallStore
 from shared.errors import StoreUnclear
+from shared.livekit.client import LiveKit
 from tests.hooks import other_worker
 from tests.system import DEADLINE_SECONDS, TIME_SCALE, System
 

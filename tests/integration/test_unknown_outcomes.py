@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dial_worker.livekit_sip import LiveKit
 from shared.call_store import CallStore
 from shared.errors import LiveKitUnclear
+from shared.livekit.client import LiveKit
 from shared.workspaces import WorkspaceStore
 from tests.hooks import change, change_durations, once, other_worker, requests
 from tests.system import Context, System

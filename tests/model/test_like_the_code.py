@@ -18,11 +18,11 @@ import pytest
 import calls_api.cancel
 import dial_worker.agent_left
 import dial_worker.dial
-import dial_worker.hang_up
-import dial_worker.livekit_sip
 import livekit_events.settle
 import reconcile_calls.reconcile
 import shared.ending
+import shared.hang_up
+import shared.livekit.client
 from shared.call_store import CallStore
 from shared.workspaces import WorkspaceStore
 from tests.model.conditions import (
@@ -73,7 +73,7 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "clear": "workspaces.free_slot calls.leave_due",
         "clear_with_room": "workspaces.free_slot delete_room calls.leave_due",
     },
-    dial_worker.livekit_sip: {
+    shared.livekit.client: {
         "delete_lost_dispatches": "list_dispatch delete_dispatch",
         "dispatch_agent": "create_dispatch",
         "delete_room": "delete_room",
@@ -83,7 +83,7 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "dial": "create_sip_participant",
     },
     # A call that lasts too long, one that its agent left: the model's `overtime`.
-    dial_worker.hang_up: {
+    shared.hang_up: {
         "delete_room": "livekit.delete_room calls.note_orphan livekit.remove_orphan",
         "hang_up_phone": "delete_room livekit.remove_participant",
         "hang_up_call": "calls.ask_to_hang_up livekit.view_room delete_room livekit.view_room",

@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from dial_worker import dial
-from dial_worker.livekit_sip import LiveKit, Presence, RoomView
-from dial_worker.outcomes import Verdict, verdict
 from reconcile_calls import reconcile
 from reconcile_calls.reconcile import Reconciling
 from shared.call import Call, Outcome, event
 from shared.call_store import CallStore, Write
 from shared.errors import LiveKitError, LiveKitUnclear
+from shared.livekit.client import LiveKit, Presence, RoomView
+from shared.livekit.outcomes import Verdict, verdict
 from shared.workspaces import WorkspaceStore
 from tests.schedules import process
 from tests.schedules.machine import DEATHS, Schedules

@@ -47,8 +47,9 @@ from local.livekit.state import Call as PlacedCall
 from local.livekit.state import LiveKit
 from local.livekit.webhooks import Notifier
 from shared.call import ENDED, Call, event_id
+from shared.callback_url import Policy
 from shared.dynamo import from_wire
-from shared.livekit_secret import LiveKitSecretCache
+from shared.livekit.secret import LiveKitSecretCache
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
 from tests.mocked_aws import mock_aws
 from tests.schedules import aws, process, virtual_time
@@ -64,7 +65,6 @@ from tests.system import (
     http_event,
     table_definition,
 )  # fmt: skip
-from webhook_dispatch.address_guard import Policy
 
 T = TypeVar("T")
 
