@@ -205,9 +205,9 @@ def _measure(how: str, items: int) -> None:
     from shared.clock import now_ms
     from shared.delivery_store import DeliveryStore
     from shared.durations import Durations
+    from shared.limits import LimitStore
     from shared.livekit.client import LiveKit, Presence
     from shared.queues import Queue
-    from shared.workspaces import WorkspaceStore
 
     class AllWell(LiveKit):
         def __init__(self) -> None:
@@ -216,7 +216,7 @@ def _measure(how: str, items: int) -> None:
         async def rooms_present(self, names: list[str]) -> dict[str, Presence]:
             return dict.fromkeys(names, "both")
 
-    class NotPaused(WorkspaceStore):
+    class NotPaused(LimitStore):
         def paused(self) -> bool:
             return False
 
@@ -238,7 +238,7 @@ def _measure(how: str, items: int) -> None:
     parts = Reconciling(
         calls=CallStore(dynamodb, "CallsTable"),
         deliveries=DeliveryStore(dynamodb, "CallsTable"),
-        workspaces=NotPaused(dynamodb, "WorkspacesTable"),
+        limits=NotPaused(dynamodb, "WorkspacesTable"),
         dial_queue=queue,
         webhook_queue=queue,
         livekit=AllWell(),

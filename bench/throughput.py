@@ -174,7 +174,7 @@ def _reconcile() -> dict[str, float]:
     parts = Reconciling(
         calls=handler.calls,
         deliveries=handler.deliveries,
-        workspaces=handler.workspaces,
+        limits=handler.limits,
         dial_queue=handler.dial_queue,
         webhook_queue=handler.webhook_queue,
         livekit=AllWell(),

@@ -36,6 +36,7 @@ from local.receiver import create_app as create_receiver
 from shared.callback_url import Policy
 from shared.durations import Durations
 from shared.dynamo import from_wire
+from shared.limits import LimitStore
 from shared.table_keys import call_key
 from shared.workspaces import Workspace, WorkspaceStore
 from tests.mocked_aws import mock_aws
@@ -222,6 +223,7 @@ class System:
         bounds["left_wait"] = 20
         self.durations = dataclasses.replace(production.scaled(TIME_SCALE), **bounds)
         self.workspaces = WorkspaceStore(self.dynamodb, "WorkspacesTable")
+        self.limits = LimitStore(self.dynamodb, "WorkspacesTable")
         self.servers = Servers(lambda handler, event: self.handlers[handler](event, Context(20)))
         os.environ["PUBLIC_API_URL"] = self.servers.api_url
         self._make_resources()

@@ -18,6 +18,7 @@ from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
 from shared.http_api import Answer, Event, answer, body_bytes, header, respond
+from shared.limits import LimitStore
 from shared.livekit.secret import LiveKitSecretCache
 from shared.queues import Queue
 from shared.telemetry import count, logger
@@ -35,7 +36,7 @@ livekit_secret = LiveKitSecretCache(
 )
 cancelling = Cancelling(
     calls=calls,
-    workspaces=workspaces,
+    limits=LimitStore(dynamodb, settings.workspaces_table),
     livekit_secret=livekit_secret,
     durations=settings.durations,
     clock=now_ms,

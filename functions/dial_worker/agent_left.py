@@ -33,6 +33,6 @@ async def look_for_agent(parts: Dialling, call_id: str) -> None:
         ended = await asyncio.to_thread(end_call, parts.calls, *hung_up, parts.durations, parts.clock)
         if ended is not None:
             delete = functools.partial(delete_room, parts.calls, parts.livekit)
-            await clear_with_room(parts.calls, parts.workspaces, ended, delete)
+            await clear_with_room(parts.calls, parts.limits, ended, delete)
     except LiveKitError as exc:
         logger.warning("agent not looked for", extra={"call_id": call_id, "livekit": str(exc)})

@@ -12,6 +12,7 @@ from dial_worker.settings import Settings
 from shared import aws
 from shared.call_store import CallStore
 from shared.clock import now_ms
+from shared.limits import LimitStore
 from shared.livekit.client import connect
 from shared.livekit.secret import LiveKitSecretCache
 from shared.messages import read_dial_message
@@ -22,8 +23,10 @@ from shared.workspaces import WorkspaceCache, WorkspaceStore
 settings = Settings.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")
 calls = CallStore(dynamodb, settings.calls_table)
-workspaces = WorkspaceStore(dynamodb, settings.workspaces_table)
-workspace_cache = WorkspaceCache(workspaces, settings.durations.workspace_cache)
+limits = LimitStore(dynamodb, settings.workspaces_table)
+workspace_cache = WorkspaceCache(
+    WorkspaceStore(dynamodb, settings.workspaces_table), settings.durations.workspace_cache
+)
 dial_queue = Queue(aws.client("sqs"), settings.dial_queue_url)
 livekit_secret = LiveKitSecretCache(
     aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
@@ -41,7 +44,7 @@ async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, A
     async with connect(livekit_secret.get, settings.durations.livekit_request) as livekit:
         parts = Dialling(
             calls=calls,
-            workspaces=workspaces,
+            limits=limits,
             workspace_cache=workspace_cache,
             dial_queue=dial_queue,
             livekit=livekit,

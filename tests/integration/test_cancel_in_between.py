@@ -27,7 +27,7 @@ def test_a_cancel_while_the_agent_is_awaited_frees_room_and_slot_at_once(system:
     assert (item["status"], item["events"][-1]["reason"]) == ("canceled", "canceled_by_api")
     assert item["leaseUntil"] > item["endedAt"], "its lease is not over yet"
     assert rooms(system) == []
-    assert call_id not in system.workspaces.active_calls("demo")
+    assert call_id not in system.limits.active_calls("demo")
     assert "dueShard" not in item
     assert system.calls_placed() == []
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from dial_worker import dial
 from reconcile_calls import reconcile
 from reconcile_calls.reconcile import Reconciling
-from shared.call import Call, Outcome, event
+from shared.call import Call, Outcome, Status, event
 from shared.call_store import CallStore, Write
 from shared.errors import LiveKitError, LiveKitUnclear
 from shared.livekit.client import LiveKit, Presence, RoomView
@@ -218,29 +218,38 @@ def test_the_same_schedules_run_the_same_way_again(monkeypatch: pytest.MonkeyPat
 # ── the machine can fail ────────────────────────────────────────────────────────────────────────────
 
 
+def changed_without_condition(
+    store: CallStore, call_id: str, to: Status, entry: dict[str, Any], assignments: str, values: dict[str, Any]
+) -> Write:
+    return store._update(
+        call_id,
+        f"SET #status = :to, events = list_append(events, :event), {assignments}",
+        "attribute_exists(pk)",
+        {":to": to, ":event": [entry], **values},
+    )
+
+
 def fenced_without_condition(
     self: CallStore, call_id: str, lease: str, room_sid: str, from_number: str | None, now: int
 ) -> Write:
-    return self._transition(
+    return changed_without_condition(
+        self,
         call_id,
         "dialing",
         event("call.dialing", now),
         "dialedAt = :now, roomSid = :room",
-        "attribute_exists(pk)",
         {":now": now, ":room": room_sid},
-        mine=lambda call: False,
     )
 
 
 def ended_without_condition(self: CallStore, seen: Call, outcome: Outcome, check_at: int, now: int) -> Write:
-    return self._transition(
+    return changed_without_condition(
+        self,
         seen.callId,
         outcome.status,
         event("call.ended", now, status=outcome.status, reason=outcome.reason, retryable=outcome.retryable),
         "endedAt = :now, checkAt = :check",
-        "attribute_exists(pk)",
         {":now": now, ":check": check_at},
-        mine=lambda call: False,
     )
 
 
@@ -271,11 +280,12 @@ def un_fenced_without_condition(
 ) -> Write:
     return self._transition(
         call_id,
+        "dialing",
         "queued",
         event("call.queued", now),
         "waitUntil = :wait, checkAt = :check",
-        "#status = :dialing AND leaseId = :lease",
-        {":lease": lease, ":dialing": "dialing", ":wait": wait_until, ":check": check_at},
+        "leaseId = :lease",
+        {":lease": lease, ":wait": wait_until, ":check": check_at},
         remove="leaseId, leaseUntil, roomSid, dialedAt, #left, phoneSeenAt",
         mine=lambda call: False,
     )
