@@ -8,7 +8,7 @@ from typing import Any
 
 from calls_api.cancel import Cancelling, cancel
 from calls_api.deliveries import deliveries_view, replay
-from calls_api.reading import call_of_workspace, call_view, list_calls, list_query
+from calls_api.queries import call_of_workspace, call_view, list_calls, list_query
 from calls_api.reports import Reporting, report
 from calls_api.settings import Settings
 from shared import aws

@@ -27,7 +27,6 @@ from typing import Literal
 from shared.agent_left import send_agent_left
 from shared.call import Call, Outcome, compact, json_object
 from shared.call_store import ROOM_CLOSED, CallStore
-from shared.destination import in_allowed_country
 from shared.durations import Durations
 from shared.ending import clear_with_room, end_call
 from shared.errors import LiveKitError, LiveKitUnreachable
@@ -44,6 +43,7 @@ from shared.livekit.outcomes import (
     verdict,
 )
 from shared.messages import DialMessage, dial_message
+from shared.number_policy import in_allowed_country
 from shared.queues import Queue
 from shared.telemetry import count, logger, measure
 from shared.workspaces import Workspace, WorkspaceCache

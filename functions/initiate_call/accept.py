@@ -19,13 +19,13 @@ from shared.authorization import authorized_workspace
 from shared.call import Call, event, iso
 from shared.call_store import CallStore
 from shared.callback_url import AddressRefused, LookUp, Policy, check_name
-from shared.destination import in_allowed_country, is_special
 from shared.durations import Durations
 from shared.errors import FieldError, RequestRefused, StoreError, StoreUnclear
 from shared.http_api import check_idempotency_key
-from shared.json_text import Members
 from shared.messages import dial_message
+from shared.number_policy import in_allowed_country, is_special
 from shared.queues import Queue
+from shared.raw_json import Members
 from shared.workspaces import Workspace, WorkspaceCache
 
 _ROOM_ALPHABET = string.ascii_lowercase + string.digits

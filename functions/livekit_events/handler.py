@@ -8,8 +8,8 @@ from typing import Any
 from google.protobuf.json_format import Parse, ParseError
 from livekit.protocol.webhook import WebhookEvent
 
+from livekit_events.apply_event import Settling, settle
 from livekit_events.settings import Settings
-from livekit_events.settle import Settling, settle
 from shared import aws
 from shared.call_store import CallStore
 from shared.clock import now_ms

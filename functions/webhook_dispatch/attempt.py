@@ -18,7 +18,7 @@ import httpx
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
 from shared.callback_url import AddressRefused
-from shared.json_text import ascii_compact
+from shared.raw_json import ascii_compact
 from shared.telemetry import logger
 from webhook_dispatch.transport import LOCATION
 

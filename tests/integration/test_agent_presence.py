@@ -9,7 +9,7 @@ import pytest
 
 from shared.livekit.client import connect
 from shared.livekit.secret import LiveKitSecret
-from tests.hooks import change, change_durations, dialling, requests, standin
+from tests.interleaving import change, change_durations, dialling, requests, standin
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET, System
 
 NUMBER = "+15550420001"

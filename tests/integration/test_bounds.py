@@ -8,7 +8,7 @@ from shared.call import Call, Outcome
 from shared.ending import end_call
 from shared.livekit.client import RoomView
 from tests.clocked import DOWN, MINUTE, START, Clocked, RoomsInMemory
-from tests.hooks import once
+from tests.interleaving import once
 from tests.system import System
 
 

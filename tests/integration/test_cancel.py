@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.hooks import change, change_durations
+from tests.interleaving import change, change_durations
 from tests.system import DEADLINE_SECONDS, System
 
 CANCEL = "POST /v1/api/call/{callId}/cancel"

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from shared.livekit.client import LiveKit
-from tests.hooks import change_durations, dialling, requests, rooms
+from tests.interleaving import change_durations, dialling, requests, rooms
 from tests.system import System
 
 AGENT_NEVER_JOINS, TALKS_ON, RINGS = "+15550000006", "+15550000012", "+15550000002"

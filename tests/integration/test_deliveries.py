@@ -14,7 +14,7 @@ from shared.call_store import CallStore
 from shared.callback_url import Policy
 from shared.delivery_store import sort_key
 from shared.table_keys import RETENTION_SECONDS, call_key
-from tests.hooks import change
+from tests.interleaving import change
 from tests.system import DEADLINE_SECONDS, System
 from tests.unit.test_callback_url import HOSTILE_URLS
 

@@ -15,7 +15,7 @@ import pytest
 from shared.call_store import CallStore
 from shared.livekit.client import LiveKit
 from shared.workspaces import WorkspaceStore
-from tests.hooks import (
+from tests.interleaving import (
     change,
     change_durations,
     once,

@@ -17,7 +17,7 @@ from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
 from shared.livekit.client import LiveKit, connect
 from shared.livekit.outcomes import is_configuration_fault, uncoded_outcome, verdict
 from shared.livekit.secret import LiveKitSecret
-from tests.hooks import change_durations
+from tests.interleaving import change_durations
 from tests.system import DEADLINE_SECONDS, LIVEKIT_KEY, LIVEKIT_SECRET, System
 
 # ── SIP codes ───────────────────────────────────────────────────────────────────────────────────────

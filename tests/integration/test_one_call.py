@@ -7,7 +7,7 @@ import json
 import pytest
 
 from shared.table_keys import call_key
-from tests.hooks import change_durations
+from tests.interleaving import change_durations
 from tests.system import EXAMPLE, System, demo_workspace
 
 

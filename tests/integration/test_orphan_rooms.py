@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.hooks import change, change_durations, dialling, requests, rooms, standin
+from tests.interleaving import change, change_durations, dialling, requests, rooms, standin
 from tests.system import Context, System
 
 NUMBER = "+15550410001"

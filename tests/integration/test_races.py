@@ -10,12 +10,12 @@ import pytest
 from livekit.protocol.models import DisconnectReason, ParticipantInfo, Room
 from livekit.protocol.webhook import WebhookEvent
 
-from livekit_events.settle import settle
+from livekit_events.apply_event import settle
 from shared.call import Call
 from shared.errors import LiveKitUnclear
 from shared.livekit.client import LiveKit, RoomView
-from tests.hooks import change
 from tests.integration.test_reconcile import reconcile_until_ended
+from tests.interleaving import change
 from tests.system import System
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.hooks import change
+from tests.interleaving import change
 from tests.system import System
 
 

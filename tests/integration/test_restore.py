@@ -13,7 +13,7 @@ from admin.place import CallsTable, Place
 from admin.restore import bring_back, seal
 from admin.terminal import AdminError, Terminal
 from shared.call_store import CallStore
-from tests.hooks import change
+from tests.interleaving import change
 from tests.system import System
 
 RESTORED = "CallsTable-restored"

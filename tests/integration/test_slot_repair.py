@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from reconcile_calls.reconcile import repair_slots
-from tests.hooks import change_durations
+from tests.interleaving import change_durations
 from tests.system import Context, System, demo_workspace
 
 BUSY = "+15550000001"

@@ -13,7 +13,7 @@ from shared.call import Call
 from shared.call_store import CallStore
 from shared.errors import StoreUnclear
 from shared.livekit.client import LiveKit
-from tests.hooks import other_worker
+from tests.interleaving import other_worker
 from tests.system import DEADLINE_SECONDS, TIME_SCALE, System
 
 NUMBERS = [f"+1555050{n:04}" for n in range(10)]

@@ -12,7 +12,7 @@ from shared.errors import LiveKitError
 from shared.livekit.client import LiveKit, connect
 from shared.livekit.outcomes import verdict
 from shared.livekit.secret import LiveKitSecret
-from tests.hooks import change_durations, requests
+from tests.interleaving import change_durations, requests
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET, System
 
 NUMBER = "+15550400001"

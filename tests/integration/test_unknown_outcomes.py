@@ -11,7 +11,7 @@ from shared.call_store import CallStore
 from shared.errors import LiveKitUnclear
 from shared.livekit.client import LiveKit
 from shared.workspaces import WorkspaceStore
-from tests.hooks import change, change_durations, once, other_worker, requests
+from tests.interleaving import change, change_durations, once, other_worker, requests
 from tests.system import Context, System
 
 ANSWERS, BUSY, RINGS, TALKS_ON = "+15550000000", "+15550000001", "+15550000002", "+15550000012"

@@ -10,7 +10,7 @@ import pytest
 
 from shared.limits import LimitStore
 from tests.clocked import START, Clocked, RoomsInMemory
-from tests.hooks import change, once, other_worker, requests, rooms
+from tests.interleaving import change, once, other_worker, requests, rooms
 from tests.system import System, demo_workspace
 
 

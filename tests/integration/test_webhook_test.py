@@ -15,8 +15,8 @@ from standardwebhooks import Webhook
 
 from admin.command import main
 from admin.place import Place
+from tests.faulty_endpoints import Endpoints, endpoints
 from tests.system import DEADLINE_SECONDS, System
-from tests.unkind_receivers import Endpoints, endpoints
 
 
 @pytest.fixture(scope="module")

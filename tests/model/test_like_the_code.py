@@ -18,7 +18,7 @@ import pytest
 import calls_api.cancel
 import dial_worker.agent_left
 import dial_worker.dial
-import livekit_events.settle
+import livekit_events.apply_event
 import reconcile_calls.reconcile
 import shared.ending
 import shared.hang_up
@@ -109,7 +109,7 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "_clear": "clear_with_room _delete_room",
         "_delete_room": "delete_room",
     },
-    livekit_events.settle: {
+    livekit_events.apply_event: {
         "settle": "calls.get _room_finished _phone_joined _agent_left _phone_left",
         "_phone_joined": "calls.note_joined",
         "_agent_left": "calls.note_agent_left",

@@ -25,10 +25,10 @@ from shared.errors import LiveKitError, LiveKitUnclear
 from shared.livekit.client import LiveKit, Presence, RoomView
 from shared.livekit.outcomes import Verdict, verdict
 from shared.workspaces import WorkspaceStore
-from tests.schedules import process
-from tests.schedules.machine import DEATHS, Schedules
-from tests.schedules.process import Fault
-from tests.schedules.world import Stage, World
+from tests.fault_schedules import process
+from tests.fault_schedules.machine import DEATHS, Schedules
+from tests.fault_schedules.process import Fault
+from tests.fault_schedules.simulation import Stage, World
 
 NIGHTLY = os.environ.get("RINGONCE_PROFILE") == "nightly"
 SETTINGS = settings(

@@ -52,9 +52,9 @@ from shared.dynamo import from_wire
 from shared.limits import LimitStore
 from shared.livekit.secret import LiveKitSecretCache
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
+from tests.fault_schedules import aws, process, virtual_time
+from tests.fault_schedules.process import Faults, Process
 from tests.mocked_aws import mock_aws
-from tests.schedules import aws, process, virtual_time
-from tests.schedules.process import Faults, Process
 from tests.system import (
     API_KEY,
     LIVEKIT_KEY,
