@@ -22,9 +22,9 @@ from reconcile_calls.reconcile import Reconciling
 from shared.call import Call, Outcome, Status, event
 from shared.call_store import CallStore, Write
 from shared.errors import LiveKitError, LiveKitUnclear
+from shared.limits import LimitStore
 from shared.livekit.client import LiveKit, Presence, RoomView
 from shared.livekit.outcomes import Verdict, verdict
-from shared.workspaces import WorkspaceStore
 from tests.fault_schedules import process
 from tests.fault_schedules.machine import DEATHS, Schedules
 from tests.fault_schedules.process import Fault
@@ -187,7 +187,7 @@ def test_a_worker_that_wakes_after_its_lease_takes_no_slot(
         world.run(0.2, [{place: "stalls_after"}])
         world.run(400, [])
         assert [(call.ended, call.dueShard) for call in world.calls.values()] == [(True, None)]
-        monkeypatch.setattr(WorkspaceStore, "take_slot", lambda self, *given, **named: taken.append("slot"))
+        monkeypatch.setattr(LimitStore, "take_slot", lambda self, *given, **named: taken.append("slot"))
         [stalled] = world.running()
         stalled.wake()
         world.run(1, [])
@@ -303,7 +303,7 @@ UN_FENCED_AT_ONCE: tuple[Patch, ...] = (
 )
 PLANTED: dict[str, tuple[Patch, ...]] = {
     "a second dial after an unclear answer": ((LiveKit, "dial", dialled_again_when_unclear),),
-    "a slot that is not freed": ((WorkspaceStore, "free_slot", lambda self, workspace_id, call_id: None),),
+    "a slot that is not freed": ((LimitStore, "free_slot", lambda self, workspace_id, call_id: None),),
     "an ended call that stays due": ((CallStore, "leave_due", lambda self, call_id: None),),
     "a dial un-fenced on the word of unavailable": UN_FENCED_AT_ONCE,
     "a dial un-fenced on resource_exhausted": (*UN_FENCED_AT_ONCE, (dial, "verdict", refused_when_exhausted)),
