@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.exceptions import (
@@ -26,7 +26,11 @@ from local.stack import CREDENTIALS, REGION, state_folder
 from shared.aws import CONFIG
 from shared.call_store import CallStore
 from shared.delivery_store import DeliveryStore
+from shared.limits import LimitStore
 from shared.workspaces import Workspace, WorkspaceStore
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
 
 _BAD_CREDENTIALS = {
     "ExpiredToken",
@@ -52,19 +56,30 @@ COMMAND = ".venv/bin/admin"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class CallsTable:
+    """The table of calls itself, for what no function does with it."""
+
+    client: DynamoDBClient
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Place:
     """name: as people are told it. api_url: where clients of this table's stack send calls, if known.
 
-    options: those that name this place again. calls, deliveries: of the same stack, if their table is known.
+    options: those that name this place again. calls, deliveries, calls_table: of the same stack, if their table is
+    known.
     """
 
     store: WorkspaceStore
+    limits: LimitStore
     name: str
     api_url: str | None = None
     local: bool = False
     options: str = ""
     calls: CallStore | None = None
     deliveries: DeliveryStore | None = None
+    calls_table: CallsTable | None = None
 
     def command(self, words: str) -> str:
         """The command line that does `words` in this place, to be copied."""
@@ -115,13 +130,24 @@ def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Place
     given = {name: getattr(arguments, name) for name in ("stack", "table", "profile", "region")}
     options = " ".join(f"--{name} {shlex.quote(value)}" for name, value in given.items() if value)
     name = f"table {table} in {client.meta.region_name}"
-    return Place(WorkspaceStore(client, table), name, api_url, options=options, **_stores(client, calls_table))
+    return Place(
+        WorkspaceStore(client, table),
+        LimitStore(client, table),
+        name,
+        api_url,
+        options=options,
+        **_stores(client, calls_table),
+    )
 
 
 def _stores(client: Any, calls_table: str | None) -> dict[str, Any]:
     if not calls_table:
         return {}
-    return {"calls": CallStore(client, calls_table), "deliveries": DeliveryStore(client, calls_table)}
+    return {
+        "calls": CallStore(client, calls_table),
+        "deliveries": DeliveryStore(client, calls_table),
+        "calls_table": CallsTable(client, calls_table),
+    }
 
 
 def _local(arguments: argparse.Namespace) -> Place:
@@ -147,6 +173,7 @@ def _local(arguments: argparse.Namespace) -> Place:
     name = f"table {table} in the local stack at {endpoint}"
     return Place(
         WorkspaceStore(client, table),
+        LimitStore(client, table),
         name,
         info.get("apiUrl"),
         local=True,

@@ -17,20 +17,26 @@ Dying at any point leaves a state in which the same command, repeated, does the 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from admin.place import Place
+from botocore.exceptions import ClientError
+
+from admin.place import CallsTable, Place
 from admin.terminal import AdminError, Terminal
 from shared.call import Call, Outcome, iso
 from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.durations import Durations
-from shared.dynamo import from_wire, to_wire
+from shared.dynamo import from_wire, store_errors, to_wire
 from shared.ending import end_call
 from shared.table_keys import SHARDS
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
 
 # Later than anything that is due.
 FOR_EVER = 2**53
@@ -38,20 +44,20 @@ WRITERS = 16
 
 
 def seal(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    calls = place.calls
-    if calls is None:
+    calls, table = place.calls, place.calls_table
+    if calls is None or table is None:
         raise AdminError("this needs the table of calls too: name the stack with --stack, or use --local")
-    if arguments.restored == calls.table:
+    if arguments.restored == table.name:
         raise AdminError("that is the stack's own table: name the one into which the backup was restored")
-    paused_at = place.store.paused_at()
+    paused_at = place.limits.paused_at()
     if paused_at is None:
         raise AdminError("dialling is not paused: `switch pause`, wait three minutes, then repeat this")
     terminal.confirm(
-        f"What {calls.table} has lost comes back from {arguments.restored}. Calls accepted before "
+        f"What {table.name} has lost comes back from {arguments.restored}. Calls accepted before "
         f"{iso(paused_at)} that come back open end as outcome_unknown; phones that still talk are hung up.",
         "Go on?",
     )
-    brought = bring_back(calls, arguments.restored, paused_at)
+    brought = bring_back(table, arguments.restored, paused_at)
     sealed = sum(_end(calls, call) for call in restored_and_open(calls))
     freed = free_lost_slots(place, calls)
     terminal.give(
@@ -88,10 +94,10 @@ def free_lost_slots(place: Place, calls: CallStore) -> int:
     """Frees the slots that nobody else will: their calls have no record, or one that is cleared already."""
     freed = 0
     for workspace in place.store.all():
-        for call_id in sorted(place.store.active_calls(workspace.workspaceId)):
+        for call_id in sorted(place.limits.active_calls(workspace.workspaceId)):
             call = calls.get(call_id)
             if call is None or (call.ended and call.dueShard is None):
-                place.store.free_slot(workspace.workspaceId, call_id)
+                place.limits.free_slot(workspace.workspaceId, call_id)
                 freed += 1
     return freed
 
@@ -99,7 +105,7 @@ def free_lost_slots(place: Place, calls: CallStore) -> int:
 # ── what was lost ───────────────────────────────────────────────────────────────────────────────────
 
 
-def bring_back(calls: CallStore, restored: str, paused_at: int) -> int:
+def bring_back(table: CallsTable, restored: str, paused_at: int) -> int:
     """Copies what the stack's own table does not have. Returns how many items.
 
     Deliveries before calls: the copy of a call goes through the stream, which makes the deliveries it lacks.
@@ -107,11 +113,39 @@ def bring_back(calls: CallStore, restored: str, paused_at: int) -> int:
     copied = 0
     with ThreadPoolExecutor(WRITERS) as pool:
         for are_calls in (False, True):
-            items = (_marked(item, paused_at) for item in calls.items_of(restored, now_ms(), calls=are_calls))
+            items = (_marked(item, paused_at) for item in _items(table.client, restored, calls=are_calls))
             # In portions, so that a large table is not read into memory.
             while portion := list(islice(items, 1000)):
-                copied += sum(pool.map(calls.bring_back, portion))
+                copied += sum(pool.map(functools.partial(_put_back, table), portion))
     return copied
+
+
+def _items(client: DynamoDBClient, restored: str, *, calls: bool) -> Iterator[dict[str, Any]]:
+    """Of the restored table what has not expired, as on the wire: calls, or the rest. Raises StoreError."""
+    request: dict[str, Any] = {
+        "TableName": restored,
+        "ConsistentRead": True,
+        "FilterExpression": f"sk {'=' if calls else '<>'} :call "
+        "AND (attribute_not_exists(expiresAt) OR expiresAt > :now)",
+        "ExpressionAttributeValues": to_wire({":call": "CALL", ":now": now_ms() // 1000}),
+    }
+    while True:
+        with store_errors():
+            page = client.scan(**request)
+        yield from page["Items"]
+        if "LastEvaluatedKey" not in page:
+            return
+        request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+
+def _put_back(table: CallsTable, item: dict[str, Any]) -> bool:
+    """Writes an item as it is, unless there is one of its key: that is newer, and stays. Raises StoreError."""
+    try:
+        with store_errors():
+            table.client.put_item(TableName=table.name, Item=item, ConditionExpression="attribute_not_exists(pk)")
+    except ClientError:
+        return False
+    return True
 
 
 def _marked(item: dict[str, Any], paused_at: int) -> dict[str, Any]:

@@ -12,17 +12,17 @@ from shared.clock import now_ms
 
 def pause(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
     # Not asked about: it loses nothing, and who needs it is in a hurry.
-    place.store.pause(now_ms())
+    place.limits.pause(now_ms())
     status(place, terminal, arguments)
 
 
 def resume(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    place.store.resume()
+    place.limits.resume()
     status(place, terminal, arguments)
 
 
 def status(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    paused_at = place.store.paused_at()
+    paused_at = place.limits.paused_at()
     since = None if paused_at is None else iso(paused_at)
     text = (
         "Dialling is on."

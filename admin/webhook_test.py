@@ -15,11 +15,10 @@ from typing import Any
 from admin.place import Place
 from admin.terminal import AdminError, Terminal, card
 from shared.call import compact, iso, json_object
+from shared.callback_url import AddressRefused, callback_policy, check_url
 from shared.clock import now_ms
 from shared.durations import Durations
-from webhook_dispatch.address_guard import AddressRefused, check_url
 from webhook_dispatch.attempt import Attempted, SecretMissing, post, signed_headers
-from webhook_dispatch.settings import callback_policy
 from webhook_dispatch.transport import GuardedTransport, webhook_client
 
 

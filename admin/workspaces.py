@@ -51,7 +51,7 @@ def create(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
 
 def show(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
     workspace = place.existing(arguments.workspace)
-    calls = sorted(place.store.active_calls(workspace.workspaceId))
+    calls = sorted(place.limits.active_calls(workspace.workspaceId))
     under_way = f"{len(calls)} of {workspace.maxConcurrentCalls}"
     terminal.give(
         as_json(workspace) | {"activeCalls": calls}, as_text(workspace, [("Calls under way", under_way)])

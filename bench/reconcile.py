@@ -199,15 +199,15 @@ def _serve(items: int) -> None:
 def _measure(how: str, items: int) -> None:
     if how == "allocated":
         tracemalloc.start()
-    from dial_worker.livekit_sip import LiveKit, Presence
     from reconcile_calls.reconcile import Reconciling, reconcile
     from shared import aws
     from shared.call_store import CallStore
     from shared.clock import now_ms
     from shared.delivery_store import DeliveryStore
     from shared.durations import Durations
+    from shared.limits import LimitStore
+    from shared.livekit.client import LiveKit, Presence
     from shared.queues import Queue
-    from shared.workspaces import WorkspaceStore
 
     class AllWell(LiveKit):
         def __init__(self) -> None:
@@ -216,7 +216,7 @@ def _measure(how: str, items: int) -> None:
         async def rooms_present(self, names: list[str]) -> dict[str, Presence]:
             return dict.fromkeys(names, "both")
 
-    class NotPaused(WorkspaceStore):
+    class NotPaused(LimitStore):
         def paused(self) -> bool:
             return False
 
@@ -238,7 +238,7 @@ def _measure(how: str, items: int) -> None:
     parts = Reconciling(
         calls=CallStore(dynamodb, "CallsTable"),
         deliveries=DeliveryStore(dynamodb, "CallsTable"),
-        workspaces=NotPaused(dynamodb, "WorkspacesTable"),
+        limits=NotPaused(dynamodb, "WorkspacesTable"),
         dial_queue=queue,
         webhook_queue=queue,
         livekit=AllWell(),

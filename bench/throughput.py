@@ -158,9 +158,9 @@ def _from_afar(*clients: Any) -> None:
 
 
 def _reconcile() -> dict[str, float]:
-    from dial_worker.livekit_sip import LiveKit, Presence
     from reconcile_calls import handler
     from reconcile_calls.reconcile import Reconciling, reconcile
+    from shared.livekit.client import LiveKit, Presence
 
     class AllWell(LiveKit):
         def __init__(self) -> None:
@@ -174,7 +174,7 @@ def _reconcile() -> dict[str, float]:
     parts = Reconciling(
         calls=handler.calls,
         deliveries=handler.deliveries,
-        workspaces=handler.workspaces,
+        limits=handler.limits,
         dial_queue=handler.dial_queue,
         webhook_queue=handler.webhook_queue,
         livekit=AllWell(),

@@ -23,10 +23,10 @@ import httpx
 
 from bench.table import Figure, report
 from shared.call import webhook_body
+from shared.callback_url import Policy
 from shared.clock import now_ms
 from shared.delivery_store import Delivery
-from tests.webhook_world import MemoryDeliveries, World
-from webhook_dispatch.address_guard import Policy
+from tests.webhook_simulation import MemoryDeliveries, World
 from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.deliver import Delivering
 from webhook_dispatch.transport import GuardedTransport, webhook_client

@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
-from dial_worker.dial import Dialling, DialMessage, dial_call
-from dial_worker.livekit_sip import ROOMS_PER_REQUEST, LiveKit, OrphanRoom, Presence, RoomView
+from dial_worker.dial import Dialling, dial_call
 from reconcile_calls.reconcile import Reconciling, reconcile
 from shared.call import Call, event, iso
 from shared.call_store import CallStore
 from shared.delivery_store import DeliveryStore
 from shared.durations import Durations
 from shared.errors import LiveKitError, LiveKitUnclear
+from shared.limits import LimitStore
+from shared.livekit.client import ROOMS_PER_REQUEST, LiveKit, OrphanRoom, Presence, RoomView
+from shared.messages import DialMessage
 from shared.queues import Queue
 from shared.workspaces import WorkspaceCache, WorkspaceStore
 from tests.system import System
@@ -139,6 +141,7 @@ class Clocked:
         self.webhook_queue = MessagesInMemory(self)
         self.calls = CallStore(system.dynamodb, "CallsTable")
         self.workspaces = WorkspaceStore(system.dynamodb, "WorkspacesTable")
+        self.limits = LimitStore(system.dynamodb, "WorkspacesTable")
         self.deliveries = DeliveryStore(system.dynamodb, "CallsTable")
         self._numbers = itertools.count()
 
@@ -146,7 +149,7 @@ class Clocked:
         parts = Reconciling(
             calls=self.calls,
             deliveries=self.deliveries,
-            workspaces=self.workspaces,
+            limits=self.limits,
             dial_queue=self.dial_queue,
             webhook_queue=self.webhook_queue,
             livekit=self.livekit,
@@ -161,7 +164,7 @@ class Clocked:
         deadline = self.now + int(seconds * 1000)
         return Dialling(
             calls=self.calls,
-            workspaces=self.workspaces,
+            limits=self.limits,
             workspace_cache=WorkspaceCache(self.workspaces, 0),
             dial_queue=self.dial_queue,
             livekit=self.livekit,

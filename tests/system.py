@@ -33,12 +33,13 @@ from local.livekit import Faults
 from local.livekit import Settings as StandinSettings
 from local.livekit import create_app as create_standin
 from local.receiver import create_app as create_receiver
+from shared.callback_url import Policy
 from shared.durations import Durations
 from shared.dynamo import from_wire
+from shared.limits import LimitStore
 from shared.table_keys import call_key
 from shared.workspaces import Workspace, WorkspaceStore
 from tests.mocked_aws import mock_aws
-from webhook_dispatch.address_guard import Policy
 from webhook_dispatch.transport import GuardedTransport, webhook_client
 
 TEMPLATE = yaml_parse((Path(__file__).parent.parent / "template.yaml").read_text())
@@ -222,6 +223,7 @@ class System:
         bounds["left_wait"] = 20
         self.durations = dataclasses.replace(production.scaled(TIME_SCALE), **bounds)
         self.workspaces = WorkspaceStore(self.dynamodb, "WorkspacesTable")
+        self.limits = LimitStore(self.dynamodb, "WorkspacesTable")
         self.servers = Servers(lambda handler, event: self.handlers[handler](event, Context(20)))
         os.environ["PUBLIC_API_URL"] = self.servers.api_url
         self._make_resources()

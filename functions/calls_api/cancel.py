@@ -11,9 +11,9 @@ from shared.call_store import CallStore
 from shared.durations import Durations
 from shared.ending import clear, end_call
 from shared.errors import LiveKitError, RequestRefused, StoreError
-from shared.livekit_secret import LiveKitSecretCache
+from shared.limits import LimitStore
+from shared.livekit.secret import LiveKitSecretCache
 from shared.telemetry import logger
-from shared.workspaces import WorkspaceStore
 
 REASON = "canceled_by_api"
 
@@ -23,7 +23,7 @@ class Cancelling:
     """What cancelling needs. clock: epoch milliseconds."""
 
     calls: CallStore
-    workspaces: WorkspaceStore
+    limits: LimitStore
     livekit_secret: LiveKitSecretCache
     durations: Durations
     clock: Callable[[], int]
@@ -50,7 +50,7 @@ def cancel(parts: Cancelling, call: Call) -> None:
             if ended is not None:
                 if not ended.attempts:
                     # No process has ever worked on it: it has neither room nor slot.
-                    clear(parts.calls, parts.workspaces, ended)
+                    clear(parts.calls, parts.limits, ended)
                 return
         else:
             if seen.hangup is not None or parts.calls.ask_to_hang_up(seen, REASON, parts.clock()).won:
@@ -63,8 +63,8 @@ def cancel(parts: Cancelling, call: Call) -> None:
 def hang_up_now(parts: Cancelling, call: Call) -> None:
     """Best effort: the request is written, and the reconciler repeats this until the phone is gone."""
     # Imported here: the LiveKit client takes longer to import than every other route to answer.
-    from dial_worker.hang_up import hang_up_phone
-    from dial_worker.livekit_sip import connect
+    from shared.hang_up import hang_up_phone
+    from shared.livekit.client import connect
 
     async def hang_up() -> None:
         async with connect(parts.livekit_secret.get, parts.durations.livekit_request) as livekit:

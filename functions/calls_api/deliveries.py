@@ -10,6 +10,7 @@ from shared.call_store import CallStore
 from shared.delivery_store import Delivery, DeliveryStore
 from shared.durations import Durations
 from shared.errors import RequestRefused
+from shared.messages import delivery_message
 from shared.queues import Queue
 from shared.table_keys import RETENTION_SECONDS
 
@@ -47,7 +48,7 @@ def replay(
     check_at = now + int(durations.webhook_grace * 1000)
     if deliveries.replay(call.callId, call.workspaceId, number, now, check_at) is None:
         raise RequestRefused(409, "attempt_under_way", "An attempt is under way")
-    webhook_queue.send({"callId": call.callId, "sequence": number}, group=call.workspaceId)
+    webhook_queue.send(delivery_message(call.callId, number), group=call.workspaceId)
 
 
 def _delivery_view(call: Call, sequence: int, row: Delivery | None) -> dict[str, Any]:

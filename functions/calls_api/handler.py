@@ -8,7 +8,7 @@ from typing import Any
 
 from calls_api.cancel import Cancelling, cancel
 from calls_api.deliveries import deliveries_view, replay
-from calls_api.reading import call_of_workspace, call_view, list_calls, list_query
+from calls_api.queries import call_of_workspace, call_view, list_calls, list_query
 from calls_api.reports import Reporting, report
 from calls_api.settings import Settings
 from shared import aws
@@ -18,7 +18,8 @@ from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
 from shared.http_api import Answer, Event, answer, body_bytes, header, respond
-from shared.livekit_secret import LiveKitSecretCache
+from shared.limits import LimitStore
+from shared.livekit.secret import LiveKitSecretCache
 from shared.queues import Queue
 from shared.telemetry import count, logger
 from shared.workspaces import WorkspaceCache, WorkspaceStore
@@ -35,7 +36,7 @@ livekit_secret = LiveKitSecretCache(
 )
 cancelling = Cancelling(
     calls=calls,
-    workspaces=workspaces,
+    limits=LimitStore(dynamodb, settings.workspaces_table),
     livekit_secret=livekit_secret,
     durations=settings.durations,
     clock=now_ms,

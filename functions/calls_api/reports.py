@@ -19,9 +19,9 @@ from shared.durations import Durations
 from shared.errors import FieldError, RequestRefused
 from shared.fields import Fields, Wrong, below, boolean, json_object, objects, one_of, string, text
 from shared.http_api import check_idempotency_key
-from shared.json_text import LONG_NUMBER, holds_long_number, members
-from shared.livekit_secret import LiveKitSecretCache
-from shared.livekit_signature import LEEWAY_SECONDS, signed_claims
+from shared.livekit.secret import LiveKitSecretCache
+from shared.livekit.signature import LEEWAY_SECONDS, signed_claims
+from shared.raw_json import LONG_NUMBER, holds_long_number, members
 from shared.table_keys import CALL_ID
 
 MAXIMUM_REPORT_BYTES = 32 * 1024

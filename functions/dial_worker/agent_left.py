@@ -6,9 +6,9 @@ import asyncio
 import functools
 
 from dial_worker.dial import Dialling
-from dial_worker.hang_up import delete_room, hang_up_call
 from shared.ending import clear_with_room, end_call
 from shared.errors import LiveKitError
+from shared.hang_up import delete_room, hang_up_call
 from shared.telemetry import logger
 
 
@@ -33,6 +33,6 @@ async def look_for_agent(parts: Dialling, call_id: str) -> None:
         ended = await asyncio.to_thread(end_call, parts.calls, *hung_up, parts.durations, parts.clock)
         if ended is not None:
             delete = functools.partial(delete_room, parts.calls, parts.livekit)
-            await clear_with_room(parts.calls, parts.workspaces, ended, delete)
+            await clear_with_room(parts.calls, parts.limits, ended, delete)
     except LiveKitError as exc:
         logger.warning("agent not looked for", extra={"call_id": call_id, "livekit": str(exc)})

@@ -22,11 +22,18 @@ import math
 import random
 import secrets
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
-from dial_worker.hang_up import delete_room, hang_up_phone
-from dial_worker.livekit_sip import LiveKit, RoomView
-from dial_worker.outcomes import (
+from shared.agent_left import send_agent_left
+from shared.call import Call, Outcome, compact, json_object
+from shared.call_store import ROOM_CLOSED, CallStore
+from shared.durations import Durations
+from shared.ending import clear_with_room, end_call
+from shared.errors import LiveKitError, LiveKitUnreachable
+from shared.hang_up import delete_room, hang_up_phone
+from shared.limits import LimitStore
+from shared.livekit.client import LiveKit, RoomView
+from shared.livekit.outcomes import (
     ANSWERED,
     Verdict,
     answered_outcome,
@@ -35,16 +42,11 @@ from dial_worker.outcomes import (
     uncoded_outcome,
     verdict,
 )
-from shared.agent_left import send_agent_left
-from shared.call import Call, Outcome, compact, json_object
-from shared.call_store import ROOM_CLOSED, CallStore
-from shared.destination import in_allowed_country
-from shared.durations import Durations
-from shared.ending import clear_with_room, end_call
-from shared.errors import LiveKitError, LiveKitUnreachable
+from shared.messages import DialMessage, dial_message
+from shared.number_policy import in_allowed_country
 from shared.queues import Queue
 from shared.telemetry import count, logger, measure
-from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
+from shared.workspaces import Workspace, WorkspaceCache
 
 MAXIMUM_ATTEMPTS = 5
 
@@ -54,7 +56,7 @@ class Dialling:
     """What dialling needs. clock: epoch ms. remaining: seconds this process still has."""
 
     calls: CallStore
-    workspaces: WorkspaceStore
+    limits: LimitStore
     workspace_cache: WorkspaceCache
     dial_queue: Queue
     livekit: LiveKit
@@ -62,18 +64,6 @@ class Dialling:
     public_api_url: str
     clock: Callable[[], int]
     remaining: Callable[[], float]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DialMessage:
-    """A hint that a call may be dialled. since: epoch ms of the first message, for a record that is missing."""
-
-    call_id: str
-    workspace_id: str
-    since: int
-
-    def body(self) -> dict[str, Any]:
-        return {"callId": self.call_id, "workspaceId": self.workspace_id, "since": self.since}
 
 
 async def dial_call(parts: Dialling, message: DialMessage) -> None:
@@ -91,7 +81,7 @@ async def dial_call(parts: Dialling, message: DialMessage) -> None:
         logger.info("nothing to do", extra={"call_id": call.callId, "status": call.status})
         return
     # Before the deadline: paused time does not count against it.
-    if await asyncio.to_thread(parts.workspaces.paused):
+    if await asyncio.to_thread(parts.limits.paused):
         await _wait(parts, call, parts.durations.paused_wait, paused=True)
         return
     if now >= call.queueDeadline:
@@ -101,7 +91,7 @@ async def dial_call(parts: Dialling, message: DialMessage) -> None:
     if workspace is None or workspace.disabled or not in_allowed_country(call.to, workspace.allowedCallingCodes):
         await _end(parts, call, Outcome("failed", "not_allowed"))
         return
-    trunk_free_in = await asyncio.to_thread(parts.workspaces.next_free, workspace.sipTrunkId) - now
+    trunk_free_in = await asyncio.to_thread(parts.limits.next_free, workspace.sipTrunkId) - now
     if trunk_free_in > parts.durations.pacing_hold * 1000:
         await _wait(parts, call, trunk_free_in / 1000)
         return
@@ -138,11 +128,11 @@ async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call, *, wai
     timeout = max(ring + parts.durations.answer_margin, ring + 2)
     free_at = await _reserve_trunk(parts, workspace, timeout)
     if free_at is None:
-        free_in = await asyncio.to_thread(parts.workspaces.next_free, workspace.sipTrunkId) - parts.clock()
+        free_in = await asyncio.to_thread(parts.limits.next_free, workspace.sipTrunkId) - parts.clock()
         await _step_back(parts, call, max(free_in / 1000, parts.durations.orphan_step))
         return
     await asyncio.sleep(max(0.0, (free_at - parts.clock()) / 1000))
-    if await asyncio.to_thread(parts.workspaces.paused):
+    if await asyncio.to_thread(parts.limits.paused):
         # The last moment at which the switch can still stop this call: the agent and the trunk took their time.
         await _step_back(parts, call, parts.durations.paused_wait, paused=True)
         return
@@ -168,7 +158,7 @@ async def _take_slot(parts: Dialling, workspace: Workspace, call: Call, waited: 
     """
     now = parts.clock()
     if await asyncio.to_thread(
-        parts.workspaces.take_slot,
+        parts.limits.take_slot,
         call.workspaceId,
         call.callId,
         workspace.maxConcurrentCalls,
@@ -181,7 +171,7 @@ async def _take_slot(parts: Dialling, workspace: Workspace, call: Call, waited: 
     delay = parts.durations.slot_wait * time_left * random.uniform(0.5, 1)
     # A message's delay is in whole seconds.
     asks_until = now + int((math.ceil(delay) + parts.durations.orphan_step) * 1000)
-    await asyncio.to_thread(parts.workspaces.note_waiting, call.workspaceId, asks_until)
+    await asyncio.to_thread(parts.limits.note_waiting, call.workspaceId, asks_until)
     await _wait(parts, call, delay, uncount=True)
     return False
 
@@ -193,7 +183,7 @@ async def _reserve_trunk(parts: Dialling, workspace: Workspace, timeout: float) 
     if latest < now:
         return None
     gap_ms = int(1000 * parts.durations.scale / workspace.callsPerSecond)
-    return await asyncio.to_thread(parts.workspaces.reserve_trunk, workspace.sipTrunkId, gap_ms, now, latest)
+    return await asyncio.to_thread(parts.limits.reserve_trunk, workspace.sipTrunkId, gap_ms, now, latest)
 
 
 async def _prepare_room(parts: Dialling, workspace: Workspace, call: Call) -> str:
@@ -439,7 +429,7 @@ async def _end(parts: Dialling, seen: Call, outcome: Outcome) -> None:
 
 async def _clear(parts: Dialling, call: Call) -> None:
     """What fails leaves the call due: the reconciler clears it."""
-    await clear_with_room(parts.calls, parts.workspaces, call, functools.partial(_delete_room, parts))
+    await clear_with_room(parts.calls, parts.limits, call, functools.partial(_delete_room, parts))
 
 
 async def _delete_room(parts: Dialling, call: Call) -> bool:
@@ -472,7 +462,7 @@ async def _wait_for_record(parts: Dialling, message: DialMessage) -> None:
         return
     await asyncio.to_thread(
         parts.dial_queue.send,
-        message.body(),
+        dial_message(message.call_id, message.workspace_id, since=message.since),
         group=message.workspace_id,
         delay_seconds=parts.durations.orphan_step,
     )
@@ -521,7 +511,7 @@ async def _paused_time(parts: Dialling, call: Call, until: int) -> int:
 
     They do not count against the queue's limit, however late or seldom the call's messages come.
     """
-    paused_at = await asyncio.to_thread(parts.workspaces.paused_at)
+    paused_at = await asyncio.to_thread(parts.limits.paused_at)
     if paused_at is None:
         return 0
     created_at: int = call.events[0]["at"]
@@ -536,8 +526,8 @@ async def _step_back(parts: Dialling, call: Call, delay: float, *, paused: bool 
 
 
 async def _send(parts: Dialling, call: Call, delay: float) -> None:
-    body = {"callId": call.callId, "workspaceId": call.workspaceId}
-    await asyncio.to_thread(parts.dial_queue.send, body, group=call.workspaceId, delay_seconds=delay)
+    message = dial_message(call.callId, call.workspaceId)
+    await asyncio.to_thread(parts.dial_queue.send, message, group=call.workspaceId, delay_seconds=delay)
 
 
 def _wait_times(parts: Dialling, now: int, delay: float) -> tuple[int, int]:

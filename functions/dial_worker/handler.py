@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from typing import Any
 
 from dial_worker.agent_left import look_for_agent
-from dial_worker.dial import Dialling, DialMessage, dial_call
-from dial_worker.livekit_sip import connect
+from dial_worker.dial import Dialling, dial_call
 from dial_worker.settings import Settings
 from shared import aws
-from shared.agent_left import is_agent_left
 from shared.call_store import CallStore
 from shared.clock import now_ms
-from shared.livekit_secret import LiveKitSecretCache
+from shared.limits import LimitStore
+from shared.livekit.client import connect
+from shared.livekit.secret import LiveKitSecretCache
+from shared.messages import read_dial_message
 from shared.queues import Queue
 from shared.telemetry import logger
 from shared.workspaces import WorkspaceCache, WorkspaceStore
@@ -23,8 +23,10 @@ from shared.workspaces import WorkspaceCache, WorkspaceStore
 settings = Settings.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")
 calls = CallStore(dynamodb, settings.calls_table)
-workspaces = WorkspaceStore(dynamodb, settings.workspaces_table)
-workspace_cache = WorkspaceCache(workspaces, settings.durations.workspace_cache)
+limits = LimitStore(dynamodb, settings.workspaces_table)
+workspace_cache = WorkspaceCache(
+    WorkspaceStore(dynamodb, settings.workspaces_table), settings.durations.workspace_cache
+)
 dial_queue = Queue(aws.client("sqs"), settings.dial_queue_url)
 livekit_secret = LiveKitSecretCache(
     aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
@@ -42,7 +44,7 @@ async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, A
     async with connect(livekit_secret.get, settings.durations.livekit_request) as livekit:
         parts = Dialling(
             calls=calls,
-            workspaces=workspaces,
+            limits=limits,
             workspace_cache=workspace_cache,
             dial_queue=dial_queue,
             livekit=livekit,
@@ -61,14 +63,9 @@ async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, A
 
 
 async def dial_record(parts: Dialling, record: dict[str, Any]) -> None:
-    """Raises ValueError or KeyError when the message is not one of ours."""
-    body = json.loads(record["body"])
-    if is_agent_left(body):
-        await look_for_agent(parts, body["callId"])
+    """Raises ValueError, KeyError or TypeError when the message is not one of ours."""
+    message = read_dial_message(record)
+    if message.agent_left:
+        await look_for_agent(parts, message.call_id)
     else:
-        await dial_call(parts, dial_message(body, record))
-
-
-def dial_message(body: dict[str, Any], record: dict[str, Any]) -> DialMessage:
-    since = body.get("since") or int(record["attributes"]["SentTimestamp"])
-    return DialMessage(body["callId"], body["workspaceId"], since)
+        await dial_call(parts, message)

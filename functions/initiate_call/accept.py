@@ -18,14 +18,15 @@ from initiate_call.request import CallRequest, canonical, parse_request, read_bo
 from shared.authorization import authorized_workspace
 from shared.call import Call, event, iso
 from shared.call_store import CallStore
-from shared.destination import in_allowed_country, is_special
+from shared.callback_url import AddressRefused, LookUp, Policy, check_name
 from shared.durations import Durations
 from shared.errors import FieldError, RequestRefused, StoreError, StoreUnclear
 from shared.http_api import check_idempotency_key
-from shared.json_text import Members
+from shared.messages import dial_message
+from shared.number_policy import in_allowed_country, is_special
 from shared.queues import Queue
+from shared.raw_json import Members
 from shared.workspaces import Workspace, WorkspaceCache
-from webhook_dispatch import address_guard
 
 _ROOM_ALPHABET = string.ascii_lowercase + string.digits
 
@@ -39,8 +40,8 @@ class Accepting:
     rate_limit: RateLimit
     dial_queue: Queue
     durations: Durations
-    callback_policy: address_guard.Policy
-    look_up: address_guard.LookUp
+    callback_policy: Policy
+    look_up: LookUp
     clock: Callable[[], int]
 
 
@@ -120,8 +121,8 @@ def _check_callback_name(parts: Accepting, request: CallRequest) -> None:
     if request.callback_url is None:
         return
     try:
-        address_guard.check_name(request.callback_url, parts.callback_policy, parts.look_up)
-    except address_guard.AddressRefused as exc:
+        check_name(request.callback_url, parts.callback_policy, parts.look_up)
+    except AddressRefused as exc:
         error = FieldError("callback_url", str(exc), "invalid_url")
         raise RequestRefused(400, error.code, f"{error.field} {error.message}", [error]) from exc
 
@@ -139,7 +140,7 @@ def _place(
     _check_callback_name(parts, request)
     now = parts.clock()
     minute = parts.rate_limit.spend(workspace, now)
-    message = {"callId": call_id, "workspaceId": workspace.workspaceId}
+    message = dial_message(call_id, workspace.workspaceId)
     job_id = parts.dial_queue.send(message, group=workspace.workspaceId)
     room_suffix = "".join(secrets.choice(_ROOM_ALPHABET) for _ in range(10))
     call = Call(

@@ -11,20 +11,22 @@ from initiate_call.settings import Settings
 from shared import aws
 from shared.authorization import api_key
 from shared.call_store import CallStore
+from shared.callback_url import resolve_within
 from shared.clock import now_ms
 from shared.http_api import Answer, Event, answer, body_bytes, header, respond
+from shared.limits import LimitStore
 from shared.queues import Queue
 from shared.telemetry import count, logger, masked
 from shared.workspaces import WorkspaceCache, WorkspaceStore
-from webhook_dispatch.address_guard import resolve_within
 
 settings = Settings.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")
-workspaces = WorkspaceStore(dynamodb, settings.workspaces_table)
 parts = Accepting(
     calls=CallStore(dynamodb, settings.calls_table),
-    workspaces=WorkspaceCache(workspaces, settings.durations.workspace_cache),
-    rate_limit=RateLimit(workspaces),
+    workspaces=WorkspaceCache(
+        WorkspaceStore(dynamodb, settings.workspaces_table), settings.durations.workspace_cache
+    ),
+    rate_limit=RateLimit(LimitStore(dynamodb, settings.workspaces_table)),
     dial_queue=Queue(aws.client("sqs"), settings.dial_queue_url),
     durations=settings.durations,
     callback_policy=settings.callback_policy,

@@ -13,7 +13,8 @@ import math
 import threading
 
 from shared.errors import RequestRefused
-from shared.workspaces import Permits, Workspace, WorkspaceStore
+from shared.limits import LimitStore, Permits
+from shared.workspaces import Workspace
 
 _MINUTE_MS = 60_000
 
@@ -21,7 +22,7 @@ _MINUTE_MS = 60_000
 class RateLimit:
     """The permits this process holds."""
 
-    def __init__(self, store: WorkspaceStore) -> None:
+    def __init__(self, store: LimitStore) -> None:
         self._store = store
         self._held: dict[str, Permits] = {}
         self._lock = threading.Lock()

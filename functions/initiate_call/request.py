@@ -8,11 +8,11 @@ import json
 import re
 from typing import Any
 
+from shared.callback_url import AddressRefused, Policy, check_url
 from shared.errors import FieldError, RequestRefused
 from shared.fields import Fields, Wrong, json_object, string, whole_number
-from shared.json_text import LONG_NUMBER, Members, holds_long_number, members
 from shared.phone_number import e164
-from webhook_dispatch.address_guard import AddressRefused, Policy, check_url
+from shared.raw_json import LONG_NUMBER, Members, holds_long_number, members
 
 MAXIMUM_BODY_BYTES = 64 * 1024
 MAXIMUM_CONTEXT_BYTES = 32 * 1024

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from shared.callback_url import Policy, callback_policy
 from shared.durations import Durations
-from webhook_dispatch.address_guard import Policy
-from webhook_dispatch.settings import callback_policy
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,17 +8,17 @@ from typing import Any
 from google.protobuf.json_format import Parse, ParseError
 from livekit.protocol.webhook import WebhookEvent
 
+from livekit_events.apply_event import Settling, settle
 from livekit_events.settings import Settings
-from livekit_events.settle import Settling, settle
 from shared import aws
 from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.http_api import Answer, Event, answer, body_bytes, header, request_id, respond
-from shared.livekit_secret import LiveKitSecretCache
-from shared.livekit_signature import signed_claims
+from shared.limits import LimitStore
+from shared.livekit.secret import LiveKitSecretCache
+from shared.livekit.signature import signed_claims
 from shared.queues import Queue
 from shared.telemetry import count, logger
-from shared.workspaces import WorkspaceStore
 
 _LOGGED_CHARACTERS = 128
 
@@ -29,7 +29,7 @@ livekit_secret = LiveKitSecretCache(
 )
 parts = Settling(
     calls=CallStore(dynamodb, settings.calls_table),
-    workspaces=WorkspaceStore(dynamodb, settings.workspaces_table),
+    limits=LimitStore(dynamodb, settings.workspaces_table),
     dial_queue=Queue(aws.client("sqs"), settings.dial_queue_url),
     durations=settings.durations,
     clock=now_ms,

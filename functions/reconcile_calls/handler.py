@@ -8,24 +8,24 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dial_worker.livekit_sip import connect
 from reconcile_calls.reconcile import ROUND_SECONDS, WRITE_SECONDS, Reconciling, reconcile, requests_of
 from reconcile_calls.settings import Settings
 from shared import aws
 from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
-from shared.livekit_secret import LiveKitSecretCache
+from shared.limits import LimitStore
+from shared.livekit.client import connect
+from shared.livekit.secret import LiveKitSecretCache
 from shared.queues import Queue
 from shared.table_keys import SHARDS
-from shared.workspaces import WorkspaceStore
 
 settings = Settings.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")
 sqs = aws.client("sqs")
 calls = CallStore(dynamodb, settings.calls_table)
 deliveries = DeliveryStore(dynamodb, settings.calls_table)
-workspaces = WorkspaceStore(dynamodb, settings.workspaces_table)
+limits = LimitStore(dynamodb, settings.workspaces_table)
 dial_queue = Queue(sqs, settings.dial_queue_url)
 webhook_queue = Queue(sqs, settings.webhook_queue_url)
 livekit_secret = LiveKitSecretCache(
@@ -50,7 +50,7 @@ async def run(context: Any, shards: Sequence[int] = range(SHARDS)) -> dict[str, 
         parts = Reconciling(
             calls=calls,
             deliveries=deliveries,
-            workspaces=workspaces,
+            limits=limits,
             dial_queue=dial_queue,
             webhook_queue=webhook_queue,
             livekit=livekit,

@@ -24,19 +24,20 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
-from dial_worker.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
-from dial_worker.livekit_sip import ROOMS_PER_REQUEST, LiveKit, Presence, RoomView
-from dial_worker.outcomes import ANSWERED, answered_outcome, left_outcome
 from shared.call import Call, Outcome
 from shared.call_store import CallStore
 from shared.delivery_store import Delivery, DeliveryStore, sort_key
 from shared.durations import Durations
 from shared.ending import clear, clear_with_room, end_call
 from shared.errors import LiveKitError, RingonceError
+from shared.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
+from shared.limits import LimitStore
+from shared.livekit.client import ROOMS_PER_REQUEST, LiveKit, Presence, RoomView
+from shared.livekit.outcomes import ANSWERED, answered_outcome, left_outcome
+from shared.messages import delivery_message, dial_message
 from shared.queues import Queue
 from shared.table_keys import SHARDS
 from shared.telemetry import count, logger, measure
-from shared.workspaces import WorkspaceStore
 
 # What must remain of a run for another portion to begin: it is read (3 s at the longest), its rooms are listed
 # (`livekit_look`), it is written (3 s). A call that needs more of LiveKit gets it only if there is time for it.
@@ -69,7 +70,7 @@ class Reconciling:
 
     calls: CallStore
     deliveries: DeliveryStore
-    workspaces: WorkspaceStore
+    limits: LimitStore
     dial_queue: Queue
     webhook_queue: Queue
     livekit: LiveKit
@@ -117,7 +118,7 @@ async def reconcile(parts: Reconciling) -> collections.Counter[str]:
 async def _paused(parts: Reconciling) -> bool:
     """Whether dialling is stopped. A switch that cannot be read counts as set: no call may expire by mistake."""
     try:
-        return await asyncio.to_thread(parts.workspaces.paused)
+        return await asyncio.to_thread(parts.limits.paused)
     except Exception:
         _count_error("the switch cannot be read")
         return True
@@ -270,7 +271,7 @@ async def _queued(parts: Reconciling, call: Call, paused: bool) -> str:
         return "lost"
     await asyncio.to_thread(
         parts.dial_queue.send,
-        {"callId": call.callId, "workspaceId": call.workspaceId},
+        dial_message(call.callId, call.workspaceId),
         group=call.workspaceId,
     )
     count("DialMessagesRepeated")
@@ -387,7 +388,7 @@ async def _ended(parts: Reconciling, call: Call, room: Presence | None) -> str:
         # Its worker may still make the room.
         return await _postpone_to(parts, call, call.leaseUntil)
     if room == "absent":
-        await asyncio.to_thread(clear, parts.calls, parts.workspaces, call)
+        await asyncio.to_thread(clear, parts.calls, parts.limits, call)
         return "cleared"
     return await _clear(parts, call)
 
@@ -401,7 +402,7 @@ async def _delivery(parts: Reconciling, row: Delivery, due: list[Delivery]) -> N
 
 async def _send_again(parts: Reconciling, rows: list[Delivery]) -> None:
     """One request for ten of them. A message that is not confirmed is sent again when its row is due again."""
-    messages = [({"callId": row.callId, "sequence": row.sequence}, row.workspaceId) for row in rows]
+    messages = [(delivery_message(row.callId, row.sequence), row.workspaceId) for row in rows]
     lost = await asyncio.to_thread(parts.webhook_queue.send_batch, messages)
     for place in lost:
         logger.error("not sent again", extra={"call_id": rows[place].callId, "sequence": rows[place].sequence})
@@ -420,9 +421,9 @@ def repair_slots(parts: Reconciling) -> None:
     sends it again when the first answer is lost), or by a worker that stalled past its lease.
     """
     try:
-        for workspace_id, call_ids in parts.workspaces.slots():
+        for workspace_id, call_ids in parts.limits.slots():
             for call_id in call_ids - parts.calls.not_ended(call_ids):
-                parts.workspaces.free_slot(workspace_id, call_id)
+                parts.limits.free_slot(workspace_id, call_id)
                 logger.warning("slot of an ended call freed", extra={"call_id": call_id})
                 count("SlotsRepaired")
     except Exception:
@@ -446,7 +447,7 @@ async def _end(parts: Reconciling, call: Call, outcome: Outcome) -> str:
 
 async def _clear(parts: Reconciling, call: Call) -> str:
     """An orphan room stays due: its agent was dispatched once more when it was removed."""
-    if await clear_with_room(parts.calls, parts.workspaces, call, functools.partial(_delete_room, parts)):
+    if await clear_with_room(parts.calls, parts.limits, call, functools.partial(_delete_room, parts)):
         return "cleared"
     return await _postpone(parts, call, parts.durations.second_look)
 

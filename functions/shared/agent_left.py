@@ -5,18 +5,13 @@ The reconciler, which comes once a minute, would let the callee listen to silenc
 
 from __future__ import annotations
 
-from typing import Any
-
 from shared.call import Call
 from shared.durations import Durations
+from shared.messages import agent_left_message
 from shared.queues import Queue
 
 
 def send_agent_left(dial_queue: Queue, call: Call, durations: Durations) -> None:
     """Raises QueueError."""
-    message = {"callId": call.callId, "workspaceId": call.workspaceId, "agentLeft": True}
+    message = agent_left_message(call.callId, call.workspaceId)
     dial_queue.send(message, group=call.workspaceId, delay_seconds=durations.agent_return)
-
-
-def is_agent_left(message: dict[str, Any]) -> bool:
-    return message.get("agentLeft") is True

@@ -185,10 +185,11 @@ class CallStore:
         """`queued` → `dialing`. From here on nobody dials this call again."""
         return self._transition(
             call_id,
+            "queued",
             "dialing",
             event("call.dialing", now, **{"from": from_number}),
             "dialedAt = :now, roomSid = :room",
-            f"{QUEUED} AND {LEASE_MINE} AND leaseUntil > :now AND {NO_HANGUP}",
+            f"{LEASE_MINE} AND leaseUntil > :now AND {NO_HANGUP}",
             {":lease": lease, ":room": room_sid, ":now": now},
             mine=lambda call: call.status == "dialing" and call.leaseId == lease,
         )
@@ -199,12 +200,12 @@ class CallStore:
         """`dialing` → `queued`, for the one case that nothing can have rung: LiveKit told of no phone."""
         return self._transition(
             call_id,
+            "dialing",
             "queued",
             event("call.queued", now),
             "waitUntil = :wait, checkAt = :check",
-            f"#status = :dialing AND {LEASE_MINE} AND {NO_HANGUP} AND attribute_not_exists(#left)"
-            " AND attribute_not_exists(phoneSeenAt)",
-            {":lease": lease, ":dialing": "dialing", ":wait": wait_until, ":check": check_at},
+            f"{LEASE_MINE} AND {NO_HANGUP} AND attribute_not_exists(#left) AND attribute_not_exists(phoneSeenAt)",
+            {":lease": lease, ":wait": wait_until, ":check": check_at},
             remove="leaseId, leaseUntil, roomSid, dialedAt",
             mine=lambda call: call.status == "queued" and call.waitUntil == wait_until,
         )
@@ -215,11 +216,12 @@ class CallStore:
         """
         return self._transition(
             call_id,
+            "dialing",
             "in_progress",
             event("call.answered", now, inferred=inferred or None),
             "answeredAt = :now, checkAt = :check",
-            f"#status = :dialing AND {LEASE_MINE} AND {NO_HANGUP}",
-            {":lease": lease, ":dialing": "dialing", ":now": now, ":check": check_at},
+            f"{LEASE_MINE} AND {NO_HANGUP}",
+            {":lease": lease, ":now": now, ":check": check_at},
             remove="missingSince",
             mine=lambda call: call.status == "in_progress" and call.answeredAt == now,
         )
@@ -287,13 +289,10 @@ class CallStore:
         """Ends a call as it was seen: same status, same lease, and no request to hang up unless seen too.
 
         Whoever loses gets the call as it stands and decides again. The record expires 30 days later; it
-        stays due until room and slot are cleared.
+        stays due until room and slot are cleared. Raises ValueError when a call of that status cannot end so.
         """
-        if outcome.status not in TRANSITIONS[seen.status]:
-            raise ValueError(f"a call cannot go from {seen.status} to {outcome.status}")
-        condition = f"#status = :seen AND attribute_{'not_' if seen.hangup is None else ''}exists(hangup)"
+        condition = f"attribute_{'not_' if seen.hangup is None else ''}exists(hangup)"
         values: dict[str, Any] = {
-            ":seen": seen.status,
             ":ended": now,
             ":check": check_at,
             ":expires": now // 1000 + RETENTION_SECONDS,
@@ -305,6 +304,7 @@ class CallStore:
             values[":lease"] = seen.leaseId
         return self._transition(
             seen.callId,
+            seen.status,
             outcome.status,
             event(
                 "call.ended",
@@ -499,52 +499,21 @@ class CallStore:
         items = map(from_wire, self._items(keys, ("callId", "status")))
         return {item["callId"] for item in items if item["status"] not in ENDED}
 
-    # ── what a backup has ───────────────────────────────────────────────────────────────────────
-
-    @property
-    def table(self) -> str:
-        return self._table
-
-    def items_of(self, restored: str, now: int, *, calls: bool) -> Iterator[dict[str, Any]]:
-        """The items of another table of this kind that have not expired, as on the wire: calls, or the rest."""
-        request: dict[str, Any] = {
-            "TableName": restored,
-            "ConsistentRead": True,
-            "FilterExpression": f"sk {'=' if calls else '<>'} :call "
-            "AND (attribute_not_exists(expiresAt) OR expiresAt > :now)",
-            "ExpressionAttributeValues": to_wire({":call": "CALL", ":now": now // 1000}),
-        }
-        while True:
-            with store_errors():
-                page = self._client.scan(**request)
-            yield from page["Items"]
-            if "LastEvaluatedKey" not in page:
-                return
-            request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
-
-    def bring_back(self, item: dict[str, Any]) -> bool:
-        """Writes an item as it is, unless there is one of its key: that is newer, and stays."""
-        try:
-            with store_errors():
-                self._client.put_item(
-                    TableName=self._table, Item=item, ConditionExpression="attribute_not_exists(pk)"
-                )
-        except ClientError:
-            return False
-        return True
-
     # ── one conditional UpdateItem ──────────────────────────────────────────────────────────────
 
     def _transition(
-        self, call_id: str, to: Status, entry: dict[str, Any], assignments: str, condition: str,
+        self, call_id: str, source: Status, to: Status, entry: dict[str, Any], assignments: str, condition: str,
         values: dict[str, Any], mine: Callable[[Call], bool], remove: str = "",
     ) -> Write:  # fmt: skip
+        """A change of status and the event that tells of it. Raises ValueError when no call may change so."""
+        if to not in TRANSITIONS[source]:
+            raise ValueError(f"a call cannot go from {source} to {to}")
         return self._update(
             call_id,
             f"SET #status = :to, events = list_append(events, :event), {assignments}"
             + (f" REMOVE {remove}" if remove else ""),
-            condition,
-            {":to": to, ":event": [entry], **values},
+            f"#status = :source AND {condition}",
+            {":source": source, ":to": to, ":event": [entry], **values},
             mine=mine,
         )
 

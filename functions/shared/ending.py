@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from shared.call import Call, Outcome, Status
 from shared.call_store import CallStore
 from shared.durations import Durations
+from shared.limits import LimitStore
 from shared.telemetry import count, logger, masked
-from shared.workspaces import WorkspaceStore
 
 
 def end_outcome(call: Call, outcome: Outcome) -> Outcome:
@@ -60,23 +60,23 @@ def end_call(
         seen = write.call
 
 
-def clear(calls: CallStore, workspaces: WorkspaceStore, call: Call) -> None:
+def clear(calls: CallStore, limits: LimitStore, call: Call) -> None:
     """Frees the slot of an ended call whose room is gone, then leaves the index; in this order, so that a death
     between is repeated. Repeating all of it changes nothing.
     """
-    workspaces.free_slot(call.workspaceId, call.callId)
+    limits.free_slot(call.workspaceId, call.callId)
     calls.leave_due(call.callId)
 
 
 async def clear_with_room(
-    calls: CallStore, workspaces: WorkspaceStore, call: Call, delete_room: Callable[[Call], Awaitable[bool]]
+    calls: CallStore, limits: LimitStore, call: Call, delete_room: Callable[[Call], Awaitable[bool]]
 ) -> bool:
     """As `clear`, the room deleted in between: a LiveKit that cannot delete it holds up no other call.
 
     delete_room: False when the room must be deleted once more. Returns False when the call stays due for its room:
     that of an orphan's agent, which may come back, until a look does not find it.
     """
-    await asyncio.to_thread(workspaces.free_slot, call.workspaceId, call.callId)
+    await asyncio.to_thread(limits.free_slot, call.workspaceId, call.callId)
     # Without an attempt there never was a room; those who wait may be thousands, and LiveKit's requests are few.
     if call.attempts and (not await delete_room(call) or call.orphanRoom):
         return False

@@ -1,32 +1,21 @@
-"""Workspaces: who may call whom, from which trunk, how many at a time; and the switch that stops it all.
-
-Items of WorkspacesTable, by `workspaceId` (a workspace's own id has no `#`):
-    <id>            the workspace, written by the operator
-    <id>#slots      activeCalls: the set of the ids of calls that hold a slot; waitingUntil: until when (epoch ms)
-                    a call that found no slot will ask again
-    <id>#rate       epochMinute: the minute that is counted; taken: the permits that processes have taken of it
-    trunk#<id>      nextFreeAt: the next moment at which this trunk may be given an INVITE
-    #switch         pausedAt: dialling is paused, calls wait
-What each function may read and write here is narrowed by these keys, in template.yaml.
-"""
+"""Workspaces: who may call whom, from which trunk, and who may ask for it."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
 from shared.dynamo import from_wire, store_errors, to_wire
 from shared.errors import StoreError, StoreUnclear
+from shared.workspaces_table import WorkspacesTable
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
-
-SWITCH = "#switch"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,15 +73,6 @@ class Workspace:
         return item
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Permits:
-    """Calls that one process may accept in a minute. minute: epoch minutes. taken: of all processes, when seen."""
-
-    minute: int
-    taken: int
-    left: int = 0
-
-
 def key_hash(api_key: str) -> str:
     """What is stored of an API key. It has 256 random bits, so one round of SHA-256 cannot be turned back."""
     return hashlib.sha256(api_key.encode("utf-8", "surrogatepass")).hexdigest()
@@ -102,17 +82,16 @@ class WorkspaceStore:
     """The workspaces of one table. Every method raises StoreError or StoreUnclear when DynamoDB fails."""
 
     def __init__(self, client: DynamoDBClient, table: str) -> None:
-        self._client = client
-        self._table = table
+        self._table = WorkspacesTable(client, table)
 
     def get(self, workspace_id: str) -> Workspace | None:
-        item = self._get(workspace_id)
+        item = self._table.read(workspace_id)
         return Workspace.from_item(item) if item else None
 
     def put(self, workspace: Workspace) -> None:
         """Writes the workspace whole, whatever was there."""
         with store_errors():
-            self._client.put_item(TableName=self._table, Item=to_wire(workspace.to_item()))
+            self._table.client.put_item(TableName=self._table.name, Item=to_wire(workspace.to_item()))
 
     # ── what the operator does ──────────────────────────────────────────────────────────────────
 
@@ -120,8 +99,8 @@ class WorkspaceStore:
         """Writes a new workspace; False, and nothing written, when the id is taken."""
         try:
             with store_errors():
-                self._client.put_item(
-                    TableName=self._table,
+                self._table.client.put_item(
+                    TableName=self._table.name,
                     Item=to_wire(workspace.to_item()),
                     ConditionExpression="attribute_not_exists(workspaceId)",
                 )
@@ -158,11 +137,11 @@ class WorkspaceStore:
 
     def all(self) -> list[Workspace]:
         """Every workspace, by id. Reads the whole table."""
-        request: dict[str, Any] = {"TableName": self._table, "ConsistentRead": True}
+        request: dict[str, Any] = {"TableName": self._table.name, "ConsistentRead": True}
         found: list[Workspace] = []
         while True:
             with store_errors():
-                page = self._client.scan(**request)
+                page = self._table.client.scan(**request)
             items = [from_wire(item) for item in page["Items"]]
             found += [Workspace.from_item(item) for item in items if "#" not in item["workspaceId"]]
             if "LastEvaluatedKey" not in page:
@@ -177,198 +156,13 @@ class WorkspaceStore:
         sets = [f"#{name} = :{name}" for name in differing if name in after]
         removes = [f"#{name}" for name in differing if name not in after]
         unchanged = "#version = :seen" if seen.version else "(#version = :seen OR attribute_not_exists(#version))"
-        return self._update(
+        return self._table.update_item(
             seen.workspaceId,
             f"SET {', '.join(sets)}" + (f" REMOVE {', '.join(removes)}" if removes else ""),
             f"attribute_exists(workspaceId) AND {unchanged}",
             {f":{name}": after[name] for name in differing if name in after} | {":seen": seen.version},
             {f"#{name}": name for name in differing},
         )
-
-    # ── slots ───────────────────────────────────────────────────────────────────────────────────
-
-    def take_slot(self, workspace_id: str, call_id: str, limit: int, *, waited: bool = True, now: int = 0) -> bool:
-        """Adds the call to those under way, if there is room. Repeating it changes nothing.
-
-        waited: False for a call that has not waited yet: it takes none while others wait (epoch ms `now`).
-        """
-        room = "(attribute_not_exists(activeCalls) OR size(activeCalls) < :limit)"
-        values: dict[str, Any] = {":ids": {call_id}, ":id": call_id, ":limit": limit}
-        if not waited:
-            room += " AND (attribute_not_exists(waitingUntil) OR waitingUntil < :now)"
-            values[":now"] = now
-        return self._update(
-            f"{workspace_id}#slots", "ADD activeCalls :ids", f"contains(activeCalls, :id) OR {room}", values
-        )
-
-    def note_waiting(self, workspace_id: str, until: int) -> None:
-        """A call found no slot and will have asked again by `until` (epoch ms)."""
-        self._update(
-            f"{workspace_id}#slots",
-            "SET waitingUntil = :until",
-            "attribute_not_exists(waitingUntil) OR waitingUntil < :until",
-            {":until": until},
-        )
-
-    def free_slot(self, workspace_id: str, call_id: str) -> None:
-        """Repeating it changes nothing; other calls' slots cannot be touched."""
-        self._update(f"{workspace_id}#slots", "DELETE activeCalls :ids", None, {":ids": {call_id}})
-
-    def active_calls(self, workspace_id: str) -> frozenset[str]:
-        item = self._get(f"{workspace_id}#slots")
-        return frozenset((item or {}).get("activeCalls", ()))
-
-    def slots(self) -> Iterator[tuple[str, frozenset[str]]]:
-        """Each workspace's id and the ids of the calls that hold its slots, of those that have any. Reads the
-        whole table, eventually consistent.
-        """
-        request: dict[str, Any] = {
-            "TableName": self._table,
-            "FilterExpression": "attribute_exists(activeCalls)",
-            "ProjectionExpression": "workspaceId, activeCalls",
-            # Said, though it follows from the line above: its role may scan for nothing else (template.yaml).
-            "Select": "SPECIFIC_ATTRIBUTES",
-        }
-        while True:
-            with store_errors():
-                page = self._client.scan(**request)
-            for found in page["Items"]:
-                item = from_wire(found)
-                yield item["workspaceId"].removesuffix("#slots"), frozenset(item["activeCalls"])
-            if "LastEvaluatedKey" not in page:
-                return
-            request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
-
-    # ── the rate ────────────────────────────────────────────────────────────────────────────────
-
-    def take_permits(self, workspace_id: str, minute: int, limit: int, before: Permits | None) -> Permits:
-        """A tenth of the permits that a minute has left, at least one; `left` is 0 when it has none.
-
-        before: what the same process got last, so that a minute it knows costs one write. A minute later than
-        `minute`, opened by a process whose clock is ahead, is taken from: the item's minute never goes back, so
-        of no minute more than `limit` are ever taken. A write that is made twice, or whose answer is lost, takes
-        permits that nobody spends.
-        """
-        seen = before if before is not None and before.minute >= minute else None
-        while True:
-            left = limit - (seen.taken if seen else 0)
-            if left <= 0:
-                return Permits(seen.minute if seen else minute, limit - left)
-            count = max(1, left // 10)
-            if seen is None:
-                update = "SET epochMinute = :minute, taken = :count"
-                condition = "attribute_not_exists(epochMinute) OR epochMinute < :minute"
-                values = {":minute": minute, ":count": count}
-            else:
-                update = "ADD taken :count"
-                condition = "epochMinute = :minute AND taken <= :most"
-                values = {":minute": seen.minute, ":count": count, ":most": limit - count}
-            request = self._update_request(f"{workspace_id}#rate", update, condition, values)
-            try:
-                with store_errors():
-                    answer = self._client.update_item(
-                        **request, ReturnValues="ALL_NEW", ReturnValuesOnConditionCheckFailure="ALL_OLD"
-                    )
-            except ClientError as exc:
-                # Others were quicker, or opened the minute: go on from where they left it.
-                there: Any = exc.response.get("Item")
-                item = from_wire(there or {})
-                seen = Permits(item["epochMinute"], item["taken"]) if item else None
-            else:
-                return Permits(values[":minute"], from_wire(answer["Attributes"])["taken"], count)
-
-    # ── pacing ──────────────────────────────────────────────────────────────────────────────────
-
-    def next_free(self, trunk_id: str) -> int:
-        """Epoch ms from which the trunk may be given its next INVITE; 0 when it never had one."""
-        return int((self._get(f"trunk#{trunk_id}") or {}).get("nextFreeAt", 0))
-
-    def reserve_trunk(self, trunk_id: str, gap_ms: int, now: int, latest: int) -> int | None:
-        """Takes the trunk's next free moment for one INVITE. Returns it, epoch ms (`now` or later).
-
-        None, and nothing taken, when that is after `latest`: a moment that nobody can use would stay empty.
-        """
-        key = f"trunk#{trunk_id}"
-        while True:
-            if self._update(
-                key,
-                "SET nextFreeAt = :next",
-                "attribute_not_exists(nextFreeAt) OR nextFreeAt <= :now",
-                {":next": now + gap_ms, ":now": now},
-            ):
-                return now
-            free_at = self.next_free(trunk_id)
-            if free_at > latest:
-                return None
-            if self._update(
-                key,
-                "SET nextFreeAt = :next",
-                "nextFreeAt = :seen",
-                {":next": free_at + gap_ms, ":seen": free_at},
-            ):
-                return max(free_at, now)
-
-    # ── the switch ──────────────────────────────────────────────────────────────────────────────
-
-    def paused(self) -> bool:
-        """Whether an operator has stopped all dialling."""
-        return self.paused_at() is not None
-
-    def paused_at(self) -> int | None:
-        """Since when dialling is stopped, epoch ms; None when it is not."""
-        paused_at: int | None = (self._get(SWITCH) or {}).get("pausedAt")
-        return paused_at
-
-    def pause(self, now: int) -> None:
-        """Stops all dialling. Repeating it changes nothing."""
-        self._update(SWITCH, "SET pausedAt = if_not_exists(pausedAt, :now)", None, {":now": now})
-
-    def resume(self) -> None:
-        self._update(SWITCH, "REMOVE pausedAt", None, {})
-
-    def _get(self, key: str) -> dict[str, Any] | None:
-        with store_errors():
-            answer = self._client.get_item(
-                TableName=self._table, Key=to_wire({"workspaceId": key}), ConsistentRead=True
-            )
-        return from_wire(answer["Item"]) if "Item" in answer else None
-
-    def _update(
-        self,
-        key: str,
-        update: str,
-        condition: str | None,
-        values: dict[str, Any],
-        names: dict[str, str] | None = None,
-    ) -> bool:
-        """Whether it was written; False when the condition did not hold."""
-        try:
-            with store_errors():
-                self._client.update_item(**self._update_request(key, update, condition, values, names))
-        except ClientError:
-            return False
-        return True
-
-    def _update_request(
-        self,
-        key: str,
-        update: str,
-        condition: str | None,
-        values: dict[str, Any],
-        names: dict[str, str] | None = None,
-    ) -> dict[str, Any]:
-        request: dict[str, Any] = {
-            "TableName": self._table,
-            "Key": to_wire({"workspaceId": key}),
-            "UpdateExpression": update,
-        }
-        if condition:
-            request["ConditionExpression"] = condition
-        if values:
-            request["ExpressionAttributeValues"] = to_wire(values)
-        if names:
-            request["ExpressionAttributeNames"] = names
-        return request
 
 
 class WorkspaceCache:

@@ -17,9 +17,9 @@ import httpcore
 import httpx
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
-from shared.json_text import ascii_compact
+from shared.callback_url import AddressRefused
+from shared.raw_json import ascii_compact
 from shared.telemetry import logger
-from webhook_dispatch.address_guard import AddressRefused
 from webhook_dispatch.transport import LOCATION
 
 ANSWER_BYTES = 8 * 1024

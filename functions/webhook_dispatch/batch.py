@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from shared.messages import DeliveryMessage, read_delivery_message
 from shared.telemetry import logger
 from webhook_dispatch.deliver import Delivering, deliver
 from webhook_dispatch.fan_out import FanningOut, deliver_all
@@ -37,28 +37,31 @@ def in_order(parts: Delivering, records: Sequence[dict[str, Any]]) -> list[async
     """A task for each record. One call's events in a batch leave in their order: a later one when the one before
     is done, or left `webhook_order` ago, so that no endpoint holds up its own events for long.
     """
-    messages = [_message(record) for record in records]
+    messages = [read_delivery_message(record) for record in records]
     tasks: dict[int, asyncio.Task[None]] = {}
     last_of_call: dict[str, Turn] = {}
     for place in sorted(range(len(records)), key=lambda place: _sequence(messages[place])):
-        call_id = str(messages[place].get("callId"))
+        message = messages[place]
+        call_id = message.call_id if message else ""
         before, turn = last_of_call.get(call_id), Turn()
         last_of_call[call_id] = turn
-        tasks[place] = asyncio.create_task(deliver_after(parts, before, turn, messages[place]))
+        tasks[place] = asyncio.create_task(deliver_after(parts, before, turn, message))
     return [tasks[place] for place in range(len(records))]
 
 
-async def deliver_after(parts: Delivering, before: Turn | None, turn: Turn, message: dict[str, Any]) -> None:
-    """Raises ValueError when the message is not one of ours."""
+async def deliver_after(
+    parts: Delivering, before: Turn | None, turn: Turn, message: DeliveryMessage | None
+) -> None:
+    """Raises ValueError when the message is not one of ours (None)."""
     try:
         if before is not None:
             await before.left.wait()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(before.done.wait(), parts.durations.webhook_order)
         match message:
-            case {"callId": str(call_id), "sequence": int(sequence)}:
+            case DeliveryMessage(call_id=call_id, sequence=int(sequence)):
                 await deliver(parts, call_id, sequence, turn.left.set)
-            case {"callId": str(call_id)}:
+            case DeliveryMessage(call_id=call_id):
                 fanning_out = FanningOut(parts.deliveries, parts.webhook_queue, parts.durations, parts.clock)
                 await asyncio.to_thread(deliver_all, fanning_out, parts.calls, call_id)
             case _:
@@ -68,14 +71,5 @@ async def deliver_after(parts: Delivering, before: Turn | None, turn: Turn, mess
         turn.done.set()
 
 
-def _message(record: dict[str, Any]) -> dict[str, Any]:
-    try:
-        body = json.loads(record["body"])
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _sequence(message: dict[str, Any]) -> int:
-    sequence = message.get("sequence")
-    return sequence if isinstance(sequence, int) else 0
+def _sequence(message: DeliveryMessage | None) -> int:
+    return 0 if message is None or message.sequence is None else message.sequence

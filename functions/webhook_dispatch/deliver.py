@@ -17,6 +17,7 @@ from shared.call_store import CallStore
 from shared.delivery_store import Delivery, DeliveryStore, State
 from shared.durations import Durations
 from shared.errors import RingonceError, StoreError
+from shared.messages import delivery_message
 from shared.queues import Queue
 from shared.telemetry import count, logger, measure
 from shared.workspaces import Workspace, WorkspaceCache
@@ -193,7 +194,7 @@ def _finish(
         count("WebhooksDead")
     if by_message:
         parts.webhook_queue.send(
-            {"callId": delivery.callId, "sequence": delivery.sequence},
+            delivery_message(delivery.callId, delivery.sequence),
             group=delivery.workspaceId,
             delay_seconds=delay or 0,
         )

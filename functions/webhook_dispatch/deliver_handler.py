@@ -10,6 +10,7 @@ from typing import Any
 
 from shared import aws
 from shared.call_store import CallStore
+from shared.callback_url import callback_policy
 from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
 from shared.durations import Durations
@@ -17,7 +18,6 @@ from shared.queues import Queue
 from shared.workspaces import WorkspaceCache, WorkspaceStore
 from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.deliver import Delivering
-from webhook_dispatch.settings import callback_policy
 from webhook_dispatch.transport import GuardedTransport, webhook_client
 
 # httpx logs every request with its URL, and a callback URL may carry a token of the customer's.

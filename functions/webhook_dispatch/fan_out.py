@@ -11,6 +11,7 @@ from shared.call_store import CallStore
 from shared.delivery_store import DeliveryStore
 from shared.durations import Durations
 from shared.errors import QueueError, RingonceError
+from shared.messages import all_deliveries_message, delivery_message
 from shared.queues import Queue
 from shared.table_keys import RETENTION_SECONDS
 from shared.telemetry import count, logger
@@ -72,7 +73,7 @@ def _made_rows(parts: FanningOut, dead_letters: Queue, record: dict[str, Any]) -
         # Whatever it is, it must not hold the shard: the record in the table has all that a redrive needs.
         logger.exception("stream record not readable", extra={"event_id": record.get("eventID")})
         count("PoisonRecords")
-        dead_letters.send({"callId": _call_id_of_keys(record), "eventId": record.get("eventID")})
+        dead_letters.send(all_deliveries_message(_call_id_of_keys(record), record.get("eventID")))
         return []
 
 
@@ -91,7 +92,7 @@ def deliver_all(parts: FanningOut, calls: CallStore, call_id: str) -> None:
     for sequence in range(1, len(call.events) + 1):
         make_row(parts, call_id, call.workspaceId, sequence)
     pending = [row for row in parts.deliveries.of_call(call_id) if row.state == "pending"]
-    hints = [({"callId": call_id, "sequence": row.sequence}, call.workspaceId) for row in pending]
+    hints = [(delivery_message(call_id, row.sequence), call.workspaceId) for row in pending]
     if parts.webhook_queue.send_batch(hints):
         raise QueueError("not every hint was sent")
 
@@ -101,7 +102,7 @@ def make_row(parts: FanningOut, call_id: str, workspace_id: str, sequence: int) 
     now = parts.clock()
     check_at = now + int(parts.durations.webhook_grace * 1000)
     parts.deliveries.create(call_id, workspace_id, sequence, now, check_at)
-    return {"callId": call_id, "sequence": sequence}, workspace_id
+    return delivery_message(call_id, sequence), workspace_id
 
 
 def new_events(change: dict[str, Any]) -> tuple[str, str, range]:

@@ -18,8 +18,8 @@ from typing import Any, cast
 import httpcore
 import httpx
 
+from shared.callback_url import LookUp, Policy, check_addresses, check_url, resolve
 from shared.durations import Durations
-from webhook_dispatch.address_guard import LookUp, Policy, check_addresses, check_url, resolve
 
 # A look-up cannot be called off: one that hangs keeps its thread for as long as the system's resolver tries. So
 # look-ups have threads of their own, not those that talk to AWS, and enough for batches full of dead names.

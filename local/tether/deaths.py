@@ -42,10 +42,10 @@ POINTS: dict[str, tuple[str, ...]] = {
         "CallStore.leave_due",
         "CallStore.append_report",
     ),
-    "shared.workspaces": ("WorkspaceStore.take_slot", "WorkspaceStore.free_slot"),
+    "shared.limits": ("LimitStore.take_slot", "LimitStore.free_slot"),
     "shared.delivery_store": ("DeliveryStore.create", "DeliveryStore.take", "DeliveryStore.finish"),
     "shared.queues": ("Queue.send", "Queue.send_batch"),
-    "dial_worker.livekit_sip": ("LiveKit.view_room", "LiveKit.create_room", "LiveKit.dial"),
+    "shared.livekit.client": ("LiveKit.view_room", "LiveKit.create_room", "LiveKit.dial"),
     "webhook_dispatch.transport": ("GuardedTransport.handle_async_request",),
 }
 

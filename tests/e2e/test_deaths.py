@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from shared.workspaces import WorkspaceStore
+from shared.limits import LimitStore
 from tests.e2e.client import Client
 from tests.e2e.launch import eventually, launched
 
@@ -69,7 +69,7 @@ DEATHS = [
     Death("waiting, its message is sent", "DialWorker", "Queue.send", "after", paused=True),
     Death("nothing, before the lease", "DialWorker", "CallStore.take_lease", "before"),
     Death("1 lease", *LEASED),
-    Death("2 slot", "DialWorker", "WorkspaceStore.take_slot", "after"),
+    Death("2 slot", "DialWorker", "LimitStore.take_slot", "after"),
     Death("3 nothing, before the room", "DialWorker", "LiveKit.create_room", "before"),
     Death("3 room", "DialWorker", "LiveKit.create_room", "after"),
     Death("3 agent looked for", "DialWorker", "LiveKit.view_room", "after"),
@@ -82,7 +82,7 @@ DEATHS = [
     Death("7 answered", "DialWorker", "CallStore.answered", "after"),
     Death("6 busy, not written", "DialWorker", "CallStore.end", "before", BUSY, ends=(REJECTED,)),
     Death("8 end, room and slot not cleared", "DialWorker", "CallStore.end", "after", BUSY, ends=(WAS_BUSY,)),
-    Death("8 slot not free", "DialWorker", "WorkspaceStore.free_slot", "before", BUSY, ends=(WAS_BUSY,)),
+    Death("8 slot not free", "DialWorker", "LimitStore.free_slot", "before", BUSY, ends=(WAS_BUSY,)),
     Death("8 slot free, still due", "DialWorker", "CallStore.leave_due", "before", BUSY, ends=(WAS_BUSY,)),
     Death("refused, not un-fenced", "DialWorker", "CallStore.unfence", "before", UNAVAILABLE_ONCE,
           rings=0, ends=(UNKNOWN,)),
@@ -217,10 +217,10 @@ def ask(client: Client, row: Seen, name: str, death: tuple[str, str, str]) -> Pa
 
 @contextlib.contextmanager
 def paused(client: Client) -> Iterator[None]:
-    workspaces = WorkspaceStore(client.aws("dynamodb"), client.info["resources"]["WorkspacesTable"])
-    workspaces.pause(int(time.time() * 1000))
+    limits = LimitStore(client.aws("dynamodb"), client.info["resources"]["WorkspacesTable"])
+    limits.pause(int(time.time() * 1000))
     yield
-    workspaces.resume()
+    limits.resume()
 
 
 @pytest.mark.parametrize("n", range(len(DEATHS)), ids=[death.after for death in DEATHS])

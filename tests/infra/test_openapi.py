@@ -25,9 +25,9 @@ from shared.call import ENDED, EndReason, Outcome, Status
 from shared.call_store import MAXIMUM_REPORTS, MAXIMUM_REPORTS_BYTES
 from shared.delivery_store import State
 from shared.durations import Durations
-from shared.json_text import MAXIMUM_DIGITS
+from shared.raw_json import MAXIMUM_DIGITS
 from tests.bad_requests import BAD_QUERIES, BAD_REQUESTS, PREFIXED, BadQuery, BadRequest
-from tests.hooks import change_durations
+from tests.interleaving import change_durations
 from tests.openapi_page import PAGE, ROOT, at, examples, media_types, operations, resolved, validator
 from tests.system import (
     API_KEY,

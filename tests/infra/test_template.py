@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
-from dial_worker.hang_up import HANG_UP_REQUESTS
 from local.template_for_emulator import translate
 from reconcile_calls.reconcile import LIVEKIT_REQUESTS, ROUND_SECONDS, WRITE_SECONDS, requests_of
 from shared import aws
 from shared.durations import Durations
+from shared.hang_up import HANG_UP_REQUESTS
 from shared.table_keys import SHARDS
 
 ROOT = Path(__file__).parent.parent.parent

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dial_worker.livekit_sip import connect
-from shared.livekit_secret import LiveKitSecret
-from tests.hooks import change, change_durations, dialling, requests, standin
+from shared.livekit.client import connect
+from shared.livekit.secret import LiveKitSecret
+from tests.interleaving import change, change_durations, dialling, requests, standin
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET, System
 
 NUMBER = "+15550420001"
@@ -99,7 +99,7 @@ def test_a_callee_left_alone_is_hung_up_by_the_message_that_livekits_event_sends
     item = system.item(call_id)
     assert (item["status"], item["events"][-1]["reason"]) == ("completed", "agent_left")
     assert system.calls_placed(NUMBER)[0]["disconnectReason"] == "ROOM_DELETED"
-    assert call_id not in system.workspaces.active_calls("demo")
+    assert call_id not in system.limits.active_calls("demo")
     assert "dueShard" not in item
 
 

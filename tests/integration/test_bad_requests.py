@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from shared.callback_url import Policy
 from tests.bad_requests import BAD_CALL_IDS, BAD_QUERIES, BAD_REQUESTS, SECRET, BadQuery, BadRequest
 from tests.system import API_KEY, Context, System, http_event
-from webhook_dispatch.address_guard import Policy
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from dial_worker.livekit_sip import RoomView
 from shared.call import Call, Outcome
 from shared.ending import end_call
+from shared.livekit.client import RoomView
 from tests.clocked import DOWN, MINUTE, START, Clocked, RoomsInMemory
-from tests.hooks import once
+from tests.interleaving import once
 from tests.system import System
 
 
@@ -48,14 +48,14 @@ def test_a_message_is_sent_again_any_number_of_times_and_the_last_one_dials(worl
 
 
 def test_a_paused_system_expires_nothing_however_long(world: Clocked) -> None:
-    world.workspaces.pause(world.now)
+    world.limits.pause(world.now)
     call_id = world.place(queueDeadline=START + 3 * MINUTE)
     for _ in range(10):
         world.now += MINUTE
         world.reconcile()
         world.dial()
     assert world.call(call_id).status == "queued"
-    world.workspaces.resume()
+    world.limits.resume()
     world.now += MINUTE
     world.dial()
     assert world.call(call_id).status == "in_progress"
@@ -109,7 +109,7 @@ def test_a_dial_in_an_orphan_room_ends_within_six_minutes_canceled_or_not(
         assert world.calls.ask_to_hang_up(world.call(call_id), "canceled_by_api", world.now).won
     call = world.minutes_until_ended(call_id, 6)
     assert end_of(call) == (("canceled", "canceled_by_api") if canceled else ("failed", "outcome_unknown"))
-    assert call_id not in world.workspaces.active_calls("demo")
+    assert call_id not in world.limits.active_calls("demo")
     world.now += 2 * MINUTE
     world.reconcile()
     assert world.call(call_id).dueShard is None
@@ -186,7 +186,7 @@ def test_whatever_livekit_says_a_call_ends_ten_minutes_after_its_limit(world: Cl
 
 def test_the_room_of_an_ended_call_is_deleted_as_soon_as_livekit_can_be_asked(world: Clocked) -> None:
     call_id = world.place_answered(maxDurationSeconds=60)
-    world.workspaces.take_slot("demo", call_id, 1)
+    world.limits.take_slot("demo", call_id, 1)
     world.livekit.down = DOWN
     assert world.minutes_until_ended(call_id, 12).dueShard is not None
     assert len(world.livekit.rooms) == 1
@@ -196,7 +196,7 @@ def test_the_room_of_an_ended_call_is_deleted_as_soon_as_livekit_can_be_asked(wo
         world.reconcile()
     assert world.call(call_id).dueShard is None
     assert world.livekit.rooms == {}
-    assert world.workspaces.active_calls("demo") == frozenset()
+    assert world.limits.active_calls("demo") == frozenset()
 
 
 def test_a_phone_that_is_left_alone_is_hung_up_within_minutes(world: Clocked) -> None:
@@ -291,15 +291,15 @@ def test_an_ended_call_whose_lease_is_live_is_cleared_after_it(world: Clocked) -
     world.calls.postpone(ended, world.now)
     for now in (world.now, until):
         world.now = now
-        world.workspaces.take_slot("demo", call_id, 1)
+        world.limits.take_slot("demo", call_id, 1)
         world.livekit.rooms[ended.roomName] = RoomView(None, True)
         world.reconcile()
         assert world.call(call_id).checkAt == until
         assert world.call(call_id).dueShard is not None
-        assert world.workspaces.active_calls("demo") == {call_id}
+        assert world.limits.active_calls("demo") == {call_id}
         assert world.livekit.rooms
     world.now = until + 1
     world.reconcile()
     assert world.call(call_id).dueShard is None
-    assert world.workspaces.active_calls("demo") == frozenset()
+    assert world.limits.active_calls("demo") == frozenset()
     assert world.livekit.rooms == {}

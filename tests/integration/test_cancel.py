@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.hooks import change, change_durations
+from tests.interleaving import change, change_durations
 from tests.system import DEADLINE_SECONDS, System
 
 CANCEL = "POST /v1/api/call/{callId}/cancel"
@@ -42,13 +42,13 @@ def test_a_call_that_a_worker_holds_stays_due_with_its_slot_until_the_lease_is_o
     call_id = system.place()
     until = int(time.time() * 1000) + 600_000
     change(system, call_id, leaseId="other", leaseUntil=until, attempts=1)
-    system.workspaces.take_slot("demo", call_id, 10)
+    system.limits.take_slot("demo", call_id, 10)
     for _ in range(2):
         assert system.api(CANCEL, call_id)["statusCode"] == 200
     item = system.item(call_id)
     assert (item["status"], item["checkAt"]) == ("canceled", until)
     assert "dueShard" in item
-    assert system.workspaces.active_calls("demo") == {call_id}
+    assert system.limits.active_calls("demo") == {call_id}
 
 
 @pytest.mark.parametrize(

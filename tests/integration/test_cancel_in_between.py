@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from dial_worker.livekit_sip import LiveKit
-from tests.hooks import change_durations, dialling, requests, rooms
+from shared.livekit.client import LiveKit
+from tests.interleaving import change_durations, dialling, requests, rooms
 from tests.system import System
 
 AGENT_NEVER_JOINS, TALKS_ON, RINGS = "+15550000006", "+15550000012", "+15550000002"
@@ -27,7 +27,7 @@ def test_a_cancel_while_the_agent_is_awaited_frees_room_and_slot_at_once(system:
     assert (item["status"], item["events"][-1]["reason"]) == ("canceled", "canceled_by_api")
     assert item["leaseUntil"] > item["endedAt"], "its lease is not over yet"
     assert rooms(system) == []
-    assert call_id not in system.workspaces.active_calls("demo")
+    assert call_id not in system.limits.active_calls("demo")
     assert "dueShard" not in item
     assert system.calls_placed() == []
 

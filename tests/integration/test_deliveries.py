@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from shared.call_store import CallStore
+from shared.callback_url import Policy
 from shared.delivery_store import sort_key
 from shared.table_keys import RETENTION_SECONDS, call_key
-from tests.hooks import change
+from tests.interleaving import change
 from tests.system import DEADLINE_SECONDS, System
-from tests.unit.test_address_guard import HOSTILE_URLS
-from webhook_dispatch.address_guard import Policy
+from tests.unit.test_callback_url import HOSTILE_URLS
 
 LIST = "GET /v1/api/call/{callId}/deliveries"
 REPLAY = "POST /v1/api/call/{callId}/deliveries/{sequence}/replay"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from shared.callback_url import Policy
 from tests.system import API_KEY, Context, System, demo_workspace, http_event
-from webhook_dispatch.address_guard import Policy
 
 CREDENTIALS = {"x-workspace-id": "demo", "x-api-key": API_KEY}
 SMALL = {"to": "+12025550123", "call_agent_id": "agent-1"}

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 
+from shared.callback_url import Policy
 from tests.system import API_KEY, DEADLINE_SECONDS, EXAMPLE, System, demo_workspace
-from webhook_dispatch.address_guard import Policy
 
 KEY = {"idempotency-key": "order-1"}
 CALL = EXAMPLE | {"to": "+15550000000"}

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from dial_worker.livekit_sip import LiveKit
 from shared.call_store import CallStore
+from shared.livekit.client import LiveKit
 from shared.workspaces import WorkspaceStore
-from tests.hooks import (
+from tests.interleaving import (
     change,
     change_durations,
     once,
@@ -63,7 +63,7 @@ def nothing_left(system: System, call_id: str) -> None:
 
     system.run_until(cleared)
     assert rooms(system) == []
-    assert call_id not in system.workspaces.active_calls("demo")
+    assert call_id not in system.limits.active_calls("demo")
 
 
 # ── the worker against LiveKit's events ─────────────────────────────────────────────────────────────
@@ -312,7 +312,7 @@ def test_the_room_may_finish_before_the_phone_has_left(silent: System) -> None:
     assert end_of(silent, call_id) == ("completed", "disconnected", None)
     assert tell(silent, left) == 200
     assert end_of(silent, call_id) == ("completed", "disconnected", None), "the first end stays"
-    assert silent.workspaces.active_calls("demo") == frozenset()
+    assert silent.limits.active_calls("demo") == frozenset()
 
 
 def test_a_phone_that_is_moved_has_not_left(silent: System) -> None:

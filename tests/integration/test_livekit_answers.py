@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from dial_worker.livekit_sip import LiveKit, connect
-from dial_worker.outcomes import is_configuration_fault, uncoded_outcome, verdict
 from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
-from shared.livekit_secret import LiveKitSecret
-from tests.hooks import change_durations
+from shared.livekit.client import LiveKit, connect
+from shared.livekit.outcomes import is_configuration_fault, uncoded_outcome, verdict
+from shared.livekit.secret import LiveKitSecret
+from tests.interleaving import change_durations
 from tests.system import DEADLINE_SECONDS, LIVEKIT_KEY, LIVEKIT_SECRET, System
 
 # ── SIP codes ───────────────────────────────────────────────────────────────────────────────────────

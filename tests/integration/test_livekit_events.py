@@ -12,8 +12,8 @@ from botocore.exceptions import ConnectTimeoutError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.hooks import change, phone_left, room_finished, tell, tell_bytes
 from tests.integration.test_metrics import said, values
+from tests.interleaving import change, phone_left, room_finished, tell, tell_bytes
 from tests.system import System, aws_requests
 
 ANSWERED = "+15550000012"

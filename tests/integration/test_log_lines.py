@@ -12,10 +12,10 @@ import pytest
 
 from examples.agent.ringonce_agent import signed
 from shared.errors import RingonceError, StoreError
-from shared.livekit_secret import LiveKitSecretCache
+from shared.livekit.secret import LiveKitSecretCache
 from shared.telemetry import masked
-from tests.hooks import change, phone_left, tell
 from tests.integration.conftest import E164
+from tests.interleaving import change, phone_left, tell
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET, System
 
 # Answered and hung up; busy; a trunk that cannot be used; answered and talked to until it is cancelled; LiveKit's

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from local.dashboard import Point, points_of
-from tests.hooks import change
+from tests.interleaving import change
 from tests.system import System
 
 

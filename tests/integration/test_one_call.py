@@ -7,7 +7,7 @@ import json
 import pytest
 
 from shared.table_keys import call_key
-from tests.hooks import change_durations
+from tests.interleaving import change_durations
 from tests.system import EXAMPLE, System, demo_workspace
 
 
@@ -35,7 +35,7 @@ def test_an_answered_call_rings_once_ends_once_and_tells_it_all(system: System) 
     received = system.received(call_id)
     assert all(event["verified"] for event in received)
     assert sorted(event["sequence"] for event in received) == [1, 2, 3, 4]
-    assert system.workspaces.active_calls("demo") == frozenset()
+    assert system.limits.active_calls("demo") == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_call_that_is_not_answered_ends_with_its_reason(
     assert system.events(call_id)[-1] == "call.ended"
     assert len(system.calls_placed(number)) == (0 if number.endswith(("06", "15")) else 1)
     assert "dueShard" not in item
-    assert system.workspaces.active_calls("demo") == frozenset()
+    assert system.limits.active_calls("demo") == frozenset()
 
 
 @pytest.mark.parametrize("number", ["+15550000007", "+15550000008", "+15550000011"])
@@ -136,12 +136,12 @@ def test_a_record_that_comes_after_its_message_is_dialled(system: System) -> Non
 
 def test_a_call_without_a_free_slot_waits_for_one(system: System) -> None:
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
-    system.workspaces.take_slot("demo", "somebody", 1)
+    system.limits.take_slot("demo", "somebody", 1)
     call_id = system.place()
     system.dial()
     item = system.item(call_id)
     assert (item["status"], "leaseId" in item, system.calls_placed()) == ("queued", False, [])
-    system.workspaces.free_slot("demo", "somebody")
+    system.limits.free_slot("demo", "somebody")
     system.run_until(lambda: system.ended(call_id))
     assert len(system.calls_placed()) == 1
 

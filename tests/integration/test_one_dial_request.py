@@ -12,9 +12,9 @@ import pytest
 from aiohttp import ThreadedResolver, connector, web
 from livekit import api
 
-from dial_worker.livekit_sip import connect
 from shared.errors import LiveKitError, LiveKitUnclear
-from shared.livekit_secret import LiveKitSecret
+from shared.livekit.client import connect
+from shared.livekit.secret import LiveKitSecret
 from tests.loop_time import time_passes
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET
 

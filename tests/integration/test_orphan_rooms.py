@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.hooks import change, change_durations, dialling, requests, rooms, standin
+from tests.interleaving import change, change_durations, dialling, requests, rooms, standin
 from tests.system import Context, System
 
 NUMBER = "+15550410001"
@@ -66,7 +66,7 @@ def nothing_left(system: System, call_id: str) -> None:
         return "dueShard" not in system.item(call_id) and rooms(system) == []
 
     system.wait_until(cleared)
-    assert call_id not in system.workspaces.active_calls("demo")
+    assert call_id not in system.limits.active_calls("demo")
 
 
 def test_a_phone_that_rings_in_an_orphan_room_is_over_once_no_dial_can_last_so_long(
@@ -80,7 +80,7 @@ def test_a_phone_that_rings_in_an_orphan_room_is_over_once_no_dial_can_last_so_l
     assert system.item(call_id)["status"] == "dialing"
     item = next_look(system, call_id)
     assert [(end["status"], end["reason"]) for end in ends(item)] == [("failed", "outcome_unknown")]
-    assert call_id not in system.workspaces.active_calls("demo")
+    assert call_id not in system.limits.active_calls("demo")
     nothing_left(system, call_id)
     assert len(system.calls_placed(NUMBER)) == 1
 
@@ -119,7 +119,7 @@ def test_the_slot_of_an_ended_call_does_not_wait_for_its_room(system: System) ->
     call_id = system.place("+15550000001")
     system.dial()
     assert system.ended(call_id)
-    assert call_id not in system.workspaces.active_calls("demo")
+    assert call_id not in system.limits.active_calls("demo")
     assert "dueShard" in system.item(call_id), "its room is still to be deleted"
     nothing_left(system, call_id)
 
@@ -137,7 +137,7 @@ def test_the_reconcilers_end_frees_the_slot_whatever_livekit_says_to_the_rooms_d
     system.reconcile()
     assert system.ended(call_id)
     assert "dueShard" in system.item(call_id), "its room is still to be deleted"
-    assert call_id not in system.workspaces.active_calls("demo")
+    assert call_id not in system.limits.active_calls("demo")
 
 
 def test_a_phone_that_talks_on_while_its_server_restarts_is_answered_though_its_status_began_anew(

@@ -10,12 +10,12 @@ import pytest
 from livekit.protocol.models import DisconnectReason, ParticipantInfo, Room
 from livekit.protocol.webhook import WebhookEvent
 
-from dial_worker.livekit_sip import LiveKit, RoomView
-from livekit_events.settle import settle
+from livekit_events.apply_event import settle
 from shared.call import Call
 from shared.errors import LiveKitUnclear
-from tests.hooks import change
+from shared.livekit.client import LiveKit, RoomView
 from tests.integration.test_reconcile import reconcile_until_ended
+from tests.interleaving import change
 from tests.system import System
 
 
@@ -123,16 +123,16 @@ def test_a_call_that_another_worker_holds_is_not_cleared_by_one_that_waits(
     """A slot taken behind the clearing would be lost for ever: nothing of the call would be due any more."""
     call_id = system.place()
     change(system, call_id, leaseId="dead", leaseUntil=1, attempts=1)
-    workspaces = system.modules["dial_worker"].workspaces
-    paused = workspaces.paused
+    limits = system.modules["dial_worker"].limits
+    paused = limits.paused
 
     def paused_too_late() -> bool:
-        monkeypatch.setattr(workspaces, "paused", paused)
+        monkeypatch.setattr(limits, "paused", paused)
         change(system, call_id, leaseId="other", leaseUntil=int(time.time() * 1000) + 60_000, attempts=2)
         assert system.api("POST /v1/api/call/{callId}/cancel", call_id)["statusCode"] == 200
         return True
 
-    monkeypatch.setattr(workspaces, "paused", paused_too_late)
+    monkeypatch.setattr(limits, "paused", paused_too_late)
     system.dial()
     assert system.item(call_id)["status"] == "canceled"
     assert "dueShard" in system.item(call_id)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.hooks import change
+from tests.interleaving import change
 from tests.system import System
 
 
@@ -35,7 +35,7 @@ def test_a_call_whose_events_livekit_dropped_ends_after_two_looks(system: System
     reconcile_until_ended(system, call_id)
     item = system.item(call_id)
     assert (item["status"], item["events"][-1]["reason"]) == ("completed", "disconnected")
-    assert system.workspaces.active_calls("demo") == frozenset()
+    assert system.limits.active_calls("demo") == frozenset()
 
 
 def test_a_call_that_lasts_too_long_is_hung_up(system: System) -> None:

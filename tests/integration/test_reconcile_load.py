@@ -12,13 +12,13 @@ from typing import Any, cast
 
 import pytest
 
-from dial_worker.livekit_sip import Presence, RoomView
 from reconcile_calls.reconcile import LIVEKIT_REQUESTS, PORTION, PORTIONS, Reconciling
 from shared.call import Call, event
 from shared.call_store import DUE_PAGE, CallStore, Due, Write
 from shared.delivery_store import sort_key
 from shared.dynamo import to_wire
 from shared.errors import StoreError
+from shared.livekit.client import Presence, RoomView
 from shared.queues import Queue
 from shared.table_keys import call_key, due_shard
 from tests.clocked import DOWN, MINUTE, Clocked

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from admin.command import parser
-from admin.place import Place
+from admin.place import CallsTable, Place
 from admin.restore import bring_back, seal
 from admin.terminal import AdminError, Terminal
 from shared.call_store import CallStore
-from tests.hooks import change
+from tests.interleaving import change
 from tests.system import System
 
 RESTORED = "CallsTable-restored"
@@ -27,7 +27,7 @@ def run(system: System, *words: str) -> dict[str, int]:
     arguments = parser().parse_args(["restore", "seal", *(words or (RESTORED,)), "--yes", "--json"])
     output = io.StringIO()
     terminal = Terminal(io.StringIO(), output, io.StringIO(), as_json=True, assume_yes=True)
-    place = Place(system.workspaces, "the test's", calls=store(system))
+    place = Place(system.workspaces, system.limits, "the test's", calls=store(system), calls_table=table(system))
     seal(place, terminal, arguments)
     told: dict[str, int] = json.loads(output.getvalue())
     return told
@@ -35,6 +35,10 @@ def run(system: System, *words: str) -> dict[str, int]:
 
 def store(system: System) -> CallStore:
     return CallStore(system.dynamodb, "CallsTable")
+
+
+def table(system: System) -> CallsTable:
+    return CallsTable(system.dynamodb, "CallsTable")
 
 
 def back_up(system: System, table: str = "CallsTable", into: str = RESTORED) -> None:
@@ -66,7 +70,7 @@ def leased(system: System) -> str:
     call_id = system.place("+15550000000")
     now = int(time.time() * 1000)
     change(system, call_id, leaseId="lost", leaseUntil=now + SOON, attempts=1, checkAt=now + SOON)
-    system.workspaces.take_slot("demo", call_id, 10)
+    system.limits.take_slot("demo", call_id, 10)
     return call_id
 
 
@@ -75,7 +79,7 @@ def dialing(system: System) -> str:
     call_id = system.place("+15550000000")
     now = int(time.time() * 1000)
     change(system, call_id, status="dialing", leaseId="lost", leaseUntil=now - 1, attempts=1, dialedAt=now)
-    system.workspaces.take_slot("demo", call_id, 10)
+    system.limits.take_slot("demo", call_id, 10)
     return call_id
 
 
@@ -98,7 +102,7 @@ def test_an_open_call_ends_once_and_never_rings_again(system: System, state: Any
     rung = len(system.calls_placed())
     back_up(system)
     lose_everything(system)
-    system.workspaces.pause(now := int(time.time() * 1000) + 1)
+    system.limits.pause(now := int(time.time() * 1000) + 1)
     assert system.item(call_id) == {}
 
     assert run(system)["sealed"] == 1
@@ -106,7 +110,7 @@ def test_an_open_call_ends_once_and_never_rings_again(system: System, state: Any
     assert (end["type"], end["status"], end["reason"]) == ("call.ended", "failed", "outcome_unknown")
     # Again, as after a death: nothing changes.
     assert run(system) == {"broughtBack": 0, "sealed": 0, "slotsFreed": 0}
-    system.workspaces.resume()
+    system.limits.resume()
 
     def cleared() -> bool:
         change(system, call_id, checkAt=1) if "checkAt" in system.item(call_id) else None
@@ -119,7 +123,7 @@ def test_an_open_call_ends_once_and_never_rings_again(system: System, state: Any
     system.run_until(lambda: system.dial() + system.deliver() == 0)
     assert len(system.calls_placed()) == rung
     assert system.events(call_id).count("call.ended") == 1
-    assert system.workspaces.active_calls("demo") == frozenset()
+    assert system.limits.active_calls("demo") == frozenset()
     # A phone that still talked has been hung up.
     assert all(placed["outcome"] is not None for placed in system.calls_placed())
 
@@ -131,7 +135,7 @@ def test_the_end_reaches_a_receiver_that_has_seen_more_than_the_backup(system: S
     back_up(system)
     system.run_until(lambda: len(system.received(call_id)) == 3)
     lose_everything(system)
-    system.workspaces.pause(int(time.time() * 1000) + 1)
+    system.limits.pause(int(time.time() * 1000) + 1)
     run(system)
     system.run_until(lambda: any(event["type"] == "call.ended" for event in system.received(call_id)))
     heard = [(event["id"], event["type"]) for event in system.received(call_id)]
@@ -145,19 +149,19 @@ def test_a_request_to_hang_up_keeps_its_reason(system: System) -> None:
     call_id = asked_to_hang_up(system)
     back_up(system)
     lose_everything(system)
-    system.workspaces.pause(int(time.time() * 1000) + 1)
+    system.limits.pause(int(time.time() * 1000) + 1)
     assert run(system)["sealed"] == 1
     end = system.item(call_id)["events"][-1]
     assert (end["status"], end["reason"]) == ("canceled", "canceled_by_api")
 
 
 def test_a_call_accepted_after_the_pause_is_dialled_once_it_goes_on(system: System) -> None:
-    system.workspaces.pause(int(time.time() * 1000) - 1)
+    system.limits.pause(int(time.time() * 1000) - 1)
     call_id = system.place("+15550000000")
     back_up(system)
     lose_everything(system)
     assert run(system) == {"broughtBack": 1, "sealed": 0, "slotsFreed": 0}
-    system.workspaces.resume()
+    system.limits.resume()
     system.run_until(lambda: system.ended(call_id))
     assert len(system.calls_placed()) == 1
     assert system.item(call_id)["status"] == "completed"
@@ -167,10 +171,10 @@ def test_what_the_table_still_has_stays_as_it_is(system: System) -> None:
     call_id = in_progress(system)
     back_up(system)
     before = system.item(call_id)
-    system.workspaces.pause(int(time.time() * 1000) + 1)
+    system.limits.pause(int(time.time() * 1000) + 1)
     assert run(system) == {"broughtBack": 0, "sealed": 0, "slotsFreed": 0}
     assert system.item(call_id) == before
-    assert system.workspaces.active_calls("demo") == {call_id}
+    assert system.limits.active_calls("demo") == {call_id}
 
 
 def test_slots_of_calls_without_a_record_are_freed(system: System) -> None:
@@ -178,10 +182,10 @@ def test_slots_of_calls_without_a_record_are_freed(system: System) -> None:
     back_up(system)
     call_id = in_progress(system)
     lose_everything(system)
-    system.workspaces.pause(int(time.time() * 1000) + 1)
-    assert system.workspaces.active_calls("demo") == {call_id}
+    system.limits.pause(int(time.time() * 1000) + 1)
+    assert system.limits.active_calls("demo") == {call_id}
     assert run(system)["slotsFreed"] == 1
-    assert system.workspaces.active_calls("demo") == frozenset()
+    assert system.limits.active_calls("demo") == frozenset()
 
 
 def test_a_copy_that_was_not_ended_yet_is_ended_by_the_repeat(system: System) -> None:
@@ -189,8 +193,8 @@ def test_a_copy_that_was_not_ended_yet_is_ended_by_the_repeat(system: System) ->
     call_id = queued(system)
     back_up(system)
     lose_everything(system)
-    system.workspaces.pause(now := int(time.time() * 1000) + 1)
-    assert bring_back(store(system), RESTORED, now) >= 1
+    system.limits.pause(now := int(time.time() * 1000) + 1)
+    assert bring_back(table(system), RESTORED, now) >= 1
     assert run(system)["sealed"] == 1
     assert system.ended(call_id)
 
@@ -201,7 +205,7 @@ def test_nothing_is_done_while_dialling_goes_on(system: System) -> None:
 
 
 def test_the_stacks_own_table_is_not_taken_for_a_backup(system: System) -> None:
-    system.workspaces.pause(1)
+    system.limits.pause(1)
     with pytest.raises(AdminError, match="own table"):
         run(system, "CallsTable")
 
@@ -219,11 +223,11 @@ def test_a_deleted_table_of_calls_comes_back_into_an_empty_one(system: System) -
     system.dynamodb.delete_table(TableName="CallsTable")
     assert system.post({"to": "+15550000000", "call_agent_id": "a"})["statusCode"] == 503
 
-    system.workspaces.pause(int(time.time() * 1000) + 1)
+    system.limits.pause(int(time.time() * 1000) + 1)
     system.make_table("CallsTable")
     system.dynamodb.restore_table_from_backup(TargetTableName=RESTORED, BackupArn=backup)
     assert run(system)["sealed"] == 1
-    system.workspaces.resume()
+    system.limits.resume()
     # By the new table's stream.
     system.run_until(lambda: any(event["type"] == "call.ended" for event in system.received(call_id)))
     assert system.item(call_id)["events"][-1]["reason"] == "outcome_unknown"
@@ -243,7 +247,7 @@ def test_a_deleted_table_of_workspaces_comes_back_under_its_own_name(system: Sys
 
     system.dynamodb.restore_table_from_backup(TargetTableName="WorkspacesTable", BackupArn=backup)
     system.forget_workspaces()
-    assert system.workspaces.active_calls("demo") == {call_id}
+    assert system.limits.active_calls("demo") == {call_id}
     again = system.place("+15550000000")
     system.run_until(lambda: system.ended(again))
     assert system.item(again)["status"] == "completed"
@@ -262,16 +266,16 @@ def test_the_tables_of_a_deleted_stack_come_into_those_of_a_new_one(system: Syst
         system.make_table(table)
     system.forget_workspaces()
 
-    system.workspaces.pause(int(time.time() * 1000) + 1)
+    system.limits.pause(int(time.time() * 1000) + 1)
     for item in system.dynamodb.scan(TableName="OldWorkspacesTable")["Items"]:
         if "#" not in item["workspaceId"]["S"]:
             system.dynamodb.put_item(TableName="WorkspacesTable", Item=item)
     assert run(system, "OldCallsTable")["sealed"] == 1
-    system.workspaces.resume()
+    system.limits.resume()
     system.run_until(lambda: any(event["type"] == "call.ended" for event in system.received(call_id)))
     assert system.item(call_id)["events"][-1]["reason"] == "outcome_unknown"
     assert system.item(over) == view
-    assert system.workspaces.active_calls("demo") == frozenset()
+    assert system.limits.active_calls("demo") == frozenset()
     assert system.place("+15550000001", headers=key) == over
     assert len(system.calls_placed()) == rung
     again = system.place("+15550000000")

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from dial_worker.livekit_sip import RoomView
 from shared.call import Call
 from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
+from shared.livekit.client import RoomView
 from tests.clocked import DOWN, Clocked
 from tests.system import System
 
@@ -52,7 +52,7 @@ def test_what_rang_nowhere_is_tried_five_times_with_backoff(world: Clocked, erro
         "call.queued", *(["call.dialing", "call.queued"] * 4), "call.dialing", "call.ended",
     ]  # fmt: skip
     assert call.dueShard is None
-    assert world.workspaces.active_calls("demo") == frozenset()
+    assert world.limits.active_calls("demo") == frozenset()
 
 
 @pytest.mark.parametrize("error", [RATE_LIMITED, LiveKitUnclear(429), LiveKitError("failed_precondition", 412)])

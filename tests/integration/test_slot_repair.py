@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from reconcile_calls.reconcile import repair_slots
-from tests.hooks import change_durations
+from tests.interleaving import change_durations
 from tests.system import Context, System, demo_workspace
 
 BUSY = "+15550000001"
@@ -24,30 +24,30 @@ def test_a_slot_taken_again_after_the_end_is_freed(system: System, monkeypatch: 
     repairs(monkeypatch, system)
     call_id = system.place(BUSY)
     system.run_until(lambda: system.ended(call_id) and "dueShard" not in system.item(call_id))
-    assert system.workspaces.take_slot("demo", call_id, 10)
-    system.workspaces.take_slot("demo", "0123456789abcdef01234567", 10)
+    assert system.limits.take_slot("demo", call_id, 10)
+    system.limits.take_slot("demo", "0123456789abcdef01234567", 10)
     system.reconcile()
-    assert system.workspaces.active_calls("demo") == frozenset()
+    assert system.limits.active_calls("demo") == frozenset()
 
 
 def test_calls_that_wait_or_talk_keep_their_slots(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     repairs(monkeypatch, system)
     talks, waits = system.place("+15550000012"), system.place("+15550000000")
-    system.workspaces.take_slot("demo", waits, 10)
+    system.limits.take_slot("demo", waits, 10)
     system.dial()
     system.reconcile()
-    assert talks in system.workspaces.active_calls("demo")
+    assert talks in system.limits.active_calls("demo")
 
 
 def test_one_range_of_the_index_repairs_the_slots_of_all(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table is read once in five minutes, and not by each of the runs of a minute."""
     repairs(monkeypatch, system)
     handler = system.handlers["reconcile_calls"]
-    system.workspaces.take_slot("demo", "0123456789abcdef01234567", 10)
+    system.limits.take_slot("demo", "0123456789abcdef01234567", 10)
     handler({"shards": [4, 5, 6, 7]}, Context(55))
-    assert len(system.workspaces.active_calls("demo")) == 1
+    assert len(system.limits.active_calls("demo")) == 1
     handler({"shards": [0, 1, 2, 3]}, Context(55))
-    assert system.workspaces.active_calls("demo") == frozenset()
+    assert system.limits.active_calls("demo") == frozenset()
 
 
 def test_every_workspace_is_looked_at_however_many_there_are(system: System) -> None:
@@ -55,13 +55,13 @@ def test_every_workspace_is_looked_at_however_many_there_are(system: System) -> 
     for number in range(3):
         system.workspaces.put(dataclasses.replace(demo_workspace(), workspaceId=f"tenant-{number}"))
         for call in range(120):
-            system.workspaces.take_slot(f"tenant-{number}", f"{number}{call:023x}", 1000)
+            system.limits.take_slot(f"tenant-{number}", f"{number}{call:023x}", 1000)
     live = system.place("+15550000012")
     system.dial()
     parts = _parts(system)
     repair_slots(parts)
-    assert [system.workspaces.active_calls(f"tenant-{number}") for number in range(3)] == [frozenset()] * 3
-    assert system.workspaces.active_calls("demo") == {live}
+    assert [system.limits.active_calls(f"tenant-{number}") for number in range(3)] == [frozenset()] * 3
+    assert system.limits.active_calls("demo") == {live}
 
 
 def _parts(system: System) -> Any:
@@ -70,6 +70,6 @@ def _parts(system: System) -> Any:
     @dataclasses.dataclass
     class Parts:
         calls: Any = module.calls
-        workspaces: Any = module.workspaces
+        limits: Any = module.limits
 
     return Parts()

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from dial_worker.livekit_sip import LiveKit
 from shared.call import Call
 from shared.call_store import CallStore
 from shared.errors import StoreUnclear
-from tests.hooks import other_worker
+from shared.livekit.client import LiveKit
+from tests.interleaving import other_worker
 from tests.system import DEADLINE_SECONDS, TIME_SCALE, System
 
 NUMBERS = [f"+1555050{n:04}" for n in range(10)]

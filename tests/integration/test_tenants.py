@@ -131,11 +131,11 @@ def test_a_disabled_workspace_is_shut_out_of_every_route(two_tenants: System) ->
 def test_a_call_of_one_workspace_takes_no_slot_of_another(two_tenants: System) -> None:
     system = two_tenants
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
-    system.workspaces.take_slot("other", "somebody", 1)
+    system.limits.take_slot("other", "somebody", 1)
     call_id = system.place("+15550000001")
     system.run_until(lambda: system.ended(call_id))
     assert len(system.calls_placed()) == 1
-    assert system.workspaces.active_calls("other") == frozenset({"somebody"})
+    assert system.limits.active_calls("other") == frozenset({"somebody"})
 
 
 def listed(system: System, headers: dict[str, str], **query: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.hooks import change, change_durations
+from tests.interleaving import change, change_durations
 from tests.system import System
 
 TALKS_ON, NO_RTP, SILENT_TRUNK = "+15550000012", "+15550000025", "+15550430001"

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from dial_worker.livekit_sip import LiveKit, connect
-from dial_worker.outcomes import verdict
 from shared.errors import LiveKitError
-from shared.livekit_secret import LiveKitSecret
-from tests.hooks import change_durations, requests
+from shared.livekit.client import LiveKit, connect
+from shared.livekit.outcomes import verdict
+from shared.livekit.secret import LiveKitSecret
+from tests.interleaving import change_durations, requests
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET, System
 
 NUMBER = "+15550400001"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from dial_worker.livekit_sip import LiveKit
 from shared.call_store import CallStore
 from shared.errors import LiveKitUnclear
+from shared.livekit.client import LiveKit
 from shared.workspaces import WorkspaceStore
-from tests.hooks import change, change_durations, once, other_worker, requests
+from tests.interleaving import change, change_durations, once, other_worker, requests
 from tests.system import Context, System
 
 ANSWERS, BUSY, RINGS, TALKS_ON = "+15550000000", "+15550000001", "+15550000002", "+15550000012"
@@ -165,14 +165,14 @@ def test_a_worker_that_wakes_up_after_its_lease_writes_and_deletes_nothing(
     assert other_worker(system, [record]) == {"batchItemFailures": []}
     assert [system.item(call_id), requests(system).get("DeleteRoom", 0)] == seen
     assert len(system.calls_placed()) == 1
-    assert call_id in system.workspaces.active_calls("demo")
+    assert call_id in system.limits.active_calls("demo")
 
 
 def test_a_worker_that_wakes_up_leaves_a_canceled_call_to_the_one_who_holds_it(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Canceled while another worker holds the lease: it may still take the slot, so nothing is cleared yet."""
-    system.workspaces.take_slot("demo", "somebody", 1)
+    system.limits.take_slot("demo", "somebody", 1)
     call_id = system.place(TALKS_ON)
     [record] = system.receive("DialQueue")
     module = system.modules["dial_worker"]

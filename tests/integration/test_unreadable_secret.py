@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.hooks import change
+from tests.interleaving import change
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET, Context, System
 
 

@@ -8,32 +8,32 @@ from typing import Any
 
 import pytest
 
-from shared.workspaces import WorkspaceStore
+from shared.limits import LimitStore
 from tests.clocked import START, Clocked, RoomsInMemory
-from tests.hooks import change, once, other_worker, requests, rooms
+from tests.interleaving import change, once, other_worker, requests, rooms
 from tests.system import System, demo_workspace
 
 
 def test_the_switch_stops_a_call_whose_agent_has_come(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    once(monkeypatch, WorkspaceStore, "reserve_trunk", before=lambda: system.workspaces.pause(1))
+    once(monkeypatch, LimitStore, "reserve_trunk", before=lambda: system.limits.pause(1))
     call_id = system.place()
     system.dial()
     assert system.calls_placed() == []
     assert (system.item(call_id)["status"], rooms(system)) == ("queued", [])
-    system.workspaces.resume()
+    system.limits.resume()
     system.run_until(lambda: system.ended(call_id))
     assert len(system.calls_placed()) == 1
     assert system.events(call_id) == ["call.queued", "call.dialing", "call.answered", "call.ended"]
 
 
 def test_paused_time_does_not_count_against_the_queues(system: System) -> None:
-    system.workspaces.pause(1)
+    system.limits.pause(1)
     call_id = system.place()
     change(system, call_id, queueDeadline=1)
     system.dial()
     assert system.item(call_id)["status"] == "queued"
     assert system.item(call_id)["queueDeadline"] > 1
-    system.workspaces.resume()
+    system.limits.resume()
     change(system, call_id, queueDeadline=1)
     system.run_until(lambda: system.ended(call_id))
     assert system.item(call_id)["status"] == "expired"
@@ -53,24 +53,24 @@ def test_a_call_that_its_workspace_may_not_place_any_more_is_not_dialled(
     seen = system.api("GET /v1/api/call/{callId}", call_id)["json"]
     assert (seen["status"], seen["endReason"]) == ("failed", "not_allowed")
     assert system.events(call_id) == ["call.queued", "call.ended"]
-    assert (system.calls_placed(), system.workspaces.active_calls("demo")) == ([], frozenset())
+    assert (system.calls_placed(), system.limits.active_calls("demo")) == ([], frozenset())
     assert not requests(system), "LiveKit is not even asked"
 
 
 def test_a_newcomer_does_not_overtake_a_call_that_waits(system: System) -> None:
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
-    system.workspaces.take_slot("demo", "somebody", 1)
+    system.limits.take_slot("demo", "somebody", 1)
     first = system.place("+15550000000")
     system.dial()
     assert system.item(first)["waitUntil"] > 0
     # It is one that waits for as long as this test takes, on the slowest machine too.
-    system.workspaces.note_waiting("demo", 2**42)
-    system.workspaces.free_slot("demo", "somebody")
+    system.limits.note_waiting("demo", 2**42)
+    system.limits.free_slot("demo", "somebody")
     second = system.place("+15550000009")
     # Both may be handed over at once; the slot is free, and not for the newcomer.
     while not system.item(second).get("waitUntil"):
         system.dial()
-        assert second not in system.workspaces.active_calls("demo")
+        assert second not in system.limits.active_calls("demo")
     system.run_until(lambda: system.ended(first) and system.ended(second))
     assert len(system.calls_placed()) == 2
 
@@ -78,10 +78,10 @@ def test_a_newcomer_does_not_overtake_a_call_that_waits(system: System) -> None:
 def test_a_duplicate_message_starts_no_second_chain(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """It read the call before the other one took the lease, found no slot and gave the lease back."""
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
-    system.workspaces.take_slot("demo", "somebody", 1)
+    system.limits.take_slot("demo", "somebody", 1)
     call_id = system.place()
     [record] = system.receive("DialQueue")
-    once(monkeypatch, WorkspaceStore, "next_free", before=lambda: other_worker(system, [record]))
+    once(monkeypatch, LimitStore, "next_free", before=lambda: other_worker(system, [record]))
     other_worker(system, [record])
     # The first message itself, still invisible, and the one of the only chain.
     assert system.messages("DialQueue") == 2
@@ -91,7 +91,7 @@ def test_a_duplicate_message_starts_no_second_chain(system: System, monkeypatch:
 def test_a_waiting_call_burns_no_receives(system: System) -> None:
     """Each round is a message of its own, received for the first time: none comes near the dead-letter queue."""
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
-    system.workspaces.take_slot("demo", "somebody", 1)
+    system.limits.take_slot("demo", "somebody", 1)
     call_id = system.place()
     deadline = system.item(call_id)["queueDeadline"]
     seen: set[str] = set()
@@ -117,7 +117,7 @@ def test_a_call_that_never_gets_a_slot_expires_at_its_deadline(system: System) -
     world = Clocked(system)
     world.durations = dataclasses.replace(world.durations, queue_ttl=90)
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
-    system.workspaces.take_slot("demo", "somebody", 1)
+    system.limits.take_slot("demo", "somebody", 1)
     call_id = world.place()
     rounds = 0
     while not world.call(call_id).ended:
@@ -140,14 +140,14 @@ def test_a_trunk_is_given_its_invites_a_gap_apart(system: System, monkeypatch: p
     for name in ("demo", "other"):
         system.workspaces.put(demo_workspace(workspaceId=name, callsPerSecond=1))
     reserved: list[int] = []
-    reserve_trunk = WorkspaceStore.reserve_trunk
+    reserve_trunk = LimitStore.reserve_trunk
 
     def noted(*given: Any) -> int | None:
         moment = reserve_trunk(*given)
         reserved.extend([moment] if moment else [])
         return moment
 
-    monkeypatch.setattr(WorkspaceStore, "reserve_trunk", noted)
+    monkeypatch.setattr(LimitStore, "reserve_trunk", noted)
     system.faults(numbers={f"+1555060{n:04}": {"outcome": "busy"} for n in range(10)})
     calls = [
         system.place(f"+1555060{n:04}", headers={"x-workspace-id": ("demo", "other")[n % 2]}) for n in range(10)
@@ -171,11 +171,11 @@ def test_a_moment_that_a_call_cannot_use_is_left_to_others(
     taken = world.now + 100_000
     once(
         monkeypatch, RoomsInMemory, "create_room",
-        after=lambda: world.workspaces.reserve_trunk("ST_demo", 100_000, world.now, taken),
+        after=lambda: world.limits.reserve_trunk("ST_demo", 100_000, world.now, taken),
     )  # fmt: skip
     world.dial()
     assert world.call(call_id).status == "queued"
-    assert world.workspaces.next_free("ST_demo") == taken
+    assert world.limits.next_free("ST_demo") == taken
     assert world.livekit.rooms == {}, "its agent does not wait with it"
     assert world.call(call_id).waitUntil == taken
     world.now = taken

@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 
 from shared.call import Call, event, event_id, iso, webhook_body
+from shared.callback_url import Policy
 from shared.clock import now_ms
 from shared.durations import Durations
 from tests.node_packages import PROJECT
-from tests.webhook_world import MemoryDeliveries, World, run
-from webhook_dispatch.address_guard import Policy
+from tests.webhook_simulation import MemoryDeliveries, World, run
 from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.transport import GuardedTransport
 

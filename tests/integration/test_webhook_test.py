@@ -15,8 +15,8 @@ from standardwebhooks import Webhook
 
 from admin.command import main
 from admin.place import Place
+from tests.faulty_endpoints import Endpoints, endpoints
 from tests.system import DEADLINE_SECONDS, System
-from tests.unkind_receivers import Endpoints, endpoints
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_url_that_no_call_may_have_is_refused(
 def test_the_local_stacks_own_receiver_may_be_tested_and_verifies_it(
     system: System, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Place(system.workspaces, "here", local=True)
+    place = Place(system.workspaces, system.limits, "here", local=True)
     monkeypatch.setattr("admin.place.find", lambda arguments, environment: place)
     url = f"{system.servers.receiver_url}/tested"
     assert main(["webhook-test", url, "--workspace", "demo"]) == 0

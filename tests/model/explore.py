@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 from tests.model.protocol import initial, steps
-from tests.model.world import (
+from tests.model.state import (
     ALWAYS_ENDS,
     ENDED,
     NEEDS_NO_RESCUE,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tests.model import record
 from tests.model.record import seen_in
-from tests.model.world import (
+from tests.model.state import (
     ACTIVE,
     AGENT_ASKED,
     COMING,
@@ -717,7 +717,7 @@ def _canceller(config: Config, state: State) -> Iterator[Step]:
             yield from _clearing(config, state, who, process, put)
 
 
-# ── livekit_events/settle.py ────────────────────────────────────────────────────────────────────────
+# ── livekit_events/apply_event.py ────────────────────────────────────────────────────────────────────────
 
 
 def _handler(config: Config, state: State) -> Iterator[Step]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.model.conditions import IN_FORCE
-from tests.model.world import (
+from tests.model.state import (
     ALWAYS_ENDS,
     DIALING,
     ENDED,

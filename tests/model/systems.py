@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tests.model.world import (
+from tests.model.state import (
     AGENT_ASKED,
     AGENT_THERE,
     ALWAYS_ENDS,

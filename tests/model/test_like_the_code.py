@@ -18,13 +18,13 @@ import pytest
 import calls_api.cancel
 import dial_worker.agent_left
 import dial_worker.dial
-import dial_worker.hang_up
-import dial_worker.livekit_sip
-import livekit_events.settle
+import livekit_events.apply_event
 import reconcile_calls.reconcile
 import shared.ending
+import shared.hang_up
+import shared.livekit.client
 from shared.call_store import CallStore
-from shared.workspaces import WorkspaceStore
+from shared.limits import LimitStore
 from tests.model.conditions import (
     NAMES,
     NOT_MODELLED,
@@ -40,14 +40,14 @@ from tests.model.systems import NEEDED, ONE_CALL, OTHER_REASONS, SECOND_LINES
 # What each function of the protocol asks for and looks at, in the order in which it stands there.
 REQUESTS: dict[ModuleType, dict[str, str]] = {
     dial_worker.dial: {
-        "dial_call": "workspaces.paused _wait _end _end workspaces.next_free _wait calls.take_lease _dial_leased",
+        "dial_call": "limits.paused _wait _end _end limits.next_free _wait calls.take_lease _dial_leased",
         "_dial_leased": (
             "_lease_over _take_slot _lease_over _prepare_room _await_agent _try_again _lease_over _end _clear "
-            "_reserve_trunk workspaces.next_free _step_back workspaces.paused _step_back "
+            "_reserve_trunk limits.next_free _step_back limits.paused _step_back "
             "calls.fence _dial_fenced _lease_over _clear"
         ),
-        "_take_slot": "workspaces.take_slot workspaces.note_waiting _wait",
-        "_reserve_trunk": "workspaces.reserve_trunk",
+        "_take_slot": "limits.take_slot limits.note_waiting _wait",
+        "_reserve_trunk": "limits.reserve_trunk",
         "_prepare_room": "delete_room livekit.create_room",
         "_await_agent": (
             "livekit.view_room livekit.delete_lost_dispatches _lease_over livekit.dispatch_agent calls.get"
@@ -70,10 +70,10 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
     },
     shared.ending: {
         "end_call": "calls.end",
-        "clear": "workspaces.free_slot calls.leave_due",
-        "clear_with_room": "workspaces.free_slot delete_room calls.leave_due",
+        "clear": "limits.free_slot calls.leave_due",
+        "clear_with_room": "limits.free_slot delete_room calls.leave_due",
     },
-    dial_worker.livekit_sip: {
+    shared.livekit.client: {
         "delete_lost_dispatches": "list_dispatch delete_dispatch",
         "dispatch_agent": "create_dispatch",
         "delete_room": "delete_room",
@@ -83,7 +83,7 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "dial": "create_sip_participant",
     },
     # A call that lasts too long, one that its agent left: the model's `overtime`.
-    dial_worker.hang_up: {
+    shared.hang_up: {
         "delete_room": "livekit.delete_room calls.note_orphan livekit.remove_orphan",
         "hang_up_phone": "delete_room livekit.remove_participant",
         "hang_up_call": "calls.ask_to_hang_up livekit.view_room delete_room livekit.view_room",
@@ -104,18 +104,18 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         ),
         "_hang_up": "hang_up_call _end",
         "_ended": "clear _clear",
-        "repair_slots": "workspaces.slots calls.not_ended workspaces.free_slot",
+        "repair_slots": "limits.slots calls.not_ended limits.free_slot",
         "_end": "end_call _clear",
         "_clear": "clear_with_room _delete_room",
         "_delete_room": "delete_room",
     },
-    livekit_events.settle: {
+    livekit_events.apply_event: {
         "settle": "calls.get _room_finished _phone_joined _agent_left _phone_left",
         "_phone_joined": "calls.note_joined",
         "_agent_left": "calls.note_agent_left",
         "_phone_left": "calls.note_left _answered_meanwhile calls.postpone _end",
         "_room_finished": "calls.note_left _answered_meanwhile _end clear",
-        "_end": "end_call workspaces.free_slot",
+        "_end": "end_call limits.free_slot",
     },
     calls_api.cancel: {
         "cancel": "end_call clear calls.ask_to_hang_up hang_up_now calls.get",
@@ -207,7 +207,7 @@ def test_nothing_that_an_agent_reports_can_make_another_write_lose() -> None:
 
 def test_the_model_has_the_slots_condition() -> None:
     recorder = Recorder()
-    WorkspaceStore(recorder, "table").take_slot("x", "call", 1)  # type: ignore[arg-type]
+    LimitStore(recorder, "table").take_slot("x", "call", 1)  # type: ignore[arg-type]
     limit, own = TAKE_SLOT["take_slot: limit"], TAKE_SLOT["take_slot: its own slot"]
     assert recorder.request["ConditionExpression"] == f"{own} OR (attribute_not_exists(activeCalls) OR {limit})"
 
@@ -232,7 +232,7 @@ def requests_of(module: ModuleType) -> dict[str, str]:
             text = ast.unparse(node).removeprefix("parts.") if isinstance(node, ast.Attribute | ast.Name) else ""
             # LiveKit's own methods: of the client, or one of the other.
             text, of_livekit = re.subn(r"^self\.(_client\.\w+\.)?(?!_)", "", text)
-            asks = re.fullmatch(r"(calls|workspaces|livekit|dial_queue)\.\w+", text)
+            asks = re.fullmatch(r"(calls|limits|livekit|dial_queue)\.\w+", text)
             if asks or (text in steps | LIVEKIT and (of_livekit or isinstance(node, ast.Name))):
                 asked.append((node.lineno, node.col_offset, text))  # type: ignore[attr-defined]
         found[function.name] = " ".join(name for _, _, name in sorted(asked))

@@ -11,6 +11,7 @@ import pytest
 
 from tests.model.conditions import IN_FORCE, SWITCHES
 from tests.model.explore import Explored, explore, explore_two
+from tests.model.state import Config
 from tests.model.systems import (
     AGENTS_LATE,
     ANSWERED,
@@ -23,7 +24,6 @@ from tests.model.systems import (
     SECOND_LINES,
     Breaks,
 )
-from tests.model.world import Config
 
 Report = list[tuple[str, ...]]
 

@@ -28,6 +28,7 @@ from botocore.exceptions import (
 from botocore.loaders import create_loader
 
 from admin.command import main
+from shared.limits import LimitStore
 from shared.workspaces import Workspace, WorkspaceStore, key_hash
 from tests.mocked_aws import mock_aws
 
@@ -107,6 +108,11 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkspaceStore]:
             BillingMode="PAY_PER_REQUEST",
         )
         yield WorkspaceStore(client, TABLE)
+
+
+@pytest.fixture
+def limits(store: WorkspaceStore) -> LimitStore:
+    return LimitStore(boto3.client("dynamodb"), TABLE)
 
 
 @pytest.fixture
@@ -292,8 +298,10 @@ def test_what_makes_no_sense_is_refused_before_anything_is_sent(
 # ── workspace show, list ────────────────────────────────────────────────────────────────────────────
 
 
-def test_show_tells_everything_but_the_secrets(admin: Admin, key: str, store: WorkspaceStore) -> None:
-    store.take_slot("acme", "call-1", 10)
+def test_show_tells_everything_but_the_secrets(
+    admin: Admin, key: str, store: WorkspaceStore, limits: LimitStore
+) -> None:
+    limits.take_slot("acme", "call-1", 10)
     said = admin("workspace show acme")
     for line in (
         "Workspace        acme",
@@ -312,8 +320,8 @@ def test_show_tells_everything_but_the_secrets(admin: Admin, key: str, store: Wo
         assert hidden not in said.out
 
 
-def test_show_for_scripts(admin: Admin, key: str, store: WorkspaceStore) -> None:
-    store.take_slot("acme", "call-1", 10)
+def test_show_for_scripts(admin: Admin, key: str, store: WorkspaceStore, limits: LimitStore) -> None:
+    limits.take_slot("acme", "call-1", 10)
     said = admin("workspace show acme --json")
     assert said.value == {
         "workspaceId": "acme",
@@ -338,10 +346,10 @@ def test_show_for_scripts(admin: Admin, key: str, store: WorkspaceStore) -> None
     assert said.err == ""
 
 
-def test_list_is_a_table_for_people(admin: Admin, key: str, store: WorkspaceStore) -> None:
+def test_list_is_a_table_for_people(admin: Admin, key: str, store: WorkspaceStore, limits: LimitStore) -> None:
     admin("workspace create zoo --name 'A longer name' --agent-name a --trunk ST_2 --no-key")
     admin("workspace disable zoo --yes")
-    store.pause(1)
+    limits.pause(1)
     assert admin("workspace list").out == (
         "WORKSPACE  NAME           STATE     ACCESS                      MAY CALL  AT A TIME  A MINUTE\n"
         "acme       acme           active    1 key                       +1        10         60\n"
@@ -716,17 +724,17 @@ def test_of_two_rotations_at_the_same_time_one_is_refused(
 # ── the switch ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_switch_pauses_and_resumes_without_a_question(admin: Admin, store: WorkspaceStore) -> None:
+def test_the_switch_pauses_and_resumes_without_a_question(admin: Admin, limits: LimitStore) -> None:
     assert admin("switch status").out == "Dialling is on.\n"
     said = admin("switch pause")
     assert said.code == 0
     assert said.out.startswith("Dialling is paused since 2")
-    assert store.paused()
+    assert limits.paused()
     paused = admin("switch status --json").value
     assert paused["paused"] is True
     assert admin("switch pause --json").value == paused
     assert admin("switch resume --json").value == {"paused": False, "pausedAt": None}
-    assert not store.paused()
+    assert not limits.paused()
 
 
 # ── which table ─────────────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,7 @@ import pytest
 
 from shared.call import Call, Outcome, Status, event, event_id_of, snapshot, webhook_body
 from shared.errors import RequestRefused
-from shared.json_text import ascii_compact, members
+from shared.raw_json import ascii_compact, members
 
 CALL = Call(
     callId="0" * 24,

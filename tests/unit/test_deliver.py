@@ -22,7 +22,7 @@ from shared.durations import Durations
 from shared.errors import QueueError, RequestRefused, StoreError
 from shared.workspaces import Workspace, WorkspaceCache
 from tests.loop_time import time_passes
-from tests.webhook_world import (
+from tests.webhook_simulation import (
     SECRET,
     START,
     Death,

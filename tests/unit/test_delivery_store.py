@@ -20,7 +20,7 @@ from shared.dynamo import from_wire, to_wire
 from shared.errors import StoreUnclear
 from shared.table_keys import RETENTION_SECONDS, call_key
 from tests.mocked_aws import mock_aws
-from tests.webhook_world import MemoryDeliveries, Table
+from tests.webhook_simulation import MemoryDeliveries, Table
 from webhook_dispatch.attempt import ANSWER_CHARACTERS, LOCATION_CHARACTERS
 
 CALL = "a" * 24

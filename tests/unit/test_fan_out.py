@@ -15,7 +15,7 @@ from local.stream_poller import Settings
 from shared.errors import QueueError, StoreError, StoreUnclear
 from shared.queues import Queue
 from shared.table_keys import RETENTION_SECONDS
-from tests.webhook_world import Death, MemoryDeliveries, MemoryQueue, Process, World, stream_record
+from tests.webhook_simulation import Death, MemoryDeliveries, MemoryQueue, Process, World, stream_record
 from webhook_dispatch.fan_out import ROWS_AT_ONCE, FanningOut, deliver_all, fan_out, new_events
 
 A, B, C = ("a" * 24, "b" * 24, "c" * 24)

@@ -1,10 +1,12 @@
-"""A function that starts imports no package that only others need: what takes long to import is listed here."""
+"""What functions import: of the project their own folder and shared, of what is slow only what is listed here."""
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,23 @@ def test_a_handler_imports_only_what_it_needs(handler: str) -> None:
 def test_what_is_slow_to_import_is_seen() -> None:
     """The other tests would pass as well if nothing were found."""
     assert slow_imports("import dial_worker.handler") == ALLOWED["dial_worker.handler"]
+
+
+def test_a_functions_folder_imports_shared_and_nothing_else() -> None:
+    """What two functions need is in functions/shared."""
+    folders = {path.name for path in FUNCTIONS.iterdir() if any(path.glob("*.py"))}
+    foreign = [
+        f"{path.relative_to(FUNCTIONS)}: {name}"
+        for path in FUNCTIONS.rglob("*.py")
+        for name in imported_names(ast.parse(path.read_text()))
+        if name.partition(".")[0] in folders - {"shared", path.relative_to(FUNCTIONS).parts[0]}
+    ]
+    assert foreign == []
+
+
+def imported_names(module: ast.Module) -> Iterator[str]:
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module

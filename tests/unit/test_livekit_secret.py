@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from dial_worker.livekit_sip import connect
 from shared.errors import LiveKitSecretUnreadable, LiveKitUnreachable, StoreError
-from shared.livekit_secret import RETRY_SHARE, LiveKitSecret, LiveKitSecretCache
+from shared.livekit.client import connect
+from shared.livekit.secret import RETRY_SHARE, LiveKitSecret, LiveKitSecretCache
 
 GOOD = {"url": "wss://you.livekit.cloud", "apiKey": "API1", "apiSecret": "s" * 32}
 DENIED = ClientError({"Error": {"Code": "AccessDeniedException"}}, "GetSecretValue")

@@ -6,7 +6,9 @@ from typing import Any, get_args
 
 import pytest
 
-from dial_worker.outcomes import (
+from shared.call import ENDED, TRANSITIONS, EndReason, Outcome
+from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
+from shared.livekit.outcomes import (
     SIP_CODES,
     answered_outcome,
     is_configuration_fault,
@@ -15,8 +17,6 @@ from dial_worker.outcomes import (
     uncoded_outcome,
     verdict,
 )
-from shared.call import ENDED, TRANSITIONS, EndReason, Outcome
-from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
 
 TWIRP_CODES = [
     "canceled", "unknown", "invalid_argument", "malformed", "deadline_exceeded", "not_found", "bad_route",

@@ -12,7 +12,8 @@ import pytest
 
 from initiate_call.rate_limit import RateLimit
 from shared.errors import RequestRefused, StoreError, StoreUnclear
-from shared.workspaces import Workspace, WorkspaceStore
+from shared.limits import LimitStore
+from shared.workspaces import Workspace
 from tests.workspaces_table import TABLE, OneAtATime, workspaces_table
 
 MINUTE = 60_000
@@ -26,8 +27,8 @@ def client() -> Iterator[OneAtATime]:
 
 
 @pytest.fixture
-def store(client: OneAtATime) -> WorkspaceStore:
-    return WorkspaceStore(cast(Any, client), TABLE)
+def store(client: OneAtATime) -> LimitStore:
+    return LimitStore(cast(Any, client), TABLE)
 
 
 def workspace(limit: int, workspace_id: str = "acme") -> Workspace:
@@ -47,11 +48,11 @@ def accepted(process: RateLimit, limit: int, now: int = NOW, tries: int = 1, wor
 
 
 @pytest.mark.parametrize("limit", [1, 2, 9, 10, 60, 600])
-def test_one_process_may_spend_all_of_a_minute_and_no_more(store: WorkspaceStore, limit: int) -> None:
+def test_one_process_may_spend_all_of_a_minute_and_no_more(store: LimitStore, limit: int) -> None:
     assert accepted(RateLimit(store), limit, tries=limit + 5) == limit
 
 
-def test_most_calls_ask_nobody(store: WorkspaceStore, client: OneAtATime) -> None:
+def test_most_calls_ask_nobody(store: LimitStore, client: OneAtATime) -> None:
     process = RateLimit(store)
     assert accepted(process, 60, tries=6) == 6
     assert client.requests == ["update_item"]
@@ -60,7 +61,7 @@ def test_most_calls_ask_nobody(store: WorkspaceStore, client: OneAtATime) -> Non
     assert len(client.requests) < 75
 
 
-def test_a_refusal_asks_nobody_twice(store: WorkspaceStore, client: OneAtATime) -> None:
+def test_a_refusal_asks_nobody_twice(store: LimitStore, client: OneAtATime) -> None:
     process = RateLimit(store)
     accepted(process, 5, tries=6)
     client.requests.clear()
@@ -68,7 +69,7 @@ def test_a_refusal_asks_nobody_twice(store: WorkspaceStore, client: OneAtATime) 
     assert client.requests == []
 
 
-def test_processes_at_the_same_time_never_exceed_the_limit(store: WorkspaceStore) -> None:
+def test_processes_at_the_same_time_never_exceed_the_limit(store: LimitStore) -> None:
     processes = [RateLimit(store) for _ in range(16)]
     together = threading.Barrier(16)
 
@@ -81,18 +82,18 @@ def test_processes_at_the_same_time_never_exceed_the_limit(store: WorkspaceStore
         assert sum(threads.map(run, processes)) == 60
 
 
-def test_threads_of_one_process_never_exceed_the_limit(store: WorkspaceStore) -> None:
+def test_threads_of_one_process_never_exceed_the_limit(store: LimitStore) -> None:
     process = RateLimit(store)
     with ThreadPoolExecutor(8) as threads:
         assert sum(threads.map(lambda _: accepted(process, 50, tries=20), range(8))) == 50
 
 
-def test_a_burst_over_many_new_processes_is_let_through(store: WorkspaceStore) -> None:
+def test_a_burst_over_many_new_processes_is_let_through(store: LimitStore) -> None:
     """What a process holds and does not spend is a tenth of what was left."""
     assert sum(accepted(RateLimit(store), 60) for _ in range(30)) == 30
 
 
-def test_the_next_minute_has_all_again_for_every_process(store: WorkspaceStore) -> None:
+def test_the_next_minute_has_all_again_for_every_process(store: LimitStore) -> None:
     one, other = RateLimit(store), RateLimit(store)
     assert accepted(one, 5, tries=3) + accepted(other, 5, tries=9) == 5
     end = (NOW // MINUTE + 1) * MINUTE
@@ -100,26 +101,26 @@ def test_the_next_minute_has_all_again_for_every_process(store: WorkspaceStore) 
     assert accepted(other, 5, end) + accepted(one, 5, end, tries=9) == 5
 
 
-def test_what_was_not_spent_is_not_saved_up(store: WorkspaceStore) -> None:
+def test_what_was_not_spent_is_not_saved_up(store: LimitStore) -> None:
     process = RateLimit(store)
     accepted(process, 100)
     assert accepted(process, 100, NOW + MINUTE, tries=120) == 100
 
 
-def test_a_clock_that_is_behind_opens_no_second_minute(store: WorkspaceStore) -> None:
+def test_a_clock_that_is_behind_opens_no_second_minute(store: LimitStore) -> None:
     ahead, behind = RateLimit(store), RateLimit(store)
     assert accepted(ahead, 5, NOW + MINUTE, tries=3) == 3
     assert accepted(behind, 5, NOW, tries=9) == 2
     assert accepted(behind, 5, NOW + MINUTE, tries=9) == 0
 
 
-def test_workspaces_do_not_share_a_rate(store: WorkspaceStore) -> None:
+def test_workspaces_do_not_share_a_rate(store: LimitStore) -> None:
     process = RateLimit(store)
     assert accepted(process, 3, tries=9) == 3
     assert accepted(process, 3, tries=9, workspace_id="other") == 3
 
 
-def test_a_limit_that_changes_holds_within_the_minute(store: WorkspaceStore) -> None:
+def test_a_limit_that_changes_holds_within_the_minute(store: LimitStore) -> None:
     process = RateLimit(store)
     assert accepted(process, 5, tries=9) == 5
     assert accepted(process, 8, tries=9) == 3
@@ -128,7 +129,7 @@ def test_a_limit_that_changes_holds_within_the_minute(store: WorkspaceStore) -> 
     assert accepted(process, 0, NOW + MINUTE, tries=9) == 0
 
 
-def test_a_refusal_says_when_to_come_again(store: WorkspaceStore) -> None:
+def test_a_refusal_says_when_to_come_again(store: LimitStore) -> None:
     process = RateLimit(store)
     accepted(process, 3, tries=3)
     with pytest.raises(RequestRefused) as refused:
@@ -146,7 +147,7 @@ def test_a_refusal_says_when_to_come_again(store: WorkspaceStore) -> None:
     assert accepted(process, 3, NOW + 42_000) == 1
 
 
-def test_a_permit_given_back_can_be_spent_in_its_minute_only(store: WorkspaceStore) -> None:
+def test_a_permit_given_back_can_be_spent_in_its_minute_only(store: LimitStore) -> None:
     process = RateLimit(store)
     minutes = [process.spend(workspace(2), NOW) for _ in range(2)]
     process.give_back(workspace(2), minutes[0])
@@ -156,7 +157,7 @@ def test_a_permit_given_back_can_be_spent_in_its_minute_only(store: WorkspaceSto
     assert accepted(process, 2, NOW + MINUTE, tries=9) == 0
 
 
-def test_a_table_that_does_not_answer_lets_nobody_through(store: WorkspaceStore, client: OneAtATime) -> None:
+def test_a_table_that_does_not_answer_lets_nobody_through(store: LimitStore, client: OneAtATime) -> None:
     process = RateLimit(store)
     client.lose = 1
     with pytest.raises(StoreUnclear):
@@ -170,7 +171,7 @@ def test_a_table_that_does_not_answer_lets_nobody_through(store: WorkspaceStore,
 
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_the_clocks_no_minute_has_more_than_its_limit(
-    store: WorkspaceStore, client: OneAtATime, seed: int
+    store: LimitStore, client: OneAtATime, seed: int
 ) -> None:
     chance = random.Random(seed)
     limit = chance.randint(1, 30)

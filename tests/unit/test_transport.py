@@ -11,10 +11,10 @@ import httpcore
 import httpx
 import pytest
 
+from shared.callback_url import LookUp, Policy
 from shared.durations import Durations
-from tests.unit.test_address_guard import HOSTILE_URLS, PRIVATE_ADDRESSES
-from tests.webhook_world import run
-from webhook_dispatch.address_guard import LookUp, Policy
+from tests.unit.test_callback_url import HOSTILE_URLS, PRIVATE_ADDRESSES
+from tests.webhook_simulation import run
 from webhook_dispatch.attempt import Attempted, post
 from webhook_dispatch.transport import GuardedTransport, webhook_client
 

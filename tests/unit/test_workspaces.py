@@ -1,4 +1,4 @@
-"""The workspaces' table: what is written under which condition, slots, pacing, the switch, the cache."""
+"""Workspaces: what is written under which condition, and the cache."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from botocore.exceptions import ReadTimeoutError
 from shared.authorization import authorized_workspace
 from shared.dynamo import from_wire, to_wire
 from shared.errors import RequestRefused, StoreError, StoreUnclear
+from shared.limits import LimitStore
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore, key_hash
 from tests.workspaces_table import TABLE, OneAtATime, workspaces_table
 
@@ -224,132 +225,13 @@ def test_all_reads_every_page_and_only_workspaces(store: WorkspaceStore, client:
     # More than the megabyte that one answer of a scan holds.
     for number in range(4):
         write(client, ACME.to_item() | {"workspaceId": f"w{number}", "ballast": "x" * 300_000})
-    store.take_slot("w1", "call", 5)
-    store.reserve_trunk("ST_1", 1000, 5, LATER)
-    store.pause(5)
+    limits = LimitStore(cast(Any, client), TABLE)
+    limits.take_slot("w1", "call", 5)
+    limits.reserve_trunk("ST_1", 1000, 5, 10**9)
+    limits.pause(5)
     client.requests.clear()
     assert [workspace.workspaceId for workspace in store.all()] == ["w0", "w1", "w2", "w3"]
     assert client.requests.count("scan") > 1
-
-
-# ── slots ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_no_more_slots_than_the_limit(store: WorkspaceStore) -> None:
-    assert [store.take_slot("acme", call, 2) for call in ("a", "b", "c")] == [True, True, False]
-    assert store.active_calls("acme") == {"a", "b"}
-
-
-def test_taking_a_slot_twice_takes_one(store: WorkspaceStore) -> None:
-    assert store.take_slot("acme", "a", 1)
-    assert store.take_slot("acme", "a", 1)
-    assert store.active_calls("acme") == {"a"}
-
-
-def test_freeing_a_slot_twice_frees_one(store: WorkspaceStore) -> None:
-    store.take_slot("acme", "a", 2)
-    store.take_slot("acme", "b", 2)
-    store.free_slot("acme", "a")
-    store.free_slot("acme", "a")
-    store.free_slot("nobody", "a")
-    assert store.active_calls("acme") == {"b"}
-    assert store.take_slot("acme", "c", 2)
-
-
-def test_a_newcomer_leaves_the_slots_to_those_that_wait(store: WorkspaceStore) -> None:
-    assert store.take_slot("acme", "a", 2, waited=False, now=1000)
-    store.note_waiting("acme", 5000)
-    assert not store.take_slot("acme", "new", 2, waited=False, now=5000)
-    assert store.take_slot("acme", "a", 2, waited=False, now=1000), "it has one"
-    assert store.take_slot("acme", "old", 2, waited=True, now=1000)
-    store.free_slot("acme", "old")
-    assert store.take_slot("acme", "new", 2, waited=False, now=5001)
-
-
-def test_the_latest_of_those_that_wait_is_remembered(store: WorkspaceStore) -> None:
-    store.note_waiting("acme", 5000)
-    store.note_waiting("acme", 4000)
-    assert not store.take_slot("acme", "new", 2, waited=False, now=4500)
-
-
-def test_the_last_slot_freed_leaves_room_for_all(store: WorkspaceStore) -> None:
-    store.take_slot("acme", "a", 1)
-    store.free_slot("acme", "a")
-    assert store.active_calls("acme") == frozenset()
-    assert store.take_slot("acme", "b", 1)
-
-
-def test_workspaces_do_not_share_slots(store: WorkspaceStore) -> None:
-    store.take_slot("acme", "a", 1)
-    assert store.take_slot("other", "b", 1)
-
-
-def test_threads_together_take_no_more_than_the_limit(store: WorkspaceStore) -> None:
-    with ThreadPoolExecutor(8) as threads:
-        taken = list(threads.map(lambda number: store.take_slot("acme", f"call-{number}", 5), range(16)))
-    assert taken.count(True) == 5
-    assert len(store.active_calls("acme")) == 5
-
-
-# ── pacing ──────────────────────────────────────────────────────────────────────────────────────────
-
-LATER = 10**9
-
-
-def test_a_trunk_that_is_free_is_given_now(store: WorkspaceStore) -> None:
-    assert store.next_free("ST_1") == 0
-    assert store.reserve_trunk("ST_1", 1000, 5_000, LATER) == 5_000
-    assert store.next_free("ST_1") == 6_000
-
-
-def test_moments_of_one_trunk_are_a_gap_apart(store: WorkspaceStore) -> None:
-    assert [store.reserve_trunk("ST_1", 1000, now, LATER) for now in (5_000, 5_000, 5_100)] == [
-        5_000,
-        6_000,
-        7_000,
-    ]
-
-
-def test_a_trunk_left_alone_is_free_again(store: WorkspaceStore) -> None:
-    store.reserve_trunk("ST_1", 1000, 5_000, LATER)
-    assert store.reserve_trunk("ST_1", 1000, 60_000, LATER) == 60_000
-
-
-def test_a_moment_that_is_too_late_is_left_to_others(store: WorkspaceStore) -> None:
-    assert store.reserve_trunk("ST_1", 1000, 5_000, 5_000) == 5_000
-    assert store.reserve_trunk("ST_1", 1000, 5_000, 5_999) is None
-    assert store.next_free("ST_1") == 6_000
-    assert store.reserve_trunk("ST_1", 1000, 5_000, 6_000) == 6_000
-
-
-def test_trunks_do_not_wait_for_each_other(store: WorkspaceStore) -> None:
-    store.reserve_trunk("ST_1", 1000, 5_000, LATER)
-    assert store.reserve_trunk("ST_2", 1000, 5_000, LATER) == 5_000
-
-
-def test_threads_are_given_moments_a_gap_apart(store: WorkspaceStore) -> None:
-    with ThreadPoolExecutor(8) as threads:
-        moments = list(threads.map(lambda number: store.reserve_trunk("ST_1", 100, 5_000, LATER), range(16)))
-    assert sorted(moment for moment in moments if moment) == [5_000 + 100 * number for number in range(16)]
-
-
-# ── the switch ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_switch_pauses_and_resumes(store: WorkspaceStore) -> None:
-    assert not store.paused()
-    store.pause(7)
-    assert store.paused()
-    store.resume()
-    assert not store.paused()
-    store.resume()
-    assert store.paused_at() is None
-
-
-def test_pausing_again_keeps_the_first_moment(store: WorkspaceStore) -> None:
-    store.pause(7)
-    store.pause(9)
-    assert store.paused_at() == 7
 
 
 # ── the cache ───────────────────────────────────────────────────────────────────────────────────────
@@ -444,7 +326,7 @@ def test_one_unknown_id_is_asked_for_once() -> None:
     assert counting.asked == ["nobody"]
 
 
-def test_a_failed_read_is_not_remembered(store: WorkspaceStore) -> None:
+def test_a_failed_read_is_not_remembered(store: WorkspaceStore, client: OneAtATime) -> None:
     class Failing(WorkspaceStore):
         failing = True
 
@@ -454,7 +336,7 @@ def test_a_failed_read_is_not_remembered(store: WorkspaceStore) -> None:
             return super().get(workspace_id)
 
     store.create(ACME)
-    failing = Failing(store._client, TABLE)
+    failing = Failing(cast(Any, client), TABLE)
     cache = WorkspaceCache(failing, 60, Clock())
     with pytest.raises(StoreUnclear):
         cache.get("acme")

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import httpx
 import trustme
 
-from webhook_dispatch.address_guard import Policy
+from shared.callback_url import Policy
 from webhook_dispatch.transport import GuardedTransport
 
 # As told here, a byte a second: at the scale of a test.

@@ -17,9 +17,9 @@ import pytest
 
 from shared.delivery_store import Delivery
 from shared.durations import Durations
+from tests.faulty_endpoints import KINDS, Endpoints, endpoints
 from tests.loop_time import time_passes
-from tests.unkind_receivers import KINDS, Endpoints, endpoints
-from tests.webhook_world import World, run
+from tests.webhook_simulation import World, run
 from webhook_dispatch.attempt import post
 from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.transport import webhook_client

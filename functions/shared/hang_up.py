@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from dial_worker.livekit_sip import LiveKit, OrphanRoom
 from shared.call import Call, Outcome
 from shared.call_store import CallStore
+from shared.livekit.client import LiveKit, OrphanRoom
 
 # How many requests to LiveKit `hang_up_call` makes.
 HANG_UP_REQUESTS = 3

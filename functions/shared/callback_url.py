@@ -1,9 +1,9 @@
-"""Where a webhook may go: https to public addresses only.
+"""Where a webhook may go: https to public addresses only. Checked at the POST of a call and at each send.
 
 A callback URL comes from a client, so it may point anywhere: at the metadata service, into a private network,
-at a name that changes its answer between check and connect. It is checked when the call is accepted (syntax
-and literals, names where they resolve at once), and bindingly when it is sent: the connection is made to an
-address that was just checked, and to no other (transport.py).
+at a name that changes its answer between check and connect. When the call is placed, syntax and literals are
+checked, and names where they resolve at once. The check that binds is made when a webhook is sent: the connection
+is made to an address that was just checked, and to no other (webhook_dispatch/transport.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import concurrent.futures
 import dataclasses
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import SplitResult, urlsplit
 
 DEFAULT_PORTS = frozenset({443})
@@ -47,6 +47,19 @@ class Policy:
 
     ports: frozenset[int] = DEFAULT_PORTS
     loopback: bool = False
+
+
+def callback_policy(environment: Mapping[str, str]) -> Policy:
+    """CALLBACK_PORTS: the operator's list, `443,8443`. ALLOW_LOOPBACK_CALLBACKS: the local stack only.
+
+    The latter counts only where AWS itself is emulated on loopback, so that no deployment can carry it.
+    """
+    ports = environment.get("CALLBACK_PORTS", "")
+    emulated = urlsplit(environment.get("AWS_ENDPOINT_URL", "")).hostname in ("127.0.0.1", "localhost")
+    return Policy(
+        ports=frozenset(int(port) for port in ports.split(",") if port.strip()) or DEFAULT_PORTS,
+        loopback=emulated and environment.get("ALLOW_LOOPBACK_CALLBACKS") == "1",
+    )
 
 
 def check_url(url: str, policy: Policy) -> None:

@@ -12,7 +12,7 @@ import phonenumbers
 import pytest
 from phonenumbers import PhoneMetadata, PhoneNumberType
 
-from shared.destination import (
+from shared.number_policy import (
     _AREA_CODES_ABROAD,
     SPECIAL_AREA_CODES,
     SPECIAL_CODES,
@@ -167,7 +167,7 @@ def test_a_number_of_plus_one_loads_no_library() -> None:
     """It would take longer than all the rest of a request."""
     code = (
         "import sys, initiate_call.handler\n"
-        "from shared.destination import is_special\n"
+        "from shared.number_policy import is_special\n"
         "assert not is_special('+12025550123') and is_special('+19005550123') and is_special('+88161234567')\n"
         "assert 'phonenumbers' not in sys.modules\n"
         "assert not is_special('+442079460000')\n"

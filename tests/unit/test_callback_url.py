@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from webhook_dispatch import address_guard
-from webhook_dispatch.address_guard import (
+from shared import callback_url
+from shared.callback_url import (
     AddressRefused,
     Policy,
+    callback_policy,
     check_addresses,
     check_name,
     check_url,
     is_public,
     resolve_within,
 )
-from webhook_dispatch.settings import callback_policy
 
 POLICY = Policy()
 LOCAL = Policy(loopback=True)
@@ -315,7 +315,7 @@ def test_a_slow_look_up_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
             hang.wait()
         return ["8.8.8.8"]
 
-    monkeypatch.setattr(address_guard, "resolve", resolve)
+    monkeypatch.setattr(callback_url, "resolve", resolve)
     assert resolve_within(60)("quick.example", 443) == ["8.8.8.8"]
     look_up = resolve_within(0.05)
     try:

@@ -17,18 +17,18 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from dial_worker import dial
-from dial_worker.livekit_sip import LiveKit, Presence, RoomView
-from dial_worker.outcomes import Verdict, verdict
 from reconcile_calls import reconcile
 from reconcile_calls.reconcile import Reconciling
-from shared.call import Call, Outcome, event
+from shared.call import Call, Outcome, Status, event
 from shared.call_store import CallStore, Write
 from shared.errors import LiveKitError, LiveKitUnclear
-from shared.workspaces import WorkspaceStore
-from tests.schedules import process
-from tests.schedules.machine import DEATHS, Schedules
-from tests.schedules.process import Fault
-from tests.schedules.world import Stage, World
+from shared.limits import LimitStore
+from shared.livekit.client import LiveKit, Presence, RoomView
+from shared.livekit.outcomes import Verdict, verdict
+from tests.fault_schedules import process
+from tests.fault_schedules.machine import DEATHS, Schedules
+from tests.fault_schedules.process import Fault
+from tests.fault_schedules.simulation import Stage, World
 
 NIGHTLY = os.environ.get("RINGONCE_PROFILE") == "nightly"
 SETTINGS = settings(
@@ -187,7 +187,7 @@ def test_a_worker_that_wakes_after_its_lease_takes_no_slot(
         world.run(0.2, [{place: "stalls_after"}])
         world.run(400, [])
         assert [(call.ended, call.dueShard) for call in world.calls.values()] == [(True, None)]
-        monkeypatch.setattr(WorkspaceStore, "take_slot", lambda self, *given, **named: taken.append("slot"))
+        monkeypatch.setattr(LimitStore, "take_slot", lambda self, *given, **named: taken.append("slot"))
         [stalled] = world.running()
         stalled.wake()
         world.run(1, [])
@@ -218,29 +218,38 @@ def test_the_same_schedules_run_the_same_way_again(monkeypatch: pytest.MonkeyPat
 # ── the machine can fail ────────────────────────────────────────────────────────────────────────────
 
 
+def changed_without_condition(
+    store: CallStore, call_id: str, to: Status, entry: dict[str, Any], assignments: str, values: dict[str, Any]
+) -> Write:
+    return store._update(
+        call_id,
+        f"SET #status = :to, events = list_append(events, :event), {assignments}",
+        "attribute_exists(pk)",
+        {":to": to, ":event": [entry], **values},
+    )
+
+
 def fenced_without_condition(
     self: CallStore, call_id: str, lease: str, room_sid: str, from_number: str | None, now: int
 ) -> Write:
-    return self._transition(
+    return changed_without_condition(
+        self,
         call_id,
         "dialing",
         event("call.dialing", now),
         "dialedAt = :now, roomSid = :room",
-        "attribute_exists(pk)",
         {":now": now, ":room": room_sid},
-        mine=lambda call: False,
     )
 
 
 def ended_without_condition(self: CallStore, seen: Call, outcome: Outcome, check_at: int, now: int) -> Write:
-    return self._transition(
+    return changed_without_condition(
+        self,
         seen.callId,
         outcome.status,
         event("call.ended", now, status=outcome.status, reason=outcome.reason, retryable=outcome.retryable),
         "endedAt = :now, checkAt = :check",
-        "attribute_exists(pk)",
         {":now": now, ":check": check_at},
-        mine=lambda call: False,
     )
 
 
@@ -271,11 +280,12 @@ def un_fenced_without_condition(
 ) -> Write:
     return self._transition(
         call_id,
+        "dialing",
         "queued",
         event("call.queued", now),
         "waitUntil = :wait, checkAt = :check",
-        "#status = :dialing AND leaseId = :lease",
-        {":lease": lease, ":dialing": "dialing", ":wait": wait_until, ":check": check_at},
+        "leaseId = :lease",
+        {":lease": lease, ":wait": wait_until, ":check": check_at},
         remove="leaseId, leaseUntil, roomSid, dialedAt, #left, phoneSeenAt",
         mine=lambda call: False,
     )
@@ -293,7 +303,7 @@ UN_FENCED_AT_ONCE: tuple[Patch, ...] = (
 )
 PLANTED: dict[str, tuple[Patch, ...]] = {
     "a second dial after an unclear answer": ((LiveKit, "dial", dialled_again_when_unclear),),
-    "a slot that is not freed": ((WorkspaceStore, "free_slot", lambda self, workspace_id, call_id: None),),
+    "a slot that is not freed": ((LimitStore, "free_slot", lambda self, workspace_id, call_id: None),),
     "an ended call that stays due": ((CallStore, "leave_due", lambda self, call_id: None),),
     "a dial un-fenced on the word of unavailable": UN_FENCED_AT_ONCE,
     "a dial un-fenced on resource_exhausted": (*UN_FENCED_AT_ONCE, (dial, "verdict", refused_when_exhausted)),

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, get_args
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.schedules.process import Fault, Faults
-from tests.schedules.world import DIAL, WEBHOOK, Stage, World
+from tests.fault_schedules.process import Fault, Faults
+from tests.fault_schedules.simulation import DIAL, WEBHOOK, Stage, World
 
 MOST_CALLS = 3
 

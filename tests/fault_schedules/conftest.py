@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from shared.telemetry import logger
-from tests.schedules.world import Stage
+from tests.fault_schedules.simulation import Stage
 
 os.environ.setdefault("POWERTOOLS_SERVICE_NAME", "test")
 os.environ.setdefault("POWERTOOLS_METRICS_NAMESPACE", "Ringonce")

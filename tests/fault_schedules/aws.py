@@ -19,7 +19,7 @@ from moto.dynamodb.models.table import StreamShard, Table
 from moto.dynamodb.responses import DynamoHandler
 
 from shared.dynamo import from_wire
-from tests.schedules import process, virtual_time
+from tests.fault_schedules import process, virtual_time
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET
 
 ACCOUNT, REGION = "123456789012", "us-east-1"

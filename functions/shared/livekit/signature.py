@@ -15,7 +15,7 @@ from typing import Any
 import jwt
 
 from shared.errors import RequestRefused
-from shared.livekit_secret import LiveKitSecret
+from shared.livekit.secret import LiveKitSecret
 
 # As LiveKit's own receivers: clocks may differ by a minute.
 LEEWAY_SECONDS = 60

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import RequestRefused
-from shared.json_text import MAXIMUM_DEPTH, MAXIMUM_DIGITS, ascii_compact, holds_long_number, members
+from shared.raw_json import MAXIMUM_DEPTH, MAXIMUM_DIGITS, ascii_compact, holds_long_number, members
 
 FUNCTIONS = Path(__file__).parents[2] / "functions"
 
@@ -79,7 +79,7 @@ def test_whatever_comes_is_read_or_refused(body: bytes) -> None:
 def test_a_megabyte_made_to_be_slow_is_refused_at_once(body: str) -> None:
     """In a process of its own, because nothing else ends a regular expression that tries everything."""
     code = (
-        "from shared.json_text import members\nfrom shared.errors import RequestRefused\n"
+        "from shared.raw_json import members\nfrom shared.errors import RequestRefused\n"
         f"try:\n    members({body})\nexcept RequestRefused as refused:\n    print(refused.code)\n"
     )
     run = subprocess.run(

@@ -21,7 +21,7 @@ from livekit.protocol.agent import Job, JobStateReason, JobStatus
 from livekit.protocol.models import ParticipantInfo
 
 from shared.errors import LiveKitError, LiveKitSecretUnreadable, LiveKitUnclear, LiveKitUnreachable, StoreError
-from shared.livekit_secret import LiveKitSecret
+from shared.livekit.secret import LiveKitSecret
 
 CALL_STATUS = "sip.callStatus"
 

@@ -22,6 +22,7 @@ from shared.call import Call, event, iso
 from shared.call_store import CallStore, Due
 from shared.delivery_store import ATTEMPTS_LISTED, Delivery, DeliveryStore, State, sort_key
 from shared.durations import Durations
+from shared.limits import LimitStore
 from shared.queues import Queue
 from shared.table_keys import due_shard
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
@@ -261,7 +262,7 @@ class MemoryCalls(CallStore):
 
 
 class MemoryWorkspaces(WorkspaceStore):
-    """Workspaces in memory. Dialling is never paused."""
+    """Workspaces in memory."""
 
     def __init__(self, *workspaces: Workspace) -> None:
         self.by_id = {workspace.workspaceId: workspace for workspace in workspaces}
@@ -270,6 +271,11 @@ class MemoryWorkspaces(WorkspaceStore):
     def get(self, workspace_id: str) -> Workspace | None:
         self.reads += 1
         return self.by_id.get(workspace_id)
+
+
+class NeverPaused(LimitStore):
+    def __init__(self) -> None:
+        """Without a table."""
 
     def paused(self) -> bool:
         return False
@@ -494,7 +500,7 @@ class World:
             Reconciling(
                 calls=MemoryCalls(self.table),
                 deliveries=MemoryDeliveries(self.table),
-                workspaces=self.workspaces,
+                limits=NeverPaused(),
                 dial_queue=self.queue,
                 webhook_queue=self.queue,
                 livekit=cast(Any, None),

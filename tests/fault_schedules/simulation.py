@@ -47,12 +47,14 @@ from local.livekit.state import Call as PlacedCall
 from local.livekit.state import LiveKit
 from local.livekit.webhooks import Notifier
 from shared.call import ENDED, Call, event_id
+from shared.callback_url import Policy
 from shared.dynamo import from_wire
-from shared.livekit_secret import LiveKitSecretCache
+from shared.limits import LimitStore
+from shared.livekit.secret import LiveKitSecretCache
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
+from tests.fault_schedules import aws, process, virtual_time
+from tests.fault_schedules.process import Faults, Process
 from tests.mocked_aws import mock_aws
-from tests.schedules import aws, process, virtual_time
-from tests.schedules.process import Faults, Process
 from tests.system import (
     API_KEY,
     LIVEKIT_KEY,
@@ -64,7 +66,6 @@ from tests.system import (
     http_event,
     table_definition,
 )  # fmt: skip
-from webhook_dispatch.address_guard import Policy
 
 T = TypeVar("T")
 
@@ -235,7 +236,7 @@ class PermitsOfEachProcess:
     """In place of one process's RateLimit: every invocation here is a process of its own, as those that run side
     by side are on AWS. It has no permits of another's and does not wait, stalled or dead, for another's lock."""
 
-    def __init__(self, store: WorkspaceStore) -> None:
+    def __init__(self, store: LimitStore) -> None:
         self._store = store
         self._limits: weakref.WeakKeyDictionary[Process, RateLimit] = weakref.WeakKeyDictionary()
 
@@ -264,6 +265,7 @@ class World:
         aws.empty("CallsTable")
         aws.empty("WorkspacesTable")
         self.workspaces = WorkspaceStore(stage.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
+        self.limits = LimitStore(stage.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
         self.workspaces.put(demo_workspace(maxConcurrentCalls=LIMIT, callsPerSecond=2))
         stage.dynamodb.wrote = self._wrote
         self.sqs = stage.sqs
@@ -335,7 +337,7 @@ class World:
                 cache._clock = self.loop.time
                 forget(cache)
         accepting, deliver = modules["initiate_call"], modules["deliver"]
-        permits: Any = PermitsOfEachProcess(self.workspaces)
+        permits: Any = PermitsOfEachProcess(self.limits)
         accepting.parts = dataclasses.replace(
             accepting.parts, callback_policy=Policy(), look_up=lambda host, port: [], rate_limit=permits
         )
@@ -466,9 +468,9 @@ class World:
 
     def switch(self, on: bool) -> None:
         if on:
-            self.workspaces.pause(self.now_ms())
+            self.limits.pause(self.now_ms())
         else:
-            self.workspaces.resume()
+            self.limits.resume()
 
     def callees_hang_up(self) -> None:
         """Those who talk hang up, those whose phone rings decline."""

@@ -15,16 +15,16 @@ from typing import Any, Literal
 from livekit.protocol.models import DisconnectReason, ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
 
-from dial_worker.outcomes import NOT_AN_END, answered_outcome
 from shared.agent_left import send_agent_left
 from shared.call import Call, Outcome
 from shared.call_store import ROOM_CLOSED, CallStore, Write
 from shared.durations import Durations
 from shared.ending import clear, end_call
+from shared.limits import LimitStore
+from shared.livekit.outcomes import NOT_AN_END, answered_outcome
 from shared.queues import Queue
 from shared.table_keys import CALL_ID
 from shared.telemetry import count, logger
-from shared.workspaces import WorkspaceStore
 
 CALL_STATUS = "sip.callStatus"
 # An attribute may be as long as its writer likes, a record may not.
@@ -41,7 +41,7 @@ class Settling:
     """What settling needs. clock: epoch milliseconds."""
 
     calls: CallStore
-    workspaces: WorkspaceStore
+    limits: LimitStore
     dial_queue: Queue
     durations: Durations
     clock: Callable[[], int]
@@ -160,7 +160,7 @@ def _room_finished(parts: Settling, call: Call) -> Settled:
     # A room of a call that was never fenced may be an earlier attempt's, and an orphan's agent may make it again:
     # the reconciler clears such calls.
     if call.ended and call.dueShard is not None and call.dialedAt is not None and not call.orphanRoom:
-        clear(parts.calls, parts.workspaces, call)
+        clear(parts.calls, parts.limits, call)
         return "cleared"
     return "ignored"
 
@@ -178,5 +178,5 @@ def _end(parts: Settling, call: Call, outcome: Outcome) -> Settled:
     if ended is None:
         return "ignored"
     # The room closes by itself; its room_finished, or the reconciler, takes the call out of the index.
-    parts.workspaces.free_slot(ended.workspaceId, ended.callId)
+    parts.limits.free_slot(ended.workspaceId, ended.callId)
     return "ended"

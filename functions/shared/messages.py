@@ -1,0 +1,78 @@
+"""The messages of DialQueue and WebhookQueue: how each is written, and how it is read.
+
+A message is a hint; the record decides. Keys that a reader does not know are ignored, so that two versions of the
+functions can share a queue during a deployment.
+
+    DialQueue       {"callId", "workspaceId"}                       the call may be dialled
+                    {"callId", "workspaceId", "since"}              the same, of a call whose record was not found
+                    {"callId", "workspaceId", "agentLeft": true}    the agent of a call under way has left
+    WebhookQueue    {"callId", "sequence"}                          this delivery may be due
+                    {"callId"}                                      the call's deliveries may not all exist
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DialMessage:
+    """A hint that a call may be dialled. since: epoch ms of the first message, for a record that is missing.
+    agent_left: it is about a call under way whose agent has left, instead.
+    """
+
+    call_id: str
+    workspace_id: str
+    since: int
+    agent_left: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeliveryMessage:
+    """A hint that a delivery may be due. sequence: of the event; None when all of the call's are meant."""
+
+    call_id: str
+    sequence: int | None
+
+
+def dial_message(call_id: str, workspace_id: str, *, since: int | None = None) -> dict[str, Any]:
+    message: dict[str, Any] = {"callId": call_id, "workspaceId": workspace_id}
+    return message if since is None else message | {"since": since}
+
+
+def agent_left_message(call_id: str, workspace_id: str) -> dict[str, Any]:
+    return dial_message(call_id, workspace_id) | {"agentLeft": True}
+
+
+def read_dial_message(record: dict[str, Any]) -> DialMessage:
+    """record: as Lambda hands it over. Raises ValueError, KeyError or TypeError when the message is not of this
+    kind.
+    """
+    body = json.loads(record["body"])
+    since = body.get("since") or int(record["attributes"]["SentTimestamp"])
+    return DialMessage(body["callId"], body["workspaceId"], since, agent_left=body.get("agentLeft") is True)
+
+
+def delivery_message(call_id: str, sequence: int) -> dict[str, Any]:
+    return {"callId": call_id, "sequence": sequence}
+
+
+def all_deliveries_message(call_id: str | None, event_id: str | None) -> dict[str, Any]:
+    """event_id: of the stream record that could not be read, for the person who looks at the message."""
+    return {"callId": call_id, "eventId": event_id}
+
+
+def read_delivery_message(record: dict[str, Any]) -> DeliveryMessage | None:
+    """record: as Lambda hands it over. None when the message is not of this kind."""
+    try:
+        body = json.loads(record["body"])
+    except ValueError:
+        return None
+    match body:
+        case {"callId": str(call_id), "sequence": int(sequence)}:
+            return DeliveryMessage(call_id, sequence)
+        case {"callId": str(call_id)}:
+            return DeliveryMessage(call_id, None)
+    return None

@@ -1,0 +1,74 @@
+"""WorkspacesTable: what its items are, and how one of them is read and changed.
+
+Items by `workspaceId` (a workspace's own id has no `#`):
+    <id>            the workspace, written by the operator (workspaces.py)
+    <id>#slots      activeCalls: the set of the ids of calls that hold a slot; waitingUntil: until when (epoch ms)
+                    a call that found no slot will ask again (limits.py, as all that follow)
+    <id>#rate       epochMinute: the minute that is counted; taken: the permits that processes have taken of it
+    trunk#<id>      nextFreeAt: the next moment at which this trunk may be given an INVITE
+    #switch         pausedAt: dialling is paused, calls wait
+What each function may read and write here is narrowed by these keys, in template.yaml.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from shared.dynamo import from_wire, store_errors, to_wire
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+
+class WorkspacesTable:
+    """Every method raises StoreError or StoreUnclear when DynamoDB fails."""
+
+    def __init__(self, client: DynamoDBClient, name: str) -> None:
+        self.client = client
+        self.name = name
+
+    def read(self, key: str) -> dict[str, Any] | None:
+        with store_errors():
+            answer = self.client.get_item(
+                TableName=self.name, Key=to_wire({"workspaceId": key}), ConsistentRead=True
+            )
+        return from_wire(answer["Item"]) if "Item" in answer else None
+
+    def update_item(
+        self,
+        key: str,
+        update: str,
+        condition: str | None,
+        values: dict[str, Any],
+        names: dict[str, str] | None = None,
+    ) -> bool:
+        """Whether it was written; False when the condition did not hold."""
+        try:
+            with store_errors():
+                self.client.update_item(**self.update_request(key, update, condition, values, names))
+        except ClientError:
+            return False
+        return True
+
+    def update_request(
+        self,
+        key: str,
+        update: str,
+        condition: str | None,
+        values: dict[str, Any],
+        names: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "TableName": self.name,
+            "Key": to_wire({"workspaceId": key}),
+            "UpdateExpression": update,
+        }
+        if condition:
+            request["ConditionExpression"] = condition
+        if values:
+            request["ExpressionAttributeValues"] = to_wire(values)
+        if names:
+            request["ExpressionAttributeNames"] = names
+        return request
