@@ -11,11 +11,11 @@ import pytest
 
 from dial_worker.agent_left import look_for_agent
 from dial_worker.dial import Dialling
-from dial_worker.livekit_sip import RoomView
 from shared.call import Call, Outcome, event
 from shared.call_store import Write
 from shared.durations import Durations
 from shared.errors import LiveKitError, LiveKitUnclear
+from shared.livekit.client import RoomView
 from tests.unit.test_ending import ANSWERED, NOW
 from tests.unit.test_hang_up import DELETED, OFF, World
 
@@ -59,7 +59,7 @@ class OneCall(World):
 
 def looked(world: OneCall) -> list[str]:
     """What the table and LiveKit are asked."""
-    parts = SimpleNamespace(calls=world, livekit=world, workspaces=world, durations=Durations(), clock=lambda: NOW)
+    parts = SimpleNamespace(calls=world, livekit=world, limits=world, durations=Durations(), clock=lambda: NOW)
     asyncio.run(look_for_agent(cast(Dialling, parts), LEFT_ALONE.callId))
     return world.asked
 

@@ -11,7 +11,7 @@ import pytest
 from shared.call import Call, Outcome
 from shared.call_store import CallStore, Write
 from shared.errors import StoreError
-from tests.unit.test_settle import CALL, NOW, SID, World, new_world
+from tests.unit.test_apply_event import CALL, NOW, SID, World, new_world
 from tests.workspaces_table import OneAtATime, workspaces_table
 
 Writing = Callable[[CallStore, Call], Write]

@@ -15,8 +15,8 @@ from shared.call import Call, Outcome, event
 from shared.call_store import CallStore, Write
 from shared.durations import Durations
 from shared.errors import LiveKitUnclear, RequestRefused, StoreError
-from shared.livekit_secret import LiveKitSecretCache
-from shared.workspaces import WorkspaceStore
+from shared.limits import LimitStore
+from shared.livekit.secret import LiveKitSecretCache
 from tests.unit.test_ending import ANSWERED, CALL, NOW, QUEUED, asked_to_hang_up
 
 NEVER_TRIED = dataclasses.replace(QUEUED, attempts=0, leaseId=None, leaseUntil=0)
@@ -42,7 +42,7 @@ class World:
     def parts(self) -> Cancelling:
         return Cancelling(
             calls=cast(CallStore, self),
-            workspaces=cast(WorkspaceStore, self),
+            limits=cast(LimitStore, self),
             livekit_secret=cast(LiveKitSecretCache, self),
             durations=Durations(agent_step=0),
             clock=lambda: self.now,
@@ -163,7 +163,7 @@ def livekit(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], None]:
             assert (read_secret, request_timeout) == (world.get, Durations().livekit_request)
             yield world
 
-        monkeypatch.setattr("dial_worker.livekit_sip.connect", connect)
+        monkeypatch.setattr("shared.livekit.client.connect", connect)
 
     return connected
 

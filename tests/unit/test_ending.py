@@ -13,7 +13,7 @@ from shared.call import Call, Outcome, event
 from shared.call_store import CallStore, Write
 from shared.durations import Durations
 from shared.ending import clear, clear_with_room, end_call, end_outcome, report_end
-from shared.workspaces import WorkspaceStore
+from shared.limits import LimitStore
 
 NOW = 1_800_000_000_000
 DURATIONS = Durations()
@@ -148,7 +148,7 @@ def test_an_end_is_reported_by_itself_though_its_agent_reported_behind_it(
 
 def test_the_slot_is_freed_before_the_call_leaves_the_index() -> None:
     table = Table()
-    clear(cast(CallStore, table), cast(WorkspaceStore, table), CALL)
+    clear(cast(CallStore, table), cast(LimitStore, table), CALL)
     assert table.asked == ["free demo 0", "leave 0"]
 
 
@@ -176,5 +176,5 @@ def test_a_call_leaves_the_index_when_its_room_is_gone(
         table.asked.append("delete")
         return deleted
 
-    cleared = asyncio.run(clear_with_room(cast(CallStore, table), cast(WorkspaceStore, table), call, delete_room))
+    cleared = asyncio.run(clear_with_room(cast(CallStore, table), cast(LimitStore, table), call, delete_room))
     assert (cleared, table.asked) == ("leave 0" in asked, asked)

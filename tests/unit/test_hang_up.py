@@ -8,10 +8,10 @@ from typing import cast
 
 import pytest
 
-from dial_worker.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
-from dial_worker.livekit_sip import LiveKit, OrphanRoom, RoomView
 from shared.call import Call, Outcome
 from shared.call_store import CallStore, Write
+from shared.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
+from shared.livekit.client import LiveKit, OrphanRoom, RoomView
 from tests.unit.test_ending import ANSWERED, CALL, NOW, asked_to_hang_up
 
 ON, OFF = RoomView("active", agent_present=True), RoomView(None, agent_present=True)

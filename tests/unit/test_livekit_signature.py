@@ -11,8 +11,8 @@ import jwt
 import pytest
 
 from shared.errors import RequestRefused
-from shared.livekit_secret import LiveKitSecret
-from shared.livekit_signature import LEEWAY_SECONDS, signed_claims
+from shared.livekit.secret import LiveKitSecret
+from shared.livekit.signature import LEEWAY_SECONDS, signed_claims
 
 SECRET = LiveKitSecret("wss://you.livekit.cloud", "API1", "s" * 48)
 BODY = b'{"event":"room_finished"}'

@@ -11,13 +11,13 @@ import pytest
 from livekit.protocol.models import DisconnectReason, ParticipantInfo, Room
 from livekit.protocol.webhook import WebhookEvent
 
-from livekit_events.settle import Settling, call_id_of, settle
+from livekit_events.apply_event import Settling, call_id_of, settle
 from shared.call import Call, Outcome, event
 from shared.call_store import CallStore
 from shared.durations import Durations
+from shared.limits import LimitStore
 from shared.queues import Queue
-from shared.workspaces import WorkspaceStore
-from tests.webhook_world import MemoryQueue
+from tests.webhook_simulation import MemoryQueue
 from tests.workspaces_table import TABLE, OneAtATime, workspaces_table
 
 CALL = "a" * 24
@@ -35,12 +35,12 @@ class World:
 
     def __init__(self, client: Any, calls_table: str) -> None:
         self.calls = CallStore(client, calls_table)
-        self.workspaces = WorkspaceStore(client, TABLE)
+        self.limits = LimitStore(client, TABLE)
         self.queue = MemoryQueue(lambda: NOW)
         self.durations = Durations()
         self.parts = Settling(
             calls=self.calls,
-            workspaces=self.workspaces,
+            limits=self.limits,
             dial_queue=cast(Queue, self.queue),
             durations=self.durations,
             clock=lambda: NOW,
@@ -60,7 +60,7 @@ class World:
             self.calls.end(self.now, Outcome("expired", "expired"), NOW + 60_000, NOW - 1)
         if status in ("queued", "expired"):
             return self.now
-        self.workspaces.take_slot("demo", CALL, 5, now=NOW)
+        self.limits.take_slot("demo", CALL, 5, now=NOW)
         self.calls.take_lease(CALL, "lease", NOW + 600_000, NOW - 80_000)
         self.calls.fence(CALL, "lease", SID, None, NOW - 70_000)
         if status != "dialing":
@@ -82,7 +82,7 @@ class World:
 
     @property
     def holds_slot(self) -> bool:
-        return CALL in self.workspaces.active_calls("demo")
+        return CALL in self.limits.active_calls("demo")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def new_world(client: OneAtATime) -> World:
         KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
     )
     made = World(client, table)
-    made.workspaces.free_slot("demo", CALL)
+    made.limits.free_slot("demo", CALL)
     return made
 
 

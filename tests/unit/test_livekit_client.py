@@ -14,8 +14,8 @@ from livekit.protocol.agent import Job, JobState, JobStateReason, JobStatus
 from livekit.protocol.agent_dispatch import AgentDispatch, AgentDispatchState
 from livekit.protocol.models import ParticipantInfo, Room
 
-from dial_worker.livekit_sip import TWIRP_CODES, LiveKit, OrphanRoom, RoomView
 from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
+from shared.livekit.client import TWIRP_CODES, LiveKit, OrphanRoom, RoomView
 
 STATE, KIND = ParticipantInfo.State, ParticipantInfo.Kind
 IDENTITY = "call-1"

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 
 import pytest
 
-from calls_api.reading import ListQuery, call_of_workspace, call_view, list_calls, list_query
+from calls_api.queries import ListQuery, call_of_workspace, call_view, list_calls, list_query
 from shared.call import Call, Status, webhook_body
 from shared.call_store import CallStore
 from shared.errors import RequestRefused
