@@ -158,3 +158,33 @@ def test_a_connection_reads_again_after_a_failure() -> None:
             return found
 
     assert asyncio.run(thrice()) == [LiveKitSecretUnreadable, ValueError, LiveKitSecretUnreadable]
+
+
+def test_a_cancelled_task_closes_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cancellation arrives at the next wait, which must not come before the closing."""
+    closed = []
+
+    class Client:
+        def __init__(self, *given: Any, **named: Any) -> None:
+            """Connects to nothing."""
+
+        @property
+        def room(self) -> Any:
+            raise StoreError("no request is made")
+
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr("livekit.api.LiveKitAPI", Client)
+
+    async def cancelled() -> None:
+        async with connect(lambda: LiveKitSecret(**GOOD), 1) as livekit:
+            with pytest.raises(StoreError):
+                await livekit.delete_room("r")
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+    assert closed == [True]

@@ -125,7 +125,8 @@ class _LazyClient:
         return self._client
 
     async def aclose(self) -> None:
-        if self._making is not None:
+        """Waits for nothing once the client is made, so that a cancelled task closes it too."""
+        if self._making is not None and not self._making.done():
             await asyncio.wait([self._making])
         if self._client is not None:
             await self._client.aclose()
