@@ -22,7 +22,8 @@ from botocore.exceptions import (
 )
 
 from admin.terminal import AdminError, UsageError
-from local.stack import CREDENTIALS, REGION, state_folder
+from local.aws_client import CREDENTIALS, REGION
+from local.state_folder import state_folder
 from shared.aws import CONFIG
 from shared.call_store import CallStore
 from shared.delivery_store import DeliveryStore
