@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,8 +21,8 @@ from botocore.exceptions import (
 )
 
 from admin.terminal import AdminError, UsageError
-from local.aws_client import CREDENTIALS, REGION
-from local.state_folder import state_folder
+from local.aws_client import aws_client
+from local.state_folder import read_info, state_folder
 from shared.aws import CONFIG
 from shared.call_store import CallStore
 from shared.delivery_store import DeliveryStore
@@ -128,23 +127,17 @@ def _stores(client: Any, calls_table: str | None) -> dict[str, Any]:
 def _local(arguments: argparse.Namespace) -> Place:
     if arguments.profile or arguments.region:
         raise UsageError("--profile and --region are for AWS; the local stack has neither")
-    path = state_folder() / "stack.json"
+    folder = state_folder()
     try:
-        info = json.loads(path.read_text())
+        info = read_info(folder)
         endpoint, resources = info["awsEndpointUrl"], info["resources"]
         table, calls_table = resources["WorkspacesTable"], resources.get("CallsTable")
     except FileNotFoundError as exc:
         raise AdminError("no local stack is running: start it with `make run`") from exc
     except (OSError, ValueError, LookupError, TypeError) as exc:
+        path = folder / "stack.json"
         raise AdminError(f"{path} cannot be read ({type(exc).__name__}): restart `make run`") from exc
-    client = boto3.client(
-        "dynamodb",
-        endpoint_url=endpoint,
-        region_name=REGION,
-        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-        config=CONFIG,
-    )
+    client = aws_client("dynamodb", endpoint, CONFIG)
     name = f"table {table} in the local stack at {endpoint}"
     return Place(
         WorkspaceStore(client, table),
