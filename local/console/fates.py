@@ -20,7 +20,7 @@ import aiohttp
 from local.console.feeds import Feeds, Stack, now_ms
 from local.console.story import Json
 from local.livekit import Faults
-from local.livekit.phone import SCRIPTS, Script
+from local.livekit.scripts import SCRIPTS, Script
 
 # A client repeats what got no answer, with the same key.
 TRIES = 2
