@@ -979,9 +979,11 @@ def test_an_item_that_is_damaged_is_one_line_too(admin: Admin, store: WorkspaceS
 INSTALLED = str(Path(sys.executable).with_name("admin"))
 
 
-@pytest.mark.parametrize("start", [(INSTALLED,), (sys.executable, "-m", "admin"), (sys.executable, "admin")])
-def test_it_starts_as_a_command_a_module_and_a_folder(start: Sequence[str]) -> None:
-    done = subprocess.run([*start, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize(
+    "start", [(INSTALLED,), (sys.executable, "-m", "admin"), (sys.executable, str(ROOT / "admin"))]
+)
+def test_it_starts_as_a_command_a_module_and_a_folder_from_anywhere(start: Sequence[str], tmp_path: Path) -> None:
+    done = subprocess.run([*start, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: admin ")
 
