@@ -9,5 +9,5 @@ FUNCTIONS = ROOT / "functions"
 # The functions' third-party packages, installed by `make setup`.
 PACKAGES = ROOT / ".local" / "packages"
 # On the PYTHONPATH of every process of the stack: its `sitecustomize.py` is imported at their start.
-PROCESS_HOOKS = ROOT / "local" / "tether"
+PROCESS_HOOKS = ROOT / "local" / "process_hooks"
 AWS_PYTHON = ROOT / ".venv-aws" / "bin" / "python"

@@ -18,7 +18,7 @@ Environment:
                         with those: the agent, `outbound-caller` without it, and the calling codes that may be
                         called ("+1,+44"), +1 without it
 
-Every server binds 127.0.0.1. However this process ends, the others end too (`local/tether`).
+Every server binds 127.0.0.1. However this process ends, the others end too (`local/process_hooks`).
 """
 
 from __future__ import annotations
@@ -131,15 +131,15 @@ def _start(running: Running, port: int, progress: Callable[[str], None]) -> None
             SecretString=json.dumps({"url": livekit_url, "apiKey": livekit_key, "apiSecret": livekit_secret}),
         )
         target = f"{endpoint}/_aws/execute-api/{resources['HttpApi']}/$default"
-        front = running.start(
-            "front",
+        api_gateway = running.start(
+            "api_gateway",
             [
-                *(sys.executable, "-m", "local.front", "--port", str(api_port), "--target", target),
+                *(sys.executable, "-m", "local.api_gateway", "--port", str(api_port), "--target", target),
                 *("--timeout", str(ANSWER_SECONDS)),
             ],
             child_environment(running.state),
         )
-        wait_for(lambda: ready_line(front), "the API", running)
+        wait_for(lambda: ready_line(api_gateway), "the API", running)
     running.info = {
         "apiUrl": api_url,
         "workspaceId": "demo",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.front import joined
+from local.api_gateway import joined
 from shared.authorization import api_key, bearer_token
 from shared.errors import RequestRefused
 from shared.http_api import body_bytes, check_idempotency_key, header

@@ -52,10 +52,10 @@ COMMAND = ".venv/bin/admin"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class Target:
     """name: as people are told it. api_url: where clients of this table's stack send calls, if known.
 
-    options: those that name this place again. calls, deliveries: of the same stack, if their table is known.
+    options: those that name it again. calls, deliveries: of the same stack, if their table is known.
     """
 
     store: WorkspaceStore
@@ -67,7 +67,7 @@ class Place:
     deliveries: DeliveryStore | None = None
 
     def command(self, words: str) -> str:
-        """The command line that does `words` in this place, to be copied."""
+        """The command line that does `words` on this target, to be copied."""
         return " ".join(part for part in (COMMAND, self.options, words) if part)
 
     def existing(self, workspace_id: str) -> Workspace:
@@ -84,8 +84,8 @@ class Place:
         return workspace
 
 
-def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Place:
-    """The place that the options name, or else the environment.
+def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Target:
+    """The target that the options name, or else the environment.
 
     Raises UsageError when none or more than one is named, AdminError when it is not there, and botocore's
     errors.
@@ -115,7 +115,7 @@ def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Place
     given = {name: getattr(arguments, name) for name in ("stack", "table", "profile", "region")}
     options = " ".join(f"--{name} {shlex.quote(value)}" for name, value in given.items() if value)
     name = f"table {table} in {client.meta.region_name}"
-    return Place(WorkspaceStore(client, table), name, api_url, options=options, **_stores(client, calls_table))
+    return Target(WorkspaceStore(client, table), name, api_url, options=options, **_stores(client, calls_table))
 
 
 def _stores(client: Any, calls_table: str | None) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _stores(client: Any, calls_table: str | None) -> dict[str, Any]:
     return {"calls": CallStore(client, calls_table), "deliveries": DeliveryStore(client, calls_table)}
 
 
-def _local(arguments: argparse.Namespace) -> Place:
+def _local(arguments: argparse.Namespace) -> Target:
     if arguments.profile or arguments.region:
         raise UsageError("--profile and --region are for AWS; the local stack has neither")
     folder = state_folder()
@@ -139,7 +139,7 @@ def _local(arguments: argparse.Namespace) -> Place:
         raise AdminError(f"{path} cannot be read ({type(exc).__name__}): restart `make run`") from exc
     client = aws_client("dynamodb", endpoint, CONFIG)
     name = f"table {table} in the local stack at {endpoint}"
-    return Place(
+    return Target(
         WorkspaceStore(client, table),
         name,
         info.get("apiUrl"),
@@ -162,7 +162,7 @@ def _outputs(session: boto3.Session, stack: str) -> dict[str, str]:
 
 
 def explain(exc: ClientError | BotoCoreError, name: str) -> str:
-    """One line on what AWS needs. name: of the place. Goes by types and codes, never by the messages' text."""
+    """One line on what AWS needs. name: of the target. Goes by types and codes, never by the messages' text."""
     if isinstance(exc, ClientError):
         code, message = exc.response["Error"]["Code"], exc.response["Error"].get("Message", "")
         if code in _BAD_CREDENTIALS:
