@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import boto3
+from botocore.config import Config
 
+from local.aws_client import aws_client
 from local.console.timeline import CallHistory, Json
 from shared.dynamo import from_wire
 
@@ -68,14 +69,8 @@ class TableStream:
     """Every change of CallsTable, in order, from its stream's beginning. Blocks: for a thread."""
 
     def __init__(self, stack: Stack) -> None:
-        options: Any = {
-            "endpoint_url": stack.aws_url,
-            "region_name": "us-east-1",
-            "aws_access_key_id": "test",
-            "aws_secret_access_key": "test",
-        }
-        self._streams = boto3.client("dynamodbstreams", **options)
-        tables = boto3.client("dynamodb", **options)
+        self._streams = aws_client("dynamodbstreams", stack.aws_url, Config())
+        tables = aws_client("dynamodb", stack.aws_url, Config())
         table = tables.describe_table(TableName=stack.calls_table)["Table"]
         self._stream = table["LatestStreamArn"]
         self._shards: list[str] = []

@@ -25,7 +25,7 @@ from local.console.event_sources import EventSources, Stack, Watcher, now_ms
 
 PAGE = Path(__file__).parent / "page"
 MAX_BODY_BYTES = 256 * 1024
-# Longer than any answer of the API, which gives up after two minutes here (`local.stack`).
+# Longer than any answer of the API, which gives up after two minutes here (`ANSWER_SECONDS` of `local.processes`).
 TIMEOUT_SECONDS = 130.0
 HEARTBEAT_SECONDS = 15.0
 LOG_BYTES_SHOWN = 64 * 1024
