@@ -17,12 +17,14 @@ UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo $(CURDIR)/.t
 # An environment's stamp carries the content it was made from, so a second run costs nothing and a changed
 # requirements file or a vanished interpreter makes the environment anew.
 stamp = .venv$(1)/.ringonce-$(shell (echo "$(PYTHON)"; cat $(2)) | cksum | tr ' ' '-')
-DEV := $(call stamp,,requirements-dev.txt)
+DEV_PACKAGES := $(call stamp,,requirements-dev.txt)
 AWS := $(call stamp,-aws,requirements-aws.txt)
 SAM := $(call stamp,-sam,requirements-sam.txt)
 AGENT := $(call stamp,-agent,examples/agent/requirements-test.txt)
 CHECKS := $(call stamp,-checks,requirements-checks.txt)
 RUNTIME := $(call stamp,-runtime,requirements-runtime.txt)
+# .venv with this checkout installed into it, which a changed pyproject.toml does anew without the packages.
+DEV := .venv/.checkout-$(shell cksum < pyproject.toml | tr ' ' '-')
 
 # The functions' third-party packages for the local stack, with a copy of the file they came from.
 PACKAGES := .local/packages/.ringonce-$(shell (echo "$(AWS)"; cat functions/requirements.txt) | cksum | tr ' ' '-')
@@ -132,14 +134,17 @@ define environment
 	$(UV) pip sync --quiet --python $(1) --require-hashes --compile-bytecode $(2)
 endef
 
-$(DEV): | $(UV)
+$(DEV_PACKAGES): | $(UV)
 	$(call environment,.venv,requirements-dev.txt)
+	touch $@
+
+$(DEV): $(DEV_PACKAGES) | $(UV)
 	$(UV) pip install --quiet --python .venv --no-deps --editable .
 	touch $@
 
 # Chromium and what drives it, for the console's tests alone. Where they cannot be installed those tests are skipped
 # and say so (with RINGONCE_BROWSER=required they fail).
-BROWSER := .venv/.browser-$(shell (echo "$(DEV)"; cat requirements-browser.txt) | cksum | tr ' ' '-')
+BROWSER := .venv/.browser-$(shell (echo "$(DEV_PACKAGES)"; cat requirements-browser.txt) | cksum | tr ' ' '-')
 browser: $(DEV)
 	@test -e $(BROWSER) || { $(UV) pip install --quiet --python .venv --require-hashes -r requirements-browser.txt \
 		&& touch $(BROWSER); } || echo "the browser's driver cannot be installed here: the console's tests are skipped"

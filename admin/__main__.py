@@ -1,13 +1,12 @@
-"""`.venv/bin/admin`, which `make setup` installs, `python -m admin` and `python admin`: all the same."""
+"""`.venv/bin/admin`, `python -m admin` and `python admin`: all the same.
+
+`make setup` installs this checkout into .venv: its folder and functions/ are on that Python's import path
+(`dev-mode-dirs` in pyproject.toml).
+"""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-# Started as a folder, this folder itself is in the first place, where its modules could hide others.
-sys.path[:] = [str(ROOT), str(ROOT / "functions"), *(path for path in sys.path if path != str(ROOT / "admin"))]
 
 
 def run() -> int:

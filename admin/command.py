@@ -12,7 +12,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from admin import deliveries, keys, place, restore, switch, webhook_secrets, webhook_test, workspaces
+from admin import deliveries, keys, restore, switch, target, webhook_secrets, webhook_test, workspaces
 from admin.terminal import AdminError, Terminal, UsageError
 from shared import phone_number
 from shared.clock import now_ms
@@ -20,13 +20,13 @@ from shared.errors import StoreError, StoreUnclear
 
 _EXAMPLES = f"""\
 examples:
-  {place.COMMAND} --stack ringonce-prod workspace create acme --agent-name outbound --trunk ST_abc \\
+  {target.COMMAND} --stack ringonce-prod workspace create acme --agent-name outbound --trunk ST_abc \\
       --from +12025550100 --allow +1 --allow +44
-  {place.COMMAND} --stack ringonce-prod key create acme
-  {place.COMMAND} --local workspace list --json
-  {place.COMMAND} --stack ringonce-prod switch pause
-  {place.COMMAND} --stack ringonce-prod deliveries redrive --since 3h --dry-run
-  {place.COMMAND} --stack ringonce-prod webhook-test https://example.com/hook --workspace acme
+  {target.COMMAND} --stack ringonce-prod key create acme
+  {target.COMMAND} --local workspace list --json
+  {target.COMMAND} --stack ringonce-prod switch pause
+  {target.COMMAND} --stack ringonce-prod deliveries redrive --since 3h --dry-run
+  {target.COMMAND} --stack ringonce-prod webhook-test https://example.com/hook --workspace acme
 
 A change is seen by running processes within a minute, `switch pause` by the next dial.
 """
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     terminal = Terminal(sys.stdin, sys.stdout, sys.stderr, as_json=given.json, assume_yes=given.yes)
     where = given.table or given.stack or "AWS"
     try:
-        found = place.find(given, os.environ)
+        found = target.find(given, os.environ)
         where = found.name
         given.run(found, terminal, given)
     except UsageError as exc:
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str]) -> int:
             return _failed(terminal, str(exc))
         unclear = isinstance(exc, StoreUnclear) and not _never_sent(exc.__cause__)
         advice = " If this was a change, look whether it was made before you repeat it." if unclear else ""
-        return _failed(terminal, place.explain(exc.__cause__, where) + advice)
+        return _failed(terminal, target.explain(exc.__cause__, where) + advice)
     except (ClientError, BotoCoreError) as exc:
-        return _failed(terminal, place.explain(exc, where))
+        return _failed(terminal, target.explain(exc, where))
     except KeyboardInterrupt:
         terminal.stderr.write("\n")
         return 130
@@ -67,7 +67,7 @@ def _failed(terminal: Terminal, text: str) -> int:
 
 def _never_sent(cause: ClientError | BotoCoreError) -> bool:
     """Without credentials a request cannot even be signed."""
-    return isinstance(cause, place.CREDENTIAL_ERRORS)
+    return isinstance(cause, target.CREDENTIAL_ERRORS)
 
 
 # ── the words ───────────────────────────────────────────────────────────────────────────────────────

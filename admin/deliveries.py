@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from admin.place import Place
+from admin.target import Target
 from admin.terminal import Terminal, UsageError, card
 from shared.call import Call, iso
 from shared.call_store import CallStore
@@ -31,18 +31,18 @@ DUE, UNDER_WAY, STOPPED, DELIVERED = "due", "underWay", "stopped", "delivered"
 REDRIVEN = (DEAD, WAITING, NEVER_MADE)
 
 
-def redrive(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    if place.calls is None or place.deliveries is None:
+def redrive(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    if target.calls is None or target.deliveries is None:
         raise UsageError("deliveries are in the calls' table: name it with CALLS_TABLE, or use --stack or --local")
     until = arguments.until if arguments.until is not None else now_ms()
     if until < arguments.since:
         raise UsageError("--until is before --since")
     if arguments.workspace:
-        workspaces = [place.existing(arguments.workspace).workspaceId]
+        workspaces = [target.existing(arguments.workspace).workspaceId]
     else:
-        workspaces = [workspace.workspaceId for workspace in place.store.all()]
+        workspaces = [workspace.workspaceId for workspace in target.store.all()]
     between = (iso(arguments.since), iso(until))
-    found, seen = _find(place.calls, place.deliveries, terminal, workspaces, between)
+    found, seen = _find(target.calls, target.deliveries, terminal, workspaces, between)
     given = {"since": between[0], "until": between[1], "workspaces": workspaces, "found": dict(seen)}
     if arguments.dry_run or not found:
         terminal.give(given | {"dryRun": arguments.dry_run, "redriven": 0}, _told(seen))
@@ -58,7 +58,7 @@ def redrive(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> 
         "Redrive?",
     )
     redriven = 0
-    for done, changed in enumerate(_make_due(place.calls, place.deliveries, found), start=1):
+    for done, changed in enumerate(_make_due(target.calls, target.deliveries, found), start=1):
         redriven += changed
         terminal.progress(done, len(found), "made due")
     text = f"{_events(redriven)} made due."

@@ -10,13 +10,13 @@ import argparse
 import dataclasses
 import secrets
 
-from admin.place import Place
+from admin.target import Target
 from admin.terminal import AdminError, Terminal, table
 from shared.workspaces import Workspace, key_hash
 
 
-def create(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    confirmed = place.existing(arguments.workspace)
+def create(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    confirmed = target.existing(arguments.workspace)
     if confirmed.open:
         terminal.confirm(
             f"{confirmed.workspaceId} is open. With a key, requests without one are refused, within a minute.",
@@ -30,7 +30,7 @@ def create(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
             raise changed_meanwhile(seen)
         return dataclasses.replace(seen, apiKeyHashes=seen.apiKeyHashes | {hashed}, open=False)
 
-    workspace = place.updated(confirmed.workspaceId, change)
+    workspace = target.updated(confirmed.workspaceId, change)
     given = {
         "workspaceId": workspace.workspaceId,
         "apiKey": key,
@@ -44,8 +44,8 @@ def create(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
     )
 
 
-def list_all(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    workspace = place.existing(arguments.workspace)
+def list_all(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    workspace = target.existing(arguments.workspace)
     ids = key_ids(workspace)
     if ids:
         text = table(("key", "sha-256"), [(_id(hashed), hashed) for hashed in sorted(workspace.apiKeyHashes)])
@@ -56,8 +56,8 @@ def list_all(place: Place, terminal: Terminal, arguments: argparse.Namespace) ->
     terminal.give({"workspaceId": workspace.workspaceId, "apiKeyIds": ids, "open": workspace.open}, text)
 
 
-def revoke(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    confirmed = place.existing(arguments.workspace)
+def revoke(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    confirmed = target.existing(arguments.workspace)
     hashed = _only(confirmed, arguments.key)
     others = len(confirmed.apiKeyHashes) - 1
     if arguments.open and others:
@@ -80,7 +80,7 @@ def revoke(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
         rest = seen.apiKeyHashes - {hashed}
         return dataclasses.replace(seen, apiKeyHashes=rest, open=seen.open or (arguments.open and not rest))
 
-    workspace = place.updated(confirmed.workspaceId, change)
+    workspace = target.updated(confirmed.workspaceId, change)
     given = {"workspaceId": workspace.workspaceId, "apiKeyIds": key_ids(workspace), "open": workspace.open}
     left = ", ".join(key_ids(workspace)) or ("none, it is open" if workspace.open else "none, all is refused")
     terminal.give(given, f"Revoked {_id(hashed)}. Keys of {workspace.workspaceId} now: {left}.")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from admin.place import CallsTable, Place
+from admin.target import CallsTable, Target
 from admin.terminal import AdminError, Terminal
 from shared.call import Call, Outcome, iso
 from shared.call_store import CallStore
@@ -43,13 +43,13 @@ FOR_EVER = 2**53
 WRITERS = 16
 
 
-def seal(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    calls, table = place.calls, place.calls_table
+def seal(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    calls, table = target.calls, target.calls_table
     if calls is None or table is None:
         raise AdminError("this needs the table of calls too: name the stack with --stack, or use --local")
     if arguments.restored == table.name:
         raise AdminError("that is the stack's own table: name the one into which the backup was restored")
-    paused_at = place.limits.paused_at()
+    paused_at = target.limits.paused_at()
     if paused_at is None:
         raise AdminError("dialling is not paused: `switch pause`, wait three minutes, then repeat this")
     terminal.confirm(
@@ -59,7 +59,7 @@ def seal(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> Non
     )
     brought = bring_back(table, arguments.restored, paused_at)
     sealed = sum(_end(calls, call) for call in restored_and_open(calls))
-    freed = free_lost_slots(place, calls)
+    freed = free_lost_slots(target, calls)
     terminal.give(
         {"broughtBack": brought, "sealed": sealed, "slotsFreed": freed},
         f"{brought} items brought back, {sealed} calls ended as outcome_unknown, {freed} slots of lost calls "
@@ -90,14 +90,14 @@ def _say_nothing(call: Call) -> None:
     """Log lines and metrics are of the functions; stdout is the command's."""
 
 
-def free_lost_slots(place: Place, calls: CallStore) -> int:
+def free_lost_slots(target: Target, calls: CallStore) -> int:
     """Frees the slots that nobody else will: their calls have no record, or one that is cleared already."""
     freed = 0
-    for workspace in place.store.all():
-        for call_id in sorted(place.limits.active_calls(workspace.workspaceId)):
+    for workspace in target.store.all():
+        for call_id in sorted(target.limits.active_calls(workspace.workspaceId)):
             call = calls.get(call_id)
             if call is None or (call.ended and call.dueShard is None):
-                place.limits.free_slot(workspace.workspaceId, call_id)
+                target.limits.free_slot(workspace.workspaceId, call_id)
                 freed += 1
     return freed
 

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import argparse
 
-from admin.place import Place
+from admin.target import Target
 from admin.terminal import Terminal
 from shared.call import iso
 from shared.clock import now_ms
 
 
-def pause(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+def pause(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
     # Not asked about: it loses nothing, and who needs it is in a hurry.
-    place.limits.pause(now_ms())
-    status(place, terminal, arguments)
+    target.limits.pause(now_ms())
+    status(target, terminal, arguments)
 
 
-def resume(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    place.limits.resume()
-    status(place, terminal, arguments)
+def resume(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    target.limits.resume()
+    status(target, terminal, arguments)
 
 
-def status(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    paused_at = place.limits.paused_at()
+def status(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    paused_at = target.limits.paused_at()
     since = None if paused_at is None else iso(paused_at)
     text = (
         "Dialling is on."
         if since is None
         else f"Dialling is paused since {since}: calls under way go on, accepted ones wait. "
-        f"`{place.command('switch resume')}` dials again."
+        f"`{target.command('switch resume')}` dials again."
     )
     terminal.give({"paused": since is not None, "pausedAt": since}, text)

@@ -12,13 +12,13 @@ import dataclasses
 import secrets
 
 from admin.keys import changed_meanwhile
-from admin.place import Place
+from admin.target import Target
 from admin.terminal import Terminal
 from shared.workspaces import Workspace
 
 
-def rotate(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    confirmed = place.existing(arguments.workspace)
+def rotate(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    confirmed = target.existing(arguments.workspace)
     kept = () if arguments.drop_old else confirmed.webhookSecrets[:1]
     lost = len(confirmed.webhookSecrets) - len(kept)
     if lost:
@@ -28,25 +28,25 @@ def rotate(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
             "Rotate?",
         )
     secret = new_secret()
-    workspace = _set(place, confirmed, (secret, *kept))
+    workspace = _set(target, confirmed, (secret, *kept))
     given = {"workspaceId": workspace.workspaceId, "webhookSecret": secret, "webhookSecretCount": 1 + len(kept)}
     terminal.give(given, secret)
     terminal.say("\nKeep it now: it is not shown again.")
     if kept:
         terminal.say(
             "Webhooks are signed with this one and the one before. When the receivers know it: "
-            + place.command(f"webhook-secret drop-old {workspace.workspaceId}")
+            + target.command(f"webhook-secret drop-old {workspace.workspaceId}")
         )
 
 
-def drop_old(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    confirmed = place.existing(arguments.workspace)
+def drop_old(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    confirmed = target.existing(arguments.workspace)
     lost = len(confirmed.webhookSecrets[1:])
     if lost:
         terminal.confirm(
             f"Within a minute {_secrets(lost)} of {confirmed.workspaceId} will sign no more.", "Drop the old?"
         )
-    workspace = _set(place, confirmed, confirmed.webhookSecrets[:1])
+    workspace = _set(target, confirmed, confirmed.webhookSecrets[:1])
     left = len(workspace.webhookSecrets)
     given = {"workspaceId": workspace.workspaceId, "webhookSecretCount": left}
     terminal.give(given, f"{_secrets(lost)} dropped; {workspace.workspaceId} signs with {left or 'none'}.")
@@ -57,14 +57,14 @@ def new_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
-def _set(place: Place, confirmed: Workspace, to: tuple[str, ...]) -> Workspace:
+def _set(target: Target, confirmed: Workspace, to: tuple[str, ...]) -> Workspace:
     def change(seen: Workspace) -> Workspace:
         # `to` may be there already, when this is a repeat of a write that got through.
         if seen.webhookSecrets not in (confirmed.webhookSecrets, to):
             raise changed_meanwhile(seen)
         return dataclasses.replace(seen, webhookSecrets=to)
 
-    return place.updated(confirmed.workspaceId, change)
+    return target.updated(confirmed.workspaceId, change)
 
 
 def _secrets(number: int) -> str:

@@ -12,7 +12,7 @@ import secrets
 import time
 from typing import Any
 
-from admin.place import Place
+from admin.target import Target
 from admin.terminal import AdminError, Terminal, card
 from shared.call import compact, iso, json_object
 from shared.callback_url import AddressRefused, callback_policy, check_url
@@ -22,10 +22,10 @@ from webhook_dispatch.attempt import Attempted, SecretMissing, post, signed_head
 from webhook_dispatch.transport import GuardedTransport, webhook_client
 
 
-def send(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    workspace = place.existing(arguments.workspace)
+def send(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    workspace = target.existing(arguments.workspace)
     # Only the local stack's own receiver may be on loopback.
-    policy = dataclasses.replace(callback_policy(os.environ), loopback=place.local)
+    policy = dataclasses.replace(callback_policy(os.environ), loopback=target.local)
     try:
         check_url(arguments.url, policy)
     except AddressRefused as exc:
@@ -35,7 +35,7 @@ def send(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> Non
     try:
         headers = signed_headers(workspace.webhookSecrets, message_id, _now(), body, None)
     except SecretMissing as exc:
-        raise AdminError(f"{exc}: {place.command(f'webhook-secret rotate {workspace.workspaceId}')}") from exc
+        raise AdminError(f"{exc}: {target.command(f'webhook-secret rotate {workspace.workspaceId}')}") from exc
     seen: dict[str, Any] = {"address": None, "tls": None, "headers": None}
     attempted, milliseconds = asyncio.run(_post(GuardedTransport(policy), arguments.url, body, headers, seen))
     given = {

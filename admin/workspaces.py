@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from admin.keys import key_ids, new_key, opened
-from admin.place import Place
+from admin.target import Target
 from admin.terminal import AdminError, Terminal, UsageError, card, table
 from admin.webhook_secrets import new_secret
 from shared.call import iso
@@ -17,7 +17,7 @@ from shared.clock import now_ms
 from shared.workspaces import Workspace, key_hash
 
 
-def create(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+def create(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
     key = None if arguments.no_key else new_key()
     secret = new_secret()
     workspace = Workspace(
@@ -35,7 +35,7 @@ def create(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
         version=1,
     )
     workspace = dataclasses.replace(workspace, **_scalars(arguments))
-    if not place.store.create(workspace):
+    if not target.store.create(workspace):
         raise AdminError(f"the workspace {workspace.workspaceId} exists already; `workspace update` changes it")
     given: dict[str, Any] = {"workspace": as_json(workspace), "apiKey": key, "webhookSecret": secret}
     shown = [("API key", key)] if key else []
@@ -45,21 +45,21 @@ def create(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
         if key
         else "\nKeep it now: it is not shown again."
     )
-    _warn(place, terminal, workspace)
-    terminal.say(f"\nNext, place a call:\n\n{_curl(place, workspace, key)}")
+    _warn(target, terminal, workspace)
+    terminal.say(f"\nNext, place a call:\n\n{_curl(target, workspace, key)}")
 
 
-def show(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    workspace = place.existing(arguments.workspace)
-    calls = sorted(place.limits.active_calls(workspace.workspaceId))
+def show(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    workspace = target.existing(arguments.workspace)
+    calls = sorted(target.limits.active_calls(workspace.workspaceId))
     under_way = f"{len(calls)} of {workspace.maxConcurrentCalls}"
     terminal.give(
         as_json(workspace) | {"activeCalls": calls}, as_text(workspace, [("Calls under way", under_way)])
     )
 
 
-def list_all(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    workspaces = place.store.all()
+def list_all(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    workspaces = target.store.all()
     header = ("workspace", "name", "state", "access", "may call", "at a time", "a minute")
     rows = [
         (
@@ -73,11 +73,11 @@ def list_all(place: Place, terminal: Terminal, arguments: argparse.Namespace) ->
         )
         for workspace in workspaces
     ]
-    text = table(header, rows) if rows else f"No workspaces yet: {place.name}."
+    text = table(header, rows) if rows else f"No workspaces yet: {target.name}."
     terminal.give([as_json(workspace) for workspace in workspaces], text)
 
 
-def update(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
+def update(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
     scalars = _scalars(arguments)
     lists = (
         *(arguments.from_numbers, arguments.allow, arguments.agents),
@@ -112,31 +112,31 @@ def update(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
         )
 
     # What cannot be done is refused before anything is asked.
-    change(place.existing(arguments.workspace))
+    change(target.existing(arguments.workspace))
     if arguments.open:
         terminal.confirm(opened(arguments.workspace), "Open it?")
     if arguments.any_agent:
         terminal.confirm(f"{arguments.workspace} will be able to use any agent id.", "Lift the limit?")
-    workspace = place.updated(arguments.workspace, change)
+    workspace = target.updated(arguments.workspace, change)
     terminal.give(as_json(workspace), as_text(workspace))
-    _warn(place, terminal, workspace)
+    _warn(target, terminal, workspace)
 
 
-def disable(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    place.existing(arguments.workspace)
+def disable(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    target.existing(arguments.workspace)
     terminal.confirm(
         f"Within a minute {arguments.workspace} is refused everything, and its calls that still wait will fail; "
         "those under way go on.",
         "Disable it?",
     )
-    workspace = place.updated(arguments.workspace, lambda seen: dataclasses.replace(seen, disabled=True))
+    workspace = target.updated(arguments.workspace, lambda seen: dataclasses.replace(seen, disabled=True))
     terminal.give(as_json(workspace), f"{workspace.workspaceId} is disabled.")
 
 
-def enable(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    workspace = place.updated(arguments.workspace, lambda seen: dataclasses.replace(seen, disabled=False))
+def enable(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    workspace = target.updated(arguments.workspace, lambda seen: dataclasses.replace(seen, disabled=False))
     terminal.give(as_json(workspace), f"{workspace.workspaceId} is enabled.")
-    _warn(place, terminal, workspace)
+    _warn(target, terminal, workspace)
 
 
 # ── what is shown ───────────────────────────────────────────────────────────────────────────────────
@@ -202,28 +202,28 @@ def _with(there: Sequence[str] | frozenset[str], add: list[str], remove: list[st
     return [entry for entry in dict.fromkeys((*there, *add)) if entry not in remove]
 
 
-def _warn(place: Place, terminal: Terminal, workspace: Workspace) -> None:
+def _warn(target: Target, terminal: Terminal, workspace: Workspace) -> None:
     """What an operator may not have meant."""
     if not workspace.allowedCallingCodes:
         terminal.say(
             "\nIt may call nobody until countries are named: "
-            + place.command(f"workspace update {workspace.workspaceId} --allow +1 --allow +44")
+            + target.command(f"workspace update {workspace.workspaceId} --allow +1 --allow +44")
         )
     if not workspace.apiKeyHashes:
         terminal.say(
             f"\nOPEN. {opened(workspace.workspaceId)}"
             if workspace.open
             else "\nIt has no key, so every request is refused: "
-            + place.command(f"key create {workspace.workspaceId}")
+            + target.command(f"key create {workspace.workspaceId}")
         )
 
 
-def _curl(place: Place, workspace: Workspace, key: str | None) -> str:
+def _curl(target: Target, workspace: Workspace, key: str | None) -> str:
     # On AWS a number to fill in: a copied line must not ring a stranger.
-    to = "+15550000000" if place.local and "+1" in workspace.allowedCallingCodes else "NUMBER"
+    to = "+15550000000" if target.local and "+1" in workspace.allowedCallingCodes else "NUMBER"
     agent = min(workspace.agents, default="a1b2c3d4e5f6a7b8c9d0e1f2")
     lines = [
-        f"curl {place.api_url or 'https://YOUR_API'}/v1/api/call",
+        f"curl {target.api_url or 'https://YOUR_API'}/v1/api/call",
         f"-H 'x-workspace-id: {workspace.workspaceId}'",
         *([f"-H 'x-api-key: {key}'"] if key else []),
         "-H 'content-type: application/json'",

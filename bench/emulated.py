@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from infra.finish_build import HANDLERS_ENVIRONMENT
-from local import stack
+from local.aws_client import aws_client
+from local.emulated_aws import answers, start_emulator
+from local.ports import reserved_port
+from local.processes import Running, wait_for
+from local.stack_lock import locked
+from local.state_folder import temporary_folder
 from tests.system import table_definition
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +30,7 @@ class Emulated:
     queues: dict[str, str]
 
     def client(self, service: str) -> Any:
-        return stack.aws_client(service, self.endpoint)
+        return aws_client(service, self.endpoint)
 
     def empty(self, table: str) -> None:
         """By making it anew."""
@@ -52,22 +57,22 @@ class Emulated:
 
 @contextlib.contextmanager
 def emulated_aws() -> Iterator[Emulated]:
-    with tempfile.TemporaryDirectory() as folder, stack.locked(Path(folder)) as lock:
-        running = stack.Running(Path(folder), 1.0, lock)
+    with tempfile.TemporaryDirectory() as folder, locked(Path(folder)) as lock:
+        running = Running(Path(folder), 1.0, lock)
         (running.state / "logs").mkdir()
-        stack.temporary_folder(running.state).mkdir()
+        temporary_folder(running.state).mkdir()
         try:
-            with stack.reserved_port() as port:
+            with reserved_port() as port:
                 endpoint = f"http://127.0.0.1:{port}"
-                stack.start_emulator(running, port)
-                stack.wait_for(lambda: stack.answers(f"{endpoint}/_ministack/health"), "the emulated AWS", running)
+                start_emulator(running, port)
+                wait_for(lambda: answers(f"{endpoint}/_ministack/health"), "the emulated AWS", running)
             yield _with_resources(endpoint)
         finally:
             running.stop()
 
 
 def _with_resources(endpoint: str) -> Emulated:
-    dynamodb, sqs = stack.aws_client("dynamodb", endpoint), stack.aws_client("sqs", endpoint)
+    dynamodb, sqs = aws_client("dynamodb", endpoint), aws_client("sqs", endpoint)
     for table in ("CallsTable", "WorkspacesTable"):
         dynamodb.create_table(TableName=table, **table_definition(table))
     names = ("DialQueue", "WebhookQueue", "WebhookDeadLetterQueue")

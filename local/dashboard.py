@@ -20,7 +20,8 @@ from typing import Any
 
 from samtranslator.yaml_helper import yaml_parse
 
-from local.stack import ROOT, state_folder
+from local.paths import ROOT
+from local.state_folder import state_folder
 
 # How many points a line has at most; a run of seconds is drawn as finely as one of hours.
 POINTS = 60

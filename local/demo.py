@@ -21,7 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from local import stack
+from local.errors import StackError
+from local.livekit_settings import real_livekit
+from local.processes import ANSWER_SECONDS, Running, tail
+from local.signals import Stopped, pause, stop_on_signals
+from local.stack import stack
+from local.state_folder import state_folder
 
 # Witnesses are asked in turns, so a line is held for this long in case another has an earlier one.
 MERGE_SECONDS = 0.25
@@ -115,7 +120,7 @@ def fetch(url: str, headers: dict[str, str] | None = None, body: bytes | None = 
     """The status and the decoded JSON of an answer, whatever its status."""
     request = urllib.request.Request(url, body, headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=stack.ANSWER_SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as exc:
         content = exc.read()
@@ -221,10 +226,10 @@ def missing(watched: Watched) -> DemoFailed | None:
     return None
 
 
-def watch(running: stack.Running, scene: Scene, deadline_seconds: float, in_full: bool) -> None:
+def watch(running: Running, scene: Scene, deadline_seconds: float, in_full: bool) -> None:
     """Places the scene's call and shows it until its end. Raises DemoFailed when something is missing."""
     info = running.info
-    simulated = not stack.real_livekit()
+    simulated = not real_livekit()
     watched, metadata = place(info, scene, in_full)
     until = time.monotonic() + deadline_seconds
     while True:
@@ -240,7 +245,7 @@ def watch(running: stack.Running, scene: Scene, deadline_seconds: float, in_full
             show_due(watched, everything=True)
             raise gap or DemoFailed("the room was not closed", "DialWorker", "LivekitEvents")
         running.check()
-        stack.pause(ASK_EVERY_SECONDS)
+        pause(ASK_EVERY_SECONDS)
     judge(info, scene, watched, simulated)
 
 
@@ -271,10 +276,10 @@ def judge(info: dict[str, Any], scene: Scene, watched: Watched, simulated: bool)
 
 
 def scenes() -> Sequence[Scene]:
-    if stack.real_livekit():
+    if real_livekit():
         to = os.environ.get("TO")
         if not to:
-            raise stack.StackError("LIVEKIT_URL is set: set TO to the number to call")
+            raise StackError("LIVEKIT_URL is set: set TO to the number to call")
         return [Scene("A call through a real LiveKit", to, None, None)]
     return [
         Scene("1. A call that is answered", EXAMPLE["to"], "completed", "hangup"),
@@ -287,30 +292,30 @@ def perform(state: Path) -> None:
     wanted = scenes()
     show("Ringonce, on an emulated AWS in this user's own processes")
     began = time.monotonic()
-    with stack.stack(state, progress=lambda text: show(coloured(f"  {text} ...", "dim"))) as running:
+    with stack(state, progress=lambda text: show(coloured(f"  {text} ...", "dim"))) as running:
         show(coloured(f"  ready after {time.monotonic() - began:.1f} s", "dim"))
         try:
             for scene in wanted:
-                watch(running, scene, 300 if stack.real_livekit() else SCENE_SECONDS, in_full=scene is wanted[0])
+                watch(running, scene, 300 if real_livekit() else SCENE_SECONDS, in_full=scene is wanted[0])
         except (DemoFailed, OSError) as exc:
             suspects = exc.suspects if isinstance(exc, DemoFailed) else ()
             show(coloured(f"\nfailed: {exc}", "bad"))
             for name in (*suspects, *(["stream"] if "FanOut" in suspects else []), "aws"):
                 show(f"\n── end of {running.state}/logs/{name}.log")
-                show(stack.tail(running.state / "logs" / f"{name}.log", 15))
+                show(tail(running.state / "logs" / f"{name}.log", 15))
             raise
     show(f"\nDone in {time.monotonic() - began:.0f} s. `make run` leaves the stack running for calls of your own.")
 
 
 def main() -> int:
-    stack.stop_on_signals()
+    stop_on_signals()
     try:
         # A folder of its own: a stack that `make run` started is left alone.
-        perform(stack.state_folder(".local/demo"))
-    except stack.Stopped:
+        perform(state_folder(".local/demo"))
+    except Stopped:
         show("\nstopped")
         return 130
-    except stack.StackError as exc:
+    except StackError as exc:
         show(f"\nfailed: {exc}")
         return 1
     except (DemoFailed, OSError):

@@ -19,7 +19,7 @@ from pydantic.alias_generators import to_camel
 from standardwebhooks import Webhook, WebhookVerificationError
 from standardwebhooks.webhooks import EmptyWebhookSecretError
 
-from local.serving import serve
+from local.http_server import serve
 
 MAX_BODY_BYTES = 1024 * 1024
 DRIP_SECONDS = 0.2

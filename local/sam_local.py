@@ -18,9 +18,13 @@ import platform
 import socket
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from local.aws_client import CREDENTIALS, REGION, aws_client
+from local.paths import ROOT
+from local.processes import Running
 
 # Variables that make sense only in the stack's own processes.
 OWN = ("PYTHONPATH", "RINGONCE_DEATHS", "RINGONCE_FUNCTION_LOG")
@@ -97,7 +101,6 @@ def artifact_folder() -> str:
 
 def write(
     state: Path,
-    root: Path,
     variables: Mapping[str, Mapping[str, str]],
     endpoint: str,
     credentials: Mapping[str, str],
@@ -107,10 +110,26 @@ def write(
     from samtranslator.yaml_helper import yaml_parse
 
     given = environments(variables, endpoint, credentials, container_host())
-    source = yaml_parse((root / "template.yaml").read_text())
-    made = template(source, given, str(root / artifact_folder()))
+    source = yaml_parse((ROOT / "template.yaml").read_text())
+    made = template(source, given, str(ROOT / artifact_folder()))
     (state / "sam-env.json").write_text(json.dumps(given, indent=2) + "\n")
     (state / "sam-template.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(made)), sort_keys=False))
+
+
+def serve_containers(running: Running, functions: Sequence[str]) -> None:
+    """Writes both files for a running stack's functions, and opens their containers' way to the emulated AWS."""
+    endpoint = running.info["awsEndpointUrl"]
+    lambdas = aws_client("lambda", endpoint)
+    variables = {
+        name: lambdas.get_function_configuration(FunctionName=running.info["resources"][name])["Environment"][
+            "Variables"
+        ]
+        for name in functions
+    }
+    credentials = {**CREDENTIALS, "AWS_DEFAULT_REGION": REGION}
+    write(running.state, variables, endpoint, credentials)
+    if (host := bridge_address()) is not None:
+        open_door(host, int(endpoint.rpartition(":")[2]), running.done)
 
 
 # ── on Linux: a door from the containers' bridge to a server on loopback ────────────────────────────

@@ -2,7 +2,8 @@
 out in milliseconds.
 
 It is a witness, not a part: it reads the emulated table's stream, the feeds of LiveKit's stand-in and of the
-webhook receiver, the functions' logs and the steps that `local/tether` notes, and acts through the public API.
+webhook receiver, the functions' logs and the steps that `local/process_hooks` notes, and acts through the public
+API.
 
     python -m local.console     started by local/stack.py
 """

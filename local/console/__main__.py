@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 
-from local.console.feeds import Stack
+from local.console.event_sources import Stack
 from local.console.server import create_app
-from local.serving import serve
+from local.http_server import serve
 
 if __name__ == "__main__":
     serve(create_app(Stack.from_info(json.loads(os.environ["RINGONCE_CONSOLE"]))), port=0)

@@ -20,17 +20,17 @@ from aiohttp.typedefs import Handler
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from local.console import fates, story
-from local.console.feeds import Feeds, Stack, Watcher, now_ms
+from local.console import fault_injection, timeline
+from local.console.event_sources import EventSources, Stack, Watcher, now_ms
 
 PAGE = Path(__file__).parent / "page"
 MAX_BODY_BYTES = 256 * 1024
-# Longer than any answer of the API, which gives up after two minutes here (`local.stack`).
+# Longer than any answer of the API, which gives up after two minutes here (`ANSWER_SECONDS` of `local.processes`).
 TIMEOUT_SECONDS = 130.0
 HEARTBEAT_SECONDS = 15.0
 LOG_BYTES_SHOWN = 64 * 1024
 
-FEEDS = web.AppKey("feeds", Feeds)
+SOURCES = web.AppKey("sources", EventSources)
 CLIENT = web.AppKey("client", aiohttp.ClientSession)
 STOPPED = web.AppKey("stopped", asyncio.Event)
 routes = web.RouteTableDef()
@@ -59,10 +59,10 @@ def create_app(stack: Stack) -> web.Application:
 
     async def lifetime(app: web.Application) -> AsyncIterator[None]:
         app[STOPPED] = asyncio.Event()
-        app[FEEDS] = Feeds(stack)
+        app[SOURCES] = EventSources(stack)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)) as client:
             app[CLIENT] = client
-            asking = asyncio.create_task(app[FEEDS].run(client))
+            asking = asyncio.create_task(app[SOURCES].run(client))
             yield
             asking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -70,7 +70,7 @@ def create_app(stack: Stack) -> web.Application:
 
     async def stop(app: web.Application) -> None:
         app[STOPPED].set()
-        for watcher in app[FEEDS].watchers:
+        for watcher in app[SOURCES].watchers:
             watcher.news.set()
 
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
@@ -113,7 +113,7 @@ async def page(request: web.Request) -> web.FileResponse:
 @routes.get("/setup")
 async def setup(request: web.Request) -> web.Response:
     """What does not change while the stack runs. Never a secret."""
-    stack = request.app[FEEDS].stack
+    stack = request.app[SOURCES].stack
     return web.json_response(
         {
             "apiUrl": stack.api_url,
@@ -121,8 +121,8 @@ async def setup(request: web.Request) -> web.Response:
             "callbackUrl": f"{stack.receiver_url}/hook",
             "standIn": stack.stand_in,
             "timeScale": stack.time_scale,
-            "numbers": fates.numbers() if stack.stand_in else [],
-            "fates": fates.choices(stack.stand_in),
+            "numbers": fault_injection.numbers() if stack.stand_in else [],
+            "fates": fault_injection.choices(stack.stand_in),
             "logs": sorted(path.stem for path in stack.logs.glob("*.log")),
         }
     )
@@ -136,11 +136,11 @@ async def feed(request: web.Request) -> web.StreamResponse:
     """Server-sent events. `calls`: summaries, of all calls first (`"all": true`), then of those that changed.
     `chosen`: everything about the call `?call=`, or null while there is no such call. `trouble`: why the
     witnesses cannot be asked, or null."""
-    feeds = request.app[FEEDS]
+    sources = request.app[SOURCES]
     chosen = request.query.get("call")
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
-    watcher = feeds.listen()
+    watcher = sources.listen()
     trouble: str | None = None
     try:
         while True:
@@ -151,31 +151,31 @@ async def feed(request: web.Request) -> web.StreamResponse:
             if request.app[STOPPED].is_set():
                 break
             watcher.news.clear()
-            if feeds.trouble != trouble:
-                trouble = feeds.trouble
+            if sources.trouble != trouble:
+                trouble = sources.trouble
                 await _send(response, "trouble", trouble)
-            await _tell(response, feeds, watcher, chosen)
+            await _tell(response, sources, watcher, chosen)
     except ConnectionError:
         pass
     finally:
-        feeds.leave(watcher)
+        sources.leave(watcher)
     return response
 
 
-async def _tell(response: web.StreamResponse, feeds: Feeds, watcher: Watcher, chosen: str | None) -> None:
+async def _tell(response: web.StreamResponse, sources: EventSources, watcher: Watcher, chosen: str | None) -> None:
     """Sends what this page has not been told yet."""
     everything = watcher.changed is None
-    ids = set(feeds.stories) if watcher.changed is None else watcher.changed
-    if feeds.trouble and everything:
+    ids = set(sources.histories) if watcher.changed is None else watcher.changed
+    if sources.trouble and everything:
         return
     watcher.changed = set()
-    told = [story.summary(one) for call_id in ids if (one := feeds.known(call_id)) is not None]
+    told = [timeline.summary(one) for call_id in ids if (one := sources.known(call_id)) is not None]
     if told or everything:
         await _send(response, "calls", {"all": everything, "calls": told})
     if chosen is not None and (everything or chosen in ids):
-        known = feeds.known(chosen)
-        stand_in = feeds.stack.stand_in
-        await _send(response, "chosen", story.detail(known, stand_in, now_ms()) if known else None)
+        known = sources.known(chosen)
+        stand_in = sources.stack.stand_in
+        await _send(response, "chosen", timeline.detail(known, stand_in, now_ms()) if known else None)
 
 
 async def _send(response: web.StreamResponse, kind: str, data: Any) -> None:
@@ -185,7 +185,7 @@ async def _send(response: web.StreamResponse, kind: str, data: Any) -> None:
 @routes.get("/logs/{name}")
 async def log(request: web.Request) -> web.Response:
     """The end of a log, as text."""
-    path = request.app[FEEDS].stack.logs / f"{request.match_info['name']}.log"
+    path = request.app[SOURCES].stack.logs / f"{request.match_info['name']}.log"
     if path not in set(path.parent.glob("*.log")):
         return _refuse(404, "There is no such log")
     return web.Response(text=await asyncio.to_thread(_end_of, path))
@@ -223,9 +223,11 @@ async def place(request: web.Request) -> web.Response:
     except ValidationError:
         return _refuse(400, 'Send {"request": a text, "fate": a name}')
     try:
-        answer = await fates.place(request.app[CLIENT], request.app[FEEDS], asked["request"], asked["fate"])
+        answer = await fault_injection.place(
+            request.app[CLIENT], request.app[SOURCES], asked["request"], asked["fate"]
+        )
         return web.json_response(answer)
-    except fates.FateRefused as exc:
+    except fault_injection.FateRefused as exc:
         return _refuse(400, str(exc))
 
 
@@ -250,12 +252,14 @@ async def replay(request: web.Request) -> web.Response:
 
 async def _api(request: web.Request, method: str, path: str, noted: str | None = None) -> web.Response:
     """Asks the public API about a call, with the key; its answer, as it is."""
-    feeds, call_id = request.app[FEEDS], request.match_info["call_id"]
-    url = f"{feeds.stack.api_url}/v1/api/call/{call_id}{path}"
+    sources, call_id = request.app[SOURCES], request.match_info["call_id"]
+    url = f"{sources.stack.api_url}/v1/api/call/{call_id}{path}"
     started = now_ms()
-    async with request.app[CLIENT].request(method, url, headers=fates.credentials(feeds.stack)) as answer:
+    async with request.app[CLIENT].request(
+        method, url, headers=fault_injection.credentials(sources.stack)
+    ) as answer:
         body = await answer.read()
-    if noted and (known := feeds.known(call_id)) is not None:
+    if noted and (known := sources.known(call_id)) is not None:
         asked = {"at": started, "what": "POST", "detail": noted, "status": answer.status, "ms": now_ms() - started}
         # The first request is the call's beginning, wherever that came from.
         known.requests.append(asked)
@@ -266,7 +270,7 @@ async def _api(request: web.Request, method: str, path: str, noted: str | None =
 @passed_on
 async def hang_up(request: web.Request) -> web.Response:
     """The callee hangs up, or declines while it rings."""
-    stack = request.app[FEEDS].stack
+    stack = request.app[SOURCES].stack
     if not stack.stand_in:
         return _refuse(404, "LiveKit is real: hang up the phone")
     url, wanted = f"{stack.livekit_url}/_standin/hangup", {"identity": f"call-{request.match_info['call_id']}"}
@@ -278,15 +282,15 @@ async def hang_up(request: web.Request) -> web.Response:
 @passed_on
 async def numbers(request: web.Request) -> web.Response:
     """The numbers that the stand-in gives a script of their own."""
-    stack = request.app[FEEDS].stack
-    found = await fates.numbers_in_force(request.app[CLIENT], stack) if stack.stand_in else {}
+    stack = request.app[SOURCES].stack
+    found = await fault_injection.numbers_in_force(request.app[CLIENT], stack) if stack.stand_in else {}
     return web.json_response({number: fault["outcome"] for number, fault in found.items()})
 
 
 @routes.delete("/numbers/{number}")
 @passed_on
 async def forget_number(request: web.Request) -> web.Response:
-    stack = request.app[FEEDS].stack
+    stack = request.app[SOURCES].stack
     if stack.stand_in:
-        await fates.set_number(request.app[CLIENT], stack, request.match_info["number"], None)
+        await fault_injection.set_number(request.app[CLIENT], stack, request.match_info["number"], None)
     return web.json_response({})

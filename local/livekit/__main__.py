@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from local.http_server import serve
 from local.livekit import Faults, Settings, create_app
-from local.serving import serve
 
 
 def main() -> None:

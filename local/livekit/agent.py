@@ -7,19 +7,57 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from typing import TYPE_CHECKING
+import json
+from typing import Any, Protocol
 
 import aiohttp
 
 from examples.agent.ringonce_agent import ReportFailed, ReportRefused, read_dispatch, report
-
-if TYPE_CHECKING:
-    from local.livekit.state import Call, LiveKit, Room
+from local.livekit.faults import Faults
+from local.livekit.rooms import Call, Room, Settings
+from local.livekit.scripts import OUTCOMES, Script, script_of
 
 LOOK_SECONDS = 0.01
 
 
-async def work(livekit: LiveKit, room: Room, job_metadata: str) -> None:
+class Server(Protocol):
+    """What an agent needs of its server."""
+
+    settings: Settings
+    faults: Faults
+    rooms: dict[str, Room]
+    calls: list[Call]
+
+    def note(self, kind: str, **fields: Any) -> None: ...
+
+
+def number_of(metadata: str) -> str:
+    """The number to be called, `to` in a dispatch's metadata; "" when it names none."""
+    try:
+        return str(json.loads(metadata)["to"])
+    except (ValueError, TypeError, KeyError):
+        return ""
+
+
+def script_of_dispatch(faults: Faults, metadata: str) -> Script:
+    """The script of the number to be called: its override, else by its digits."""
+    number = number_of(metadata)
+    fault = faults.numbers.get(number)
+    return OUTCOMES[fault.outcome] if fault else script_of(number)
+
+
+def join_seconds(faults: Faults, metadata: str) -> float:
+    """How long the agent of a dispatch needs to join."""
+    own = faults.of_number(number_of(metadata)).agent_join_seconds
+    return faults.agent_join_seconds if own is None else own
+
+
+def reports(faults: Faults, metadata: str) -> bool:
+    """Whether the agent of a dispatch tells what happens, as `work` does."""
+    return script_of_dispatch(faults, metadata).agent_reports
+
+
+async def work(server: Server, room: Room, job_metadata: str) -> None:
     """From the agent's joining to a little after the call's end. A refused report is noted in the log."""
     dispatch = read_dispatch(job_metadata)
     async with aiohttp.ClientSession() as session:
@@ -27,12 +65,12 @@ async def work(livekit: LiveKit, room: Room, job_metadata: str) -> None:
             report,
             dispatch,
             room.info.name,
-            api_key=livekit.settings.api_key,
-            api_secret=livekit.settings.api_secret,
+            api_key=server.settings.api_key,
+            api_secret=server.settings.api_secret,
             session=session,
         )
         try:
-            call = await _phone(livekit, room)
+            call = await _phone(server, room)
             if call is None:
                 return
             await call.rang.wait()
@@ -42,16 +80,16 @@ async def work(livekit: LiveKit, room: Room, job_metadata: str) -> None:
             name = dispatch.dynamic_variables.get("firstName", "there")
             turns = [{"speaker": "agent", "text": f"Hello {name}"}, {"speaker": "callee", "text": "Hello"}]
             await tell("agent.transcript", {"turns": turns})
-            await asyncio.wait({call.end}, timeout=livekit.faults.durations(call.number)[1])
+            await asyncio.wait({call.end}, timeout=server.faults.durations(call.number)[1])
             await tell("agent.summary", {"text": f"{name} said hello"})
         except (ReportRefused, ReportFailed) as exc:
-            livekit.note("report_failed", roomName=room.info.name, error=str(exc))
+            server.note("report_failed", roomName=room.info.name, error=str(exc))
 
 
-async def _phone(livekit: LiveKit, room: Room) -> Call | None:
+async def _phone(server: Server, room: Room) -> Call | None:
     """The call in this room, once it is dialled; None when the room closes without."""
-    while livekit.rooms.get(room.info.name) is room:
-        for call in livekit.calls:
+    while server.rooms.get(room.info.name) is room:
+        for call in server.calls:
             if call.room_name == room.info.name and call.outcome is None:
                 return call
         await asyncio.sleep(LOOK_SECONDS)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from local.livekit.phone import OUTCOMES
+from local.livekit.scripts import OUTCOMES
 from local.livekit.wire import HTTP_STATUS, Version
 
 # Besides Twirp codes, a method can fail below Twirp: the connection is cut, no answer ever comes, a proxy's

@@ -14,8 +14,10 @@ from google.protobuf.message import DecodeError, Message
 from livekit.protocol import agent_dispatch, models, room, sip
 
 from local.livekit import control, phone
+from local.livekit.failures import LONG_IDENTITY, NO_NODE
 from local.livekit.faults import TRANSPORT_FAILURES
-from local.livekit.state import DIAL_LIMIT, LiveKit, Settings
+from local.livekit.rooms import Settings
+from local.livekit.state import DIAL_LIMIT, LiveKit
 from local.livekit.wire import (
     BadToken,
     Failure,
@@ -98,7 +100,7 @@ async def get_participant(livekit: LiveKit, asked: room.RoomParticipantIdentity,
 async def remove_participant(livekit: LiveKit, asked: room.RoomParticipantIdentity, _: web.Request) -> Message:
     member = livekit.find_member(asked.room, asked.identity)
     if not member.connected:
-        raise TwirpError(phone.NO_NODE)
+        raise TwirpError(NO_NODE)
     livekit.leave(member, models.DisconnectReason.PARTICIPANT_REMOVED)
     return room.RemoveParticipantResponse()
 
@@ -147,7 +149,7 @@ async def create_sip_participant(
         raise twirp_error("invalid_argument", what)
     _check_lengths(asked.room_name, asked.participant_metadata)
     if len(asked.participant_identity.encode()) > MAX_NAME_BYTES:
-        raise TwirpError(phone.LONG_IDENTITY)
+        raise TwirpError(LONG_IDENTITY)
 
     number = livekit.faults.numbers.get(asked.sip_call_to)
     if number and number.fail and not (number.after or number.while_ringing):
@@ -162,7 +164,7 @@ async def create_sip_participant(
     # The header is the server's own; the Python client never sends it.
     told = request.headers.get("X-Twirp-Timeout-Ms", "")
     limit = int(told) / 1000 if told.isdecimal() else livekit.scaled(DIAL_LIMIT)
-    call = await livekit.dial(asked, script, limit if asked.wait_until_answered else float("inf"))
+    call = await phone.dial(livekit, asked, script, limit if asked.wait_until_answered else float("inf"))
     if number and number.fail and number.while_ringing:
         await call.rang.wait()
         raise _failure(number.fail)

@@ -1,4 +1,4 @@
-"""The state of the stand-in: rooms, their participants, the calls placed, and a log of all that happened.
+"""One server: what happens to its rooms, their participants and the calls placed, and a log of all of it.
 
 Rules from livekit/livekit `pkg/service/roommanager.go`, `pkg/rtc/room.go`, `pkg/telemetry/events.go`.
 """
@@ -9,18 +9,17 @@ import asyncio
 import random
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from livekit.protocol import agent, agent_dispatch, models, room, sip
 
-from local.livekit import agent as reporting
-from local.livekit import phone
+from local.livekit import agent as agents
+from local.livekit.failures import CANCELED, NO_NODE, NO_NODES, NOT_PUBLISHED
 from local.livekit.faults import Faults
+from local.livekit.rooms import AGENT, SIP, Call, Member, Room, Settings
 from local.livekit.webhooks import Notifier
 from local.livekit.wire import Failure, TwirpError, rpc_error
 
@@ -28,7 +27,6 @@ ROOM_END_REASONS = {
     models.DisconnectReason.ROOM_DELETED: models.RoomEndReason.ROOM_END_API_DELETE,
     models.DisconnectReason.ROOM_CLOSED: models.RoomEndReason.ROOM_END_IDLE_TIMEOUT,
 }
-AGENT, SIP = models.ParticipantInfo.AGENT, models.ParticipantInfo.SIP
 # LiveKit's own limits in seconds (livekit `pkg/config/config.go`, `pkg/service/sip.go`, `pkg/rtc/room.go`; sip
 # `participant.go`)
 EMPTY_TIMEOUT, DEPARTURE_TIMEOUT, ROOM_UPDATE_INTERVAL = 300, 20, 5
@@ -44,126 +42,8 @@ AGENT_LEAVES_SECONDS = 0.02
 ENABLED_CODECS = (
     "audio/opus", "audio/red", "video/VP8", "video/H264", "video/VP9", "video/AV1", "video/H265", "video/rtx",
 )  # fmt: skip
-NO_NODES = Failure("unknown", "could not find any available nodes")
 # The number of the trunk, used when a dial names no caller.
 TRUNK_NUMBER = "+15550009999"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """`time_scale` multiplies LiveKit's own limits, so that tests need not wait 80 seconds for one; the
-    script of a call is in real seconds, and among the `faults`, which are what a reset goes back to.
-    `slack`: real seconds that it waits besides for what others must do, however slow their machine is: come into a
-    room, take an event."""
-
-    api_key: str
-    api_secret: str
-    webhook_urls: tuple[str, ...] = ()
-    time_scale: float = 1.0
-    faults: Faults = Faults()  # noqa: RUF009 (frozen)
-    slack: float = 0
-
-
-@dataclass(eq=False)
-class Member:
-    """A participant of a room. `call`: only of a SIP participant; `job`, `work`: only of an agent.
-
-    `connected`: False when its server has died: it is only what redis still holds of it. `alive`: False when its
-    own process has died, which its server does not know yet."""
-
-    room: Room
-    info: models.ParticipantInfo
-    call: Call | None = None
-    job: agent.Job | None = None
-    work: asyncio.Task[None] | None = None
-    connected: bool = True
-    alive: bool = True
-
-
-@dataclass(eq=False)
-class Room:
-    """`agents`: those of the request that made it. `counts`: participants and publishers since when, of which
-    `info` does not tell yet; `opened`: when it began to be brought up to date (both by the loop's clock).
-    `orphan`: its server has died, and redis has it still."""
-
-    info: models.Room
-    agents: list[agent_dispatch.RoomAgentDispatch]
-    opened: float
-    members: dict[str, Member] = field(default_factory=dict)
-    dispatches: dict[str, agent_dispatch.AgentDispatch] = field(default_factory=dict)
-    closing: asyncio.TimerHandle | None = None
-    counts: deque[tuple[float, int, int]] = field(default_factory=deque)
-    orphan: bool = False
-
-    def guests(self) -> list[Member]:
-        """Everyone but agents: an agent does not keep a room open, and does not count as a participant."""
-        return [member for member in self.members.values() if member.info.kind != AGENT and member.connected]
-
-    def working_agents(self) -> list[Member]:
-        return [one for one in self.members.values() if one.info.kind == AGENT and one.connected and one.alive]
-
-    def is_talked_in(self) -> bool:
-        """Whether a phone in it has answered."""
-        return any(one.call and one.call.status == "active" for one in self.guests())
-
-
-@dataclass(eq=False)
-class Call:
-    """One INVITE. `answered` becomes None, or the failure; `end` who or what ended it, when it is not its script:
-    `crashed` with the server, `lost` with the SIP service alone. `status` is the phone's own, whatever the
-    attribute of `member` tells."""
-
-    number: str
-    caller: str
-    trunk_id: str
-    room_name: str
-    identity: str
-    sip_call_id: str
-    ringing_timeout: float
-    max_call_duration: float
-    at_ms: int
-    script: str
-    participant_id: str = ""
-    status: str = "dialing"
-    outcome: str | None = None
-    disconnect_reason: str | None = None
-    failure: Failure | None = None
-    answered_at_ms: int | None = None
-    ended_at_ms: int | None = None
-    answered: asyncio.Future[Failure | None] = field(default_factory=lambda: _future())
-    end: asyncio.Future[Literal["callee", "removed", "crashed", "lost"]] = field(default_factory=lambda: _future())
-    rang: asyncio.Event = field(default_factory=asyncio.Event)
-    member: Member = field(init=False)
-
-    async def ends_within(self, seconds: float) -> bool:
-        """Waits so long; True as soon as the callee hangs up or the participant is removed."""
-        await asyncio.wait({self.end}, timeout=max(seconds, 0))
-        return self.end.done()
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "number": self.number,
-            "at": datetime.fromtimestamp(self.at_ms / 1000, UTC).isoformat(timespec="milliseconds"),
-            "atMs": self.at_ms,
-            "roomName": self.room_name,
-            "participantIdentity": self.identity,
-            "sipCallId": self.sip_call_id,
-            "trunkId": self.trunk_id,
-            "from": self.caller,
-            "ringingTimeoutSeconds": self.ringing_timeout,
-            "maxCallDurationSeconds": self.max_call_duration,
-            "script": self.script,
-            "callStatus": self.status,
-            "outcome": self.outcome,
-            "sipStatusCode": self.failure.meta.get("sip_status_code") if self.failure else None,
-            "disconnectReason": self.disconnect_reason,
-            "answeredAtMs": self.answered_at_ms,
-            "endedAtMs": self.ended_at_ms,
-        }
-
-
-def _future() -> asyncio.Future[Any]:
-    return asyncio.get_running_loop().create_future()
 
 
 def now_ms() -> int:
@@ -217,7 +97,7 @@ class LiveKit:
         await asyncio.gather(*tasks, return_exceptions=True)
         for call in self.calls:
             if not call.answered.done():
-                call.answered.set_result(phone.CANCELED)
+                call.answered.set_result(CANCELED)
             call.rang.set()
         self.stopped.set()
         self.notifier.forget()
@@ -255,7 +135,7 @@ class LiveKit:
     def find_served_room(self, name: str) -> Room:
         """Raises TwirpError when no server has this room."""
         if name not in self.rooms or self.rooms[name].orphan:
-            raise TwirpError(phone.NO_NODE)
+            raise TwirpError(NO_NODE)
         return self.rooms[name]
 
     def find_member(self, room_name: str, identity: str) -> Member:
@@ -341,7 +221,7 @@ class LiveKit:
         `agentJoinSeconds`; without one the dispatch is lost, and never repeated. `outlives_room`: the agent comes
         though the room was deleted meanwhile, and so makes it anew."""
         dispatch = self._note_dispatch(into, agent_name, metadata)
-        lost = phone.lost_dispatch(self, metadata)
+        lost = self._lost_dispatch(metadata)
         if lost is None:
             job = self._new_job(dispatch, agent.JobState(status=agent.JobStatus.JS_PENDING))
             job.state.participant_identity = f"agent-{job.id}"
@@ -352,6 +232,26 @@ class LiveKit:
             status = agent.JobStatus.JS_PENDING if lost == "RETRYING" else agent.JobStatus.JS_FAILED
             self._new_job(dispatch, agent.JobState(status=status, reason=f"JSR_{lost}"))
         return dispatch
+
+    def _lost_dispatch(self, metadata: str) -> str | None:
+        """Why no worker takes the job of this dispatch, as the reason of its JobState; "" when nothing tells why,
+        because no job was made; None when one takes it."""
+        faults, number = self.faults, agents.number_of(metadata)
+        if self.dispatches_lost[number] < faults.of_number(number).lost_dispatches:
+            self.dispatches_lost[number] += 1
+            return faults.dispatches.reason or ""
+        spent = faults.dispatches.times is not None and self.dispatches_lost[""] >= faults.dispatches.times
+        if not spent and self.dice("dispatch") < faults.dispatches.lose:
+            self.dispatches_lost[""] += 1
+            return faults.dispatches.reason or ""
+        if (
+            self.dice("agent") < faults.rates.get("agent_never_joins", 0)
+            or not agents.script_of_dispatch(faults, metadata).agent_joins
+        ):
+            return ""
+        if faults.agent_capacity is not None and self.agents_at_work() >= faults.agent_capacity:
+            return "NO_CAPACITY"
+        return None
 
     def _note_dispatch(self, into: Room, agent_name: str, metadata: str) -> agent_dispatch.AgentDispatch:
         dispatch = agent_dispatch.AgentDispatch(
@@ -381,7 +281,7 @@ class LiveKit:
     async def _agent_joins(
         self, into: Room, dispatch: agent_dispatch.AgentDispatch, job: agent.Job, outlives_room: bool
     ) -> None:
-        await asyncio.sleep(phone.agent_join_seconds(self, dispatch.metadata))
+        await asyncio.sleep(agents.join_seconds(self.faults, dispatch.metadata))
         if self.rooms.get(into.info.name) is not into and outlives_room:
             into = self.get_or_create_room(room.CreateRoomRequest(name=into.info.name))
         elif self.rooms.get(into.info.name) is not into or dispatch.id not in into.dispatches:
@@ -394,8 +294,8 @@ class LiveKit:
         member.job = job
         if into.is_talked_in():
             self.publish(member)
-        if phone.agent_reports(self, dispatch.metadata):
-            member.work = self.spawn(reporting.work(self, into, dispatch.metadata))
+        if agents.reports(self.faults, dispatch.metadata):
+            member.work = self.spawn(agents.work(self, into, dispatch.metadata))
 
     def delete_dispatch(self, into: Room, dispatch_id: str) -> agent_dispatch.AgentDispatch | None:
         """Its agents leave, or never come."""
@@ -567,14 +467,14 @@ class LiveKit:
     def agents_die(self, dying: Iterable[Member], at_once: bool) -> int:
         """Agents' processes end: their server notices it by their silence, or (`at_once`) by their leaving.
         Returns how many did."""
-        agents = [member for member in dying if member.info.kind == AGENT and member.connected and member.alive]
-        for member in agents:
+        died = [member for member in dying if member.info.kind == AGENT and member.connected and member.alive]
+        for member in died:
             _stop_work(member)
             if at_once:
                 self.leave(member, models.DisconnectReason.CLIENT_INITIATED)
             else:
                 self._goes_silent(member)
-        return len(agents)
+        return len(died)
 
     def sip_dies(self, calls: Iterable[Call]) -> int:
         """The SIP service of these calls dies: their phones hear nothing more, and their server notices it by the
@@ -596,9 +496,9 @@ class LiveKit:
 
     # Calls
 
-    async def dial(self, request: sip.CreateSIPParticipantRequest, script: phone.Script, limit: float) -> Call:
-        """Joins the room as the SIP participant, publishes its audio and sends the INVITE; the call then lives on
-        its own, whatever becomes of the request that asked for it. `limit`: seconds until the server gives up.
+    async def invite(self, request: sip.CreateSIPParticipantRequest, outcome: str) -> Call:
+        """Joins the room as the SIP participant, publishes its audio and sends the INVITE. outcome: of the script
+        that the phone follows.
 
         Raises TwirpError, and rings nothing, when the participant is removed before its audio is published."""
         into = self.get_or_create_room(room.CreateRoomRequest(name=request.room_name))
@@ -612,7 +512,7 @@ class LiveKit:
             ringing_timeout=_seconds(request.ringing_timeout) or self.scaled(DEFAULT_RINGING_TIMEOUT),
             max_call_duration=_seconds(request.max_call_duration) or self.scaled(DEFAULT_MAX_CALL_DURATION),
             at_ms=now_ms(),
-            script=script.outcome,
+            script=outcome,
         )
         attributes = {
             "sip.callID": call.sip_call_id,
@@ -635,13 +535,12 @@ class LiveKit:
         if self.faults.publish_seconds and await call.ends_within(self.faults.publish_seconds):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.stopped.wait(), self.scaled(PUBLISH_LIMIT))
-            raise TwirpError(phone.NOT_PUBLISHED)
+            raise TwirpError(NOT_PUBLISHED)
         if self.rooms.get(request.room_name) is not into or into.orphan:
-            raise TwirpError(phone.NO_NODE)
+            raise TwirpError(NO_NODE)
         self.publish(call.member)
         self.calls.append(call)
-        self.note("invite", **_of(call))
-        self.spawn(phone.live(self, call, script, limit))
+        self.note("invite", **call.ids())
         return call
 
     def set_status(self, call: Call, status: str) -> None:
@@ -650,7 +549,7 @@ class LiveKit:
             call.member.info.attributes["sip.callStatus"] = status
         if status == "ringing":
             call.rang.set()
-        self.note(status, **_of(call))
+        self.note(status, **call.ids())
 
     def answer(self, call: Call) -> None:
         """The phone has answered; the agents in the room begin to speak."""
@@ -666,7 +565,7 @@ class LiveKit:
 
     def call_over(self, call: Call, outcome: str, failure: Failure | None) -> None:
         call.outcome, call.failure, call.ended_at_ms = outcome, failure, now_ms()
-        self.note("call_over", outcome=outcome, **_of(call))
+        self.note("call_over", outcome=outcome, **call.ids())
         call.rang.set()
 
     def tell(self, call: Call, failure: Failure | None) -> None:
@@ -689,15 +588,6 @@ class LiveKit:
 def _stop_work(member: Member) -> None:
     if member.work:
         member.work.cancel()
-
-
-def _of(call: Call) -> dict[str, str]:
-    return {
-        "number": call.number,
-        "roomName": call.room_name,
-        "identity": call.identity,
-        "sipCallId": call.sip_call_id,
-    }
 
 
 def _seconds(duration: Any) -> float:

@@ -13,8 +13,9 @@ import json
 import time
 import uuid
 from collections import deque
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import aiohttp
 import jwt
@@ -22,8 +23,8 @@ from google.protobuf.json_format import MessageToDict
 from livekit.protocol import models
 from livekit.protocol.webhook import WebhookEvent
 
-if TYPE_CHECKING:
-    from local.livekit.state import LiveKit
+from local.livekit.faults import Faults
+from local.livekit.rooms import Settings
 
 # LiveKit's own, in seconds; scaled.
 RETRY_WAITS = (1, 2, 4, 8)
@@ -43,11 +44,24 @@ class Signed:
     token: str
 
 
+class Server(Protocol):
+    """What the sender needs of its server."""
+
+    settings: Settings
+    faults: Faults
+    webhook_urls: tuple[str, ...]
+
+    def note(self, kind: str, **fields: Any) -> None: ...
+    def dice(self, purpose: str) -> float: ...
+    def scaled(self, seconds: float) -> float: ...
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]: ...
+
+
 class Notifier:
     """Sends the events of one server to its webhook addresses."""
 
-    def __init__(self, livekit: LiveKit) -> None:
-        self._livekit = livekit
+    def __init__(self, server: Server) -> None:
+        self._server = server
         # By address and room; each event with the loop's second it was queued at.
         self._queues: dict[tuple[str, str], deque[tuple[float, Signed]]] = {}
         self._deliveries: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -66,7 +80,7 @@ class Notifier:
             task.cancel()
         waiting = [(url, signed) for (url, _), queue in self._queues.items() for _, signed in queue]
         for url, signed in (*waiting, *self._held.values()):
-            self._livekit.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="the server died")
+            self._server.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="the server died")
         self.forget()
 
     async def close(self) -> None:
@@ -94,37 +108,37 @@ class Notifier:
                 participant = models.ParticipantInfo(sid=participant.sid, identity=participant.identity)
             event.participant.CopyFrom(participant)
         signed = self._sign(event)
-        for url in self._livekit.webhook_urls:
+        for url in self._server.webhook_urls:
             self._send(url, signed)
 
     def _sign(self, event: WebhookEvent) -> Signed:
         body = json.dumps(MessageToDict(event), separators=(",", ":")).encode()
         now = int(time.time())
         claims = {
-            "iss": self._livekit.settings.api_key,
+            "iss": self._server.settings.api_key,
             "iat": now,
             "nbf": now,
             "exp": now + TOKEN_SECONDS,
             "sha256": base64.b64encode(hashlib.sha256(body).digest()).decode(),
         }
-        token = jwt.encode(claims, self._livekit.settings.api_secret, algorithm="HS256")
+        token = jwt.encode(claims, self._server.settings.api_secret, algorithm="HS256")
         return Signed(event.id, event.event, event.room.name, body, token)
 
     def _send(self, url: str, signed: Signed) -> None:
         """Puts an event into its queue, or does with it what the faults say."""
-        faults = self._livekit.faults.webhooks
+        faults = self._server.faults.webhooks
         if faults.only is not None and signed.name not in faults.only:
             self._enqueue(url, signed)
             return
-        if self._livekit.dice("webhook") < faults.drop:
-            self._livekit.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="fault")
+        if self._server.dice("webhook") < faults.drop:
+            self._server.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="fault")
             return
         delay = faults.delay_seconds + (
-            faults.reorder_seconds if self._livekit.dice("webhook") < faults.reorder else 0
+            faults.reorder_seconds if self._server.dice("webhook") < faults.reorder else 0
         )
-        for _ in range(2 if self._livekit.dice("webhook") < faults.duplicate else 1):
+        for _ in range(2 if self._server.dice("webhook") < faults.duplicate else 1):
             if delay:
-                held = self._livekit.spawn(self._enqueue_later(url, signed, delay))
+                held = self._server.spawn(self._enqueue_later(url, signed, delay))
                 self._held[held] = (url, signed)
                 held.add_done_callback(lambda task: self._held.pop(task, None))
             else:
@@ -138,20 +152,20 @@ class Notifier:
         key = (url, signed.room_name)
         if key not in self._queues:
             self._queues[key] = deque([(asyncio.get_running_loop().time(), signed)])
-            self._deliveries[key] = self._livekit.spawn(self._drain(key))
+            self._deliveries[key] = self._server.spawn(self._drain(key))
         elif len(self._queues[key]) < QUEUE_DEPTH:
             self._queues[key].append((asyncio.get_running_loop().time(), signed))
         else:
-            self._livekit.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="queue is full")
+            self._server.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="queue is full")
 
     async def _drain(self, key: tuple[str, str]) -> None:
         url, queue = key[0], self._queues[key]
-        longest = self._livekit.scaled(MAX_AGE) + self._livekit.settings.slack
+        longest = self._server.scaled(MAX_AGE) + self._server.settings.slack
         try:
             while queue:
                 queued_at, signed = queue.popleft()
                 if asyncio.get_running_loop().time() - queued_at > longest:
-                    self._livekit.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="too old")
+                    self._server.note("webhook_lost", url=url, event=signed.name, id=signed.id, why="too old")
                 else:
                     await self._deliver(url, signed)
         finally:
@@ -165,11 +179,11 @@ class Notifier:
             final = status is not None and status != 429 and (status < 500 or status == 501)
             kind = "webhook_delivered" if final else "webhook_failed"
             told = {"url": url, "event": signed.name, "id": signed.id, "roomName": signed.room_name}
-            self._livekit.note(kind, **told, attempt=attempt, status=status)
+            self._server.note(kind, **told, attempt=attempt, status=status)
             if final or wait is None:
                 return
             wanted = status in {429, 503} and retry_after.isdecimal()
-            await asyncio.sleep(int(retry_after) if wanted else self._livekit.scaled(wait))
+            await asyncio.sleep(int(retry_after) if wanted else self._server.scaled(wait))
 
     async def _post(self, url: str, signed: Signed) -> tuple[int | None, str]:
         """One attempt: the HTTP status (None: no answer) and the Retry-After header. It has no time-out."""
@@ -179,7 +193,7 @@ class Notifier:
             )
         headers = {
             "Content-Type": "application/webhook+json",
-            "User-Agent": "LiveKit" if self._livekit.faults.server_version == "1.13.11" else "Go-http-client/1.1",
+            "User-Agent": "LiveKit" if self._server.faults.server_version == "1.13.11" else "Go-http-client/1.1",
             "Authorization": signed.token,
         }
         try:

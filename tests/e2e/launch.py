@@ -72,8 +72,8 @@ class Launched:
 
 
 def tied_to_this() -> dict[str, str]:
-    """What lets a process of Python's end with this one, should the tests be killed (`local/tether`)."""
-    return {"PYTHONPATH": str(ROOT / "local" / "tether"), "RINGONCE_STACK_PID": str(os.getpid())}
+    """What lets a process of Python's end with this one, should the tests be killed (`local/process_hooks`)."""
+    return {"PYTHONPATH": str(ROOT / "local" / "process_hooks"), "RINGONCE_STACK_PID": str(os.getpid())}
 
 
 @contextlib.contextmanager

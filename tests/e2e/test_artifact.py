@@ -26,8 +26,8 @@ import jwt
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
+from local.ports import reserved_port
 from local.sam_local import OWN, artifact_folder
-from local.stack import reserved_port
 from tests.e2e.client import Client
 from tests.e2e.launch import END_SECONDS, eventually
 

@@ -43,7 +43,7 @@ from local.livekit import Faults as StandinFaults
 from local.livekit import Settings as StandinSettings
 from local.livekit import create_app as create_standin
 from local.livekit.control import LIVEKIT
-from local.livekit.state import Call as PlacedCall
+from local.livekit.rooms import Call as PlacedCall
 from local.livekit.state import LiveKit
 from local.livekit.webhooks import Notifier
 from shared.call import ENDED, Call, event_id

@@ -21,7 +21,7 @@ from livekit import api
 from livekit.protocol.models import DisconnectReason, ParticipantInfo, RoomEndReason
 from livekit.protocol.sip import CreateSIPParticipantRequest
 
-from local.livekit.phone import OUTCOMES, SCRIPTS, script_of
+from local.livekit.scripts import OUTCOMES, SCRIPTS, script_of
 from local.livekit.wire import SIP_CODES
 from tests.livekit_bench import DEADLINE_SECONDS, KEY, LONG, SECRET, Bench, bearer, bench, run, token, until
 from tests.loop_time import time_passes

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from admin.command import parser
-from admin.place import CallsTable, Place
 from admin.restore import bring_back, seal
+from admin.target import CallsTable, Target
 from admin.terminal import AdminError, Terminal
 from shared.call_store import CallStore
 from tests.interleaving import change
@@ -27,8 +27,8 @@ def run(system: System, *words: str) -> dict[str, int]:
     arguments = parser().parse_args(["restore", "seal", *(words or (RESTORED,)), "--yes", "--json"])
     output = io.StringIO()
     terminal = Terminal(io.StringIO(), output, io.StringIO(), as_json=True, assume_yes=True)
-    place = Place(system.workspaces, system.limits, "the test's", calls=store(system), calls_table=table(system))
-    seal(place, terminal, arguments)
+    target = Target(system.workspaces, system.limits, "the test's", calls=store(system), calls_table=table(system))
+    seal(target, terminal, arguments)
     told: dict[str, int] = json.loads(output.getvalue())
     return told
 

@@ -14,7 +14,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from admin.command import main
-from admin.place import Place
+from admin.target import Target
 from tests.faulty_endpoints import Endpoints, endpoints
 from tests.system import DEADLINE_SECONDS, System
 
@@ -122,8 +122,8 @@ def test_a_url_that_no_call_may_have_is_refused(
 def test_the_local_stacks_own_receiver_may_be_tested_and_verifies_it(
     system: System, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Place(system.workspaces, system.limits, "here", local=True)
-    monkeypatch.setattr("admin.place.find", lambda arguments, environment: place)
+    target = Target(system.workspaces, system.limits, "here", local=True)
+    monkeypatch.setattr("admin.target.find", lambda arguments, environment: target)
     url = f"{system.servers.receiver_url}/tested"
     assert main(["webhook-test", url, "--workspace", "demo"]) == 0
     events = system.http.get(f"{system.servers.receiver_url}/_receiver/events", params={"path": "/tested"}).json()

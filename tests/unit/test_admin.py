@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -986,9 +987,11 @@ def test_an_item_that_is_damaged_is_one_line_too(admin: Admin, store: WorkspaceS
 INSTALLED = str(Path(sys.executable).with_name("admin"))
 
 
-@pytest.mark.parametrize("start", [(INSTALLED,), (sys.executable, "-m", "admin"), (sys.executable, "admin")])
-def test_it_starts_as_a_command_a_module_and_a_folder(start: Sequence[str]) -> None:
-    done = subprocess.run([*start, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize(
+    "start", [(INSTALLED,), (sys.executable, "-m", "admin"), (sys.executable, str(ROOT / "admin"))]
+)
+def test_it_starts_as_a_command_a_module_and_a_folder_from_anywhere(start: Sequence[str], tmp_path: Path) -> None:
+    done = subprocess.run([*start, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: admin ")
 
@@ -1004,3 +1007,35 @@ def test_without_its_packages_it_says_what_to_install() -> None:
     assert done.returncode == 1
     assert "is missing: run `make setup`" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_it_can_be_imported_where_posix_is_absent() -> None:
+    """As on Windows. Python's own modules and the packages choose by the platform, and are imported before."""
+    code = """
+import importlib, os, pathlib, signal, sys
+names = [f"admin.{path.stem}" for path in pathlib.Path("admin").glob("*.py")]
+for name in names:
+    importlib.import_module(name)
+for name, module in list(sys.modules.items()):
+    if (getattr(module, "__file__", None) or "").startswith(os.getcwd() + os.sep):
+        del sys.modules[name]
+for name in ("fcntl", "grp", "pwd", "resource", "syslog", "termios"):
+    sys.modules[name] = None
+for name in ("fork", "getuid", "kill", "killpg", "setsid"):
+    delattr(os, name)
+for name in ("SIGHUP", "SIGKILL", "SIGQUIT"):
+    delattr(signal, name)
+for name in names:
+    importlib.import_module(name)
+print(*(name for name in sys.modules if name.startswith("local.")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "functions")])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "local.stack" not in done.stdout.split()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.front import joined
+from local.api_gateway import joined
 from shared.authorization import api_key, bearer_token
 from shared.errors import FieldError, QueueError, RequestRefused, StoreError, StoreUnclear
 from shared.http_api import Answer, Event, answer, body_bytes, check_idempotency_key, header, respond

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from local import stack
+from local import stack_lock
+from local.errors import StackError
 
 
 def test_stop_says_so_when_what_was_left_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's id is in the lock, so there is nobody to send a signal to."""
-    monkeypatch.setattr(stack, "STOP_SECONDS", 0.0)
-    monkeypatch.setattr(stack, "GONE_SECONDS", 0.0)
+    monkeypatch.setattr(stack_lock, "STOP_SECONDS", 0.0)
+    monkeypatch.setattr(stack_lock, "GONE_SECONDS", 0.0)
     with (tmp_path / "lock").open("w") as left:
         fcntl.flock(left, fcntl.LOCK_EX)
-        with pytest.raises(stack.StackError, match="does not end"):
-            stack.stop(tmp_path)
+        with pytest.raises(StackError, match="does not end"):
+            stack_lock.stop(tmp_path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from local import stack
+from local.errors import StackError
+from local.livekit_settings import check_real_livekit, from_numbers
 
 REAL = {
     "LIVEKIT_URL": "wss://example.livekit.cloud",
@@ -23,18 +24,18 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_without_a_real_livekit_nothing_is_asked_for(environment: pytest.MonkeyPatch) -> None:
-    stack.check_real_livekit()
+    check_real_livekit()
     environment.setenv("FROM_NUMBERS", "+12025550123")
-    assert stack.from_numbers() == ("+15550009999",)
+    assert from_numbers() == ("+15550009999",)
 
 
 def test_a_real_livekit_with_all_it_needs_is_taken(environment: pytest.MonkeyPatch) -> None:
     for name, value in REAL.items():
         environment.setenv(name, value)
-    stack.check_real_livekit()
-    assert stack.from_numbers() == ("+493012345678", "+12025550123")
+    check_real_livekit()
+    assert from_numbers() == ("+493012345678", "+12025550123")
     environment.setenv("FROM_NUMBERS", "+49 (0)30 12345678")
-    assert stack.from_numbers() == ("+493012345678",)
+    assert from_numbers() == ("+493012345678",)
 
 
 @pytest.mark.parametrize("name", ["FROM_NUMBERS", "SIP_TRUNK_ID", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"])
@@ -48,13 +49,13 @@ def test_what_is_missing_with_a_real_livekit_is_named(
         environment.delenv(name)
     else:
         environment.setenv(name, value)
-    with pytest.raises(stack.StackError, match=f"LIVEKIT_URL is set, but {name} not"):
-        stack.check_real_livekit()
+    with pytest.raises(StackError, match=f"LIVEKIT_URL is set, but {name} not"):
+        check_real_livekit()
 
 
 @pytest.mark.parametrize("numbers", ["12025550123", "+12025550123,x", "+1 1 202 555 0123"])
 def test_from_numbers_that_are_none_are_named(environment: pytest.MonkeyPatch, numbers: str) -> None:
     for given, text in (REAL | {"FROM_NUMBERS": numbers}).items():
         environment.setenv(given, text)
-    with pytest.raises(stack.StackError, match="FROM_NUMBERS: each must"):
-        stack.check_real_livekit()
+    with pytest.raises(StackError, match="FROM_NUMBERS: each must"):
+        check_real_livekit()

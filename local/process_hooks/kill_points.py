@@ -4,7 +4,7 @@ The product knows nothing of this: on the local stack the points are wrapped fro
 imported. A death is a file in the folder RINGONCE_DEATHS,
 `{"function": "DialWorker", "point": "CallStore.fence", "when": "before"|"during"|"after", "call": "<callId>"}`.
 The first process that comes to that point with that call takes the file (renames it to `.done`) and is gone at
-once: no exception handler, no `finally`, nothing. Each point is also noted as it is passed (`steps.py`).
+once: no exception handler, no `finally`, nothing. Each point is also noted as it is passed (`step_log.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import steps
+import step_log
 
 # Everything that leaves a process: each a point to die before or after; what awaits, to die during, too.
 POINTS: dict[str, tuple[str, ...]] = {
@@ -105,7 +105,7 @@ def wrap(owner: type, point: str, name: str) -> None:
         doomed = is_doomed(point, given, named) and dying.acquire(timeout=DYING_SECONDS)
         try:
             die_if_asked(point, "before", given, named)
-            with steps.Step(point, steps.call_of(given, named)) as step:
+            with step_log.Step(point, step_log.call_of(given, named)) as step:
                 step.result = original(*given, **named)
             die_if_asked(point, "after", given, named)
             return step.result
@@ -118,7 +118,7 @@ def wrap(owner: type, point: str, name: str) -> None:
         doomed = is_doomed(point, given, named) and await taken(dying)
         try:
             die_if_asked(point, "before", given, named)
-            with steps.Step(point, steps.call_of(given, named)) as step:
+            with step_log.Step(point, step_log.call_of(given, named)) as step:
                 task = asyncio.ensure_future(original(*given, **named))
                 if asked(point, "during", given, named):
                     begun = BEGUN.get(point)
@@ -171,7 +171,7 @@ def die_if_asked(point: str, when: str, given: tuple[Any, ...], named: dict[str,
             path.rename(path.with_suffix(".done"))
         except OSError:
             return
-        steps.note(point, "died", steps.call_of(given, named), when=when)
+        step_log.note(point, "died", step_log.call_of(given, named), when=when)
         os._exit(137)
 
 

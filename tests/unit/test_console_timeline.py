@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from local.console.story import Story, detail, next_look, promises, timeline
+from local.console.timeline import CallHistory, detail, next_look, promises, timeline
 
 AT = 1_795_612_432_471
 
 
-def story(*kinds: str, status: str = "completed", **fields: Any) -> Story:
+def history(*kinds: str, status: str = "completed", **fields: Any) -> CallHistory:
     """A call with these events, 100 ms apart."""
     events: list[dict[str, Any]] = [{"type": kind, "at": AT + 100 * n} for n, kind in enumerate(kinds)]
     for entry in events:
@@ -24,10 +24,10 @@ def story(*kinds: str, status: str = "completed", **fields: Any) -> Story:
         "events": events,
         "callbackUrl": "https://example.com/hook",
     }
-    return Story("c" * 24, item | fields)
+    return CallHistory("c" * 24, item | fields)
 
 
-def states(told: Story, simulated: bool = True) -> list[str]:
+def states(told: CallHistory, simulated: bool = True) -> list[str]:
     return [promise["state"] for promise in promises(told, simulated)]
 
 
@@ -40,25 +40,25 @@ def delivery(sequence: int, state: str, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_phone_that_rang_twice_is_a_broken_promise() -> None:
-    told = story("call.queued", "call.dialing", "call.ended")
+    told = history("call.queued", "call.dialing", "call.ended")
     told.livekit = [invite(AT), invite(AT + 50)]
     assert states(told)[0] == "broken"
     assert promises(told, simulated=True)[0]["figure"] == "rang 2 times"
 
 
 def test_a_call_that_ended_twice_is_a_broken_promise() -> None:
-    assert states(story("call.queued", "call.ended", "call.ended"))[1] == "broken"
+    assert states(history("call.queued", "call.ended", "call.ended"))[1] == "broken"
 
 
 def test_an_open_call_has_kept_nothing_yet() -> None:
-    told = story("call.queued", "call.dialing", status="dialing")
+    told = history("call.queued", "call.dialing", status="dialing")
     told.livekit = [invite(AT)]
     told.deliveries = {1: delivery(1, "delivered"), 2: delivery(2, "delivered")}
     assert states(told) == ["open", "open", "open"]
 
 
 def test_an_event_that_was_given_up_is_accounted_for_and_one_without_a_row_is_not() -> None:
-    told = story("call.queued", "call.ended")
+    told = history("call.queued", "call.ended")
     told.deliveries = {1: delivery(1, "dead")}
     assert states(told)[2] == "open"
     told.deliveries[2] = delivery(2, "delivered")
@@ -70,11 +70,11 @@ def test_an_event_that_was_given_up_is_accounted_for_and_one_without_a_row_is_no
 
 
 def test_a_real_livekit_is_not_said_to_have_rung_once() -> None:
-    assert states(story("call.queued", "call.ended"), simulated=False)[0] == "open"
+    assert states(history("call.queued", "call.ended"), simulated=False)[0] == "open"
 
 
 def test_whose_write_ended_the_call_is_told_by_the_step_that_won() -> None:
-    told = story("call.queued", "call.ended")
+    told = history("call.queued", "call.ended")
     lost = {"point": "CallStore.end", "phase": "ended", "function": "DialWorker", "at": AT, "ms": 3, "won": False}
     told.steps = [lost, lost | {"function": "ReconcileCalls", "won": True}]
     assert [row.who for row in timeline(told, simulated=True) if row.what == "ended"] == ["ReconcileCalls"]
@@ -82,7 +82,7 @@ def test_whose_write_ended_the_call_is_told_by_the_step_that_won() -> None:
 
 
 def test_a_webhook_with_a_wrong_signature_is_called_not_genuine() -> None:
-    told = story("call.queued")
+    told = history("call.queued")
     hook = {"id": "evt_1", "type": "call.queued", "receivedAtMs": AT, "verified": False, "error": "No matching"}
     told.hooks = [hook, hook | {"verified": True}]
     assert [(row.what, row.tone) for row in timeline(told, simulated=True) if row.who == "receiver"] == [
@@ -92,24 +92,24 @@ def test_a_webhook_with_a_wrong_signature_is_called_not_genuine() -> None:
 
 
 def test_an_attempt_without_an_answer_says_why() -> None:
-    told = story("call.queued")
+    told = history("call.queued")
     told.deliveries = {1: delivery(1, "pending", attempts=[{"at": AT, "ms": 7, "error": "timeout"}])}
     (row,) = (row for row in timeline(told, simulated=True) if row.who == "Deliver")
     assert (row.at, row.what, row.tone) == (AT + 7, "call.queued → timeout", "bad")
 
 
 def test_what_a_call_waits_for_is_its_lease_then_its_next_look_then_its_webhooks() -> None:
-    dialing = story("call.queued", "call.dialing", status="dialing", leaseUntil=AT + 50, checkAt=AT + 90)
+    dialing = history("call.queued", "call.dialing", status="dialing", leaseUntil=AT + 50, checkAt=AT + 90)
     assert (next_look(dialing, AT) or {})["at"] == AT + 50
     assert (next_look(dialing, AT + 60) or {})["at"] == AT + 90
-    over = story("call.queued", "call.ended", checkAt=AT + 90)
+    over = history("call.queued", "call.ended", checkAt=AT + 90)
     assert next_look(over, AT) is None
     over.deliveries = {2: delivery(2, "pending", leaseUntil=AT + 40)}
     assert (next_look(over, AT) or {})["at"] == AT + 40
 
 
 def test_times_count_from_the_clients_request_when_it_was_made_here() -> None:
-    told = story("call.queued")
+    told = history("call.queued")
     assert detail(told, True, AT)["placedAt"] == AT
     told.requests = [{"at": AT - 20, "what": "POST", "status": 200, "ms": 30}]
     assert detail(told, True, AT)["placedAt"] == AT - 20

@@ -1,7 +1,8 @@
 """Writes down what a function's process sends out, step by step, for the console's timeline.
 
 What the product itself keeps does not say when a lease was taken or a slot was freed, and is not to be changed for
-a page. So the points of `deaths.py` are also noted from outside, one line of JSON each in the file RINGONCE_STEPS:
+a page. So the points of `kill_points.py` are also noted from outside, one line of JSON each in the file
+RINGONCE_STEPS:
 `{"at", "ms", "function", "point", "phase": "started"|"ended"|"died", "call", "won", "result", "error", "when"}`,
 where `at` is in epoch milliseconds and the last four are there when they say something.
 """

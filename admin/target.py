@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ from botocore.exceptions import (
 )
 
 from admin.terminal import AdminError, UsageError
-from local.stack import CREDENTIALS, REGION, state_folder
+from local.aws_client import aws_client
+from local.state_folder import read_info, state_folder
 from shared.aws import CONFIG
 from shared.call_store import CallStore
 from shared.delivery_store import DeliveryStore
@@ -64,11 +64,10 @@ class CallsTable:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class Target:
     """name: as people are told it. api_url: where clients of this table's stack send calls, if known.
 
-    options: those that name this place again. calls, deliveries, calls_table: of the same stack, if their table is
-    known.
+    options: those that name it again. calls, deliveries, calls_table: of the same stack, if their table is known.
     """
 
     store: WorkspaceStore
@@ -82,7 +81,7 @@ class Place:
     calls_table: CallsTable | None = None
 
     def command(self, words: str) -> str:
-        """The command line that does `words` in this place, to be copied."""
+        """The command line that does `words` on this target, to be copied."""
         return " ".join(part for part in (COMMAND, self.options, words) if part)
 
     def existing(self, workspace_id: str) -> Workspace:
@@ -99,8 +98,8 @@ class Place:
         return workspace
 
 
-def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Place:
-    """The place that the options name, or else the environment.
+def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Target:
+    """The target that the options name, or else the environment.
 
     Raises UsageError when none or more than one is named, AdminError when it is not there, and botocore's
     errors.
@@ -130,7 +129,7 @@ def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Place
     given = {name: getattr(arguments, name) for name in ("stack", "table", "profile", "region")}
     options = " ".join(f"--{name} {shlex.quote(value)}" for name, value in given.items() if value)
     name = f"table {table} in {client.meta.region_name}"
-    return Place(
+    return Target(
         WorkspaceStore(client, table),
         LimitStore(client, table),
         name,
@@ -150,28 +149,22 @@ def _stores(client: Any, calls_table: str | None) -> dict[str, Any]:
     }
 
 
-def _local(arguments: argparse.Namespace) -> Place:
+def _local(arguments: argparse.Namespace) -> Target:
     if arguments.profile or arguments.region:
         raise UsageError("--profile and --region are for AWS; the local stack has neither")
-    path = state_folder() / "stack.json"
+    folder = state_folder()
     try:
-        info = json.loads(path.read_text())
+        info = read_info(folder)
         endpoint, resources = info["awsEndpointUrl"], info["resources"]
         table, calls_table = resources["WorkspacesTable"], resources.get("CallsTable")
     except FileNotFoundError as exc:
         raise AdminError("no local stack is running: start it with `make run`") from exc
     except (OSError, ValueError, LookupError, TypeError) as exc:
+        path = folder / "stack.json"
         raise AdminError(f"{path} cannot be read ({type(exc).__name__}): restart `make run`") from exc
-    client = boto3.client(
-        "dynamodb",
-        endpoint_url=endpoint,
-        region_name=REGION,
-        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-        config=CONFIG,
-    )
+    client = aws_client("dynamodb", endpoint, CONFIG)
     name = f"table {table} in the local stack at {endpoint}"
-    return Place(
+    return Target(
         WorkspaceStore(client, table),
         LimitStore(client, table),
         name,
@@ -195,7 +188,7 @@ def _outputs(session: boto3.Session, stack: str) -> dict[str, str]:
 
 
 def explain(exc: ClientError | BotoCoreError, name: str) -> str:
-    """One line on what AWS needs. name: of the place. Goes by types and codes, never by the messages' text."""
+    """One line on what AWS needs. name: of the target. Goes by types and codes, never by the messages' text."""
     if isinstance(exc, ClientError):
         code, message = exc.response["Error"]["Code"], exc.response["Error"].get("Message", "")
         if code in _BAD_CREDENTIALS:

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from yarl import URL
 
-from local import front
+from local import api_gateway
 from local.docs_page import DOCUMENT, html_page
 
 Talk = Callable[[aiohttp.ClientSession, str], Awaitable[None]]
@@ -21,13 +21,13 @@ ALL_BYTES = bytes(range(256)) * 4
 
 
 def through_the_front(handler: Callable[[web.Request], Awaitable[web.StreamResponse]], talk: Talk) -> None:
-    """Runs `talk` with a client and the front's address; `handler` is the emulator behind it."""
+    """Runs `talk` with a client and its address; `handler` is the emulator behind it."""
 
     async def run() -> None:
-        emulator = web.Application(client_max_size=front.MAX_BODY_BYTES * 2)
+        emulator = web.Application(client_max_size=api_gateway.MAX_BODY_BYTES * 2)
         emulator.router.add_route("*", "/stage{path:.*}", handler)
         async with TestServer(emulator, host="127.0.0.1") as behind:
-            app = front.create_app(f"http://127.0.0.1:{behind.port}/stage")
+            app = api_gateway.create_app(f"http://127.0.0.1:{behind.port}/stage")
             async with (
                 TestServer(app, host="127.0.0.1") as before,
                 aiohttp.ClientSession(auto_decompress=False) as client,
@@ -122,7 +122,7 @@ def test_too_large_a_body_is_refused_without_asking_a_function() -> None:
         return web.Response()
 
     async def talk(client: aiohttp.ClientSession, url: str) -> None:
-        async with client.post(url, data=io.BytesIO(b"x" * (front.MAX_BODY_BYTES + 1))) as answer:
+        async with client.post(url, data=io.BytesIO(b"x" * (api_gateway.MAX_BODY_BYTES + 1))) as answer:
             assert answer.status == 413
             assert await answer.read() == b'{"message":"Request Entity Too Large"}'
         assert not asked
@@ -131,7 +131,7 @@ def test_too_large_a_body_is_refused_without_asking_a_function() -> None:
 
 
 def test_no_answer_in_time_is_service_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(api_gateway, "TIMEOUT_SECONDS", 0.1)
     finished = asyncio.Event()
 
     async def emulator(request: web.Request) -> web.Response:

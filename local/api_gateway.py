@@ -1,4 +1,4 @@
-"""The API's plain address in front of the emulator: `python -m local.front --port 0 --target URL`.
+"""The API's plain address in front of the emulator: `python -m local.api_gateway --port 0 --target URL`.
 
 The emulator serves an HTTP API below /_aws/execute-api/. This server forwards to there what comes to its own
 paths, byte for byte, and answers as API Gateway does where the emulator does not
@@ -30,7 +30,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from local.docs_page import DOCUMENT, html_page
-from local.serving import serve
+from local.http_server import serve
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 TIMEOUT_SECONDS = 30.0
@@ -159,7 +159,7 @@ def _is_function_error(content: bytes) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m local.front", description="The API's plain address.")
+    parser = argparse.ArgumentParser(prog="python -m local.api_gateway", description="The API's plain address.")
     parser.add_argument("--port", type=int, default=0, help="0: any free port (default)")
     parser.add_argument("--target", required=True, help="URL of the API's stage in the emulator")
     parser.add_argument("--timeout", type=float, help="seconds an answer may take (default: 30)")

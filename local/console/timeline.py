@@ -1,8 +1,8 @@
 """One call as its witnesses tell it, and what the page shows of that: a summary, the three promises, a timeline.
 
 Witnesses: the record and its deliveries (the table's stream), the steps of the functions
-(`local/tether/steps.py`), LiveKit's stand-in, the webhook receiver, and the console's own requests. All times are
-epoch milliseconds.
+(`local/process_hooks/step_log.py`), LiveKit's stand-in, the webhook receiver, and the console's own requests. All
+times are epoch milliseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOG_LINES_SHOWN = 400
 
 
 @dataclass(slots=True)
-class Story:
+class CallHistory:
     """What is known of one call. item: its record as it stands. deliveries: by sequence. fate: what was chosen
     for it here."""
 
@@ -62,32 +62,32 @@ def milliseconds(text: str) -> int:
 # ── summary and promises ────────────────────────────────────────────────────────────────────────
 
 
-def summary(story: Story) -> Json:
+def summary(history: CallHistory) -> Json:
     """What the list shows of a call."""
-    item = story.item
+    item = history.item
     end: Json = next((entry for entry in item["events"] if entry["type"] == "call.ended"), {})
     return {
-        "callId": story.call_id,
+        "callId": history.call_id,
         "to": item["to"],
         "agent": item["callAgentId"],
         "status": item["status"],
         "reason": end.get("reason"),
         "sipStatusCode": end.get("sipStatusCode"),
-        "placedAt": story.placed_at,
+        "placedAt": history.placed_at,
         "endedAt": item.get("endedAt"),
-        "killed": sum(step["phase"] == "died" for step in story.steps),
+        "killed": sum(step["phase"] == "died" for step in history.steps),
     }
 
 
-def promises(story: Story, simulated: bool) -> list[Json]:
+def promises(history: CallHistory, simulated: bool) -> list[Json]:
     """The three promises, each with its figure and whether it holds, is broken, or cannot be told yet."""
-    events = story.item["events"]
-    over = story.item["status"] in ENDED
-    rings = sum(event["kind"] == "invite" for event in story.livekit)
+    events = history.item["events"]
+    over = history.item["status"] in ENDED
+    rings = sum(event["kind"] == "invite" for event in history.livekit)
     ends = sum(entry["type"] == "call.ended" for entry in events)
-    states = Counter(row["state"] for row in story.deliveries.values())
+    states = Counter(row["state"] for row in history.deliveries.values())
     settled = states["delivered"] + states["dead"] + states["stopped"]
-    if not story.item.get("callbackUrl"):
+    if not history.item.get("callbackUrl"):
         told, state = "no callback", "open"
     else:
         told = f"{states['delivered']} of {len(events)} delivered"
@@ -113,11 +113,11 @@ def _times(count: int, verb: str, never: str) -> str:
     return never if count == 0 else f"{verb} once" if count == 1 else f"{verb} {count} times"
 
 
-def next_look(story: Story, now: int) -> Json | None:
+def next_look(history: CallHistory, now: int) -> Json | None:
     """What an open call waits for, and until when; None when nothing is due."""
-    item = story.item
+    item = history.item
     if item["status"] in ENDED:
-        due = [row for row in story.deliveries.values() if row["state"] == "pending"]
+        due = [row for row in history.deliveries.values() if row["state"] == "pending"]
         at = min((max(row["nextAttemptAt"], row.get("leaseUntil", 0)) for row in due), default=0)
         return {"at": at, "what": "a webhook is tried again"} if at > now else None
     if item["status"] in ("queued", "dialing") and item.get("leaseUntil", 0) > now:
@@ -129,12 +129,12 @@ def next_look(story: Story, now: int) -> Json | None:
     return None
 
 
-def detail(story: Story, simulated: bool, now: int) -> Json:
+def detail(history: CallHistory, simulated: bool, now: int) -> Json:
     """Everything that the page shows of the chosen call."""
-    return summary(story) | {
-        "fate": story.fate,
-        "promises": promises(story, simulated),
-        "next": next_look(story, now),
+    return summary(history) | {
+        "fate": history.fate,
+        "promises": promises(history, simulated),
+        "next": next_look(history, now),
         "rows": [
             {
                 "at": row.at,
@@ -144,33 +144,33 @@ def detail(story: Story, simulated: bool, now: int) -> Json:
                 "minor": row.minor,
                 "tone": row.tone,
             }
-            for row in timeline(story, simulated)
+            for row in timeline(history, simulated)
         ],
-        "record": story.item,
-        "deliveries": [story.deliveries[sequence] for sequence in sorted(story.deliveries)],
-        "hooks": story.hooks,
-        "lines": sorted(story.lines, key=lambda line: str(line["at"]))[-LOG_LINES_SHOWN:],
+        "record": history.item,
+        "deliveries": [history.deliveries[sequence] for sequence in sorted(history.deliveries)],
+        "hooks": history.hooks,
+        "lines": sorted(history.lines, key=lambda line: str(line["at"]))[-LOG_LINES_SHOWN:],
     }
 
 
 # ── the timeline ────────────────────────────────────────────────────────────────────────────────
 
 
-def timeline(story: Story, simulated: bool) -> list[Row]:
+def timeline(history: CallHistory, simulated: bool) -> list[Row]:
     """All that happened to a call, in the order of its times; in the same millisecond cause before effect."""
     rows = [
-        *_request_rows(story),
-        *_livekit_rows(story),
-        *_record_rows(story),
-        *_step_rows(story, simulated),
-        *_attempt_rows(story),
-        *_hook_rows(story),
+        *_request_rows(history),
+        *_livekit_rows(history),
+        *_record_rows(history),
+        *_step_rows(history, simulated),
+        *_attempt_rows(history),
+        *_hook_rows(history),
     ]
     return sorted(rows, key=lambda row: row.at)
 
 
-def _request_rows(story: Story) -> Iterator[Row]:
-    for asked in story.requests:
+def _request_rows(history: CallHistory) -> Iterator[Row]:
+    for asked in history.requests:
         yield Row(asked["at"], "client", asked["what"], asked.get("detail", ""), minor=asked.get("minor", False))
         if "status" in asked:
             good = 200 <= asked["status"] < 300
@@ -188,11 +188,11 @@ _WRITES = {
 }
 
 
-def _record_rows(story: Story) -> Iterator[Row]:
-    item = story.item
+def _record_rows(history: CallHistory) -> Iterator[Row]:
+    item = history.item
     yield Row(milliseconds(item["createdAt"]), "InitiateCall", "accepted", "the request is valid and allowed")
     writers: dict[str, list[str]] = {}
-    for step in story.steps:
+    for step in history.steps:
         if step.get("won"):
             writers.setdefault(step["point"], []).append(step["function"])
     for entry in item["events"][1:]:
@@ -243,9 +243,9 @@ _DETAILS = {
 }
 
 
-def _step_rows(story: Story, simulated: bool) -> Iterator[Row]:
+def _step_rows(history: CallHistory, simulated: bool) -> Iterator[Row]:
     claims = 0
-    for step in story.steps:
+    for step in history.steps:
         point, phase, who, at = step["point"], step["phase"], step["function"], step["at"]
         if phase == "died":
             moment = {"before": "right before", "during": "during", "after": "right after"}[step["when"]]
@@ -275,8 +275,8 @@ def _step_rows(story: Story, simulated: bool) -> Iterator[Row]:
             yield Row(at, who, what.lstrip("+"), told or f"{point}, {step['ms']} ms", minor=not major)
 
 
-def _livekit_rows(story: Story) -> Iterator[Row]:
-    for event in story.livekit:
+def _livekit_rows(history: CallHistory) -> Iterator[Row]:
+    for event in history.livekit:
         at = event["atMs"]
         match event["kind"]:
             case "room_started":
@@ -301,9 +301,9 @@ def _livekit_rows(story: Story) -> Iterator[Row]:
                 yield Row(at, "livekit", "room closed", minor=True)
 
 
-def _attempt_rows(story: Story) -> Iterator[Row]:
-    events: Sequence[Json] = story.item["events"]
-    for sequence, row in sorted(story.deliveries.items()):
+def _attempt_rows(history: CallHistory) -> Iterator[Row]:
+    events: Sequence[Json] = history.item["events"]
+    for sequence, row in sorted(history.deliveries.items()):
         kind = events[sequence - 1]["type"] if sequence <= len(events) else f"event {sequence}"
         for n, attempt in enumerate(row.get("attempts", ()), 1):
             status = attempt.get("status")
@@ -316,9 +316,9 @@ def _attempt_rows(story: Story) -> Iterator[Row]:
                       tone="good" if good else "bad")  # fmt: skip
 
 
-def _hook_rows(story: Story) -> Iterator[Row]:
+def _hook_rows(history: CallHistory) -> Iterator[Row]:
     seen: Counter[str] = Counter()
-    for hook in story.hooks:
+    for hook in history.hooks:
         at, kind = hook["receivedAtMs"], hook["type"]
         seen[hook["id"]] += 1
         if not hook["verified"]:

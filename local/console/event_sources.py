@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import boto3
+from botocore.config import Config
 
-from local.console.story import Json, Story
+from local.aws_client import aws_client
+from local.console.timeline import CallHistory, Json
 from shared.dynamo import from_wire
 
 ASK_EVERY_SECONDS = 0.1
@@ -64,18 +65,12 @@ class Stack:
         )
 
 
-class TableFeed:
+class TableStream:
     """Every change of CallsTable, in order, from its stream's beginning. Blocks: for a thread."""
 
     def __init__(self, stack: Stack) -> None:
-        options: Any = {
-            "endpoint_url": stack.aws_url,
-            "region_name": "us-east-1",
-            "aws_access_key_id": "test",
-            "aws_secret_access_key": "test",
-        }
-        self._streams = boto3.client("dynamodbstreams", **options)
-        tables = boto3.client("dynamodb", **options)
+        self._streams = aws_client("dynamodbstreams", stack.aws_url, Config())
+        tables = aws_client("dynamodb", stack.aws_url, Config())
         table = tables.describe_table(TableName=stack.calls_table)["Table"]
         self._stream = table["LatestStreamArn"]
         self._shards: list[str] = []
@@ -121,7 +116,7 @@ class TableFeed:
                 return
 
 
-class LineFeed:
+class LogFile:
     """The whole lines that a file has gained."""
 
     def __init__(self, path: Path) -> None:
@@ -148,26 +143,26 @@ class Watcher:
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Feeds:
+class EventSources:
     """All witnesses. Belongs to one event loop."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        self.stories: dict[str, Story] = {}
+        self.histories: dict[str, CallHistory] = {}
         self.trouble: str | None = None
         self.watchers: set[Watcher] = set()
         self._forgotten: set[str] = set()
         self._rooms: dict[str, list[Json]] = {}
         self._wanted = asyncio.Event()
-        self._table: TableFeed | None = None
+        self._table: TableStream | None = None
         # Read, and not noted yet.
         self._rows: list[tuple[str, Json]] = []
         self._said: list[Json] = []
         self._livekit_last: Json | None = None
         self._hook_last: Json | None = None
-        self._steps = LineFeed(stack.logs / "steps.log")
+        self._steps = LogFile(stack.logs / "steps.log")
         names = sorted(set(stack.functions.values()))
-        self._logs = {name: LineFeed(stack.logs / f"{name}.log") for name in names}
+        self._logs = {name: LogFile(stack.logs / f"{name}.log") for name in names}
 
     def listen(self) -> Watcher:
         watcher = Watcher()
@@ -180,16 +175,16 @@ class Feeds:
         if not self.watchers:
             self._wanted.clear()
 
-    def known(self, call_id: str) -> Story | None:
-        """The call's story, once its record has been seen."""
-        story = self.stories.get(call_id)
-        return story if story is not None and story.item else None
+    def known(self, call_id: str) -> CallHistory | None:
+        """The call's history, once its record has been seen."""
+        history = self.histories.get(call_id)
+        return history if history is not None and history.item else None
 
-    def story(self, call_id: str) -> Story:
-        """The call's story, begun if need be. What belongs to a forgotten call is told to nobody."""
+    def history(self, call_id: str) -> CallHistory:
+        """The call's history, begun if need be. What belongs to a forgotten call is told to nobody."""
         if call_id in self._forgotten:
-            return Story(call_id)
-        return self.stories.setdefault(call_id, Story(call_id))
+            return CallHistory(call_id)
+        return self.histories.setdefault(call_id, CallHistory(call_id))
 
     async def run(self, client: aiohttp.ClientSession) -> None:
         """Asks the witnesses in turns, for ever, while anybody watches."""
@@ -228,13 +223,13 @@ class Feeds:
         changed = self._note_changes(rows) | self._note_files(said)
         changed |= self._note_events(events) | self._note_hooks(hooks)
         self._forget()
-        return changed & self.stories.keys()
+        return changed & self.histories.keys()
 
     # What blocks reads in a thread and touches nothing that the event loop does.
 
     def _read_table(self) -> list[tuple[str, Json]]:
         if self._table is None:
-            self._table = TableFeed(self.stack)
+            self._table = TableStream(self.stack)
         return list(self._table.read())
 
     def _read_files(self) -> list[Json]:
@@ -249,23 +244,23 @@ class Feeds:
 
     def _note_changes(self, changes: list[tuple[str, Json]]) -> set[str]:
         for sort_key, item in changes:
-            story = self.story(item["callId"])
+            history = self.history(item["callId"])
             if sort_key == "CALL":
-                story.item = item
-                story.livekit = self._rooms.setdefault(item["roomName"], [])
+                history.item = item
+                history.livekit = self._rooms.setdefault(item["roomName"], [])
             else:
-                story.deliveries[item["sequence"]] = item
+                history.deliveries[item["sequence"]] = item
         return {item["callId"] for _, item in changes}
 
     def _note_files(self, said: list[Json]) -> set[str]:
         for one in said:
             if "text" in one:
-                kept = self.story(one["call"]).lines
+                kept = self.history(one["call"]).lines
                 kept.append(one)
                 del kept[:-LINES_KEPT]
             else:
                 one["function"] = self.stack.functions.get(one["function"], one["function"])
-                self.story(one["call"]).steps.append(one)
+                self.history(one["call"]).steps.append(one)
         return {one["call"] for one in said}
 
     async def _read_livekit(self, client: aiohttp.ClientSession) -> list[Json]:
@@ -283,23 +278,23 @@ class Feeds:
             if room := event.get("roomName"):
                 self._rooms.setdefault(room, []).append(event)
                 changed.add(room)
-        return {call_id for call_id, story in self.stories.items() if story.item.get("roomName") in changed}
+        return {call_id for call_id, history in self.histories.items() if history.item.get("roomName") in changed}
 
     def _note_hooks(self, events: list[Json]) -> set[str]:
         changed = set()
         for event in events:
             self._hook_last = event
             if isinstance(call_id := event["callId"], str):
-                self.story(call_id).hooks.append(event)
+                self.history(call_id).hooks.append(event)
                 changed.add(call_id)
         return changed
 
     def _forget(self) -> None:
-        kept = [story for story in self.stories.values() if story.item]
-        for story in sorted(kept, key=lambda story: story.placed_at)[: max(0, len(kept) - CALLS_KEPT)]:
-            self._forgotten.add(story.call_id)
-            self._rooms.pop(story.item["roomName"], None)
-            del self.stories[story.call_id]
+        kept = [history for history in self.histories.values() if history.item]
+        for history in sorted(kept, key=lambda history: history.placed_at)[: max(0, len(kept) - CALLS_KEPT)]:
+            self._forgotten.add(history.call_id)
+            self._rooms.pop(history.item["roomName"], None)
+            del self.histories[history.call_id]
 
 
 async def events_after(client: aiohttp.ClientSession, url: str, last: Json | None, counter: str) -> list[Json]:

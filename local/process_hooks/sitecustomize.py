@@ -6,8 +6,8 @@ Four duties:
   cannot stop its children, so the children look.
 - A function's process writes what it prints, as it prints it, to a file of the function. The emulator hands
   its output on only when an invocation has ended, and only the message of an import error.
-- A function's process dies where a test or the console wants it to (`deaths.py`), and notes each
-  step that it takes (`steps.py`).
+- A function's process dies where a test or the console wants it to (`kill_points.py`), and notes each
+  step that it takes (`step_log.py`).
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ class Answers(Copied):
 
 
 if stack_pid := os.environ.get("RINGONCE_STACK_PID"):
-    threading.Thread(target=watch, args=(int(stack_pid),), daemon=True, name="tether").start()
+    threading.Thread(target=watch, args=(int(stack_pid),), daemon=True, name="watch").start()
 if log_path := os.environ.get("RINGONCE_FUNCTION_LOG"):
     # Line by line and appending, so that the processes of one function share the file.
     function_log = open(log_path, "a", buffering=1)  # noqa: SIM115  (open as long as the process)
     sys.stderr = Copied(sys.stderr, function_log)
     sys.stdout = Answers(sys.stdout, function_log)
 if os.environ.get("RINGONCE_DEATHS"):
-    import deaths
+    import kill_points
 
-    deaths.install()
+    kill_points.install()

@@ -12,8 +12,8 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from local import receiver
-from local.console.feeds import Feeds, LineFeed, Stack, events_after
-from local.console.story import Json
+from local.console.event_sources import EventSources, LogFile, Stack, events_after
+from local.console.timeline import Json
 
 
 def test_a_feed_is_read_on_from_the_last_event_and_anew_after_a_reset() -> None:
@@ -47,7 +47,7 @@ def test_a_feed_is_read_on_from_the_last_event_and_anew_after_a_reset() -> None:
 
 
 def test_a_line_is_read_once_and_only_when_it_is_whole(tmp_path: Path) -> None:
-    feed = LineFeed(tmp_path / "log")
+    feed = LogFile(tmp_path / "log")
     assert feed.read() == []
     with (tmp_path / "log").open("a", buffering=1) as log:
         log.write("one\ntw")
@@ -67,24 +67,24 @@ def test_nothing_is_told_before_all_have_answered_and_then_all_of_it_once(
         logs=tmp_path, deaths=tmp_path, time_scale=1,
     )  # fmt: skip
     rows = [[("CALL", {"callId": "c1", "roomName": "r1", "createdAt": "2026-11-25T09:00:00.000Z"})]]
-    monkeypatch.setattr(Feeds, "_read_table", lambda feeds: rows.pop() if rows else [])
+    monkeypatch.setattr(EventSources, "_read_table", lambda sources: rows.pop() if rows else [])
     (tmp_path / "steps.log").write_text(json.dumps({"call": "c1", "function": "physical"}) + "\n")
     (tmp_path / "DialWorker.log").write_text(json.dumps({"call_id": "c1"}) + "\n")
 
     async def run() -> None:
-        feeds = Feeds(down)
+        sources = EventSources(down)
         async with (
             TestServer(receiver.create_app(), host="127.0.0.1") as server,
             aiohttp.ClientSession() as client,
         ):
             for _ in range(2):
                 with pytest.raises(aiohttp.ClientError):
-                    await feeds._ask(client)
-                assert feeds.stories == {}
-            feeds.stack = dataclasses.replace(down, receiver_url=f"http://127.0.0.1:{server.port}")
-            assert [await feeds._ask(client) for _ in range(2)] == [{"c1"}, set()]
-        story = feeds.stories["c1"]
-        assert story.item["roomName"] == "r1"
-        assert ([step["function"] for step in story.steps], len(story.lines)) == (["DialWorker"], 1)
+                    await sources._ask(client)
+                assert sources.histories == {}
+            sources.stack = dataclasses.replace(down, receiver_url=f"http://127.0.0.1:{server.port}")
+            assert [await sources._ask(client) for _ in range(2)] == [{"c1"}, set()]
+        history = sources.histories["c1"]
+        assert history.item["roomName"] == "r1"
+        assert ([step["function"] for step in history.steps], len(history.lines)) == (["DialWorker"], 1)
 
     asyncio.run(run())

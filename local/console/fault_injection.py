@@ -1,9 +1,9 @@
 """What shall happen to the next call: what its phone does, where a process dies, how its webhooks are answered.
 
 A phone's fate is an override of its number in LiveKit's stand-in (`PUT /_standin/faults`); it stays until the
-number is called from here again or the override is taken back. A death is a file for `local/tether/deaths.py` and
-happens once. An endpoint's fate is told to the local receiver, for the path that the call's webhooks go to, which
-the page makes the call's own.
+number is called from here again or the override is taken back. A death is a file for
+`local/process_hooks/kill_points.py` and happens once. An endpoint's fate is told to the local receiver, for the
+path that the call's webhooks go to, which the page makes the call's own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from local.console.feeds import Feeds, Stack, now_ms
-from local.console.story import Json
+from local.console.event_sources import EventSources, Stack, now_ms
+from local.console.timeline import Json
 from local.livekit import Faults
-from local.livekit.phone import SCRIPTS, Script
+from local.livekit.scripts import SCRIPTS, Script
 
 # A client repeats what got no answer, with the same key.
 TRIES = 2
@@ -137,13 +137,13 @@ async def _set_behaviour(client: aiohttp.ClientSession, stack: Stack, url: str, 
         answer.raise_for_status()
 
 
-async def place(client: aiohttp.ClientSession, feeds: Feeds, text: str, fate_name: str) -> Json:
+async def place(client: aiohttp.ClientSession, sources: EventSources, text: str, fate_name: str) -> Json:
     """Places a call through the API with the fate of that name ("": none).
 
     text: the request's body, passed on as it is. Returns the API's last answer: status, body, and the call's id.
     Raises FateRefused; aiohttp.ClientError when a part of the stack does not answer.
     """
-    stack = feeds.stack
+    stack = sources.stack
     fate = FATES.get(fate_name)
     if fate_name and (fate is None or (fate.outcome and not stack.stand_in)):
         raise FateRefused(f"there is no fate {fate_name!r} here")
@@ -162,7 +162,7 @@ async def place(client: aiohttp.ClientSession, feeds: Feeds, text: str, fate_nam
         wish = {"function": function, "point": point, "when": when, "call": call_id}
         death.with_suffix(".new").write_text(json.dumps(wish))
         death.with_suffix(".new").rename(death)
-    told = feeds.story(call_id)
+    told = sources.history(call_id)
     told.fate = {"label": f"{fate.group}: {fate.label}", "expect": fate.expect} if fate else None
     status, answer = 0, ""
     for tried in range(TRIES):
@@ -176,7 +176,7 @@ async def place(client: aiohttp.ClientSession, feeds: Feeds, text: str, fate_nam
             break
     if status != 200:
         death.unlink(missing_ok=True)
-        feeds.stories.pop(call_id, None)
+        sources.histories.pop(call_id, None)
     return {"status": status, "answer": _decoded(answer), "callId": call_id if status == 200 else None}
 
 

@@ -1,0 +1,103 @@
+"""The lock on a stack's state folder: one stack in a folder at a time, and how another process ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from local.errors import StackError
+from local.processes import GONE_SECONDS
+from local.state_folder import clear
+
+# How long a stack that is asked to stop may take before it is killed.
+STOP_SECONDS = 60.0
+# A file descriptor above any that a process opens at its start, so that it is closed last.
+LAST_DESCRIPTOR = 200
+
+
+@contextlib.contextmanager
+def locked(state: Path) -> Iterator[int]:
+    """Holds the state folder's lock, which ends with this process and those that it starts; yields its descriptor.
+
+    Raises StackError when another stack has it. The processes of one that was killed are waited for: they end by
+    themselves, and until then they have its ports.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + GONE_SECONDS
+    with (state / "lock").open("a+") as lock:
+        while not _taken(lock):
+            pid = _holder(lock)
+            if (pid is not None and _alive(pid)) or time.monotonic() > until:
+                raise StackError(f"a stack is running in {state} (process {pid})")
+            time.sleep(0.02)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        # A process that dies closes its files in the order of their descriptors: the lock after its sockets, so
+        # that the next holder of the lock finds the ports free.
+        descriptor = fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, LAST_DESCRIPTOR)
+        try:
+            yield descriptor
+        finally:
+            lock.truncate(0)
+            os.close(descriptor)
+
+
+def stop(state: Path) -> int | None:
+    """Ends the stack of a state folder and waits until all of it has; its process id, None if no stack runs.
+
+    Raises StackError when something of it does not end: a process of a killed stack that is itself stopped.
+    """
+    stopped: int | None = None
+    until = time.monotonic() + STOP_SECONDS
+    with contextlib.suppress(FileNotFoundError), (state / "lock").open("r+") as lock:
+        while not _taken(lock):
+            pid = _holder(lock)
+            if pid is not None and pid != stopped:
+                if stopped is not None:
+                    # Another one has been started in its place.
+                    break
+                stopped = pid
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            if stopped is not None and time.monotonic() > until:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(stopped, signal.SIGKILL)
+            if time.monotonic() > until + GONE_SECONDS:
+                raise StackError(f"what runs in {state} does not end: end who holds {state / 'lock'}")
+            time.sleep(0.05)
+        else:
+            clear(state)
+            lock.truncate(0)
+    return stopped
+
+
+def _taken(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(lock: TextIO) -> int | None:
+    """The process id that stands in a lock; None while it is empty."""
+    lock.seek(0)
+    text = lock.read()
+    return int(text) if text else None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
