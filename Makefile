@@ -39,7 +39,7 @@ export UV
 # Many processes import the same files: the first one compiles them for all, wherever a machine is set not to.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo run stop test picture browser check build sam-local lock bench clean
+.PHONY: help setup demo run stop test coverage picture browser check build sam-local lock bench clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,13 @@ test: $(DEV) $(AWS) $(SAM) $(AGENT) $(RUNTIME) $(PACKAGES) browser ## Runs every
 	if [ -x .venv-runtime/bin/python ]; then .venv/bin/python -m pytest -m e2e; else \
 		.venv/bin/python -m pytest -m e2e --ignore $(ARTIFACT_TEST); \
 		echo "NOT RUN: $(ARTIFACT_TEST), the built artifact under Lambda's own runtime: no Python 3.13 here" >&2; fi
+
+# Read by people; no figure of it passes or fails a change.
+coverage: $(DEV) ## Runs the unit and integration tests; prints which lines and branches of functions/ none of them takes
+	.venv/bin/coverage erase
+	.venv/bin/coverage run -m pytest $(WAITING) tests/unit tests/integration
+	.venv/bin/coverage combine --quiet
+	.venv/bin/coverage report
 
 picture: $(DEV) $(AWS) $(PACKAGES) browser ## Takes docs/console.png, the README's picture of the console, anew
 	.venv/bin/python -m pytest -m e2e tests/e2e/test_console.py

@@ -427,9 +427,8 @@ class System:
     def sent_by_accepting(self) -> AbstractContextManager[list[str]]:
         """What the route that places calls asks of AWS meanwhile: the operations' names."""
         parts = self.modules["initiate_call"].parts
-        return aws_requests(
-            *{parts.calls._client, parts.rate_limit._store._table.client, parts.dial_queue._client}
-        )
+        # All its stores have one client of DynamoDB.
+        return aws_requests(parts.calls._client, parts.dial_queue._client)
 
     # ── how it is made ──────────────────────────────────────────────────────────────────────────
 

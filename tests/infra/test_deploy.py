@@ -91,14 +91,39 @@ def test_the_workflows_hold_no_key_and_ask_for_little() -> None:
     for name, text in WORKFLOWS.items():
         assert "secrets." not in text, name
         assert yaml.safe_load(text)["permissions"]["contents"] == "read", name
-        for action in re.findall(r"uses: (\S+)", text):
-            assert re.fullmatch(r"(actions|aws-actions)/[\w-]+@v\d+", action), action
+
+
+def test_every_action_is_pinned_by_its_commit_and_names_its_version() -> None:
+    """A tag can be moved to other code; Dependabot reads the version and raises both."""
+    for text in WORKFLOWS.values():
+        for action in re.findall(r"uses: (.+)", text):
+            assert re.fullmatch(r"(actions|aws-actions)/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
+
+
+def test_dependabot_looks_after_the_actions_and_every_folder_of_requirements() -> None:
+    """functions/requirements.txt is compiled from the same pyproject.toml as the files of the root."""
+    updates = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]
+    folders = {
+        update["package-ecosystem"]: update.get("directories", [update.get("directory")]) for update in updates
+    }
+    projects = [path for path in (ROOT, *ROOT.glob("*/*/")) if (path / "pyproject.toml").exists()]
+    compiled = {"/" + str(path.relative_to(ROOT)).removeprefix(".") for path in projects}
+    assert {name: set(paths) for name, paths in folders.items()} == {"pip": compiled, "github-actions": {"/"}}
 
 
 def test_the_checks_workflow_runs_what_a_person_runs() -> None:
-    steps = yaml.safe_load(WORKFLOWS["checks"])["jobs"]["checks"]["steps"]
-    assert [step["run"] for step in steps if "run" in step] == ["make check", "make test"]
+    jobs = yaml.safe_load(WORKFLOWS["checks"])["jobs"]
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert commands["checks"] == ["make check", "make test"]
+    assert commands["lock"] == ["make lock", "git diff --exit-code"]
     assert "make check\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_checks_run_on_the_oldest_python_and_on_the_functions_own() -> None:
+    oldest = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    runtime = yaml_parse((ROOT / "template.yaml").read_text())["Globals"]["Function"]["Runtime"]
+    versions = yaml.safe_load(WORKFLOWS["checks"])["jobs"]["checks"]["strategy"]["matrix"]["python-version"]
+    assert versions == [oldest, runtime.removeprefix("python")]
 
 
 def test_the_deploy_workflow_reads_what_the_roles_template_puts_out() -> None:
