@@ -1,4 +1,4 @@
-"""`.venv/bin/admin`, which `make setup` installs, `python -m admin` and `python admin`: all the same."""
+"""Entry point of `.venv/bin/admin` (installed by `make setup`), `python -m admin` and `python admin`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Started as a folder, this folder itself is in the first place, where its modules could hide others.
+# `python admin` puts this folder itself first in the path, where its modules could shadow others.
 sys.path[:] = [str(ROOT), str(ROOT / "functions"), *(path for path in sys.path if path != str(ROOT / "admin"))]
 
 

@@ -11,7 +11,7 @@ from shared.clock import now_ms
 
 
 def pause(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    # Not asked about: it loses nothing, and who needs it is in a hurry.
+    # Without confirmation: it loses nothing and may be urgent.
     place.limits.pause(now_ms())
     status(place, terminal, arguments)
 
@@ -28,6 +28,6 @@ def status(place: Place, terminal: Terminal, arguments: argparse.Namespace) -> N
         "Dialling is on."
         if since is None
         else f"Dialling is paused since {since}: calls under way go on, accepted ones wait. "
-        f"`{place.command('switch resume')}` dials again."
+        f"`{place.command('switch resume')}` resumes dialling."
     )
     terminal.give({"paused": since is not None, "pausedAt": since}, text)
