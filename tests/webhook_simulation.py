@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Death(BaseException):
-    """The process is gone; what it still tries to do does not happen."""
+    """The process is dead; its further operations are not executed."""
 
 
 class Process:
@@ -83,7 +83,7 @@ class Process:
 
 
 class Clock:
-    """Epoch milliseconds; moves when told to."""
+    """Epoch milliseconds; advanced by the test."""
 
     def __init__(self) -> None:
         self.now = START
@@ -115,7 +115,7 @@ class MemoryDeliveries(DeliveryStore):
         self._process = process or Process()
 
     def create(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> None:
-        # As the real store: an id that is none has no shard.
+        # As the real store: an invalid id has no shard.
         due_shard(call_id)
 
         def create() -> None:

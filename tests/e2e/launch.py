@@ -66,7 +66,7 @@ class Launched:
         return told
 
     def interrupt(self) -> int:
-        """What Ctrl-C does: SIGINT to the process and whoever shares its group. Returns the exit code."""
+        """Does what Ctrl-C does: SIGINT to the process group. Returns the exit code."""
         os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(END_SECONDS)
 

@@ -119,7 +119,7 @@ def place(page: Page, to: str, fate: str = "", **more: str) -> str:
 
 
 def ended(page: Page, status: str) -> None:
-    """Waits until the call has ended like that and all of it is told."""
+    """Waits until the call has ended with this outcome and all of it is shown."""
     page.wait_for_selector(f".head .badge[data-status={status}]")
     page.wait_for_selector(".promises li[data-state=kept] >> nth=2")
 

@@ -23,7 +23,7 @@ from tests.e2e.launch import eventually, launched
 
 ANSWERS, BUSY, UNAVAILABLE_ONCE, TALKS_ON = "answer", "busy", "unavailable_once", "talks_on"
 HUNG_UP = ("completed", "hangup")
-# The reconciler may see twice that nobody is there before a busy machine has handed on LiveKit's event.
+# The reconciler may find no phone twice before a busy machine has delivered LiveKit's event.
 LOST_ITS_EVENT = ("completed", "disconnected")
 # So often a call is placed whose second death did not come.
 TURNS = 8

@@ -17,7 +17,7 @@ from tests.e2e.launch import eventually
 
 # Of a range that no other test dials, and whose last digits answer.
 NUMBERS = [f"+1555019{n:04d}" for n in range(4)]
-# Where a number has to be, or the call could not be dialled and told about.
+# Where a number is needed to dial the call and to report it.
 NUMBER_ATTRIBUTES = {"to", "fromNumber", "from"}
 
 
@@ -35,7 +35,7 @@ def marker() -> str:
 
 @pytest.fixture(scope="module")
 def calls(client: Client, marker: str) -> list[str]:
-    """Calls of several ends, ended and told about, beside requests that are refused."""
+    """Calls with several outcomes, ended and reported, and requests that are refused."""
     content: dict[str, Any] = {"dynamic_variables": {"firstName": marker}, "metadata": {"customer": marker}}
     url = f"{client.info['receiverUrl']}/hook?token={marker}"
     placed = [client.place(number, callback_url=url, **content) for number in NUMBERS[:3]]

@@ -455,7 +455,7 @@ NOT_BELIEVED = [
     "repo:acme/calls:environment:staging",
     "repo:acme/calls:ref:refs/heads/main",
     "repo:acme/calls:pull_request",
-    # A repository of the same name that somebody else made after this one was gone, or half of it.
+    # A repository of the same name that another owner created after this one was deleted, or half of it.
     "repo:acme@999/calls@999:environment:prod",
     "repo:acme@123456/calls@999:environment:prod",
     "repo:acme@999/calls@456789:environment:prod",

@@ -89,7 +89,7 @@ def test_every_source_reports_partial_failures(resources: dict[str, Any]) -> Non
 
 
 def test_a_stream_record_is_tried_for_as_long_as_the_stream_keeps_it(resources: dict[str, Any]) -> None:
-    """Given up earlier, an event would be known to nobody but a dead-letter queue's metadata."""
+    """Given up earlier, an event would only be known from a dead-letter queue's metadata."""
     assert (
         of_type(resources, "AWS::Lambda::EventSourceMapping")["FanOutFromStream"]["MaximumRecordAgeInSeconds"]
         == 24 * 3600

@@ -145,7 +145,7 @@ def _counted(system: System, capsys: pytest.CaptureFixture[str], held: Held, web
             stream.pump()
             held.hand_over(events)
             stream.pump()
-            # What the last delivery wrote: nobody's work.
+            # What the last delivery wrote: not counted for any handler.
             stream.pump()
     finally:
         system.handlers.update(handlers)

@@ -148,7 +148,7 @@ def test_an_event_that_there_is_not_cannot_be_replayed(system: System, sequence:
 
 def test_another_workspaces_deliveries_are_not_there(system: System) -> None:
     call_id = ended(system)
-    other = {"x-workspace-id": "nobody"}
+    other = {"x-workspace-id": "unknown"}
     for route, path in ((LIST, {}), (REPLAY, {"sequence": "1"})):
         assert system.api(route, call_id, headers=other, path=path)["statusCode"] in (403, 404)
 

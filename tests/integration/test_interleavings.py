@@ -33,7 +33,7 @@ ANSWERS, BUSY, TALKS_ON, RINGS = "+15550000000", "+15550000001", "+15550000012",
 
 @pytest.fixture
 def silent(system: System) -> Iterator[System]:
-    """LiveKit's own events reach nobody: the test tells them."""
+    """LiveKit's own events are discarded: the test sends them."""
     system.servers.taken_by = lambda body: None
     yield system
     system.servers.taken_by = None
@@ -386,7 +386,7 @@ def test_a_room_that_is_deleted_while_it_rings_ends_the_call(
     invites: list[int] = []
 
     async def delete(livekit: LiveKit, **request: Any) -> None:
-        """As soon as it rings, somebody deletes the room."""
+        """As soon as it rings, another client deletes the room."""
         ringing = asyncio.ensure_future(dial(livekit, **request))
         while (await livekit.view_room(request["room"], request["identity"])).call_status != "ringing":
             assert not ringing.done()
@@ -407,7 +407,7 @@ def test_a_room_that_is_deleted_while_it_rings_ends_the_call(
 def test_a_room_that_is_deleted_before_the_dial_is_hung_up_as_soon_as_it_is_answered(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LiveKit makes the room again, without an agent. It has told that the first one is finished."""
+    """LiveKit recreates the room, without an agent. It has sent the event that the first one is finished."""
     call_id = system.place(TALKS_ON)
     monkeypatch.setattr(LiveKit, "dial", in_a_new_room(lambda: "left" in system.item(call_id)))
     system.dial()

@@ -163,7 +163,7 @@ def test_a_call_is_not_ended_while_its_phone_cannot_be_hung_up(
 
 
 def test_one_look_that_finds_nobody_does_not_end_a_call_that_was_asked_to_hang_up(system: System) -> None:
-    """A look may be wrong; nobody would hang up the phone once the call has left the index."""
+    """A look may be wrong; no process would hang up the phone once the call has left the index."""
     call_id = system.place()
     system.sqs.purge_queue(QueueUrl=system.queue_urls["DialQueue"])
     now = int(time.time() * 1000)

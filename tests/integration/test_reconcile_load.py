@@ -1,4 +1,4 @@
-"""The reconciler with many calls at once: few requests to LiveKit, bounded time, nobody starves."""
+"""The reconciler with many calls at once: few requests to LiveKit, bounded time, no call starves."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_create_tells_a_person_the_key_the_secret_and_the_next_step(admin: Admin
     assert "curl https://YOUR_API/v1/api/call" in said.out
     assert "-H 'x-workspace-id: acme'" in said.out
     assert "-H 'x-api-key: rk_" in said.out
-    # Nobody is rung by a line that is copied as it stands.
+    # A line that is copied unchanged rings no phone.
     assert '"to": "NUMBER"' in said.out
     assert "neither is shown again" in said.out
     assert said.err == ""
@@ -376,8 +376,8 @@ def test_list_of_an_empty_table(admin: Admin) -> None:
 )
 def test_an_unknown_workspace_is_named(admin: Admin, store: WorkspaceStore, line: str) -> None:
     group, verb, *rest = line.split()
-    said = admin(" ".join([group, verb, "nobody", *rest]) + " --yes")
-    assert f"no workspace nobody in table {TABLE} in eu-west-1" in one_line(said)
+    said = admin(" ".join([group, verb, "unknown", *rest]) + " --yes")
+    assert f"no workspace unknown in table {TABLE} in eu-west-1" in one_line(said)
     assert store.all() == []
 
 
@@ -931,8 +931,8 @@ def test_without_a_region_it_says_what_it_needs(run: Admin, line: str) -> None:
 
 
 def test_an_unknown_profile_is_named(run: Admin) -> None:
-    said = one_line(run(f"--table {TABLE} --profile nobodys workspace list"))
-    assert "nobodys" in said
+    said = one_line(run(f"--table {TABLE} --profile absent workspace list"))
+    assert "absent" in said
 
 
 @pytest.mark.parametrize("line", LINES)

@@ -106,7 +106,7 @@ HOSTILE_URLS = [
     "https://hooks.example.com:443443/",
     "https://hooks.example.com:https/",
     "https://hooks.example.com:443:80/",
-    # Dots, labels, names that are nobody's.
+    # Dots, labels, names without a public owner.
     "https://hooks.example.com./",
     "https://.example.com/",
     "https://hooks..example.com/",

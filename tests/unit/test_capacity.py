@@ -88,7 +88,7 @@ def test_the_page_names_the_first_limits_in_their_order() -> None:
 
 def test_the_page_asks_for_the_events_that_are_read() -> None:
     """Any other may be left out at LiveKit; one of these that is lost takes a proof, or an exact time, with it."""
-    source = (capacity.ROOT / "functions" / "livekit_events" / "settle.py").read_text()
+    source = (capacity.ROOT / "functions" / "livekit_events" / "apply_event.py").read_text()
     read = {word for word in re.findall(r'"(\w+)"', source) if word in LIVEKIT_EVENTS}
     told = bullet("LiveKit's events")
     assert read == set(re.findall(r"`(\w+)`", told))

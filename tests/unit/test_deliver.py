@@ -460,7 +460,7 @@ def records_of(*keys: tuple[str, int]) -> list[dict[str, Any]]:
 class Overlapping(httpx.AsyncBaseTransport):
     """Endpoints that take their time. most: how many POSTs of one id there were at a time.
 
-    wait_for: nobody is answered before so many POSTs are under way.
+    wait_for: no POST is answered before so many are under way.
     """
 
     def __init__(self, wait_for: int = 0) -> None:

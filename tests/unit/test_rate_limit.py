@@ -161,7 +161,7 @@ def test_a_table_that_does_not_answer_lets_nobody_through(store: LimitStore, cli
     client.lose = 1
     with pytest.raises(StoreUnclear):
         process.spend(workspace(20), NOW)
-    # The two permits whose answer was lost are nobody's.
+    # The two permits whose answer was lost stay unused.
     assert accepted(process, 20, tries=30) == 18
     client.delete_table(TableName=TABLE)
     with pytest.raises(StoreError):

@@ -11,7 +11,7 @@ from local import stack
 
 
 def test_stop_says_so_when_what_was_left_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody's id is in the lock, so there is nobody to send a signal to."""
+    """The lock contains no process id, so no signal is sent."""
     monkeypatch.setattr(stack, "STOP_SECONDS", 0.0)
     monkeypatch.setattr(stack, "GONE_SECONDS", 0.0)
     with (tmp_path / "lock").open("w") as left:
