@@ -124,7 +124,7 @@ class _Serve:
             ):
                 await self._serve(reader, writer)
         finally:
-            # At once: a TLS connection that is closed politely waits for a peer that may be gone.
+            # At once: a TLS connection's orderly shutdown waits for a peer that may be gone.
             writer.transport.abort()
             self._found.serving.discard(task)
 

@@ -187,7 +187,7 @@ def test_a_worker_that_wakes_after_its_lease_takes_no_slot(
         world.run(0.2, [{place: "stalls_after"}])
         world.run(400, [])
         assert [(call.ended, call.dueShard) for call in world.calls.values()] == [(True, None)]
-        monkeypatch.setattr(WorkspaceStore, "take_slot", lambda self, *given, **named: taken.append("slot"))
+        monkeypatch.setattr(LimitStore, "take_slot", lambda self, *given, **named: taken.append("slot"))
         [stalled] = world.running()
         stalled.wake()
         world.run(1, [])

@@ -1,4 +1,4 @@
-"""What a deployment changes is what runs: of every function, each change reaches the configuration that is called.
+"""Deployed changes take effect: each change of a function reaches the configuration that is called.
 
 A published version of a function keeps the configuration that it was made with, and CloudFormation makes a new one
 only when the version's logical id changes. So the caller of a version gets what that id stands for, nothing newer.

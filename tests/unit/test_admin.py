@@ -1,4 +1,4 @@
-"""The operator's command, as it is typed: what it prints, asks, writes and refuses."""
+"""The operator's command line: what it prints, asks, writes and refuses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CREATE = "workspace create acme --agent-name outbound --trunk ST_1 --from +12025
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Said:
-    """How a command ended, and what it said."""
+    """A command's exit code and output."""
 
     code: int
     out: str
@@ -460,7 +460,7 @@ def test_two_updates_at_the_same_time_both_hold(
         nonlocal turns
         turns += 1
         if turns == 1:
-            # Between this command's read and its write another operator's command is done.
+            # Between this command's read and its write another operator's command completes.
             others.update("acme", lambda there: dataclasses.replace(there, name="Theirs"))
         return change_item(self, seen, changed)
 
@@ -875,7 +875,7 @@ def test_local_works_on_the_stack_that_is_running(
     said = run(f"--local {CREATE}")
     assert sent == [("PutItem", TABLE, "http://127.0.0.1:4566", "test")]
     assert "curl http://127.0.0.1:8000/v1/api/call" in said.out
-    # A number of the stand-in's, so that the line works as it stands.
+    # A number of the stand-in's, so that the line works unchanged.
     assert '"to": "+15550000000"' in said.out
 
 
@@ -886,7 +886,7 @@ def test_local_with_a_stack_that_has_died(run: Admin, tmp_path: Path, monkeypatc
     assert "in the local stack at http://127.0.0.1:4566" in one_line(run("--local workspace list"))
 
 
-# ── AWS says no ─────────────────────────────────────────────────────────────────────────────────────
+# ── errors of AWS ───────────────────────────────────────────────────────────────────────────────────
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: ClientError | BotoCoreError) -> None:

@@ -1,4 +1,4 @@
-"""A header that is used once has one value, however many copies of it a proxy or a retry sends along."""
+"""Headers that are repeated by a proxy or a retry, bodies, and the answers for errors."""
 
 from __future__ import annotations
 

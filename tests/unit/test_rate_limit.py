@@ -89,7 +89,7 @@ def test_threads_of_one_process_never_exceed_the_limit(store: LimitStore) -> Non
 
 
 def test_a_burst_over_many_new_processes_is_let_through(store: LimitStore) -> None:
-    """What a process holds and does not spend is a tenth of what was left."""
+    """A process holds at most a tenth of the remaining permits unspent."""
     assert sum(accepted(RateLimit(store), 60) for _ in range(30)) == 30
 
 

@@ -1,4 +1,4 @@
-"""The lock of a local stack's folder: who waits for it does not wait for ever."""
+"""The lock of a local stack's folder: waiting for it ends."""
 
 from __future__ import annotations
 

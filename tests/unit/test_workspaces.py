@@ -1,4 +1,4 @@
-"""Workspaces: what is written under which condition, and the cache."""
+"""Workspaces: conditional writes, and the cache."""
 
 from __future__ import annotations
 
