@@ -1,4 +1,4 @@
-"""Starts the local stack by its public command, and looks for what it leaves behind."""
+"""Starts the local stack by its public command, and finds processes and sockets that it leaves behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Deadlines are for what will never come: nothing here takes nearly as long, on a slow machine either.
+# Deadlines that only a failure reaches: nothing here takes nearly as long, even on a slow machine.
 START_SECONDS = 400.0
 END_SECONDS = 180.0
 LISTENING = "0A"  # a socket's state in /proc/net/tcp
@@ -58,7 +58,7 @@ class Launched:
         eventually(found, f"the stack prints {text!r}", START_SECONDS)
 
     def info(self) -> dict[str, Any]:
-        """What the stack says it is, when it is ready."""
+        """The stack's READY line, parsed."""
         self.says("READY ")
         eventually(lambda: self.said().endswith("\n"), "the line is whole")
         (line,) = (line for line in self.said().splitlines() if line.startswith("READY "))
@@ -72,7 +72,7 @@ class Launched:
 
 
 def tied_to_this() -> dict[str, str]:
-    """What lets a process of Python's end with this one, should the tests be killed (`local/tether`)."""
+    """The environment that makes a Python process end with this one if the tests are killed (`local/tether`)."""
     return {"PYTHONPATH": str(ROOT / "local" / "tether"), "RINGONCE_STACK_PID": str(os.getpid())}
 
 

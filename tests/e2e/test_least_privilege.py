@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from tests.e2e.client import Client
 
 OPERATIONS = ("get_item", "update_item", "put_item", "delete_item")
-# Of no workspace that there is. The switch itself is only read: all calls of the stack would wait.
+# Keys of no existing workspace. The switch itself is only read: all calls of the stack would wait.
 KEYS = ("absent", "absent#slots", "absent#rate", "trunk#absent", "#switch-of-absent")
 READS = {("get_item", key) for key in KEYS}
 MAY = {

@@ -40,7 +40,7 @@ def calls(client: Client, marker: str) -> list[str]:
     url = f"{client.info['receiverUrl']}/hook?token={marker}"
     placed = [client.place(number, callback_url=url, **content) for number in NUMBERS[:3]]
     placed.append(client.place("+15550000001", callback_url=url, **content))
-    # A name that leads nowhere, so that an error is logged at every attempt.
+    # A name that does not resolve, so that an error is logged at every attempt.
     placed.append(
         client.place(NUMBERS[3], callback_url=f"https://no-such-name.invalid/hook?token={marker}", **content)
     )
@@ -122,7 +122,7 @@ def test_calls_hold_numbers_and_content_only_where_they_must_and_no_secret(
     rest = json.dumps(
         [without(item, NUMBER_ATTRIBUTES | {"dynamicVariables", "metadata", "callbackUrl"}) for item in found]
     )
-    # The receiver's own words are kept with each attempt; these receivers repeat nothing.
+    # The receiver's answer is stored with each attempt; these receivers do not echo the request.
     assert marker not in rest
     assert not [number for number in NUMBERS if number[1:] in rest]
 

@@ -1,4 +1,4 @@
-"""However the local stack ends, no process, port or temporary folder of it stays behind."""
+"""The local stack leaves no process, port or temporary folder behind, in whatever way it ends."""
 
 from __future__ import annotations
 

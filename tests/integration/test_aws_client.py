@@ -1,4 +1,4 @@
-"""What a function's AWS client does at the wire when AWS fails: two tries, each bounded in time."""
+"""A function's AWS client on the wire when AWS fails: two tries, each bounded in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong is refused with every wrong field named, and leaves nothing behind."""
+"""Invalid requests are refused with every wrong field named, and write nothing."""
 
 from __future__ import annotations
 

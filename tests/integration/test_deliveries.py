@@ -1,4 +1,4 @@
-"""What a client sees of its webhooks, and replays, through the real routes; and where no webhook may go."""
+"""A client's view of its webhooks and their replay, through the real routes; and refused callback URLs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_event_is_listed_with_its_attempts(system: System) -> None:
 
 
 def test_no_callback_url_is_logged(system: System, caplog: pytest.LogCaptureFixture) -> None:
-    """It may carry a customer's token. On AWS the root logger has the functions' level, so libraries talk."""
+    """It may contain a customer's token. On AWS the root logger has the functions' level, so libraries log too."""
     with caplog.at_level("INFO"):
         ended(system)
     assert caplog.records

@@ -29,7 +29,7 @@ from webhook_dispatch.transport import webhook_client
 ATTEMPTS = 5
 DURATIONS = dataclasses.replace(Durations(), webhook_schedule=Durations().webhook_schedule[:ATTEMPTS])
 
-# What each must come to: the state, and what every one of its attempts says.
+# The expected result of each: the state, and the status or error of each attempt.
 FAILURES = {
     "refuses": "ConnectError",
     "resets": "Error",

@@ -1,4 +1,4 @@
-"""Repeating a request with its Idempotency-Key never places a second call, whatever went wrong in between."""
+"""Repeating a request with its Idempotency-Key never places a second call, after any fault in between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two things at the same time: who wins, and that it rings once, ends once and says so once all the same.
+"""Concurrent actions on a call: which one wins, and that it still rings once and ends once, with one event.
 
 The order is made by hooks: the other party acts right before or after one step of the first.
 """
@@ -40,7 +40,7 @@ def silent(system: System) -> Iterator[System]:
 
 
 def end_of(system: System, call_id: str) -> tuple[str, str, int | None]:
-    """The end, once it is certain that there is one only."""
+    """The end event, after checking that there is only one."""
     item = system.item(call_id)
     ends = [entry for entry in item["events"] if entry["type"] == "call.ended"]
     assert len(ends) == 1
@@ -160,7 +160,7 @@ def fenced_by_a_dead_worker(system: System) -> str:
 
 @pytest.mark.parametrize("turned", [False, True], ids=["the phone first", "the room first"])
 def test_the_phones_own_reason_is_better_than_the_rooms(silent: System, turned: bool) -> None:
-    """The worker is dead: what the events say is all there is."""
+    """The worker is dead: only the events show what happened."""
     call_id = fenced_by_a_dead_worker(silent)
     events = [phone_left(silent, call_id, "USER_UNAVAILABLE", "ringing"), room_finished(silent, call_id)]
     for event in reversed(events) if turned else events:

@@ -1,4 +1,4 @@
-"""What no log line, metric or error shows, whatever happens: a whole phone number, a value of the secret."""
+"""No log line, metric or error contains a whole phone number or a value of the secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A LiveKit server that crashed, or restarted in a call: what it goes on listing is no evidence of a phone."""
+"""A LiveKit server that crashed, or restarted during a call: its stale listing does not prove a phone."""
 
 from __future__ import annotations
 

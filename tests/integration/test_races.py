@@ -120,7 +120,7 @@ def test_a_room_that_closed_does_not_end_a_dial_that_is_still_on_its_way(
 def test_a_call_that_another_worker_holds_is_not_cleared_by_one_that_waits(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slot taken behind the clearing would be lost for ever: nothing of the call would be due any more."""
+    """A slot taken after the clearing would stay taken: nothing of the call would be due any more."""
     call_id = system.place()
     change(system, call_id, leaseId="dead", leaseUntil=1, attempts=1)
     limits = system.modules["dial_worker"].limits

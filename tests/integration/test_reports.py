@@ -1,4 +1,4 @@
-"""What agents report: signed with the LiveKit key, an event of the call, counted once, and never in its way."""
+"""Agents' reports: signed with the LiveKit key, events of the call, counted once, without effect on its end."""
 
 from __future__ import annotations
 

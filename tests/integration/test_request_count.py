@@ -1,4 +1,4 @@
-"""How often a request goes to AWS: what a client waits for, and what every call costs."""
+"""The number of AWS requests of each client request, which determines latency and cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One worker, ten messages: their phones ring side by side, and what happens to one touches no other."""
+"""One worker, ten messages: their phones ring concurrently, and a fault of one does not affect the others."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def end_of(system: System, call_id: str) -> tuple[str, str]:
 
 
 def asked_once(system: System) -> None:
-    """LiveKit was asked to ring once, whatever came of it."""
+    """LiveKit was asked to ring once, regardless of the outcome."""
     assert requests(system)["CreateSIPParticipant"] == 1
 
 

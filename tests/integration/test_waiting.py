@@ -1,4 +1,4 @@
-"""Calls that wait their turn: for a slot, for the switch; and what they do not lose by it."""
+"""Calls that wait for a slot, a trunk or the switch, and that waiting costs them no attempts and no time."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""docs/webhooks.md tells the truth: its bodies are the code's, its programs are run, in two languages, and verify
-what deliver really sends."""
+"""docs/webhooks.md is correct: its bodies are the code's, and its programs, in two languages, verify what deliver
+sends."""
 
 from __future__ import annotations
 
