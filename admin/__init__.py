@@ -1,1 +1,3 @@
-"""The operator's command: who may call whom, with which keys, and the switch that stops all dialling."""
+"""The operator's command: workspaces and their limits, keys, webhook secrets, and the switch that stops all
+dialling.
+"""

@@ -1,4 +1,4 @@
-"""The command line: what may be said, and how it ends: 0 done, 1 refused or failed, 2 not understood."""
+"""The command line: arguments and exit codes (0 done, 1 refused or failed, 2 wrong usage)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ examples:
   {target.COMMAND} --stack ringonce-prod deliveries redrive --since 3h --dry-run
   {target.COMMAND} --stack ringonce-prod webhook-test https://example.com/hook --workspace acme
 
-A change is seen by running processes within a minute, `switch pause` by the next dial.
+A change takes effect within a minute, `switch pause` at the next dial.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command. Raises SystemExit (2) when it does not understand its arguments."""
+    """Runs one command and returns its exit code. Raises SystemExit (2) for wrong arguments."""
     words = parser()
     given = words.parse_args(arguments)
     terminal = Terminal(sys.stdin, sys.stdout, sys.stderr, as_json=given.json, assume_yes=given.yes)
@@ -66,11 +66,11 @@ def _failed(terminal: Terminal, text: str) -> int:
 
 
 def _never_sent(cause: ClientError | BotoCoreError) -> bool:
-    """Without credentials a request cannot even be signed."""
+    """Whether the request was certainly not sent: without credentials it cannot be signed."""
     return isinstance(cause, target.CREDENTIAL_ERRORS)
 
 
-# ── the words ───────────────────────────────────────────────────────────────────────────────────────
+# ── commands ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def parser() -> argparse.ArgumentParser:
@@ -100,14 +100,14 @@ def parser() -> argparse.ArgumentParser:
 
         return command
 
-    command = group("workspace", "Tenants: who may call whom, from which trunk, how many at a time.")
+    command = group("workspace", "Tenants: allowed numbers, trunk, limits.")
     create = command("create", workspaces.create, "Makes a workspace, a key and a webhook secret.")
     create.add_argument("--agent-name", required=True, type=label, help="name of the LiveKit agent worker")
     create.add_argument(
         "--trunk", required=True, type=sip_trunk, metavar="ST_...", help="LiveKit's outbound trunk"
     )
     create.add_argument(
-        "--no-key", action="store_true", help="no API key: open to whoever knows the id (behind IAM, or privately)"
+        "--no-key", action="store_true", help="no API key: the id is enough (behind IAM or in a private network)"
     )
     create.add_argument(
         "--allow-special-numbers",
@@ -116,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
         help="premium-rate, personal, satellite and other special numbers may be called too",
     )
     _limits_and_lists(create)
-    update = command("update", workspaces.update, "Changes what is named, leaves the rest.")
+    update = command("update", workspaces.update, "Changes only what is given.")
     update.add_argument("--agent-name", type=label, help="name of the LiveKit agent worker")
     update.add_argument("--trunk", type=sip_trunk, metavar="ST_...", help="LiveKit's outbound trunk")
     update.add_argument(
@@ -127,35 +127,35 @@ def parser() -> argparse.ArgumentParser:
     update.add_argument(
         "--open",
         action=argparse.BooleanOptionalAction,
-        help="whether a workspace without keys takes requests from whoever knows its id",
+        help="whether a workspace without keys accepts requests that name its id",
     )
     _limits_and_lists(update)
-    _repeated(update, "--remove-from", "remove_from_numbers", e164, "+NUMBER", "takes a number away")
-    _repeated(update, "--disallow", "disallow", calling_code, "+CODE", "takes a calling code away")
-    _repeated(update, "--remove-agent", "remove_agents", agent_id, "ID", "takes an agent id away")
-    update.add_argument("--any-agent", action="store_true", help="lift the limit to certain agent ids")
+    _repeated(update, "--remove-from", "remove_from_numbers", e164, "+NUMBER", "removes a number")
+    _repeated(update, "--disallow", "disallow", calling_code, "+CODE", "removes a calling code")
+    _repeated(update, "--remove-agent", "remove_agents", agent_id, "ID", "removes an agent id")
+    update.add_argument("--any-agent", action="store_true", help="allow every agent id")
     command("show", workspaces.show, "Shows one workspace.")
     command("list", workspaces.list_all, "Lists all workspaces.", on_workspace=False)
     command("disable", workspaces.disable, "Refuses all requests of a workspace; its waiting calls fail.")
     command("enable", workspaces.enable, "Lets a disabled workspace call again.")
 
-    command = group("key", "API keys: shown once, stored as SHA-256, as many at once as are needed.")
-    command("create", keys.create, "Makes a key and shows it, once.")
-    command("list", keys.list_all, "Lists the keys by their ids, the beginnings of their hashes.")
-    revoke = command("revoke", keys.revoke, "Ends a key.")
+    command = group("key", "API keys: shown once, stored as SHA-256; a workspace may have several.")
+    command("create", keys.create, "Makes a key and shows it once.")
+    command("list", keys.list_all, "Lists the keys by their ids, the first digits of their hashes.")
+    revoke = command("revoke", keys.revoke, "Revokes a key.")
     revoke.add_argument("key", metavar="KEY_ID", type=key_id, help="as `key list` shows it")
     revoke.add_argument(
-        "--open", action="store_true", help="with the last key: from then on whoever knows the id needs none"
+        "--open", action="store_true", help="with the last key: open the workspace, so that its id is enough"
     )
 
-    command = group("webhook-secret", "What webhooks are signed with; two during a rotation.")
+    command = group("webhook-secret", "Secrets that sign webhooks; two during a rotation.")
     rotate = command("rotate", webhook_secrets.rotate, "Makes a new secret, shows it once, and signs with both.")
     rotate.add_argument("--drop-old", action="store_true", help="sign with the new one only, at once")
     command("drop-old", webhook_secrets.drop_old, "Ends a rotation: only the newest secret signs.")
 
     command = group("deliveries", "Webhooks that did not arrive.")
     redrive = command(
-        "redrive", deliveries.redrive, "After an outage: makes what did not arrive due again.", on_workspace=False
+        "redrive", deliveries.redrive, "After an outage: makes failed deliveries due again.", on_workspace=False
     )
     redrive.add_argument(
         "--since",
@@ -166,9 +166,9 @@ def parser() -> argparse.ArgumentParser:
     )
     redrive.add_argument("--until", type=moment, metavar="WHEN", help="calls placed until then (now)")
     redrive.add_argument("--workspace", metavar="WORKSPACE", type=workspace_id, help="only this one's (all)")
-    redrive.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    redrive.add_argument("--dry-run", action="store_true", help="show what would be done, change nothing")
 
-    text = "Sends one signed test event to a URL and shows what came of it."
+    text = "Sends one signed test event to a URL and shows the result."
     test = groups.add_parser("webhook-test", help=text, description=text, parents=[everywhere], allow_abbrev=False)
     test.set_defaults(run=webhook_test.send)
     test.add_argument("url", metavar="URL", help="as a call's callback_url")
@@ -178,19 +178,20 @@ def parser() -> argparse.ArgumentParser:
 
     command = group("switch", "Stops all dialling of all workspaces; calls wait.")
     command("pause", switch.pause, "Stops all dialling; calls under way go on, others wait.", on_workspace=False)
-    command("resume", switch.resume, "Dials again.", on_workspace=False)
-    command("status", switch.status, "Says whether dialling is paused.", on_workspace=False)
+    command("resume", switch.resume, "Resumes dialling.", on_workspace=False)
+    command("status", switch.status, "Shows whether dialling is paused.", on_workspace=False)
 
     command = group("restore", "After calls were lost: docs/operations.md has the whole procedure.")
     seal = command(
-        "seal", restore.seal, "Brings calls back from a backup and ends the open ones, unrung.", on_workspace=False
-    )
+        "seal", restore.seal, "Restores calls from a backup and ends the open ones without dialling.",
+        on_workspace=False,
+    )  # fmt: skip
     seal.add_argument("restored", metavar="TABLE", help="into which the backup was restored; it is only read")
     return top
 
 
 def _options_of_every_command(holder: argparse.ArgumentParser) -> None:
-    """Before the command or after it. Only what is given is set, so that neither place undoes the other."""
+    """Options allowed before and after the command. Only given ones are set, so that neither resets the other."""
 
     def option(name: str, **details: Any) -> None:
         where.add_argument(name, default=argparse.SUPPRESS, **details)
@@ -201,9 +202,9 @@ def _options_of_every_command(holder: argparse.ArgumentParser) -> None:
     option("--local", action="store_true", help="the one of the local stack that `make run` started")
     option("--profile", metavar="NAME", help="AWS profile")
     option("--region", metavar="NAME", help="AWS region")
-    where = holder.add_argument_group("how to talk")
+    where = holder.add_argument_group("input and output")
     option("--json", action="store_true", help="print JSON")
-    option("--yes", action="store_true", help="do not ask before something is lost")
+    option("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def _limits_and_lists(command: argparse.ArgumentParser) -> None:
@@ -216,7 +217,7 @@ def _limits_and_lists(command: argparse.ArgumentParser) -> None:
         "allow",
         calling_code,
         "+CODE",
-        "beginning of numbers that may be called, +1 (US and Canada), +44, +1876; none: nobody",
+        "beginning of numbers that may be called, +1 (US and Canada), +44, +1876; none: no number",
     )
     _repeated(command, "--agent", "agents", agent_id, "ID", "agent id that may be used; none: any")
     command.add_argument("--max-concurrent-calls", type=between(1, 250), metavar="1-250", help="calls at a time")
@@ -232,7 +233,7 @@ def _repeated(
     )
 
 
-# ── what a word may be ──────────────────────────────────────────────────────────────────────────────
+# ── types of arguments ──────────────────────────────────────────────────────────────────────────────
 
 
 def _matching(pattern: str, what: str) -> Callable[[str], str]:
@@ -255,7 +256,7 @@ key_id = _matching(r"[0-9a-f]{8,64}", "a key's id: 8 hex digits, as `key list` s
 
 
 def own_number(text: str) -> str:
-    """In the one form that a request's `from` is compared with."""
+    """The number in the form that a request's `from` is compared with. Raises ArgumentTypeError."""
     try:
         return phone_number.e164(e164(text))
     except ValueError as exc:
@@ -269,7 +270,7 @@ def label(text: str) -> str:
 
 
 def moment(text: str) -> int:
-    """Epoch milliseconds of `2026-11-25T09:00Z`, or of so long ago: `45m`, `2h`, `1d`."""
+    """Epoch milliseconds of a time such as `2026-11-25T09:00Z`, or of an age: `45m`, `2h`, `1d`."""
     if ago := re.fullmatch(r"(\d{1,4})([mhd])", text, re.ASCII):
         return now_ms() - int(ago[1]) * {"m": 60, "h": 3600, "d": 86400}[ago[2]] * 1000
     try:

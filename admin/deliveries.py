@@ -1,7 +1,7 @@
-"""`admin deliveries redrive`: after an outage, everything that did not arrive is due again.
+"""`admin deliveries redrive`: makes deliveries that did not arrive due again, after an outage.
 
-The rows are made due and nothing is sent from here: the reconciler, which comes every minute, brings them to
-`deliver` as fast as it can take them. So a redrive may be cut off anywhere, and repeated.
+It only makes the rows due: the reconciler, which runs every minute, sends their messages. So a redrive may be
+interrupted at any point and repeated.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from shared.delivery_store import Delivery, DeliveryStore
 from shared.table_keys import RETENTION_SECONDS
 
 PAGE = 100
-# Requests to DynamoDB side by side; a client keeps 20 connections.
+# Concurrent requests to DynamoDB; a client keeps 20 connections.
 THREADS = 10
 
-# What there is to do for a delivery, and what keeps one from it.
+# States of a delivery: to be redriven, or the reason why not.
 DEAD, WAITING, NEVER_MADE = "dead", "waiting", "neverMade"
 DUE, UNDER_WAY, STOPPED, DELIVERED = "due", "underWay", "stopped", "delivered"
 REDRIVEN = (DEAD, WAITING, NEVER_MADE)
@@ -74,7 +74,7 @@ def _find(
     workspaces: list[str],
     between: tuple[str, str],
 ) -> tuple[list[Delivery], collections.Counter[str]]:
-    """What is to be made due (without what was attempted), and how many deliveries are in which state."""
+    """The deliveries to make due (without their attempts), and the number of deliveries by state."""
     found: list[Delivery] = []
     seen: collections.Counter[str] = collections.Counter(calls=0)
     with ThreadPoolExecutor(THREADS) as threads:
@@ -130,7 +130,9 @@ def _state(call: Call, row: Delivery, now: int) -> str:
 
 
 def _make_due(calls: CallStore, deliveries: DeliveryStore, found: list[Delivery]) -> Iterator[bool]:
-    """Whether each was made due, as it is done. Not without its call's record, which lives until it is over."""
+    """Yields for each delivery whether it was made due; not if its call's record is gone. Extends the record's
+    expiry.
+    """
 
     def one(row: Delivery) -> bool:
         now = now_ms()

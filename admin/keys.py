@@ -1,7 +1,6 @@
 """`admin key`: create, list, revoke.
 
-A key is shown once and stored as its SHA-256; the first eight hex digits of that are its id, since there is
-nothing else to know it by.
+A key is shown once and stored as its SHA-256; the first eight hex digits of the hash are its id.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def list_all(target: Target, terminal: Terminal, arguments: argparse.Namespace) 
     if ids:
         text = table(("key", "sha-256"), [(_id(hashed), hashed) for hashed in sorted(workspace.apiKeyHashes)])
     elif workspace.open:
-        text = f"{workspace.workspaceId} has no keys and is open to whoever knows its id."
+        text = f"{workspace.workspaceId} has no keys and is open: a request needs only its id."
     else:
         text = f"{workspace.workspaceId} has no keys: every request is refused."
     terminal.give({"workspaceId": workspace.workspaceId, "apiKeyIds": ids, "open": workspace.open}, text)
@@ -75,7 +74,7 @@ def revoke(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
 
     def change(seen: Workspace) -> Workspace:
         if hashed in seen.apiKeyHashes and seen.apiKeyHashes != confirmed.apiKeyHashes:
-            # It may have become the last one, or no longer be it.
+            # Whether it is the last key may have changed.
             raise changed_meanwhile(seen)
         rest = seen.apiKeyHashes - {hashed}
         return dataclasses.replace(seen, apiKeyHashes=rest, open=seen.open or (arguments.open and not rest))
@@ -96,16 +95,16 @@ def key_ids(workspace: Workspace) -> list[str]:
 
 
 def opened(workspace_id: str) -> str:
-    """What open means, in plain words."""
+    """The consequence of an open workspace, for a confirmation or warning."""
     return (
-        f"Whoever knows the id {workspace_id} can place calls with it: no key is asked for. "
+        f"Anyone who knows the id {workspace_id} can place calls: no key is required. "
         "Keep the API behind IAM or in a private network."
     )
 
 
 def changed_meanwhile(workspace: Workspace) -> AdminError:
     return AdminError(
-        f"somebody else has just changed {workspace.workspaceId}; nothing was changed now: look, and repeat"
+        f"{workspace.workspaceId} was changed by another command meanwhile; nothing was changed: check and repeat"
     )
 
 
@@ -114,7 +113,7 @@ def _id(hashed: str) -> str:
 
 
 def _only(workspace: Workspace, beginning: str) -> str:
-    """The one hash that begins so."""
+    """The only hash that begins so. Raises AdminError when there is none or more than one."""
     found = [hashed for hashed in workspace.apiKeyHashes if hashed.startswith(beginning)]
     if not found:
         raise AdminError(f"{workspace.workspaceId} has no key {beginning}; `key list` shows them")

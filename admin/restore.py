@@ -1,17 +1,17 @@
-"""`admin restore seal`: brings calls back from a backup and ends the open ones, so that none rings again.
+"""`admin restore seal`: restores calls from a backup and ends the open ones, so that none rings again.
 
-What a restored record does not know (that its phone rang, that it was answered, that it is over) lies in what was
-lost. So every call that comes back open ends `outcome_unknown`, by the same write as any other end: its event is
-in the record and goes out by the stream. Dialling must be paused meanwhile. A call accepted after the pause has
-never been dialled: it comes back as it was, and is dialled when dialling goes on.
+A restored record lacks what happened since the backup (that its phone rang, was answered, or that the call ended).
+So every call that is restored open ends `outcome_unknown`, by the same write as any other end: its event is in the
+record and is delivered through the stream. Dialling must be paused meanwhile. A call accepted after the pause has
+never been dialled: it is restored unchanged, and dialled when dialling is resumed.
 
-Three things follow from a loss, and are seen to:
+Three consequences of a loss are handled:
 - the index of what is due: a sealed call stays in it until the reconciler has hung up its room and freed its slot;
-- the slots: ids of calls that have no record any more, or a cleared one, are taken out, as nobody else would;
-- the events: the end may fall on a sequence that the receiver has seen with another event in it, so its id is
-  another (`shared.call.event_id`).
+- the slots: those of calls without a record, or with a cleared one, are freed;
+- the events: the receiver may have seen another event with the sequence of the end, so the end has a distinct id
+  (`shared.call.event_id_of`).
 
-Dying at any point leaves a state in which the same command, repeated, does the rest.
+If the command is interrupted at any point, repeating it does the rest.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from shared.table_keys import SHARDS
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-# Later than anything that is due.
+# Epoch ms later than every `checkAt`.
 FOR_EVER = 2**53
 WRITERS = 16
 
@@ -53,8 +53,8 @@ def seal(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> N
     if paused_at is None:
         raise AdminError("dialling is not paused: `switch pause`, wait three minutes, then repeat this")
     terminal.confirm(
-        f"What {table.name} has lost comes back from {arguments.restored}. Calls accepted before "
-        f"{iso(paused_at)} that come back open end as outcome_unknown; phones that still talk are hung up.",
+        f"Items missing from {table.name} are restored from {arguments.restored}. Calls accepted before "
+        f"{iso(paused_at)} that are restored open end as outcome_unknown; calls still in progress are hung up.",
         "Go on?",
     )
     brought = bring_back(table, arguments.restored, paused_at)
@@ -62,13 +62,13 @@ def seal(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> N
     freed = free_lost_slots(target, calls)
     terminal.give(
         {"broughtBack": brought, "sealed": sealed, "slotsFreed": freed},
-        f"{brought} items brought back, {sealed} calls ended as outcome_unknown, {freed} slots of lost calls "
-        "freed. `switch resume` dials again.",
+        f"{brought} items restored, {sealed} calls ended as outcome_unknown, {freed} slots of lost calls "
+        "freed. `switch resume` resumes dialling.",
     )
 
 
 def restored_and_open(calls: CallStore) -> Iterator[Call]:
-    """As they stand. Every call that has not ended is in the index of what is due."""
+    """The current records of restored calls that have not ended; all of them are in the index of what is due."""
     for shard in range(SHARDS):
         for page in calls.due(shard, FOR_EVER):
             found = calls.get_many(call_id for call_id, sort_key in page if sort_key == "CALL")
@@ -76,7 +76,7 @@ def restored_and_open(calls: CallStore) -> Iterator[Call]:
 
 
 def _end(calls: CallStore, call: Call) -> bool:
-    """Whether this ended it. The reconciler or an event of LiveKit's may know better, and come first."""
+    """Whether this ended the call. The reconciler or an event of LiveKit's may end it first, with its outcome."""
     seen: Call | None = call
     while seen is not None and not seen.ended:
         outcome = Outcome("failed", "outcome_unknown", inferred=True)
@@ -87,11 +87,11 @@ def _end(calls: CallStore, call: Call) -> bool:
 
 
 def _say_nothing(call: Call) -> None:
-    """Log lines and metrics are of the functions; stdout is the command's."""
+    """Writes neither log line nor metric: stdout is for the command's result."""
 
 
 def free_lost_slots(target: Target, calls: CallStore) -> int:
-    """Frees the slots that nobody else will: their calls have no record, or one that is cleared already."""
+    """Frees the slots of calls without a record, or with one that is cleared already. Returns their number."""
     freed = 0
     for workspace in target.store.all():
         for call_id in sorted(target.limits.active_calls(workspace.workspaceId)):
@@ -106,9 +106,9 @@ def free_lost_slots(target: Target, calls: CallStore) -> int:
 
 
 def bring_back(table: CallsTable, restored: str, paused_at: int) -> int:
-    """Copies what the stack's own table does not have. Returns how many items.
+    """Copies the items that the stack's own table lacks. Returns their number.
 
-    Deliveries before calls: the copy of a call goes through the stream, which makes the deliveries it lacks.
+    Deliveries before calls: copying a call triggers the stream, which makes the missing deliveries.
     """
     copied = 0
     with ThreadPoolExecutor(WRITERS) as pool:
@@ -121,7 +121,7 @@ def bring_back(table: CallsTable, restored: str, paused_at: int) -> int:
 
 
 def _items(client: DynamoDBClient, restored: str, *, calls: bool) -> Iterator[dict[str, Any]]:
-    """Of the restored table what has not expired, as on the wire: calls, or the rest. Raises StoreError."""
+    """The unexpired items of the restored table in DynamoDB's format: calls, or the rest. Raises StoreError."""
     request: dict[str, Any] = {
         "TableName": restored,
         "ConsistentRead": True,
@@ -139,7 +139,9 @@ def _items(client: DynamoDBClient, restored: str, *, calls: bool) -> Iterator[di
 
 
 def _put_back(table: CallsTable, item: dict[str, Any]) -> bool:
-    """Writes an item as it is, unless there is one of its key: that is newer, and stays. Raises StoreError."""
+    """Writes an item unless its key exists: the existing item is newer. Returns whether it did. Raises
+    StoreError.
+    """
     try:
         with store_errors():
             table.client.put_item(TableName=table.name, Item=item, ConditionExpression="attribute_not_exists(pk)")
@@ -149,7 +151,7 @@ def _put_back(table: CallsTable, item: dict[str, Any]) -> bool:
 
 
 def _marked(item: dict[str, Any], paused_at: int) -> dict[str, Any]:
-    """An open call that may have been dialled carries from its first moment that it was restored."""
+    """The item, with `restoredAt` if it is an open call that may have been dialled since the backup."""
     if item["sk"] != {"S": "CALL"}:
         return item
     call = Call.from_item(from_wire(item))

@@ -11,7 +11,7 @@ from shared.clock import now_ms
 
 
 def pause(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    # Not asked about: it loses nothing, and who needs it is in a hurry.
+    # Without confirmation: it loses nothing and may be urgent.
     target.limits.pause(now_ms())
     status(target, terminal, arguments)
 
@@ -28,6 +28,6 @@ def status(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
         "Dialling is on."
         if since is None
         else f"Dialling is paused since {since}: calls under way go on, accepted ones wait. "
-        f"`{target.command('switch resume')}` dials again."
+        f"`{target.command('switch resume')}` resumes dialling."
     )
     terminal.give({"paused": since is not None, "pausedAt": since}, text)

@@ -1,4 +1,4 @@
-"""Which table the command works on, and what AWS says when it cannot be reached, in one line."""
+"""The tables that a command works on, and one-line explanations of AWS errors."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ CREDENTIAL_ERRORS = (
 )
 _LOG_IN = "set AWS_PROFILE or pass --profile, run `aws sso login`, or set AWS_ACCESS_KEY_ID and the rest"
 
-# What works after `make setup`, without an activated environment.
+# The command's path after `make setup`, without an activated environment.
 COMMAND = ".venv/bin/admin"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CallsTable:
-    """The table of calls itself, for what no function does with it."""
+    """Direct access to the table of calls, for operations that no function performs."""
 
     client: DynamoDBClient
     name: str
@@ -65,9 +65,10 @@ class CallsTable:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """name: as people are told it. api_url: where clients of this table's stack send calls, if known.
+    """The tables of one stack. name: for messages. api_url: base URL of the stack's API, if known.
 
-    options: those that name it again. calls, deliveries, calls_table: of the same stack, if their table is known.
+    options: command-line options that select this stack. calls, deliveries, calls_table: None if the calls' table
+    is unknown.
     """
 
     store: WorkspaceStore
@@ -81,7 +82,7 @@ class Target:
     calls_table: CallsTable | None = None
 
     def command(self, words: str) -> str:
-        """The command line that does `words` on this target, to be copied."""
+        """The command line that runs `words` on these tables, to be copied."""
         return " ".join(part for part in (COMMAND, self.options, words) if part)
 
     def existing(self, workspace_id: str) -> Workspace:
@@ -99,9 +100,9 @@ class Target:
 
 
 def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Target:
-    """The target that the options name, or else the environment.
+    """The tables selected by the options, or else by the environment.
 
-    Raises UsageError when none or more than one is named, AdminError when it is not there, and botocore's
+    Raises UsageError when none or more than one is selected, AdminError when they do not exist, and botocore's
     errors.
     """
     if sum(map(bool, (arguments.table, arguments.stack, arguments.local))) > 1:
@@ -188,7 +189,7 @@ def _outputs(session: boto3.Session, stack: str) -> dict[str, str]:
 
 
 def explain(exc: ClientError | BotoCoreError, name: str) -> str:
-    """One line on what AWS needs. name: of the target. Goes by types and codes, never by the messages' text."""
+    """A one-line explanation of an AWS error. name: of the table. Uses types and codes, never message texts."""
     if isinstance(exc, ClientError):
         code, message = exc.response["Error"]["Code"], exc.response["Error"].get("Message", "")
         if code in _BAD_CREDENTIALS:

@@ -1,4 +1,4 @@
-"""What the command reads and prints: tables for people, JSON for scripts, questions before anything is lost."""
+"""The command's input and output: tables for people, JSON for scripts, confirmations before a loss."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _BAR_CELLS = 30
 
 
 class AdminError(Exception):
-    """The command cannot do what was asked; `str()` is the one line that says why."""
+    """The command cannot be carried out; `str()` is a one-line reason."""
 
 
 class UsageError(AdminError):
-    """It was asked for something that makes no sense, or not told enough."""
+    """Arguments are missing or contradict each other."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Terminal:
-    """as_json: stdout holds one JSON value and nothing else. assume_yes: nothing is asked."""
+    """as_json: stdout gets one JSON value and nothing else. assume_yes: no confirmation is asked for."""
 
     stdin: TextIO
     stdout: TextIO
@@ -40,8 +40,8 @@ class Terminal:
             raise AdminError("nothing was changed")
 
     def progress(self, done: int, total: int | None, what: str) -> None:
-        """How far a long command is, on one line that is written over; nothing where nobody watches. total: None
-        when it is not known. Ends with done == total."""
+        """Shows the progress of a long command on one line, which is overwritten; only on a terminal. total: None
+        while unknown. Ends with done == total."""
         if not self.stderr.isatty():
             return
         if total is None:
@@ -52,11 +52,11 @@ class Terminal:
         print(f"\r\x1b[K{text}", end="\n" if done == total else "", file=self.stderr, flush=True)
 
     def say(self, text: str = "") -> None:
-        """For people: kept out of the way of a script that reads stdout."""
+        """Prints text for people: to stderr if stdout is for a script."""
         print(text, file=self.stderr if self.as_json else self.stdout)
 
     def give(self, value: Any, text: str) -> None:
-        """The result, as JSON or as text."""
+        """Prints the result, as JSON or as text."""
         print(json.dumps(value, indent=2) if self.as_json else text, file=self.stdout)
 
 
@@ -70,6 +70,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def card(facts: Sequence[tuple[str, str]]) -> str:
-    """One thing's facts, a line each."""
+    """Names and values, one pair per line."""
     width = max(len(name) for name, _ in facts)
     return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in facts)

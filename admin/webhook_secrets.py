@@ -1,7 +1,7 @@
 """`admin webhook-secret`: rotate, drop-old.
 
-During a rotation every webhook carries two signatures, so that a receiver may change over at its own time:
-rotate, give the receiver the new secret, then drop the old one.
+During a rotation every webhook carries two signatures, so that a receiver can switch at any time: rotate, give the
+receiver the new secret, then drop the old one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def rotate(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
     lost = len(confirmed.webhookSecrets) - len(kept)
     if lost:
         terminal.confirm(
-            f"Within a minute {_secrets(lost)} of {confirmed.workspaceId} will sign no more: receivers that know "
-            "no newer one will refuse its webhooks.",
+            f"Within a minute {_secrets(lost)} of {confirmed.workspaceId} will no longer sign: receivers without "
+            "a newer one will refuse its webhooks.",
             "Rotate?",
         )
     secret = new_secret()
@@ -34,7 +34,7 @@ def rotate(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
     terminal.say("\nKeep it now: it is not shown again.")
     if kept:
         terminal.say(
-            "Webhooks are signed with this one and the one before. When the receivers know it: "
+            "Webhooks are signed with this one and the previous one. When the receivers have it: "
             + target.command(f"webhook-secret drop-old {workspace.workspaceId}")
         )
 
@@ -44,7 +44,7 @@ def drop_old(target: Target, terminal: Terminal, arguments: argparse.Namespace) 
     lost = len(confirmed.webhookSecrets[1:])
     if lost:
         terminal.confirm(
-            f"Within a minute {_secrets(lost)} of {confirmed.workspaceId} will sign no more.", "Drop the old?"
+            f"Within a minute {_secrets(lost)} of {confirmed.workspaceId} will no longer sign.", "Drop the old?"
         )
     workspace = _set(target, confirmed, confirmed.webhookSecrets[:1])
     left = len(workspace.webhookSecrets)
@@ -53,13 +53,13 @@ def drop_old(target: Target, terminal: Terminal, arguments: argparse.Namespace) 
 
 
 def new_secret() -> str:
-    """As Standard Webhooks has them: `whsec_` and 32 random bytes in base64."""
+    """A secret in Standard Webhooks' format: `whsec_` and 32 random bytes in base64."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def _set(target: Target, confirmed: Workspace, to: tuple[str, ...]) -> Workspace:
     def change(seen: Workspace) -> Workspace:
-        # `to` may be there already, when this is a repeat of a write that got through.
+        # `to` may be stored already, if this repeats a write that succeeded.
         if seen.webhookSecrets not in (confirmed.webhookSecrets, to):
             raise changed_meanwhile(seen)
         return dataclasses.replace(seen, webhookSecrets=to)

@@ -1,5 +1,5 @@
-"""`admin webhook-test`: one signed event to a URL, through deliver's own guard, transport and signature, and all
-that came of it."""
+"""`admin webhook-test`: posts one signed event to a URL with deliver's address check, transport and signature, and
+shows the result."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def send(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> N
 
 
 def event_body(message_id: str, workspace_id: str) -> str:
-    """As of any event; it is about no call, so its sequence is 0."""
+    """The body of a test event; it belongs to no call, so its sequence is 0."""
     return json_object(
         {
             "id": compact(message_id),
@@ -75,7 +75,7 @@ async def _post(
     durations = Durations()
 
     async def trace(step: str, told: dict[str, Any]) -> None:
-        """httpcore's: each step of the request, as it is done."""
+        """httpcore's trace extension: called at each step of the request."""
         result: Any = told.get("return_value")
         match step:
             case "connection.connect_tcp.complete":
@@ -117,7 +117,7 @@ def _told(given: dict[str, Any]) -> str:
         *((f"Answer {name.lower()}", text) for name, text in given["answerHeaders"] or ()),
         ("Answer", given["answer"]),
     ]
-    # What a receiver says may hold anything: nothing of it may move the terminal's cursor.
+    # A receiver's answer may contain control characters, which must not reach the terminal.
     return card([(_printable(name), _printable(text)) for name, text in facts])
 
 

@@ -67,7 +67,7 @@ def list_all(target: Target, terminal: Terminal, arguments: argparse.Namespace) 
             workspace.name,
             _state(workspace),
             _access(workspace),
-            _listed(workspace.allowedCallingCodes) or "nobody",
+            _listed(workspace.allowedCallingCodes) or "none",
             str(workspace.maxConcurrentCalls),
             str(workspace.callsPerMinute),
         )
@@ -111,7 +111,7 @@ def update(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
             **scalars,
         )
 
-    # What cannot be done is refused before anything is asked.
+    # Impossible changes are refused before the confirmation.
     change(target.existing(arguments.workspace))
     if arguments.open:
         terminal.confirm(opened(arguments.workspace), "Open it?")
@@ -125,8 +125,8 @@ def update(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
 def disable(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
     target.existing(arguments.workspace)
     terminal.confirm(
-        f"Within a minute {arguments.workspace} is refused everything, and its calls that still wait will fail; "
-        "those under way go on.",
+        f"Within a minute every request of {arguments.workspace} is refused and its waiting calls fail; calls "
+        "under way go on.",
         "Disable it?",
     )
     workspace = target.updated(arguments.workspace, lambda seen: dataclasses.replace(seen, disabled=True))
@@ -143,7 +143,7 @@ def enable(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
 
 
 def as_json(workspace: Workspace) -> dict[str, Any]:
-    """What scripts get: everything but the secrets."""
+    """The workspace for scripts, without hashes and secrets."""
     fields = dataclasses.asdict(workspace)
     del fields["apiKeyHashes"], fields["webhookSecrets"]
     return {
@@ -161,7 +161,7 @@ def as_text(workspace: Workspace, more: Sequence[tuple[str, str]] = ()) -> str:
             ("State", _state(workspace)),
             ("Access", _access(workspace)),
             ("API keys", ", ".join(key_ids(workspace)) or "none"),
-            ("May call", _listed(workspace.allowedCallingCodes) or "nobody"),
+            ("May call", _listed(workspace.allowedCallingCodes) or "none"),
             ("Special numbers", "allowed" if workspace.allowSpecialNumbers else "refused"),
             ("From", ", ".join(workspace.fromNumbers) or "the trunk's own"),
             ("Agent worker", workspace.agentName),
@@ -181,7 +181,7 @@ def as_text(workspace: Workspace, more: Sequence[tuple[str, str]] = ()) -> str:
 
 
 def _scalars(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The plain attributes that were given."""
+    """The scalar attributes that were given."""
     given = {
         "name": arguments.name,
         "agentName": arguments.agent_name,
@@ -195,7 +195,7 @@ def _scalars(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _with(there: Sequence[str] | frozenset[str], add: list[str], remove: list[str], what: str) -> list[str]:
-    """`there` in its order, with and without. Raises AdminError when what is to go is not there."""
+    """`there` with `add` and without `remove`, in order. Raises AdminError when an entry of `remove` is absent."""
     absent = [entry for entry in remove if entry not in there]
     if absent:
         raise AdminError(f"{', '.join(absent)} is no {what} of this workspace; it has {_listed(there) or 'none'}")
@@ -203,10 +203,10 @@ def _with(there: Sequence[str] | frozenset[str], add: list[str], remove: list[st
 
 
 def _warn(target: Target, terminal: Terminal, workspace: Workspace) -> None:
-    """What an operator may not have meant."""
+    """Warns of settings that may not be intended."""
     if not workspace.allowedCallingCodes:
         terminal.say(
-            "\nIt may call nobody until countries are named: "
+            "\nIt may call no number until countries are named: "
             + target.command(f"workspace update {workspace.workspaceId} --allow +1 --allow +44")
         )
     if not workspace.apiKeyHashes:
@@ -219,7 +219,7 @@ def _warn(target: Target, terminal: Terminal, workspace: Workspace) -> None:
 
 
 def _curl(target: Target, workspace: Workspace, key: str | None) -> str:
-    # On AWS a number to fill in: a copied line must not ring a stranger.
+    # On AWS a placeholder: a copied line must not call a stranger.
     to = "+15550000000" if target.local and "+1" in workspace.allowedCallingCodes else "NUMBER"
     agent = min(workspace.agents, default="a1b2c3d4e5f6a7b8c9d0e1f2")
     lines = [
@@ -239,7 +239,7 @@ def _state(workspace: Workspace) -> str:
 def _access(workspace: Workspace) -> str:
     if workspace.apiKeyHashes:
         return "1 key" if len(workspace.apiKeyHashes) == 1 else f"{len(workspace.apiKeyHashes)} keys"
-    return "open: whoever knows the id" if workspace.open else "nobody: no key"
+    return "open: no key required" if workspace.open else "closed: no key"
 
 
 def _listed(entries: Sequence[str] | frozenset[str]) -> str:

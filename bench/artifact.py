@@ -12,7 +12,7 @@ BUILDS = ("build-x86_64", "build")
 
 
 def built_artifact() -> tuple[str, Path] | None:
-    """The runtime's Python and the artifact's folder; None, said aloud, when one of them does not run here."""
+    """The runtime's Python and the artifact's folder; None, with a message, when one of them does not run here."""
     python = find_runtime_python()
     if python is None:
         print("No Python of the runtime's version here: cold starts cannot be measured.", file=sys.stderr)
@@ -25,7 +25,7 @@ def built_artifact() -> tuple[str, Path] | None:
 
 
 def artifact_folder() -> Path | None:
-    """Where the functions' code was built last; None, said aloud, when it was not."""
+    """The folder of the functions' last build; None, with a message, without one."""
     for build in BUILDS:
         for requirements in sorted((ROOT / ".aws-sam" / build).glob("*/requirements.txt")):
             return requirements.parent

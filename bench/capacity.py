@@ -1,4 +1,4 @@
-"""What a call costs and what gives way first: `python -m bench.capacity`; with `--write` into docs/capacity.md.
+"""A call's cost and the first limits reached: `python -m bench.capacity`; with `--write` into docs/capacity.md.
 
 A calculation: from the counts of bench/one_call.toml, which a test takes, from template.yaml, and from the prices,
 quotas, assumptions and measured figures of docs/prices.toml, which a reader may edit.

@@ -1,4 +1,4 @@
-"""What a process costs before its first request, beside the floor that boto3 sets.
+"""The cost of a process before its first request, compared with boto3's own (the floor).
 
 Each handler is imported, with its clients made, in a new process of the runtime's own Python out of the built
 artifact; so are boto3 and the same clients without anything else. They take turns, as the machine may be busy with
@@ -56,7 +56,7 @@ def main() -> None:
         figures += [Figure(f"{name}: CPU", cpu[name], "ms"), Figure(f"{name}: elapsed", wall[name], "ms")]
     for name, (_, clients, aim) in HANDLERS.items():
         floor = f"boto3: {', '.join(clients)}"
-        # Round by round, so that what a neighbour does to one round it does to both.
+        # In alternation, so that other load on the machine affects both alike.
         ratio = statistics.median(own[0] / other[0] for own, other in zip(runs[name], runs[floor], strict=True))
         figures += [
             Figure(f"{name}: CPU of its floor's", ratio, "x", aim),

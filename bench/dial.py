@@ -157,7 +157,7 @@ def _invoke(client: Client, numbers: list[str]) -> float:
 
 @contextlib.contextmanager
 def dialling_stopped(client: Client) -> Iterator[None]:
-    """Nobody takes the dial queue's messages meanwhile, except who asks for them."""
+    """Disables the dial queue's event source mapping, so that only the caller receives its messages."""
     functions = client.aws("lambda")
     [mapping] = functions.list_event_source_mappings(FunctionName=client.info["resources"]["DialWorker"])[
         "EventSourceMappings"

@@ -186,7 +186,7 @@ def _serve(items: int) -> None:
             self.wfile.write(text)
 
         def log_message(self, *_: Any) -> None:
-            """Says nothing."""
+            """Discards metrics and log lines."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)

@@ -1,4 +1,4 @@
-"""What the functions ask of AWS, noted by botocore's own events: every request, by function and operation."""
+"""The functions' requests to AWS, recorded through botocore's events, by function and operation."""
 
 from __future__ import annotations
 

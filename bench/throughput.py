@@ -67,7 +67,7 @@ def _measured(aws: Emulated, folder: Path, what: str) -> dict[str, float]:
         [sys.executable, "-m", "bench.throughput", what],
         cwd=ROOT,
         env=aws.environment(folder),
-        # What the handler prints goes where nobody reads; the figures come on stderr.
+        # The handler's output is discarded; the figures are on stderr.
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -50,7 +50,7 @@ def main() -> None:
             [sys.executable, "-m", "bench.warm", client.info["workspaceId"], client.info["apiKey"]],
             cwd=ROOT,
             env=_environment(client.info),
-            # What the handler prints goes where nobody reads; the figures come on stderr.
+            # The handler's output is discarded; the figures are on stderr.
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -46,7 +46,7 @@ def main() -> None:
         try:
             assert receiver.stdout
             url = receiver.stdout.readline().decode().strip()
-            # What deliver prints goes where nobody reads; its figures come on stderr.
+            # deliver's output is discarded; its figures are on stderr.
             measured = subprocess.run(
                 [sys.executable, "-m", "bench.webhooks", url],
                 cwd=ROOT,

@@ -1,12 +1,12 @@
-"""Makes what `sam build` left ready to upload: ``python infra/finish_build.py BUILD_DIR``. With ``--python``
-in its place it prints the path of a Python of the runtime's version, or an empty line.
+"""Prepares the output of `sam build` for the upload: ``python infra/finish_build.py BUILD_DIR``. With ``--python``
+instead it prints the path of a Python of the runtime's version, or an empty line.
 
 `sam build` ships no bytecode and dates its files 1980, so a function would compile every module again at
 each cold start. Bytecode that Python does not compare with its source (``unchecked-hash``, PEP 552) helps.
 It must be made by the runtime's own minor version, so without a Python 3.13 none is shipped.
 
-What no function reads is left out; where this machine can run the artifact, every module of the functions is then
-imported out of it.
+Files that no function reads are removed; if this machine can run the artifact, every module of the functions is
+then imported from it.
 
 Standard library only: it runs under whatever Python started it.
 """
@@ -43,7 +43,7 @@ UNUSED = (
 FUNCTIONS = Path(__file__).parents[1] / "functions"
 # Imported by functions at their first need.
 IMPORTED_LATER = ("phonenumbers",)
-# What handlers read from their environment when they are imported. Nothing is asked for by then.
+# The environment that handlers read at import. No request is made at import.
 HANDLERS_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "none",
     "AWS_SECRET_ACCESS_KEY": "none",
@@ -116,7 +116,7 @@ def is_of_this_machine(artifact: Path) -> bool:
 
 
 def import_everything(artifact: Path, python: str) -> None:
-    """Imports every module of the functions out of the artifact, and nothing from elsewhere.
+    """Imports every module of the functions from the artifact, and nothing from elsewhere.
 
     Raises CalledProcessError when one does not import.
     """

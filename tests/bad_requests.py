@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Stands in values that must never come back in an answer.
+# Part of values that must never appear in an answer.
 SECRET = "hunter2"
 
 GOOD: dict[str, Any] = {"to": "+12025550123", "call_agent_id": "agent-1"}
@@ -19,7 +19,7 @@ GOOD: dict[str, Any] = {"to": "+12025550123", "call_agent_id": "agent-1"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BadRequest:
-    """A POST /v1/api/call and its answer. headers: added to the good ones; None takes one away."""
+    """A POST /v1/api/call and its answer. headers: added to the good ones; None removes one."""
 
     name: str
     body: bytes
@@ -61,7 +61,7 @@ def _nested(levels: int) -> str:
     return "[" * levels + "]" * levels
 
 
-# A carrier that strips or obeys the prefix behind the country code reaches another number.
+# A carrier that strips or interprets the prefix after the country code reaches another number.
 PREFIXED = (
     "+1 1 900 555 0123",
     "+11876555012",
@@ -526,7 +526,7 @@ def _headers() -> Iterator[BadRequest]:
     cases: list[tuple[str, Mapping[str, str | None], int, str]] = [
         ("no workspace", {"x-workspace-id": None}, 400, "missing_workspace"),
         ("an empty workspace", {"x-workspace-id": ""}, 400, "missing_workspace"),
-        ("an unknown workspace", {"x-workspace-id": "nobody"}, 403, "workspace_not_allowed"),
+        ("an unknown workspace", {"x-workspace-id": "unknown"}, 403, "workspace_not_allowed"),
         ("the workspace in capitals", {"x-workspace-id": "DEMO"}, 403, "workspace_not_allowed"),
         ("two workspaces", {"x-workspace-id": "demo,other"}, 400, "conflicting_header"),
         ("two workspaces, one in capitals", {"x-workspace-id": "demo, DEMO"}, 400, "conflicting_header"),
@@ -588,9 +588,9 @@ def _headers() -> Iterator[BadRequest]:
         yield BadRequest(name, _with(), status, code, headers=headers)
     packed = gzip.compress(_with())
     yield BadRequest("a gzip", packed, 415, "unsupported_encoding", headers={"content-encoding": "gzip"})
-    # Who asks is looked at before what they ask for.
-    nobody = {"x-workspace-id": "nobody"}
-    yield BadRequest("a stranger's bad request", b"{", 403, "workspace_not_allowed", headers=nobody)
+    # Authorization is checked before the body.
+    unknown = {"x-workspace-id": "unknown"}
+    yield BadRequest("a stranger's bad request", b"{", 403, "workspace_not_allowed", headers=unknown)
     yield BadRequest("a bad request, a wrong key", b"{", 401, "invalid_api_key", headers={"x-api-key": "x"})
 
 

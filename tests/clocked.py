@@ -160,7 +160,7 @@ class Clocked:
         return dataclasses.replace(parts, **changes)
 
     def dialling(self, seconds: float = 120) -> Dialling:
-        """A worker that has so many seconds left for as long as the clock stands."""
+        """A worker that has so many seconds left while the clock does not move."""
         deadline = self.now + int(seconds * 1000)
         return Dialling(
             calls=self.calls,
@@ -227,7 +227,7 @@ class Clocked:
         return self.place(**given | fields)
 
     def place_answered(self, **fields: Any) -> str:
-        """Talking, as the worker leaves it; phone and agent are in the room."""
+        """An answered call as the worker leaves it; phone and agent are in the room."""
         given: dict[str, Any] = {
             "status": "in_progress", "attempts": 1, "leaseId": "done", "leaseUntil": self.now, "roomSid": "RM_1",
             "dialedAt": self.now, "answeredAt": self.now,

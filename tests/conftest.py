@@ -1,4 +1,4 @@
-"""What is printed behind a run's results, and the one system of all tests that need one."""
+"""Tables printed after a run's results, and the system shared by all tests that need one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPORT = pytest.StashKey[dict[str, list[tuple[str, ...]]]]()
 
 @pytest.fixture(scope="module")
 def report_table(request: pytest.FixtureRequest) -> list[tuple[str, ...]]:
-    """Rows added here are printed behind the run's results, as a table of this test module."""
+    """Rows added here are printed after the run's results, as a table of this test module."""
     return request.config.stash.setdefault(REPORT, {}).setdefault(request.path.stem, [])
 
 

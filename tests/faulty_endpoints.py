@@ -16,7 +16,7 @@ import trustme
 from shared.callback_url import Policy
 from webhook_dispatch.transport import GuardedTransport
 
-# As told here, a byte a second: at the scale of a test.
+# Stands for a byte a second, at the scale of a test.
 DRIP_SECONDS = 0.02
 
 # Those that take an attempt's whole time stand together, so that one batch holds them.
@@ -86,7 +86,7 @@ async def endpoints(plain: bool = False) -> AsyncIterator[Endpoints]:
         elsewhere = await listen(await asyncio.start_server(forbidden, "127.0.0.1", 0))
         for kind in KINDS:
             if kind == "refuses":
-                # Bound and not listening: the port is nobody else's, and nobody answers.
+                # Bound and not listening: no other process gets the port, and connections are refused.
                 reserved = stack.enter_context(socket.socket())
                 reserved.bind(("127.0.0.1", 0))
                 port = reserved.getsockname()[1]
@@ -124,7 +124,7 @@ class _Serve:
             ):
                 await self._serve(reader, writer)
         finally:
-            # At once: a TLS connection that is closed politely waits for a peer that may be gone.
+            # At once: a TLS connection's orderly shutdown waits for a peer that may be gone.
             writer.transport.abort()
             self._found.serving.discard(task)
 

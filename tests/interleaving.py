@@ -1,4 +1,4 @@
-"""Interleaving by hooks: what happens between two steps is decided by the test, not by the clock."""
+"""Hooks that let a test run code between two steps of a handler, independent of timing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def once(
     before: Callable[[], object] = nothing,
     after: Callable[[], object] = nothing,
 ) -> None:
-    """Runs `before` ahead of the next call of a method, `after` behind it; later calls are as ever."""
+    """Runs `before` ahead of the next call of a method and `after` after it; later calls are unchanged."""
     original = getattr(owner, method)
 
     def plain(*given: Any, **named: Any) -> Any:
@@ -57,7 +57,7 @@ def once(
 
 
 def change_durations(patch: pytest.MonkeyPatch, system: System, module: str, **changes: float) -> None:
-    """Other durations (seconds, as they are) for one function, until the test ends."""
+    """Other durations (seconds, unscaled) for one function, until the test ends."""
     settings = system.modules[module].settings
     durations = dataclasses.replace(settings.durations, **changes)
     patch.setattr(system.modules[module], "settings", dataclasses.replace(settings, durations=durations))
@@ -114,7 +114,7 @@ def tell_bytes(system: System, body: bytes) -> int:
 
 
 def phone_left(system: System, call_id: str, reason: str, call_status: str, **room: str) -> dict[str, Any]:
-    """The event that says that the phone has left."""
+    """The event of the phone's leaving."""
     item = system.item(call_id)
     return {
         "event": "participant_left",
@@ -143,14 +143,14 @@ def rooms(system: System) -> list[str]:
 
 
 def requests(system: System) -> dict[str, int]:
-    """How often LiveKit was asked what."""
+    """The number of requests to LiveKit, by method."""
     counts = system.http.get(f"{system.servers.livekit_url}/_standin/requests").json()["counts"]
     assert isinstance(counts, dict)
     return counts
 
 
 def change(system: System, call_id: str, **attributes: Any) -> None:
-    """Puts the record into a state that a crash or the passing of time would have left. None removes."""
+    """Puts the record into a state that a crash or elapsed time would have left. None removes an attribute."""
     sets = {name: value for name, value in attributes.items() if value is not None}
     removes = [f"#{name}" for name, value in attributes.items() if value is None]
     request: dict[str, Any] = {"ExpressionAttributeNames": {f"#{name}": name for name in attributes}}

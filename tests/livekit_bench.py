@@ -87,7 +87,7 @@ class Bench:
         return [event for event in events if event["kind"] == kind]
 
     async def one_call_is(self, **expected: Any) -> dict[str, Any]:
-        """Waits until the only call placed looks so."""
+        """Waits until the only call placed is in this state."""
 
         async def as_expected() -> bool:
             calls = await self.calls()

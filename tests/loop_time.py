@@ -1,4 +1,4 @@
-"""An event loop's time, moved on by the test: what would be waited for is over at once, on any machine alike."""
+"""An event loop's time, advanced by the test: timers end at once, independent of the machine's speed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 def time_passes(seconds: float) -> None:
-    """The running loop's clock goes on by so much: every timer of its that was to end by then ends now."""
+    """Advances the running loop's clock by so many seconds: every timer due by then ends now."""
     loop = asyncio.get_running_loop()
     before = loop.time
     loop.time = lambda: before() + seconds  # type: ignore[method-assign]

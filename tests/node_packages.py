@@ -17,7 +17,7 @@ PROJECT = ROOT / "tests" / "node"
 def node_project() -> Path:
     """A folder under .local with the content of tests/node and its packages.
 
-    It is there whole or not at all, whoever else makes it at the same time, or was killed while making it.
+    It is made atomically, so that concurrent or killed processes leave it complete or absent.
     """
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("NOT RUN: there is no node on this machine; nothing that needs it has been checked")
@@ -33,6 +33,6 @@ def node_project() -> Path:
         try:
             made.rename(folder)
         except OSError:
-            # Somebody else was quicker.
+            # Another process was faster.
             shutil.rmtree(made)
     return folder

@@ -52,7 +52,7 @@ def escaped(part: str) -> str:
 
 
 def at(pointer: str) -> Any:
-    """What stands at a JSON pointer of the page."""
+    """The value at a JSON pointer of the page."""
     found: Any = PAGE
     for part in pointer.split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")

@@ -44,8 +44,8 @@ from webhook_dispatch.transport import GuardedTransport, webhook_client
 
 TEMPLATE = yaml_parse((Path(__file__).parent.parent / "template.yaml").read_text())
 TIME_SCALE = 0.05
-# What is waited for passes at that scale. What bounds how long something may take does not: it is production's,
-# because it must hold on the slowest machine. A test in which one of these is to run out sets it for itself.
+# Durations that are waited for are scaled. Time limits are not: production's must hold on the slowest machine. A
+# test in which one of these is to run out sets it itself.
 BOUNDS = (
     "workspace_cache", "name_lookup", "orphan_drop", "agent_wait", "answer_margin", "left_wait", "livekit_request",
     "livekit_look", "webhook_connect", "webhook_attempt", "webhook_lease", "webhook_order",
@@ -79,7 +79,7 @@ class Context:
         self.remaining(seconds)
 
     def remaining(self, seconds: float) -> None:
-        """So much is left from now on."""
+        """Sets the remaining seconds, counted from now."""
         self._seconds = seconds
 
     def get_remaining_time_in_millis(self) -> int:
@@ -100,7 +100,7 @@ class Servers:
     """Stand-in, receiver and the routes that LiveKit and the agent call, on a loop and thread of their own."""
 
     def __init__(self, handle: Callable[[str, dict[str, Any]], dict[str, Any]]) -> None:
-        # A function's answer to a request; a test may put its own in place.
+        # A function's answer to a request; a test may replace it.
         self.handle = handle
         self._at_work: set[asyncio.Future[dict[str, Any]]] = set()
         # A test that takes LiveKit's events for itself gets each body here.
@@ -242,7 +242,7 @@ class System:
 
     def reset(self) -> None:
         self.http.post(f"{self.servers.livekit_url}/_standin/reset").raise_for_status()
-        # What the test before left under way writes and logs nothing into this one.
+        # Work that the previous test left under way must not write or log into this one.
         self.servers.wait_until_idle()
         self.http.post(f"{self.servers.receiver_url}/_receiver/reset").raise_for_status()
         self._mock.reset()
@@ -305,7 +305,7 @@ class System:
 
     @contextmanager
     def stopped_clock(self) -> Iterator[Clock]:
-        """The clock of the route that places calls, standing still."""
+        """Stops the clock of the route that places calls."""
         module, clock = self.modules["initiate_call"], Clock()
         before, module.parts = module.parts, dataclasses.replace(module.parts, clock=clock)
         try:
@@ -316,7 +316,7 @@ class System:
     # ── what AWS does ───────────────────────────────────────────────────────────────────────────
 
     def receive(self, queue: str) -> list[dict[str, Any]]:
-        """Up to ten visible messages, as Lambda hands them over."""
+        """Up to ten visible messages, as Lambda passes them."""
         answer = self.sqs.receive_message(
             QueueUrl=self.queue_urls[queue], MaxNumberOfMessages=10, MessageSystemAttributeNames=["All"]
         )
@@ -425,7 +425,7 @@ class System:
         self.http.put(f"{self.servers.livekit_url}/_standin/faults", json=knobs).raise_for_status()
 
     def sent_by_accepting(self) -> AbstractContextManager[list[str]]:
-        """What the route that places calls asks of AWS meanwhile: the operations' names."""
+        """The names of the AWS operations that the route that places calls requests meanwhile."""
         parts = self.modules["initiate_call"].parts
         # All its stores have one client of DynamoDB.
         return aws_requests(parts.calls._client, parts.dial_queue._client)
@@ -486,7 +486,7 @@ class System:
 
 
 def _pause(since: float) -> None:
-    """Until the next look: a tenth of the time waited for, as each look costs processor time."""
+    """Seconds until the next look: a tenth of the time waited for, as each look costs CPU time."""
     time.sleep(min(0.2, 0.01 + (time.monotonic() - since) / 10))
 
 

@@ -1,4 +1,4 @@
-"""The webhook engine in a world of its own: table, queue and clock in memory, processes that can die at any step.
+"""A simulation of webhook delivery: table, queue and clock in memory, processes that can die at any step.
 
 The engine's code is the real one (fan_out, deliver_batch, reconcile). The table in memory keeps the promises of
 the real stores (tests/unit/test_delivery_store.py runs against both), and nothing happens unless a test says so.
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Death(BaseException):
-    """The process is gone; what it still tries to do does not happen."""
+    """The process is dead; its further operations are not executed."""
 
 
 class Process:
@@ -83,7 +83,7 @@ class Process:
 
 
 class Clock:
-    """Epoch milliseconds; moves when told to."""
+    """Epoch milliseconds; advanced by the test."""
 
     def __init__(self) -> None:
         self.now = START
@@ -115,7 +115,7 @@ class MemoryDeliveries(DeliveryStore):
         self._process = process or Process()
 
     def create(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> None:
-        # As the real store: an id that is none has no shard.
+        # As the real store: an invalid id has no shard.
         due_shard(call_id)
 
         def create() -> None:
@@ -223,7 +223,7 @@ class MemoryDeliveries(DeliveryStore):
 
 
 class MemoryCalls(CallStore):
-    """What the webhook engine asks of CallStore, in memory."""
+    """The methods of CallStore that webhook delivery uses, in memory."""
 
     def __init__(self, table: Table, process: Process | None = None) -> None:
         self._memory = table
@@ -290,7 +290,7 @@ class Message:
 
 
 class MemoryQueue(Queue):
-    """An SQS queue on the world's clock. refuse: so many of the next messages are not taken."""
+    """An SQS queue on the simulated clock. refuse: the number of next messages that are not accepted."""
 
     def __init__(self, clock: Callable[[], int], process: Process | None = None, of: MemoryQueue | None = None):
         self._clock = clock

@@ -67,7 +67,7 @@ async def play_tone(ctx: JobContext, identity: str, reports: Reports) -> None:
 
 
 async def converse(ctx: JobContext, identity: str, script: Script, providers: Providers, reports: Reports) -> None:
-    """Speaks and listens until somebody hangs up; what was said is reported after that."""
+    """Speaks and listens until either side hangs up; the transcript is reported after that."""
     session: AgentSession[Any] = AgentSession(**providers.make())
 
     async def finish() -> None:
@@ -93,7 +93,9 @@ def leave_unanswered(ctx: JobContext) -> None:
 
 
 async def hang_up(ctx: JobContext) -> None:
-    """Ends the call for everybody. Only leaving the room would let the callee sit in silence."""
+    """Deletes the room, which ends the call. If the agent only left, the callee would stay on the line in
+    silence.
+    """
     await ctx.delete_room()
     ctx.shutdown("hung up")
 

@@ -1,4 +1,4 @@
-"""When the phone is answered: whoever speaks before that speaks to nobody."""
+"""Detects when the phone is answered; nothing said before that reaches the callee."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOUD = 30.0
 LOUD_FRAMES = 10
 RATE, FRAME_MS = 8_000, 20
 
-# How it is known: LiveKit tells so, or somebody is heard.
+# How an answer is detected: LiveKit reports it, or speech is heard.
 Answer = Literal["told", "heard"]
 
 
@@ -89,7 +89,7 @@ async def _present(room: rtc.Room, identity: str) -> bool:
 
 
 async def _sounds(room: rtc.Room, identity: str) -> None:
-    """Waits until somebody is heard on the phone's track."""
+    """Waits until speech is heard on the phone's track."""
     while True:
         with contextlib.suppress(RuntimeError):
             publication = await wait_for_track_publication(

@@ -22,7 +22,7 @@ from script import Script
 logger = logging.getLogger("ringonce.agent")
 
 SUMMARY_SECONDS = 10
-# Somebody who answers and says nothing for so long is spoken to.
+# A callee who answers and is silent for this long is greeted.
 NO_SPEECH_SECONDS = 4.0
 SUMMARY_PROMPT = "Summarise this phone call in two sentences, for the person who asked for it."
 
@@ -31,7 +31,7 @@ Callee = Literal["nobody", "machine", "somebody"]
 
 
 class Caller(Agent):
-    """Speaks the script. Its tools: ending the call, and remembering that somebody wants no more of them."""
+    """Speaks the script. Its tools: ending the call, and noting that the callee wants no more calls."""
 
     def __init__(self, script: Script, reports: Reports) -> None:
         super().__init__(instructions=script.instructions, tools=[EndCallTool(), self._opt_out_tool(reports)])
@@ -70,7 +70,7 @@ async def begin(
         callee = (await detector.execute()).category if answer == "told" else AMDCategory.UNCERTAIN
     logger.info("answered by %s", callee.value)
     if callee not in (AMDCategory.MACHINE_VM, AMDCategory.MACHINE_UNAVAILABLE):
-        # A person; or a menu, which the detection has made the session listen to; or somebody who says nothing.
+        # A person; or a menu, which the detection has made the session listen to; or a silent callee.
         session.say(script.greeting)
         return "somebody"
     leaves_message = callee is AMDCategory.MACHINE_VM and bool(script.voicemail)

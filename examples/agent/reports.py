@@ -1,4 +1,6 @@
-"""The reports of one call: sent in order and in the background, so that nobody on the phone waits for them."""
+"""The reports of one call: sent in order and in the background, so that the conversation does not wait for
+them.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ class Reports:
         self._waiting.put_nowait((kind, data or {}))
 
     async def close(self) -> None:
-        """Returns when everything that was told is sent, or has failed."""
+        """Returns when every report is sent or has failed."""
         await self._waiting.join()
         self._worker.cancel()
 

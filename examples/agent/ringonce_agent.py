@@ -95,7 +95,7 @@ async def report(
     api_secret: str | None = None,
     session: aiohttp.ClientSession | None = None,
 ) -> int:
-    """Reports `agent.<name>` to whoever placed the call. Returns the sequence of the event it became.
+    """Reports `agent.<name>` on the call. Returns the sequence of the resulting event.
 
     It is tried for about a minute and counts once, however often it gets through. key: gives a report of your own
     the same name at every call of this function; without one each call is a report of its own. The LiveKit key

@@ -30,7 +30,7 @@ def load(path: Path) -> Script:
 def fill(script: Script, variables: Mapping[str, Any]) -> tuple[Script, set[str]]:
     """The script for one call, and the names that it asks for and the call does not have.
 
-    What is missing is left out, with the blank before it: nobody is ever called "{firstName}". A value is put in
+    What is missing is left out, with the blank before it, so that "{firstName}" is never spoken. A value is put in
     as it is, whatever it holds.
     """
     missing: set[str] = set()

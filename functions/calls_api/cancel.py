@@ -1,4 +1,4 @@
-"""Cancelling: a queued call never dials; one that rings or talks is hung up."""
+"""Canceling: a queued call is ended before it dials; a ringing or answered one is hung up."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REASON = "canceled_by_api"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cancelling:
-    """What cancelling needs. clock: epoch milliseconds."""
+    """The dependencies of canceling. clock: epoch milliseconds."""
 
     calls: CallStore
     limits: LimitStore
@@ -30,12 +30,13 @@ class Cancelling:
 
 
 def cancel(parts: Cancelling, call: Call) -> None:
-    """Returns once the call is canceled or certain to be hung up; repeating it changes nothing.
+    """Returns once the call is canceled or its request to hang up is stored. Idempotent.
 
-    Raises RequestRefused (409) when the call has ended otherwise, StoreError when nothing could be written.
+    Raises RequestRefused (409) when the call has ended for another reason, StoreError when nothing could be
+    written.
     """
     seen: Call | None = call
-    # Each turn loses at most to one change of state, and a call has few.
+    # Each iteration is lost to a change of the call, and a call changes its status only a few times.
     for _ in range(10):
         if seen is None:
             raise StoreError("the call is gone")
@@ -49,7 +50,7 @@ def cancel(parts: Cancelling, call: Call) -> None:
             )
             if ended is not None:
                 if not ended.attempts:
-                    # No process has ever worked on it: it has neither room nor slot.
+                    # No process has taken its lease: it has neither room nor slot.
                     clear(parts.calls, parts.limits, ended)
                 return
         else:
@@ -61,8 +62,8 @@ def cancel(parts: Cancelling, call: Call) -> None:
 
 
 def hang_up_now(parts: Cancelling, call: Call) -> None:
-    """Best effort: the request is written, and the reconciler repeats this until the phone is gone."""
-    # Imported here: the LiveKit client takes longer to import than every other route to answer.
+    """Best effort: the request to hang up is stored, and the reconciler repeats it until the phone is gone."""
+    # Imported here: importing the LiveKit client takes longer than any other route takes to answer.
     from shared.hang_up import hang_up_phone
     from shared.livekit.client import connect
 

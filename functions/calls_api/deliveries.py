@@ -1,4 +1,4 @@
-"""What was sent about a call, and sending it again."""
+"""A call's webhook deliveries: listing them and replaying one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from shared.table_keys import RETENTION_SECONDS
 
 
 def deliveries_view(deliveries: DeliveryStore, call: Call) -> str:
-    """Every event of the call with the last attempts at its webhook, as JSON text.
+    """Every event of the call with the last attempts of its webhook, as JSON text.
 
-    An event whose delivery is still being made is `pending` without attempts; a call without a callback URL
+    An event whose delivery does not exist yet is `pending` without attempts; a call without a callback URL
     has no deliveries.
     """
     rows = {row.sequence: row for row in deliveries.of_call(call.callId)} if call.callbackUrl else {}
@@ -34,15 +34,15 @@ def replay(
     calls: CallStore, deliveries: DeliveryStore, webhook_queue: Queue, call: Call, sequence: str,
     durations: Durations, now: int,
 ) -> None:  # fmt: skip
-    """Sends one event again, from the beginning of its schedule: the same id, the same bytes.
+    """Sends one event again, from the beginning of its schedule, with the same id and the same bytes.
 
-    Raises RequestRefused: 404 when there is no such delivery or the call's record has expired meanwhile, 409 while
-    an attempt is under way.
+    Raises RequestRefused: 404 when the delivery does not exist or the call's record has expired meanwhile, 409
+    while an attempt is under way.
     """
     number = int(sequence) if re.fullmatch("[0-9]{1,6}", sequence) else 0
     if call.callbackUrl is None or not 1 <= number <= len(call.events):
         raise RequestRefused(404, "delivery_not_found", "This call has no such delivery")
-    # First: the record lives to the schedule's end, or nothing was accepted.
+    # First, so that an accepted replay always has its call's record until the schedule ends.
     if not calls.keep(call.callId, now // 1000 + RETENTION_SECONDS):
         raise RequestRefused(404, "call_not_found", "This call has expired")
     check_at = now + int(durations.webhook_grace * 1000)

@@ -1,4 +1,4 @@
-"""Every route of a client's but the one that places a call, and that of the agents' reports."""
+"""All routes for clients except POST /v1/api/call, and the route for agents' reports."""
 
 from __future__ import annotations
 

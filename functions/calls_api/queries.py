@@ -1,4 +1,4 @@
-"""What a client reads of a call, and of all its calls."""
+"""GET of one call and of the list of calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PARTITION_KEY = re.compile(r"CALL#[0-9a-f]{24}")
 
 
 def call_of_workspace(calls: CallStore, workspace_id: str, call_id: str) -> Call:
-    """Raises RequestRefused (404) when there is none, or when it is another workspace's."""
+    """Raises RequestRefused (404) when the call does not exist or belongs to another workspace."""
     call = calls.get(call_id) if CALL_ID.fullmatch(call_id) else None
     if call is None or call.workspaceId != workspace_id:
         raise RequestRefused(404, "call_not_found", "This workspace has no such call")
@@ -35,7 +35,7 @@ def call_of_workspace(calls: CallStore, workspace_id: str, call_id: str) -> Call
 
 
 def call_view(call: Call) -> str:
-    """A call as JSON text: as its last webhook tells it, and what it was placed with, verbatim."""
+    """A call as JSON text: the data of its latest webhook, its events, and the request's context, verbatim."""
     fields = {name: compact(value) for name, value in snapshot(call, len(call.events)).items()}
     fields |= {
         "callbackUrl": compact(call.callbackUrl),
@@ -61,7 +61,7 @@ def _event_view(call: Call, sequence: int) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ListQuery:
-    """A valid query of the list. cursor: where the page before ended (createdAt, partition key)."""
+    """A valid query of the list. cursor: the end of the previous page (createdAt, partition key)."""
 
     status: str | None = None
     agent: str | None = None
@@ -73,7 +73,7 @@ class ListQuery:
 
 
 def list_query(event: Event) -> ListQuery:
-    """Raises RequestRefused (400) with every parameter that is wrong or unknown."""
+    """Raises RequestRefused (400) with every invalid or unknown parameter."""
     given: Mapping[str, str] = event.get("queryStringParameters") or {}
     readers: dict[str, Callable[[str], Any]] = {
         "status": _status,
@@ -95,7 +95,7 @@ def list_query(event: Event) -> ListQuery:
             errors.append(FieldError(name, str(exc)))
     query = ListQuery(**fields)
     earliest, latest = query.created_after or "0", query.created_before or "9"
-    # DynamoDB refuses a range that ends before it starts, and a start outside of the range.
+    # DynamoDB refuses an inverted range, and a start key outside the range.
     if earliest > latest:
         errors.append(FieldError("created_before", "must not be before created_after"))
     elif query.cursor is not None and not earliest <= query.cursor[0] <= latest:
@@ -136,7 +136,7 @@ def _write_cursor(last: tuple[str, str]) -> str:
 
 
 def _cursor(text: str) -> tuple[str, str]:
-    # It says only where in the asker's own workspace to go on: one that is forged shows nothing else.
+    # It only holds a position within the client's own workspace: a forged one gives access to nothing else.
     try:
         created_at, key = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
         if not (_CREATED_AT.fullmatch(created_at) and _PARTITION_KEY.fullmatch(key)):
@@ -164,7 +164,7 @@ def _to(text: str) -> str:
 
 
 def _time(text: str) -> str:
-    """The moment as `createdAt` is written, in UTC: DynamoDB compares texts."""
+    """The time in the format of `createdAt`, in UTC: DynamoDB compares strings."""
     if not _TIME.fullmatch(text):
         raise ValueError("must be a time like 2026-11-24T09:30:00.000Z or 2026-11-24T10:30:00+01:00")
     try:

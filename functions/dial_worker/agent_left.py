@@ -1,4 +1,4 @@
-"""A message that the agent has left a call under way: without another one the callee is hung up."""
+"""Handles the message that an agent has left a call under way: a callee who stays alone is hung up."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from shared.telemetry import logger
 
 
 async def look_for_agent(parts: Dialling, call_id: str) -> None:
-    """Hangs up an answered phone that is alone in its room. An agent that came back, or a second phone, stays.
+    """Hangs up an answered phone that is alone in its room, without an agent or a second phone.
 
-    What LiveKit cannot be asked now the reconciler asks. Raises StoreError when DynamoDB fails.
+    When LiveKit cannot be asked, the reconciler does it later. Raises StoreError when DynamoDB fails.
     """
     call = await asyncio.to_thread(parts.calls.get, call_id)
     if call is None or call.status != "in_progress" or call.agentMissingSince is None or call.checkAt is None:

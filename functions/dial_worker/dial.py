@@ -1,16 +1,16 @@
-"""One call's way from a message to a ringing phone, in steps that are each safe to die after.
+"""Dials one call, from its message to LiveKit's answer. The process may die after any of these steps:
 
-    wait     paused, trunk busy, no slot, no record yet: acknowledge, send a fresh message with a delay
-    lease    one process works on the call, for longer than it can live
-    slot     the workspace's limit of calls at the same time
-    room     made with its agent dispatched; nothing rings before the agent is there
-    pacing   the trunk's next free moment; then the switch once more
-    fence    queued → dialing: from here on nobody dials this call again
+    wait     paused, trunk busy, no slot, no record yet: acknowledge, send a new message with a delay
+    lease    one process works on the call; the lease outlives the process
+    slot     the workspace's limit of concurrent calls
+    room     created with its agent dispatched; nothing rings before the agent is present
+    pacing   the trunk's next free moment; then the switch is checked again
+    fence    queued → dialing: from here on no process dials this call again
     dial     CreateSIPParticipant, once
-    outcome  answered, ended, un-fenced (two looks show that nothing rang), or not known: look, never dial again
+    outcome  answered, ended, un-fenced (two looks show that nothing rang), or unknown: look, never dial again
 
-A process that dies before the fence leaves a lease that ends; behind the fence the reconciler finds out what
-became of the call. A process that was stopped and wakes up after its lease writes and deletes nothing.
+If a process dies before the fence, its lease expires and the call is dialled by another; after the fence the
+reconciler determines the outcome. A process that resumes after its lease has expired writes and deletes nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MAXIMUM_ATTEMPTS = 5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dialling:
-    """What dialling needs. clock: epoch ms. remaining: seconds this process still has."""
+    """The dependencies of dialling. clock: epoch ms. remaining: seconds until this process's time-out."""
 
     calls: CallStore
     limits: LimitStore
@@ -67,9 +67,9 @@ class Dialling:
 
 
 async def dial_call(parts: Dialling, message: DialMessage) -> None:
-    """Does whatever the message's call needs now. Returning acknowledges the message.
+    """Takes the steps that the message's call needs now. Returning acknowledges the message.
 
-    Raises StoreError or QueueError when AWS fails: the message comes back after its visibility timeout.
+    Raises StoreError or QueueError when AWS fails: SQS redelivers the message after its visibility timeout.
     """
     call = await _find(parts, message)
     if call is None:
@@ -77,10 +77,10 @@ async def dial_call(parts: Dialling, message: DialMessage) -> None:
         return
     now = parts.clock()
     if call.status != "queued" or call.leaseUntil >= now or call.waitUntil > now:
-        # Ended, fenced, leased, or with a message of its own under way: this one has nothing to do.
+        # Ended, fenced, leased, or waiting for another message: this one has nothing to do.
         logger.info("nothing to do", extra={"call_id": call.callId, "status": call.status})
         return
-    # Before the deadline: paused time does not count against it.
+    # Checked before the deadline, as paused time does not count against it.
     if await asyncio.to_thread(parts.limits.paused):
         await _wait(parts, call, parts.durations.paused_wait, paused=True)
         return
@@ -103,11 +103,13 @@ async def dial_call(parts: Dialling, message: DialMessage) -> None:
 
 
 async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call, *, waited: bool) -> None:
-    """`call` carries this process's lease. Before the fence LiveKit's failures put it back in line."""
+    """Dials a call that carries this process's lease. After a LiveKit failure before the fence the call waits
+    again.
+    """
     if _lease_over(parts, call) or not await _take_slot(parts, workspace, call, waited):
         return
     if _lease_over(parts, call):
-        # The slot came after the lease; the reconciler frees it if the call has ended meanwhile.
+        # The slot was taken after the lease's end; the reconciler frees it if the call has ended meanwhile.
         return
     try:
         room_sid = await _prepare_room(parts, workspace, call)
@@ -124,7 +126,7 @@ async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call, *, wai
         await _clear(parts, call)
         return
     ring = call.ringTimeoutSeconds * parts.durations.scale
-    # The client raises its own time-out to ring + 2 s where that is more.
+    # The client raises a shorter time-out to ring + 2 s.
     timeout = max(ring + parts.durations.answer_margin, ring + 2)
     free_at = await _reserve_trunk(parts, workspace, timeout)
     if free_at is None:
@@ -133,7 +135,7 @@ async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call, *, wai
         return
     await asyncio.sleep(max(0.0, (free_at - parts.clock()) / 1000))
     if await asyncio.to_thread(parts.limits.paused):
-        # The last moment at which the switch can still stop this call: the agent and the trunk took their time.
+        # Checked again just before the fence: waiting for the agent and the trunk takes time.
         await _step_back(parts, call, parts.durations.paused_wait, paused=True)
         return
     from_number = call.fromNumber or next(iter(workspace.fromNumbers), None)
@@ -142,19 +144,19 @@ async def _dial_leased(parts: Dialling, workspace: Workspace, call: Call, *, wai
     )
     if fenced.won and fenced.call is not None:
         count("CallsDialed")
-        # From the POST until LiveKit is asked, waiting for a slot, a trunk or the switch included.
+        # From the POST until the dial, including waits for a slot, a trunk or the switch.
         measure("DialDelay", fenced.call.events[-1]["at"] - fenced.call.events[0]["at"])
         await _dial_fenced(parts, workspace, fenced.call, from_number, ring, timeout)
     elif fenced.call is not None and fenced.call.ended and not _lease_over(parts, call):
-        # Canceled meanwhile; the room and the slot were this process's.
+        # Canceled meanwhile; this process made the room and took the slot.
         await _clear(parts, fenced.call)
 
 
 async def _take_slot(parts: Dialling, workspace: Workspace, call: Call, waited: bool) -> bool:
-    """Whether the call may be one of those under way; if not, it waits. waited: it has waited before.
+    """Whether the call got a slot; if not, it waits. waited: it has waited before.
 
-    A call that comes for the first time leaves what is free to those that wait, and the closer a waiting call is
-    to its deadline, the more often it asks: nobody is overtaken for ever.
+    A new call gets no slot while others wait, and the closer a waiting call is to its deadline, the more often it
+    asks: no call starves.
     """
     now = parts.clock()
     if await asyncio.to_thread(
@@ -177,7 +179,7 @@ async def _take_slot(parts: Dialling, workspace: Workspace, call: Call, waited: 
 
 
 async def _reserve_trunk(parts: Dialling, workspace: Workspace, timeout: float) -> int | None:
-    """The trunk's next free moment, epoch ms; None when a dial begun then could not finish in this process."""
+    """The trunk's next free moment, epoch ms; None when a dial at that time would outlast this process."""
     now = parts.clock()
     latest = now + int((parts.remaining() - timeout - parts.durations.fence_margin) * 1000)
     if latest < now:
@@ -187,9 +189,9 @@ async def _reserve_trunk(parts: Dialling, workspace: Workspace, timeout: float) 
 
 
 async def _prepare_room(parts: Dialling, workspace: Workspace, call: Call) -> str:
-    """Makes the room with its agent dispatched. Returns the room's sid."""
+    """Creates the room with its agent dispatched. Returns the room's sid."""
     if call.attempts > 1:
-        # CreateRoom ignores the agents of a room that exists, and those of the last attempt are spent.
+        # CreateRoom ignores `agents` for an existing room, and the last attempt's dispatch is used up.
         await delete_room(parts.calls, parts.livekit, call)
     return await parts.livekit.create_room(
         call.roomName, compact({"callId": call.callId}), workspace.agentName, _agent_metadata(parts, call)
@@ -213,9 +215,9 @@ def _agent_metadata(parts: Dialling, call: Call) -> str:
 async def _await_agent(
     parts: Dialling, workspace: Workspace, call: Call
 ) -> Literal["there", "missing", "not needed"]:
-    """Waits until the agent is in the room; dispatches it again where LiveKit found no worker for it.
+    """Waits until the agent is in the room; dispatches it again if LiveKit found no worker for it.
 
-    Not needed: the call has ended meanwhile, canceled.
+    `not needed`: the call was canceled meanwhile.
     """
     durations = parts.durations
     now = parts.clock()
@@ -237,7 +239,7 @@ async def _await_agent(
                 logger.warning("agent dispatched again", extra={"call_id": call.callId})
                 count("AgentsDispatchedAgain")
         await asyncio.sleep(step)
-        # LiveKit Cloud counts requests: an agent that is late is looked for less often.
+        # LiveKit Cloud limits requests: the interval grows while the agent is late.
         step = min(1.5 * step, 4 * durations.agent_step)
         seen = await asyncio.to_thread(parts.calls.get, call.callId)
         if seen is not None and seen.ended:
@@ -248,9 +250,9 @@ async def _await_agent(
 async def _dial_fenced(
     parts: Dialling, workspace: Workspace, call: Call, from_number: str | None, ring: float, timeout: float
 ) -> None:
-    """The one place that makes a phone ring, and what follows from LiveKit's answer."""
+    """Rings the phone (the only place that does) and handles LiveKit's answer."""
     if _lease_over(parts, call):
-        # The fence's answer took so long that the reconciler may have ended the call: it must not ring after that.
+        # The fence's response took so long that the reconciler may have ended the call: it must not ring then.
         return
     started = parts.clock()
     try:
@@ -261,14 +263,14 @@ async def _dial_fenced(
             to=call.to,
             from_number=from_number,
             ring=ring,
-            # LiveKit counts from the room join, ringing included; the reconciler holds the exact limit.
+            # LiveKit counts from the room join, ringing included; the reconciler enforces the exact limit.
             longest=timeout + call.maxDurationSeconds * parts.durations.scale,
             timeout=timeout,
         )
     except LiveKitError as exc:
         if _lease_over(parts, call):
             return
-        # LiveKit's own timer starts after this one; a twentieth covers the difference of clocks.
+        # LiveKit's timer starts after this one; a twentieth covers the difference of clocks.
         rang_out = parts.clock() - started >= ring * 950
         await _not_answered(parts, call, exc, rang_out)
     else:
@@ -279,32 +281,34 @@ async def _answered(parts: Dialling, call: Call) -> None:
     if _lease_over(parts, call):
         return
     now = parts.clock()
-    # The first look comes soon: the agent may have gone while the phone rang.
+    # The first look is early: the agent may have left while the phone rang.
     check_at = now + int(min(parts.durations.second_look, _longest(parts, call)) * 1000)
     answered = await asyncio.to_thread(parts.calls.answered, call.callId, _lease_of(call), check_at, now)
     if answered.won and answered.call is not None:
         if answered.call.left is not None:
-            # It was over before this answer came back.
+            # The phone left before the dial's answer arrived.
             await _end(parts, answered.call, answered_outcome(answered.call.left))
             return
         logger.info("answered", extra={"call_id": call.callId})
         count("CallsAnswered")
         if answered.call.agentMissingSince is not None:
-            # The agent left while the phone rang; the message that LiveKit's event would have sent is due now.
+            # The agent left while the phone rang; livekit_events sends this message only for an answered call.
             await asyncio.to_thread(send_agent_left, parts.dial_queue, answered.call, parts.durations)
     elif (
         answered.call is not None
         and _still_mine(answered.call, call)
         and answered.call.hangup
-        # Asked to hang up while it rang, and answered all the same. A phone that is still on has not ended: then
-        # the reconciler goes on hanging it up.
+        # Answered despite a request to hang up. If the room cannot be deleted, the call has not ended, and the
+        # reconciler repeats the hang-up.
         and await _delete_room(parts, call)
     ):
         await _end(parts, answered.call, Outcome("failed", "outcome_unknown"))
 
 
 async def _not_answered(parts: Dialling, call: Call, error: LiveKitError, rang_out: bool) -> None:
-    """LiveKit's error for the dial. Only one with the carrier's code is believed without a look at the room."""
+    """Handles LiveKit's error for the dial. Only one with the carrier's code is decisive without a look at the
+    room.
+    """
     judged = verdict(error)
     match judged:
         case Verdict(kind="end", outcome=Outcome() as outcome):
@@ -322,10 +326,10 @@ async def _not_answered(parts: Dialling, call: Call, error: LiveKitError, rang_o
 
 
 async def _told(parts: Dialling, call: Call, error: LiveKitError) -> Call | None:
-    """The call, once LiveKit's event or a request to hang up says more, or after `left_wait`.
+    """The call once it has LiveKit's event of the phone's leaving or a request to hang up, or after `left_wait`.
 
-    Where LiveKit told of no phone in the room, no event of its leaving is waited for; `canceled` says that one was
-    there.
+    If LiveKit reported no phone in the room, the event is not waited for, except after `canceled`, which implies
+    one.
     """
     give_up = parts.clock() + parts.durations.left_wait * 1000
     while True:
@@ -338,11 +342,11 @@ async def _told(parts: Dialling, call: Call, error: LiveKitError) -> Call | None
 
 
 async def _find_out(parts: Dialling, call: Call, error: LiveKitError, *, unsent: bool = False) -> None:
-    """What became of the dial is not known: looks at the room and at what LiveKit's events left on the record.
+    """Determines the outcome of a dial from looks at the room and from the events of LiveKit's on the record.
 
     The phone is gone once an event says so or two looks, `second_look` apart, do not find it. Then the call ends;
-    or is un-fenced, if the error came before the INVITE (unsent) and neither a look nor an event showed a phone.
-    What this process cannot find out in its time the reconciler does.
+    or it is un-fenced, if the error came before the INVITE (unsent) and neither a look nor an event showed a
+    phone. If this process's time is too short, the reconciler determines the outcome.
     """
     missing_since: int | None = None
     in_room = False
@@ -362,13 +366,13 @@ async def _find_out(parts: Dialling, call: Call, error: LiveKitError, *, unsent:
             missing_since = None
         else:
             missing_since = missing_since or parts.clock()
-            # A room may close while the dial is on its way to it, which then makes it again and rings.
+            # ROOM_CLOSED proves nothing: a dial that joins after it recreates the room and rings.
             left = seen.left is not None and seen.left["reason"] != ROOM_CLOSED
             if left or parts.clock() - missing_since >= parts.durations.second_look * 1000:
                 if unsent and not in_room and (seen.left or seen.phoneSeenAt or seen.hangup) is None:
                     await _un_fence(parts, call, error)
                 elif unsent or in_room:
-                    # The error was wrong: there was a phone.
+                    # A phone was in the room, so the error does not describe the dial's outcome.
                     await _end(parts, seen, left_outcome(seen.left))
                 else:
                     await _end_dial(parts, seen, uncoded_outcome(error.code, seen.left), error)
@@ -378,7 +382,7 @@ async def _find_out(parts: Dialling, call: Call, error: LiveKitError, *, unsent:
 
 
 async def _view(parts: Dialling, call: Call) -> RoomView | None:
-    """Who is in the call's room; None when LiveKit cannot be asked."""
+    """The participants of the call's room; None when LiveKit cannot be asked."""
     try:
         return await parts.livekit.view_room(call.roomName, call.identity)
     except LiveKitError:
@@ -386,7 +390,7 @@ async def _view(parts: Dialling, call: Call) -> RoomView | None:
 
 
 async def _hung_up(parts: Dialling, call: Call) -> bool:
-    """Hangs up a phone that rings. False: it is not in the room, although LiveKit listed it there."""
+    """Hangs up a ringing phone. False: it is not in the room, although LiveKit listed it."""
     try:
         return await hang_up_phone(parts.calls, parts.livekit, call, answered=False)
     except LiveKitError:
@@ -394,7 +398,7 @@ async def _hung_up(parts: Dialling, call: Call) -> bool:
 
 
 async def _un_fence(parts: Dialling, call: Call, error: LiveKitError) -> None:
-    """Back to `queued`: nothing can have rung."""
+    """Puts the call back to `queued`, as nothing has rung; ends it after MAXIMUM_ATTEMPTS."""
     if call.attempts >= MAXIMUM_ATTEMPTS:
         await _end(parts, call, Outcome("failed", "livekit_unavailable", retryable=True))
         return
@@ -421,14 +425,14 @@ async def _end_dial(parts: Dialling, seen: Call, outcome: Outcome, error: LiveKi
 
 
 async def _end(parts: Dialling, seen: Call, outcome: Outcome) -> None:
-    """Writes the end; only its winner clears the room and the slot. Somebody else's end stays."""
+    """Ends the call; clears room and slot only if this process ended it."""
     ended = await asyncio.to_thread(end_call, parts.calls, seen, outcome, parts.durations, parts.clock)
     if ended is not None:
         await _clear(parts, ended)
 
 
 async def _clear(parts: Dialling, call: Call) -> None:
-    """What fails leaves the call due: the reconciler clears it."""
+    """Clears room and slot. After a failure the call stays due, and the reconciler repeats it."""
     await clear_with_room(parts.calls, parts.limits, call, functools.partial(_delete_room, parts))
 
 
@@ -445,7 +449,7 @@ async def _delete_room(parts: Dialling, call: Call) -> bool:
 
 
 async def _find(parts: Dialling, message: DialMessage) -> Call | None:
-    """The record; for a moment it may be younger than its message."""
+    """The message's call; reads for `orphan_read`, as the record is written after the message is sent."""
     give_up = parts.clock() + parts.durations.orphan_read * 1000
     while True:
         call = await asyncio.to_thread(parts.calls.get, message.call_id)
@@ -455,7 +459,7 @@ async def _find(parts: Dialling, message: DialMessage) -> Call | None:
 
 
 async def _wait_for_record(parts: Dialling, message: DialMessage) -> None:
-    """A message without a record: its request died between send and write, or has not written yet."""
+    """Repeats a message without a record for `orphan_drop`: its request has not written it yet, or died before."""
     if parts.clock() - message.since >= parts.durations.orphan_drop * 1000:
         logger.warning("message without a record dropped", extra={"call_id": message.call_id})
         count("OrphanMessages")
@@ -469,10 +473,12 @@ async def _wait_for_record(parts: Dialling, message: DialMessage) -> None:
 
 
 async def _try_again(parts: Dialling, call: Call, error: LiveKitError) -> None:
-    """LiveKit failed before the fence: nothing rang."""
+    """Makes the call wait after a LiveKit failure before the fence (nothing rang); ends it after
+    MAXIMUM_ATTEMPTS.
+    """
     logger.warning("LiveKit failed before the dial", extra={"call_id": call.callId, "livekit": str(error)})
     if error.http_status in (401, 403) or isinstance(error, LiveKitUnreachable):
-        # LiveKit's keys, or its address.
+        # LiveKit's keys or its address are wrong.
         count("ConfigurationFaults")
     if call.attempts >= MAXIMUM_ATTEMPTS:
         await _end(parts, call, Outcome("failed", "livekit_unavailable", retryable=True))
@@ -481,7 +487,9 @@ async def _try_again(parts: Dialling, call: Call, error: LiveKitError) -> None:
 
 
 async def _wait(parts: Dialling, call: Call, delay: float, *, uncount: bool = False, paused: bool = False) -> None:
-    """Back in line for `delay` seconds. A duplicate's attempt to start a second chain is lost here."""
+    """Makes the call wait for `delay` seconds and sends its next message. A duplicate message loses the write, so
+    it starts no second chain.
+    """
     now = parts.clock()
     wait_until, check_at = _wait_times(parts, now, delay)
     waiting = await asyncio.to_thread(
@@ -500,16 +508,17 @@ async def _wait(parts: Dialling, call: Call, delay: float, *, uncount: bool = Fa
         waiting.call is not None
         and waiting.call.ended
         and call.leaseId is not None
-        # Another process's lease: it may be about to take the slot, so the clearing waits for that lease's end.
+        # With another process's lease the clearing waits for that lease's end: the process may take the slot yet.
         and waiting.call.leaseId == call.leaseId
     ):
         await _clear(parts, waiting.call)
 
 
 async def _paused_time(parts: Dialling, call: Call, until: int) -> int:
-    """Milliseconds up to `until` that the call spends paused by an operator, if no wait before counted them.
+    """Milliseconds up to `until` (epoch ms) that the call is paused by an operator and no earlier wait has
+    counted.
 
-    They do not count against the queue's limit, however late or seldom the call's messages come.
+    They extend the queue deadline, independent of how often and how late the call's messages arrive.
     """
     paused_at = await asyncio.to_thread(parts.limits.paused_at)
     if paused_at is None:
@@ -519,7 +528,7 @@ async def _paused_time(parts: Dialling, call: Call, until: int) -> int:
 
 
 async def _step_back(parts: Dialling, call: Call, delay: float, *, paused: bool = False) -> None:
-    """Back in line with the room already made: its agent does not wait with the call."""
+    """Deletes the room, as its agent must not wait with the call, and makes the call wait."""
     if not _lease_over(parts, call):
         await _delete_room(parts, call)
         await _wait(parts, call, delay, paused=paused)
@@ -536,7 +545,7 @@ def _wait_times(parts: Dialling, now: int, delay: float) -> tuple[int, int]:
 
 
 def _backoff(parts: Dialling, call: Call) -> float:
-    """Seconds before the next attempt: doubled each time, with full jitter in its upper half."""
+    """Seconds before the next attempt: doubled each time, with jitter over the upper half."""
     return parts.durations.backoff * 2.0 ** (call.attempts - 1) * random.uniform(0.5, 1)
 
 
@@ -550,7 +559,7 @@ def _lease_of(call: Call) -> str:
 
 
 def _lease_over(parts: Dialling, call: Call) -> bool:
-    """A process that was stopped for so long has been replaced: it must not touch the call any more."""
+    """Whether the lease has expired: another process may work on the call, so this one must not change it."""
     return parts.clock() >= call.leaseUntil
 
 

@@ -1,4 +1,4 @@
-"""DialQueue: up to ten messages, their phones ringing side by side on one event loop."""
+"""Consumer of DialQueue: up to ten messages per batch, dialled concurrently on one event loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ dial_queue = Queue(aws.client("sqs"), settings.dial_queue_url)
 livekit_secret = LiveKitSecretCache(
     aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
 )
-# One loop for the life of the process.
+# One event loop for the lifetime of the process.
 runner = asyncio.Runner()
 
 
@@ -40,7 +40,7 @@ def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
 
 
 async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, Any]:
-    """Dials every message's call; one that raises touches no other and is reported by its own id."""
+    """Dials every message's call. A message that raises is reported by its id and does not affect the others."""
     async with connect(livekit_secret.get, settings.durations.livekit_request) as livekit:
         parts = Dialling(
             calls=calls,
@@ -63,7 +63,7 @@ async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, A
 
 
 async def dial_record(parts: Dialling, record: dict[str, Any]) -> None:
-    """Raises ValueError, KeyError or TypeError when the message is not one of ours."""
+    """Raises ValueError, KeyError or TypeError when the record is not a dial message."""
     message = read_dial_message(record)
     if message.agent_left:
         await look_for_agent(parts, message.call_id)

@@ -1,7 +1,7 @@
-"""The decision about one request: accept it and say where its call is, or refuse it and say why.
+"""Accepts or refuses one request to place a call.
 
-The dial message is sent first and the record written second. So the record holds its `jobId` from its first
-version, and a death in between leaves only a message without a record, which never dials.
+The dial message is sent first and the record written second. So the record contains its `jobId` from its first
+version, and a crash in between leaves only a message without a record, which never dials.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ROOM_ALPHABET = string.ascii_lowercase + string.digits
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accepting:
-    """What accepting a request needs. clock: epoch milliseconds. look_up: answers soon or raises OSError."""
+    """The dependencies of accepting. clock: epoch milliseconds. look_up: with a time-out, raises OSError."""
 
     calls: CallStore
     workspaces: WorkspaceCache
@@ -47,13 +47,13 @@ class Accepting:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accepted:
-    """An accepted request's call. replayed: it had been accepted before, under the same Idempotency-Key."""
+    """An accepted request's call. replayed: accepted earlier, with the same Idempotency-Key."""
 
     call: Call
     replayed: bool = False
 
     def body(self) -> dict[str, str]:
-        """The answer of the contract."""
+        """The response body of the API contract."""
         call = self.call
         return {
             "status": "success",
@@ -67,9 +67,9 @@ class Accepted:
 def accept(
     parts: Accepting, workspace_id: str | None, api_key: str | None, idempotency_key: str | None, body: bytes
 ) -> Accepted:
-    """Raises RequestRefused (4xx), StoreError or QueueError (nothing accepted: repeat it).
+    """Raises RequestRefused (4xx), StoreError or QueueError (not known to be accepted: repeat it).
 
-    What is refused, and what has been accepted before, does not count towards the workspace's rate.
+    Refused requests and replays do not count towards the workspace's rate limit.
     """
     workspace = authorized_workspace(parts.workspaces, workspace_id, api_key)
     if idempotency_key is not None:
@@ -79,7 +79,7 @@ def accept(
         return Accepted(_place(parts, workspace, fields, secrets.token_hex(12), None)[0])
     call_id = hashlib.sha256(json.dumps([workspace.workspaceId, idempotency_key]).encode()).hexdigest()[:24]
     request_hash = hashlib.sha256(canonical(fields).encode()).hexdigest()
-    # Read first: a repeat sends no message, and gets its answer though such a request would be refused by now.
+    # Read first: a repeat sends no message, and is answered even if the request would be refused by now.
     there = parts.calls.get(call_id)
     if there is None:
         call, mine = _place(parts, workspace, fields, call_id, request_hash)
@@ -94,8 +94,8 @@ def accept(
 
 
 def check_allowed(workspace: Workspace, request: CallRequest) -> None:
-    """Raises RequestRefused: 400 when the call would go to the number it is made from, 403 with every field that
-    this workspace may not use so.
+    """Raises RequestRefused: 400 when `to` equals the caller's number, 403 with every field whose value this
+    workspace may not use.
     """
     if request.to == (request.from_number or next(iter(workspace.fromNumbers), None)):
         error = FieldError("to", "is the number that the call would be made from", "invalid_number")
@@ -130,10 +130,10 @@ def _check_callback_name(parts: Accepting, request: CallRequest) -> None:
 def _place(
     parts: Accepting, workspace: Workspace, fields: Members, call_id: str, request_hash: str | None
 ) -> tuple[Call, bool]:
-    """Sends the message, writes the record. The call of that id, and whether it is the one just made.
+    """Sends the message and writes the record. Returns the call with that id, and whether this request created it.
 
-    Raises RequestRefused: 400 and 403 for what is wrong with the request, its callback URL's name being that of a
-    private address included, 429 over the rate.
+    Raises RequestRefused: 400 and 403 for an invalid request, including a callback URL that resolves to a private
+    address, 429 over the rate limit.
     """
     request = parse_request(fields, parts.callback_policy)
     check_allowed(workspace, request)
@@ -166,7 +166,7 @@ def _place(
     try:
         there = parts.calls.create(call).call
     except StoreUnclear:
-        # Written or not? The answer is in the table. If it cannot be read either, the caller repeats.
+        # A read shows whether it was written. If that fails too, the client repeats the request.
         there = parts.calls.get(call_id)
         if there is None:
             raise

@@ -1,9 +1,9 @@
-"""How many calls a workspace may place in a minute, counted across all processes without a request for each.
+"""The limit of calls that a workspace may place per minute, across all processes, without a write for each call.
 
-A process takes permits from the workspace's minute in DynamoDB a few at a time and spends them by itself. So all
-processes together never accept more than the limit in one minute by the clock, and most requests ask nobody.
-The cost: what a process holds and does not spend is lost with the minute, so near the limit some calls may be
-refused that would have fitted.
+A process takes several permits at a time from the workspace's minute in DynamoDB and spends them locally. So all
+processes together never accept more than the limit in one minute of the clock, and most requests need no write.
+The cost: permits that a process has not spent expire with the minute, so close to the limit a call may be refused
+although the limit is not reached.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MINUTE_MS = 60_000
 
 
 class RateLimit:
-    """The permits this process holds."""
+    """The permits that this process holds, by workspace."""
 
     def __init__(self, store: LimitStore) -> None:
         self._store = store
@@ -28,14 +28,14 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def spend(self, workspace: Workspace, now: int) -> int:
-        """One permit of the minute that `now` (epoch milliseconds) is in. Returns the epoch minute it is of.
+        """Spends one permit of the minute of `now` (epoch milliseconds). Returns the permit's epoch minute.
 
-        Raises RequestRefused (429) when the minute has none left, StoreError when nobody can tell.
+        Raises RequestRefused (429) when the minute has none left, StoreError if the counter is unavailable.
         """
         minute = now // _MINUTE_MS
         with self._lock:
             held = self._held.get(workspace.workspaceId)
-            # A minute ahead of this clock was opened by a process whose clock is ahead.
+            # A minute ahead of this clock was opened by a process with a faster clock.
             if held is None or held.minute < minute or not held.left:
                 held = self._store.take_permits(workspace.workspaceId, minute, workspace.callsPerMinute, held)
                 self._held[workspace.workspaceId] = held
@@ -45,7 +45,7 @@ class RateLimit:
         raise _refusal(workspace.callsPerMinute, math.ceil(((held.minute + 1) * _MINUTE_MS - now) / 1000))
 
     def give_back(self, workspace: Workspace, minute: int) -> None:
-        """A permit that placed no call."""
+        """Returns a permit that was not used for a call."""
         with self._lock:
             held = self._held[workspace.workspaceId]
             if held.minute == minute:
@@ -53,7 +53,7 @@ class RateLimit:
 
 
 def _refusal(limit: int, seconds: int) -> RequestRefused:
-    """Fields: draft-ietf-httpapi-ratelimit-headers-10."""
+    """The 429 answer. Header fields: draft-ietf-httpapi-ratelimit-headers-10."""
     return RequestRefused(
         429,
         "rate_limited",

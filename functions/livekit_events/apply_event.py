@@ -1,8 +1,8 @@
-"""What an event of LiveKit's means for the call it belongs to.
+"""Applies an event of LiveKit's to the call it belongs to.
 
-It ends calls that were answered. While a call is still `dialing` it only notes what it saw: LiveKit takes the
-participant out of the room before the worker's own request returns, and that answer carries the carrier's code.
-Events come late, twice, out of order, or not at all; the reconciler covers the last.
+It ends answered calls. For a call that is `dialing` it only stores the event: LiveKit removes the participant from
+the room before the worker's request returns, and that response carries the carrier's code. Events may be late,
+duplicated, out of order, or missing; the reconciler covers missing ones.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from shared.table_keys import CALL_ID
 from shared.telemetry import count, logger
 
 CALL_STATUS = "sip.callStatus"
-# An attribute may be as long as its writer likes, a record may not.
+# Attributes come from participants and may be long; the record's size is limited.
 _STATUS_CHARACTERS = 64
 
-# The whole room went, and the phone with it.
+# Reasons of a participant that left because its room ended.
 WITH_THE_ROOM = frozenset({"ROOM_DELETED", "ROOM_CLOSED"})
 
 Settled = Literal["ignored", "unknown_call", "noted", "ended", "cleared"]
@@ -38,7 +38,7 @@ Settled = Literal["ignored", "unknown_call", "noted", "ended", "cleared"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settling:
-    """What settling needs. clock: epoch milliseconds."""
+    """The dependencies of `settle`. clock: epoch milliseconds."""
 
     calls: CallStore
     limits: LimitStore
@@ -48,9 +48,9 @@ class Settling:
 
 
 def settle(parts: Settling, event: WebhookEvent) -> tuple[Settled, str | None]:
-    """Stores what the event says: what was done, and the call's id. Repeating it changes nothing.
+    """Applies the event. Returns what was done and the call's id. Idempotent.
 
-    Raises StoreError or QueueError when it could not be stored: LiveKit then sends it again.
+    Raises StoreError or QueueError when the event could not be stored: LiveKit then sends it again.
     """
     call_id = call_id_of(event)
     if call_id is None:
@@ -59,7 +59,7 @@ def settle(parts: Settling, event: WebhookEvent) -> tuple[Settled, str | None]:
     if call is None or call.roomName != event.room.name:
         return "unknown_call", call_id
     if call.roomSid is not None and event.room.sid and call.roomSid != event.room.sid:
-        # A room of the same name from an earlier attempt, late.
+        # A late event of an earlier attempt's room, which has the same name.
         return "ignored", call_id
     if event.event == "room_finished":
         return _room_finished(parts, call), call_id
@@ -71,8 +71,8 @@ def settle(parts: Settling, event: WebhookEvent) -> tuple[Settled, str | None]:
 
 
 def call_id_of(event: WebhookEvent) -> str | None:
-    """The call an event speaks of: by the phone's identity `call-<id>`; for the room and its agent, by the room's
-    metadata.
+    """The id of an event's call: from the phone's identity `call-<id>`; for events of the room and its agent, from
+    the room's metadata.
     """
     named: Any = None
     of_participant = event.event in ("participant_left", "participant_joined")
@@ -88,14 +88,14 @@ def call_id_of(event: WebhookEvent) -> str | None:
 
 
 def _leaves_its_call(participant: ParticipantInfo) -> bool:
-    """Whether this is an agent that goes before its call is over."""
+    """Whether this is an agent that leaves a room which goes on."""
     if participant.kind != ParticipantInfo.Kind.AGENT:
         return False
     return _reason(participant.disconnect_reason) not in NOT_AN_END | WITH_THE_ROOM
 
 
 def _reason(number: int) -> str:
-    """The name of a disconnect reason. LiveKit adds to them; one that has no name here yet still is an end."""
+    """The name of a disconnect reason; UNKNOWN_REASON for one that this version of the protocol does not have."""
     try:
         return DisconnectReason.Name(number)
     except ValueError:
@@ -105,14 +105,16 @@ def _reason(number: int) -> str:
 
 
 def _phone_joined(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
-    """The proof that the dial reached a phone: while it is there, the dial is never un-fenced."""
+    """Stores that LiveKit has sent the dial to a phone: from then on the dial is never un-fenced."""
     if call.status != "dialing" or call.phoneSeenAt is not None:
         return "ignored"
     return "noted" if parts.calls.note_joined(call, event.created_at * 1000).won else "ignored"
 
 
 def _agent_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
-    """The dial worker looks, in a moment, whether the callee is left alone."""
+    """Stores that the agent left, and sends the message that makes the dial worker look for another
+    participant.
+    """
     if call.status not in ("dialing", "in_progress"):
         return "ignored"
     write = parts.calls.note_agent_left(call, parts.clock())
@@ -123,7 +125,7 @@ def _agent_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
 
 def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
     if call.dialedAt is None:
-        # Nobody may ask LiveKit for a phone before the fence, so this one broke the first promise.
+        # No phone may be dialled before the fence: this one violates "rings at most once".
         logger.error("a phone rang without a fence", extra={"call_id": call.callId})
         count("RingsWithoutFence")
     reason = _reason(event.participant.disconnect_reason)
@@ -141,7 +143,7 @@ def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
     if call.status != "in_progress":
         return "ignored"
     if reason in NOT_AN_END:
-        # It may come back; if it does not, two looks will show it.
+        # It may rejoin; if it does not, two looks show that.
         parts.calls.postpone(call, parts.clock() + int(parts.durations.second_look * 1000))
         return "noted"
     return _end(parts, call, answered_outcome(left))
@@ -157,8 +159,8 @@ def _room_finished(parts: Settling, call: Call) -> Settled:
         call = answered
     if call.status == "in_progress":
         return _end(parts, call, answered_outcome(None))
-    # A room of a call that was never fenced may be an earlier attempt's, and an orphan's agent may make it again:
-    # the reconciler clears such calls.
+    # The room of a call that was never fenced may be an earlier attempt's, and an orphan room may be recreated by
+    # its agent: the reconciler clears such calls.
     if call.ended and call.dueShard is not None and call.dialedAt is not None and not call.orphanRoom:
         clear(parts.calls, parts.limits, call)
         return "cleared"
@@ -166,7 +168,9 @@ def _room_finished(parts: Settling, call: Call) -> Settled:
 
 
 def _answered_meanwhile(seen: Call, write: Write) -> Call | None:
-    """The worker's answer came in between: the call was answered in the room that the event is of, and is over."""
+    """The current call if the worker stored its answer since `seen`, in the event's room: the call is over
+    then.
+    """
     now = write.call
     if write.won or now is None or now.status != "in_progress" or now.roomSid != seen.roomSid:
         return None
@@ -177,6 +181,6 @@ def _end(parts: Settling, call: Call, outcome: Outcome) -> Settled:
     ended = end_call(parts.calls, call, outcome, parts.durations, parts.clock)
     if ended is None:
         return "ignored"
-    # The room closes by itself; its room_finished, or the reconciler, takes the call out of the index.
+    # LiveKit closes the room; its room_finished, or the reconciler, takes the call out of the index.
     parts.limits.free_slot(ended.workspaceId, ended.callId)
     return "ended"

@@ -41,9 +41,9 @@ def lambda_handler(event: Event, context: Any) -> Answer:
 
 
 def receive(event: Event) -> Answer:
-    """200 once it is stored; 503 makes LiveKit send it again (any 4xx would count as delivered).
+    """Answers 200 once the event is stored; 503 makes LiveKit send it again (any 4xx would count as delivered).
 
-    200 too for what was signed and will never be understood: repeating it mends nothing. It is counted.
+    A signed body that cannot be parsed is counted and answered 200 too, as repeating it would not help.
     """
     body = body_bytes(event)
     signed_claims(body, header(event, "authorization"), livekit_secret.get())
@@ -70,5 +70,5 @@ def _parsed(body: bytes) -> WebhookEvent | None:
         event = Parse(body, WebhookEvent(), ignore_unknown_fields=True)
     except (ParseError, UnicodeDecodeError):
         return None
-    # An array is read as an event without fields.
+    # `Parse` reads an array as an event without fields.
     return event if body.lstrip().startswith(b"{") else None

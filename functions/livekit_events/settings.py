@@ -1,4 +1,4 @@
-"""What livekit_events reads from its environment."""
+"""Settings of livekit_events from its environment variables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shared.durations import Durations
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """Names of the resources template.yaml hands over."""
+    """Names and URLs of the resources, as set in template.yaml."""
 
     calls_table: str
     workspaces_table: str
@@ -20,7 +20,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """Raises KeyError with the name of a variable that is missing."""
+        """Raises KeyError with the name of a missing variable."""
         return cls(
             calls_table=environment["CALLS_TABLE"],
             workspaces_table=environment["WORKSPACES_TABLE"],

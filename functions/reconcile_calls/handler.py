@@ -1,4 +1,4 @@
-"""Every minute: what is due, in several invocations side by side, each with a range of the index's shards."""
+"""Runs every minute over what is due, in several concurrent invocations, each with some of the index's shards."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ livekit_secret = LiveKitSecretCache(
     aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
 )
 runner = asyncio.Runner()
-# Requests to AWS that are under way at a time, each with an item in its answer: as many as there are connections.
+# Concurrent requests to AWS, each of which may hold an item: as many as the client has connections.
 runner.get_loop().set_default_executor(ThreadPoolExecutor(20, thread_name_prefix="aws"))
 
 
 def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, int]:
-    """`{"shards": [0, 1]}`: of these alone; without it of all."""
+    """event: `{"shards": [0, 1]}`; without `shards` the run takes all of them."""
     return runner.run(run(context, event.get("shards", range(SHARDS))))
 
 

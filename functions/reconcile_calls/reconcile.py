@@ -1,16 +1,16 @@
-"""Every minute: everything that is due is looked at, what has ended is ended, what was lost is sent again.
+"""Every minute: looks at everything that is due, ends calls that are over, repeats lost messages.
 
-The index of what is due may be stale, so each decision rests on a consistent read of the item, and each write
-repeats what was read as its condition. A run has some of the index's shards; others have the rest at the same
-time. It is bounded: it takes small portions of its shards, few of them at a time, until the index is empty or
-its time or its LiveKit requests are spent; what is left is the oldest of the next run. What fails, or cannot be
-read, costs nothing else its turn: it is put off by its key.
+The index of what is due may be stale, so each decision is based on a consistent read of the item, and each write
+has the values read as its condition. A run has some of the index's shards; other runs have the rest at the same
+time. A run is bounded: it takes small portions of its shards, few of them at a time, until the index is empty or
+its time or its LiveKit requests are spent; what is left is the oldest of the next run. An item that fails or
+cannot be parsed does not hold up the others: it is postponed by its key.
 
-    queued       past its time in the queue: `expired`; else a message again
-    dialing      its worker is dead once the lease is over: answered, still ringing, or absent on two looks
+    queued       past its queue deadline: `expired`; else its message is repeated
+    dialing      once the lease is over its worker is dead: answered, still ringing, or absent on two looks
     in_progress  too long: hung up; absent on two looks: ended; without an agent on two looks: hung up
-    ended        its room and slot cleared, out of the index
-    deliveries   a message again
+    ended        room and slot are cleared, then it leaves the index
+    deliveries   the message is repeated
 """
 
 from __future__ import annotations
@@ -39,33 +39,34 @@ from shared.queues import Queue
 from shared.table_keys import SHARDS
 from shared.telemetry import count, logger, measure
 
-# What must remain of a run for another portion to begin: it is read (3 s at the longest), its rooms are listed
-# (`livekit_look`), it is written (3 s). A call that needs more of LiveKit gets it only if there is time for it.
+# Seconds that must remain of a run for another portion: it is read (at most 3 s), its rooms are listed
+# (`livekit_look`), it is written (3 s). Further LiveKit requests for a call are made only if time remains for
+# them.
 ROUND_SECONDS = 15
-# What must remain after LiveKit's answer: the write that follows it.
+# Seconds that must remain after LiveKit's response, for the write that follows.
 WRITE_SECONDS = 5
 
-# How many items are read and worked on together, and how many such portions at a time: a run never has more items
-# in hand. The end of a call brings its whole record back, up to 400 KB of it.
+# The items that are read and processed together, and how many such portions concurrently: they bound a run's
+# memory, as ending a call returns its whole record of up to 400 KB.
 PORTION = ROOMS_PER_REQUEST
 PORTIONS = 4
 
 # The run that has this shard repairs the slots of all workspaces.
 FIRST_SHARD = 0
 
-# LiveKit Cloud allows 1,000 requests a minute; the dial workers need theirs. Of all runs of a minute together.
+# Requests to LiveKit of all runs of a minute together. LiveKit Cloud allows 1,000; the dial workers need the rest.
 LIVEKIT_REQUESTS = 500
 
 
 class RequestsSpent(RingonceError):
-    """This run has asked LiveKit often enough, or for long enough; the rest stays due."""
+    """This run has used up its requests to LiveKit, or its time for them; the rest stays due."""
 
 
 @dataclasses.dataclass(slots=True)
 class Reconciling:
-    """What a run needs. clock: epoch ms. time_left: whether another portion may begin. answers_in_time: whether so
-    many requests to LiveKit, one after the other, are answered before the run must end. shards: those of the index
-    that are this run's.
+    """A run's dependencies and state. clock: epoch ms. time_left: whether another portion may begin.
+    answers_in_time: whether this many sequential requests to LiveKit finish before the run must end. shards: the
+    run's part of the index.
     """
 
     calls: CallStore
@@ -80,24 +81,24 @@ class Reconciling:
     answers_in_time: Callable[[int], bool] = lambda requests: True
     shards: Sequence[int] = range(SHARDS)
     requests_left: int = LIVEKIT_REQUESTS
-    # ms by which the latest item of this run was late
+    # The most milliseconds by which an item of this run was late.
     lateness: int = 0
     done: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def spend_requests(self, number: int = 1) -> None:
-        """Raises RequestsSpent when this run may not ask LiveKit so often any more."""
+        """Counts requests to LiveKit. Raises RequestsSpent when too few, or too little time, remain."""
         if self.requests_left < number or not self.answers_in_time(number):
             raise RequestsSpent
         self.requests_left -= number
 
 
 def requests_of(shards: Sequence[int]) -> int:
-    """The share of LIVEKIT_REQUESTS of a run that has these shards."""
+    """The share of LIVEKIT_REQUESTS for a run with these shards."""
     return LIVEKIT_REQUESTS * len(shards) // SHARDS
 
 
 async def reconcile(parts: Reconciling) -> collections.Counter[str]:
-    """One run. Returns how often it did what."""
+    """One run. Returns the number of times of each action."""
     paused = await _paused(parts)
     due = _DueKeys(parts)
 
@@ -108,7 +109,7 @@ async def reconcile(parts: Reconciling) -> collections.Counter[str]:
     await asyncio.gather(*(work() for _ in range(PORTIONS)))
     repairs = parts.clock() % int(parts.durations.slot_repair * 1000) < int(60_000 * parts.durations.scale)
     if repairs and FIRST_SHARD in parts.shards:
-        # About every fifth minute, and by one of its runs.
+        # About every fifth minute, in one of the minute's runs.
         await asyncio.to_thread(repair_slots, parts)
     logger.info("reconciled", extra={"done": dict(parts.done), "requests_left": parts.requests_left})
     measure("DueLateness", parts.lateness)
@@ -116,7 +117,9 @@ async def reconcile(parts: Reconciling) -> collections.Counter[str]:
 
 
 async def _paused(parts: Reconciling) -> bool:
-    """Whether dialling is stopped. A switch that cannot be read counts as set: no call may expire by mistake."""
+    """Whether dialling is stopped. A switch that cannot be read counts as set, so that no call expires by
+    mistake.
+    """
     try:
         return await asyncio.to_thread(parts.limits.paused)
     except Exception:
@@ -125,7 +128,7 @@ async def _paused(parts: Reconciling) -> bool:
 
 
 class _DueKeys:
-    """Keys of what is due, a portion at a time: the oldest of each of the run's shards, page by page."""
+    """Keys of due items, in portions: the oldest of each of the run's shards first, page by page."""
 
     def __init__(self, parts: Reconciling) -> None:
         now = parts.clock()
@@ -134,13 +137,13 @@ class _DueKeys:
         self._reading = asyncio.Lock()
 
     async def portion(self) -> list[tuple[str, str]]:
-        """Empty when there are no more."""
+        """The next keys, at most PORTION; empty when there are no more."""
         async with self._reading:
             while self._pages and len(self._keys) < PORTION:
                 read = await asyncio.gather(*(asyncio.to_thread(_next_page, shard) for shard in self._pages))
                 self._pages = [shard for shard, page in zip(self._pages, read, strict=True) if page is not None]
                 keys = [key for page in read if page for key in page]
-                # In another order each time: when time or LiveKit's requests are spent, not always the same wait.
+                # In random order, so that not always the same items are left when time or requests are spent.
                 random.shuffle(keys)
                 self._keys += keys
             some, self._keys = self._keys[:PORTION], self._keys[PORTION:]
@@ -148,7 +151,9 @@ class _DueKeys:
 
 
 def _next_page(pages: Iterator[list[tuple[str, str]]]) -> list[tuple[str, str]] | None:
-    """None when the shard has no more, or cannot be read: the next run comes to it again."""
+    """The shard's next page; None when there is no more, or when it cannot be read: the next run reads it
+    again.
+    """
     try:
         return next(pages, None)
     except Exception:
@@ -157,11 +162,11 @@ def _next_page(pages: Iterator[list[tuple[str, str]]]) -> list[tuple[str, str]] 
 
 
 async def _round(parts: Reconciling, keys: list[tuple[str, str]], paused: bool) -> None:
-    """Reads what stands under these keys and works on all of it side by side."""
+    """Reads the items with these keys and processes them concurrently."""
     try:
         found = await asyncio.to_thread(parts.calls.read_due, keys)
     except Exception:
-        # Not put off: nothing is known of them, and the next run reads them again.
+        # Not postponed: nothing is known of the items, and the next run reads them again.
         _count_error("a portion cannot be read")
         return
     now = parts.clock()
@@ -172,7 +177,7 @@ async def _round(parts: Reconciling, keys: list[tuple[str, str]], paused: bool) 
     rooms = asyncio.create_task(_rooms(parts, calls))
 
     async def looked_at(call: Call) -> str:
-        # What needs no room waits for no answer of LiveKit's.
+        # Items that need no room do not wait for LiveKit's response.
         room = (await rooms).get(call.roomName) if _in_room(call) else None
         return await _call(parts, call, room, paused)
 
@@ -189,9 +194,9 @@ def _in_room(call: Call) -> bool:
 
 
 async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, Presence]:
-    """What is in the rooms of these calls: few requests for many calls, side by side.
+    """The presence in these calls' rooms: few concurrent requests for many calls.
 
-    A room whose request failed is left out: it is asked about by itself.
+    Rooms whose request failed are omitted and looked at one by one.
     """
     names = [call.roomName for call in calls if _in_room(call)]
 
@@ -211,7 +216,7 @@ async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, Presence]:
 
 
 async def _guarded(parts: Reconciling, call: Call, work: Coroutine[Any, Any, str]) -> None:
-    """LiveKit's failure moves a call behind those that need nothing of it."""
+    """Processes a call; one that fails for lack of LiveKit is postponed, behind those that do not need LiveKit."""
 
     async def guarded() -> None:
         try:
@@ -225,7 +230,7 @@ async def _guarded(parts: Reconciling, call: Call, work: Coroutine[Any, Any, str
 
 
 async def _apart(parts: Reconciling, key: tuple[str, str], work: Awaitable[None]) -> None:
-    """Whatever fails here is this item's alone, and moves it out of the way of those behind it."""
+    """Processes one item; any exception is logged and postpones this item only."""
     try:
         await work
     except Exception:
@@ -234,7 +239,7 @@ async def _apart(parts: Reconciling, key: tuple[str, str], work: Awaitable[None]
 
 
 async def _put_off(parts: Reconciling, key: tuple[str, str], seconds: float) -> None:
-    """By its key, as nothing that the item holds can be relied upon."""
+    """Postpones an item by its key, without relying on its content."""
     now = parts.clock()
     try:
         await asyncio.to_thread(parts.calls.put_off, key, now + int(seconds * 1000), now)
@@ -243,13 +248,13 @@ async def _put_off(parts: Reconciling, key: tuple[str, str], seconds: float) -> 
 
 
 def _count_error(message: str, key: tuple[str, str] | None = None) -> None:
-    """In the handler of what failed."""
+    """Logs and counts an exception; called in its handler."""
     logger.exception(message, extra={"call_id": key[0], "sort_key": key[1]} if key else None)
     count("ReconcileErrors")
 
 
 async def _call(parts: Reconciling, call: Call, room: Presence | None, paused: bool) -> str:
-    """room: None when it is not known."""
+    """Processes a due call. room: None when its presence is unknown."""
     match call.status:
         case "queued":
             return await _queued(parts, call, paused)
@@ -279,7 +284,9 @@ async def _queued(parts: Reconciling, call: Call, paused: bool) -> str:
 
 
 async def _dialing(parts: Reconciling, call: Call) -> str:
-    """A dial whose worker is alive is left to it, but for a request to hang up."""
+    """While its worker may be alive only a request to hang up is carried out; after the lease the dial is
+    settled.
+    """
     now = parts.clock()
     if call.leaseUntil >= now:
         if call.hangup is None:
@@ -289,7 +296,7 @@ async def _dialing(parts: Reconciling, call: Call) -> str:
         return await _postpone(parts, call, parts.durations.second_look)
     longest = (call.ringTimeoutSeconds + call.maxDurationSeconds) * parts.durations.scale
     if now >= (call.dialedAt or 0) + int((longest + parts.durations.end_margin) * 1000):
-        # LiveKit could not be asked for so long that no call of its can be left.
+        # LiveKit was unreachable for longer than any call lasts.
         return await _end(parts, call, left_outcome(call.left))
     parts.spend_requests()
     view = await parts.livekit.view_room(call.roomName, call.identity)
@@ -312,19 +319,19 @@ async def _dialing(parts: Reconciling, call: Call) -> str:
             return "lost"
         count("CallsAnswered")
         if write.call.left is not None:
-            # It was over before this was written.
+            # The phone left before the answer was written.
             return await _end(parts, write.call, answered_outcome(write.call.left))
         return "answered"
-    # It still rings; LiveKit gives up by itself.
+    # It still rings; LiveKit ends that after the ring time.
     return await _note(parts, call, parts.durations.second_look, missingSince=None)
 
 
 def _credible_status(parts: Reconciling, call: Call, view: RoomView) -> str | None:
-    """The phone's `sip.callStatus`, as far as it can be believed; None when no phone is there.
+    """The phone's `sip.callStatus`, corrected for crashed and restarted servers; None when there is no phone.
 
     LiveKit gives up a dial within `dial_limit` of its ring time. A phone that is `dialing` or `ringing` after that
-    is what a crashed server left listed; unless it has joined anew since: then a server restarted in the call and
-    began the status again while the phone talks.
+    is a stale entry of a crashed server; unless it has joined again since: then a server restarted during the
+    call, which reset the status, and the phone counts as `active`.
     """
     dialed_at = call.dialedAt or 0
     ring = call.ringTimeoutSeconds * parts.durations.scale
@@ -333,7 +340,7 @@ def _credible_status(parts: Reconciling, call: Call, view: RoomView) -> str | No
     if parts.clock() < dialed_at + int((ring + parts.durations.dial_limit) * 1000):
         return view.call_status
     first_joined = min(call.phoneSeenAt or math.inf, dialed_at + parts.durations.second_look * 1000)
-    # LiveKit's event has whole seconds.
+    # LiveKit's event has a resolution of one second.
     return "active" if view.joined_at // 1000 > first_joined // 1000 else None
 
 
@@ -341,7 +348,7 @@ async def _in_progress(parts: Reconciling, call: Call, room: Presence | None) ->
     now = parts.clock()
     limit = (call.answeredAt or 0) + int(call.maxDurationSeconds * parts.durations.scale * 1000)
     if now >= limit + int(parts.durations.end_margin * 1000):
-        # The published bound: whatever LiveKit says or does not say.
+        # The published bound holds independent of LiveKit.
         return await _end(parts, call, Outcome("failed", "outcome_unknown", inferred=True))
     if call.hangup is not None:
         return await _hang_up(parts, call, call.hangup["reason"])
@@ -385,7 +392,7 @@ async def _hang_up(parts: Reconciling, call: Call, reason: str) -> str:
 
 async def _ended(parts: Reconciling, call: Call, room: Presence | None) -> str:
     if call.dialedAt is None and call.leaseUntil >= parts.clock():
-        # Its worker may still make the room.
+        # Its worker may still create the room.
         return await _postpone_to(parts, call, call.leaseUntil)
     if room == "absent":
         await asyncio.to_thread(clear, parts.calls, parts.limits, call)
@@ -394,14 +401,14 @@ async def _ended(parts: Reconciling, call: Call, room: Presence | None) -> str:
 
 
 async def _delivery(parts: Reconciling, row: Delivery, due: list[Delivery]) -> None:
-    """Adds the row to those whose message is to be sent again, if it still is due."""
+    """Postpones a delivery that is still due and adds it to `due`, whose messages are repeated."""
     check_at = parts.clock() + int(parts.durations.webhook_grace * 1000)
     if await asyncio.to_thread(parts.deliveries.postpone, row, check_at):
         due.append(row)
 
 
 async def _send_again(parts: Reconciling, rows: list[Delivery]) -> None:
-    """One request for ten of them. A message that is not confirmed is sent again when its row is due again."""
+    """Sends the deliveries' messages in batches. An unconfirmed one is repeated when its row is due again."""
     messages = [(delivery_message(row.callId, row.sequence), row.workspaceId) for row in rows]
     lost = await asyncio.to_thread(parts.webhook_queue.send_batch, messages)
     for place in lost:
@@ -415,10 +422,10 @@ async def _send_again(parts: Reconciling, rows: list[Delivery]) -> None:
 
 
 def repair_slots(parts: Reconciling) -> None:
-    """Frees the slots of calls that have ended, or have no record any more.
+    """Frees the slots of calls that have ended or have no record.
 
-    The end of a call frees its slot; but the request that took it may be carried out a second time, later (the SDK
-    sends it again when the first answer is lost), or by a worker that stalled past its lease.
+    The end of a call frees its slot; but the request that took it may be executed again later (the SDK repeats it
+    when the first response is lost), or by a worker that stalled past its lease.
     """
     try:
         for workspace_id, call_ids in parts.limits.slots():
@@ -427,7 +434,7 @@ def repair_slots(parts: Reconciling) -> None:
                 logger.warning("slot of an ended call freed", extra={"call_id": call_id})
                 count("SlotsRepaired")
     except Exception:
-        # The next time; everything else of this run is done.
+        # Repeated at the next repair; the rest of this run is done.
         _count_error("slots not repaired")
 
 
@@ -439,14 +446,14 @@ async def _end(parts: Reconciling, call: Call, outcome: Outcome) -> str:
     if ended is None:
         return "lost"
     if ended.hangup is None:
-        # Not one that somebody asked to hang up: a process died, or an event was lost.
+        # Without a request to hang up this means that a process died or an event was lost.
         count("CallsEndedByReconciler")
     await _clear(parts, ended)
     return "ended"
 
 
 async def _clear(parts: Reconciling, call: Call) -> str:
-    """An orphan room stays due: its agent was dispatched once more when it was removed."""
+    """Clears an ended call. With an orphan room it stays due: the removal has dispatched the agent once more."""
     if await clear_with_room(parts.calls, parts.limits, call, functools.partial(_delete_room, parts)):
         return "cleared"
     return await _postpone(parts, call, parts.durations.second_look)

@@ -1,4 +1,4 @@
-"""Who may act for a workspace: the one rule of every route that a client calls."""
+"""Authorization of a request for a workspace: the same rule for every route that a client calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def authorized_workspace(workspaces: WorkspaceCache, workspace_id: str | None, a
         raise RequestRefused(403, "workspace_not_allowed", "This workspace is unknown or disabled")
     if workspace.apiKeyHashes or not workspace.open:
         given = key_hash(api_key or "")
-        # Every hash is compared, each in constant time: how long it takes tells nothing.
+        # Every hash is compared, each in constant time: the response time reveals nothing about a key.
         if sum(hmac.compare_digest(given, known) for known in workspace.apiKeyHashes) == 0:
             raise RequestRefused(401, "invalid_api_key", "The API key is missing or wrong")
     return workspace
@@ -31,6 +31,6 @@ def api_key(event: Event) -> str | None:
 
 
 def bearer_token(event: Event) -> str | None:
-    """What stands behind `Authorization: Bearer`."""
+    """The token of `Authorization: Bearer <token>`, None for another scheme or without the header."""
     scheme, _, token = (header(event, "authorization") or "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None

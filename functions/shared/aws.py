@@ -1,10 +1,10 @@
 """boto3 clients with the time-outs this project needs.
 
-A client's own retries must fit into its function's time-out: two tries, at most 2 s to connect and 3 s to
-be answered, are over in time everywhere. Connections are kept, for as many threads as one process runs.
+A client's own retries must fit into its function's time-out: two attempts with at most 2 s to connect and 3 s to
+read the response fit everywhere. The pool keeps a connection for every thread that one process runs.
 
-The clients do not check a request's parameters before they send it: mypy and the services do, and it would be a
-tenth of the processor's time that a request takes.
+Parameter validation in the client is off: mypy and the services check parameters, and validation takes a tenth of
+a request's CPU time.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""A call: what is stored of it, its states, and what the world is told about it.
+"""A call: its stored record, its states, and its public views (API answers and webhook bodies).
 
     queued ──► dialing ──► in_progress ──► completed
       │  ◄──────┘ (nothing rang)  │
       └────────────┴──────────────┴──► no_answer, busy, rejected, failed, canceled, expired
 
-`dialing` means fenced: somebody may have asked LiveKit to ring, so nobody asks again. A call's status and
-the event that tells of it are written together (call_store), so the list of events is the whole story:
-`snapshot` folds its first n entries into the call as it was after the n-th.
+`dialing` means fenced: a process may have asked LiveKit to ring, so no process asks again. A change of status and
+its event are written together (call_store), so the list of events is the complete history: `snapshot` folds its
+first n entries into the call as it was after the n-th.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 
 EndReason = Literal[
     "hangup",  # the callee hung up
-    "agent_hangup",  # the agent (or somebody at LiveKit) closed the room
+    "agent_hangup",  # the agent (or another user of LiveKit's API) closed the room
     "disconnected",  # an answered call that is over, LiveKit does not say why
     "max_duration",
-    "agent_left",  # answered, but nobody was there to speak
+    "agent_left",  # answered, but without an agent in the room
     "busy",
     "no_answer",
     "rejected",
     "invalid_number",
-    "carrier_error",  # the carrier's own 4xx to 6xx
+    "carrier_error",  # another 4xx to 6xx of the carrier
     "trunk_error",  # trunk unknown, refused, unreachable: a configuration fault
     "removed",  # the participant was removed while it rang, not by this system
     "agent_unavailable",  # no agent came into the room; nothing rang
     "livekit_error",  # LiveKit refused the dial itself: its keys, its SIP service
     "livekit_unavailable",  # LiveKit could not be reached in any attempt; nothing rang
     "not_allowed",  # the workspace was disabled, or may not call there any more, before it was dialled
-    "outcome_unknown",  # the phone may have rung, nobody can tell what became of it
+    "outcome_unknown",  # the phone may have rung; the outcome cannot be determined
     "canceled_by_api",
     "expired",
 ]
@@ -60,8 +60,8 @@ EndReason = Literal[
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a call ends. retryable: placing the same call again may succeed. inferred: when it ended is not known,
-    only that it had when this was noticed.
+    """How a call ends. retryable: placing the same call again may succeed. inferred: the time of the end is not
+    known, only that the call was over when the end was detected.
     """
 
     status: Status
@@ -92,7 +92,7 @@ class Call:
     dynamicVariables: str | None = None
     metadata: str | None = None
     requestHash: str | None = None
-    # Dialling: who works on it and until when, how often it was tried, when to try again.
+    # Dialling: the process that holds the lease and until when, the number of attempts, the time of the next one.
     leaseId: str | None = None
     leaseUntil: int = 0
     attempts: int = 0
@@ -102,21 +102,21 @@ class Call:
     roomSid: str | None = None
     dialedAt: int | None = None
     answeredAt: int | None = None
-    # Epoch ms: LiveKit told that the phone's participant joined the room, which it does before the INVITE.
+    # Epoch ms at which LiveKit reported that the phone's participant joined the room, which precedes the INVITE.
     phoneSeenAt: int | None = None
-    # Asked to hang up, seen to leave, seen to be absent.
+    # The request to hang up; LiveKit's event that the phone left; since when (epoch ms) phone or agent are absent.
     hangup: dict[str, Any] | None = None
     left: dict[str, Any] | None = None
     missingSince: int | None = None
     agentMissingSince: int | None = None
     endedAt: int | None = None
-    # Its room was left over from a LiveKit server that crashed; once removed, its agent may make it again.
+    # Its room was left over from a LiveKit server that crashed; after its removal the agent may recreate it.
     orphanRoom: bool = False
     # Epoch ms: a receiver answered 410, no more webhooks of this call.
     webhooksStoppedAt: int | None = None
-    # Epoch ms: it came back from a backup, which does not know what became of it (admin/restore.py).
+    # Epoch ms at which it was restored from a backup, which lacks what happened since (admin/restore.py).
     restoredAt: int | None = None
-    # In the index of what is due, while there is anything to do.
+    # Keys of the index of what is due, set while there is anything to do.
     dueShard: int | None = None
     checkAt: int | None = None
 
@@ -141,7 +141,7 @@ class Call:
         return cls(**known)
 
     def to_item(self) -> dict[str, Any]:
-        """Everything that is set, without the table's keys."""
+        """Every attribute that has a value, without the table's keys."""
         item = {name: getattr(self, name) for name in type(self).__slots__}
         item["events"] = list(self.events)
         return {name: value for name, value in item.items() if value is not None and value != 0}
@@ -163,16 +163,16 @@ def event_id(call_id: str, sequence: int) -> str:
 
 
 def event_id_of(call: Call, sequence: int) -> str:
-    """The end that a restore wrote has an id of its own: before the loss the same place in the list may have
-    held another event, which the receiver has seen under that id.
+    """The id of event number `sequence`. The end that a restore wrote has a distinct id (suffix `r`): before the
+    loss the same place in the list may have held another event, which the receiver has seen under the plain id.
     """
     return event_id(call.callId, sequence) + ("r" if call.events[sequence - 1].get("restored") else "")
 
 
 def snapshot(call: Call, sequence: int) -> dict[str, Any]:
-    """The call as it was after event number `sequence` (1-based): a function of what never changes.
+    """The call as it was after event number `sequence` (1-based).
 
-    Only immutable fields and the first `sequence` events are read, so the answer is the same for ever.
+    Only immutable fields and the first `sequence` events are read, so the result never changes.
     """
     view: dict[str, Any] = {
         "callId": call.callId,
@@ -192,7 +192,7 @@ def snapshot(call: Call, sequence: int) -> dict[str, Any]:
         "sipStatusCode": None,
         "retryable": None,
     }
-    # Epoch ms of the answer; None as well where the answer or the end was only noticed later.
+    # Epoch ms of the answer; None too when the answer was only detected later (`inferred`).
     answered_at: int | None = None
     for entry in call.events[:sequence]:
         match entry["type"]:
@@ -220,11 +220,11 @@ def snapshot(call: Call, sequence: int) -> dict[str, Any]:
 
 
 def json_object(members: dict[str, str]) -> str:
-    """A JSON object from keys and JSON texts: the texts go in as they are, so nothing is re-written."""
+    """A JSON object from keys and JSON texts; the texts are inserted unchanged."""
     return "{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in members.items()) + "}"
 
 
-# Made once: json.dumps makes a new one for every value that is not written its usual way.
+# Made once: json.dumps makes a new encoder per call when its options are not the defaults.
 compact: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 

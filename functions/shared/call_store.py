@@ -1,9 +1,9 @@
-"""All that is ever read or written of a call in CallsTable.
+"""Every read and write of calls in CallsTable.
 
-Every change of status is one conditional UpdateItem that sets the status and appends the event that tells of
-it: a state without its event cannot exist. A lost condition is a result, not an error: each write answers
-`Write(won, call)` with the call as it now stands. When a request of ours was sent twice by the SDK (the first
-answer lost), the second fails its condition on an item that already carries our own token: that is won too.
+Every change of status is one conditional UpdateItem that sets the status and appends the matching event: a state
+without its event cannot exist. A failed condition is a result, not an error: each write returns `Write(won, call)`
+with the call's current state. When the SDK sends a request twice (the first response was lost), the second fails
+its condition on an item that already carries this writer's token: that counts as won.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from shared.telemetry import count, logger
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-# What a conditional write may rely on; `now` is the caller's clock, epoch milliseconds.
+# Conditions of writes; `:now` is the caller's clock, epoch milliseconds.
 QUEUED = "#status = :queued"
 NO_LIVE_LEASE = "(attribute_not_exists(leaseUntil) OR leaseUntil < :now)"
 NOT_WAITING = "(attribute_not_exists(waitUntil) OR waitUntil <= :now)"
 LEASE_MINE = "leaseId = :lease"
 NO_HANGUP = "attribute_not_exists(hangup)"
 
-# What agents may report of one call: with 32 KiB of context it stays far below DynamoDB's 400 KB for an item.
+# Limits of an agent's reports per call: with 32 KiB of context the item stays far below DynamoDB's 400 KB.
 MAXIMUM_REPORTS = 50
 MAXIMUM_REPORTS_BYTES = 128 * 1024
 
-# Keys of one shard that are read at a time: the first are worked on soon.
+# Keys of one shard that are read per request: small, so that work on the first ones begins soon.
 DUE_PAGE = 25
 
-# What is due is read without what decides nothing and is as large as clients, agents and receivers make it: a few
-# hundred such items of one tenant would fill the reconciler's memory.
+# Due items are read without the attributes that no decision needs and whose size clients, agents and receivers
+# determine: a few hundred large items of one tenant would fill the reconciler's memory.
 _KEY = ("pk", "sk")
 _NOT_OF_A_DUE_CALL = frozenset({"events", "dynamicVariables", "metadata", "callbackUrl", "requestHash"})
 _OF_A_DUE_CALL = (*_KEY, *(name for name in Call.__slots__ if name not in _NOT_OF_A_DUE_CALL))
 _OF_A_DUE_DELIVERY = (*_KEY, *(name for name in Delivery.__slots__ if name != "attempts"))
 
-# Noted as the reason when a room finished without LiveKit's word on the phone itself.
+# The reason stored when a room finished without an event about the phone itself.
 ROOM_CLOSED = "ROOM_CLOSED"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Write:
-    """won: the write was made. call: as it stands now; None when there is no such call, and when a write was won
-    whose caller needs no more than that (`postpone`, `note_missing`, `leave_due`)."""
+    """won: the write was made. call: its current state; None when there is no such call, and after a won write
+    that does not return the item (`postpone`, `note_missing`, `leave_due`)."""
 
     won: bool
     call: Call | None
@@ -60,8 +60,8 @@ class Write:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Due:
-    """Items that were due, as they stand, without what is large: a call has no events, context or metadata, a
-    delivery no attempts. unreadable: keys of those that no version of this code wrote."""
+    """The current state of due items, without large attributes: calls lack events, context and metadata,
+    deliveries lack attempts. unreadable: keys of items that cannot be parsed."""
 
     calls: list[Call]
     deliveries: list[Delivery]
@@ -76,7 +76,7 @@ class CallStore:
         self._table = table
 
     def create(self, call: Call) -> Write:
-        """Writes a new call. Lost: there is one of that id already, which is returned."""
+        """Writes a new call. Lost when a call with that id exists, which is returned."""
         item = call_key(call.callId) | to_wire(call.to_item() | {"dueShard": due_shard(call.callId)})
         try:
             with store_errors():
@@ -92,7 +92,7 @@ class CallStore:
         return Write(True, call)
 
     def get(self, call_id: str) -> Call | None:
-        """The call as it stands (a consistent read)."""
+        """The call's current state (a consistent read)."""
         with store_errors():
             answer = self._client.get_item(TableName=self._table, Key=call_key(call_id), ConsistentRead=True)
         return _call(answer.get("Item"))
@@ -143,7 +143,7 @@ class CallStore:
     def take_lease(self, call_id: str, lease: str, until: int, now: int) -> Write:
         """Claims a queued call for one process. Status stays `queued`: nothing has rung.
 
-        Lost by a duplicate message while the call waits, so that it does not start a second chain.
+        Lost while the call waits, so that a duplicate message does not start a second chain of messages.
         """
         return self._update(
             call_id,
@@ -158,10 +158,11 @@ class CallStore:
         self, call_id: str, wait_until: int, check_at: int, now: int, *, lease: str | None = None,
         uncount: bool = False, extend_ms: int = 0,
     ) -> Write:  # fmt: skip
-        """Puts a queued call back in line: by its lease's holder, or by whoever first finds it free.
+        """Makes a queued call wait until `wait_until` (epoch ms) and releases its lease.
 
-        Lost by a duplicate message, so a second chain of messages never starts. uncount: the attempt that
-        the lease counted did not reach LiveKit. extend_ms: time that does not count against the queue's.
+        lease: the caller's; None when the call has no live lease, then the first writer wins, so that a duplicate
+        message does not start a second chain of messages. uncount: take back the attempt that the lease counted,
+        as it did not reach LiveKit. extend_ms: added to the queue deadline.
         """
         values: dict[str, Any] = {":wait": wait_until, ":check": check_at, ":extend": extend_ms}
         counted = ", pausedUntil = :wait" if extend_ms else ""
@@ -182,7 +183,7 @@ class CallStore:
         )
 
     def fence(self, call_id: str, lease: str, room_sid: str, from_number: str | None, now: int) -> Write:
-        """`queued` → `dialing`. From here on nobody dials this call again."""
+        """`queued` → `dialing`. From here on no process dials this call again."""
         return self._transition(
             call_id,
             "queued",
@@ -197,7 +198,7 @@ class CallStore:
     # ── a fenced call ───────────────────────────────────────────────────────────────────────────
 
     def unfence(self, call_id: str, lease: str, wait_until: int, check_at: int, now: int) -> Write:
-        """`dialing` → `queued`, for the one case that nothing can have rung: LiveKit told of no phone."""
+        """`dialing` → `queued`, allowed only while no event of LiveKit's has shown a phone: nothing has rung."""
         return self._transition(
             call_id,
             "dialing",
@@ -227,9 +228,9 @@ class CallStore:
         )
 
     def note_joined(self, seen: Call, at: int) -> Write:
-        """Keeps when LiveKit told of the phone in the room (epoch ms): the dial cannot be un-fenced any more.
+        """Stores when LiveKit reported the phone in the room (epoch ms): the dial cannot be un-fenced any more.
 
-        Lost when it is known, or when the call has been fenced anew since it was seen.
+        Lost when it is stored already, or when the call has been fenced anew since it was read.
         """
         return self._update(
             seen.callId,
@@ -240,7 +241,7 @@ class CallStore:
         )
 
     def note_agent_left(self, seen: Call, now: int) -> Write:
-        """Keeps since when the agent of a fenced call is gone, as LiveKit told; the first word stays."""
+        """Stores since when (epoch ms) the agent of a fenced call is absent; an earlier value is kept."""
         return self._update(
             seen.callId,
             "SET agentMissingSince = if_not_exists(agentMissingSince, :now)",
@@ -249,10 +250,10 @@ class CallStore:
         )
 
     def note_left(self, seen: Call, left: dict[str, Any]) -> Write:
-        """Keeps the first word on why the phone's participant left while the dial is still under way.
+        """Stores the first event that says why the phone's participant left while the dial is under way.
 
-        That its room closed is no word on the phone: a later one takes its place. Lost when the call has been
-        fenced anew since it was seen: the word is of another room.
+        ROOM_CLOSED says nothing of the phone: a later event replaces it. Lost when the call has been fenced anew
+        since it was read: the event belongs to another room.
         """
         return self._update(
             seen.callId,
@@ -263,9 +264,10 @@ class CallStore:
         )
 
     def note_missing(self, seen: Call, check_at: int, **since: int | None) -> Write:
-        """Remembers what a look at LiveKit did not find: `missingSince`, `agentMissingSince` (None clears).
+        """Stores what was absent at LiveKit: `missingSince`, `agentMissingSince` (epoch ms; None removes it).
 
-        Lost when somebody has moved the next look meanwhile: a request to hang up must not wait for it.
+        Lost when another process has moved `checkAt` since: a request to hang up makes the call due at once, and
+        that must not be overwritten.
         """
         assigned = [name for name, value in since.items() if value is not None]
         removed = [name for name, value in since.items() if value is None]
@@ -286,10 +288,10 @@ class CallStore:
     # ── the end ─────────────────────────────────────────────────────────────────────────────────
 
     def end(self, seen: Call, outcome: Outcome, check_at: int, now: int) -> Write:
-        """Ends a call as it was seen: same status, same lease, and no request to hang up unless seen too.
+        """Ends a call whose status, lease and presence of a request to hang up are still those of `seen`.
 
-        Whoever loses gets the call as it stands and decides again. The record expires 30 days later; it
-        stays due until room and slot are cleared. Raises ValueError when a call of that status cannot end so.
+        A lost write returns the current call, so that the caller can decide again. The record expires 30 days
+        later; it stays due until room and slot are cleared. Raises ValueError when TRANSITIONS lacks this end.
         """
         condition = f"attribute_{'not_' if seen.hangup is None else ''}exists(hangup)"
         values: dict[str, Any] = {
@@ -324,7 +326,9 @@ class CallStore:
         )
 
     def ask_to_hang_up(self, seen: Call, reason: str, now: int) -> Write:
-        """The first request to hang up a fenced call stays; the reconciler sees it through."""
+        """Stores a request to hang up a fenced call, unless there is one; the reconciler repeats it until it is
+        done.
+        """
         return self._update(
             seen.callId,
             "SET hangup = :hangup, checkAt = :now",
@@ -334,11 +338,11 @@ class CallStore:
         )
 
     def note_orphan(self, call_id: str) -> Write:
-        """Keeps that the room was an orphan: that it closed does not mean that it stays away."""
+        """Stores that the room was an orphan: its agent may recreate it after it closed."""
         return self._update(call_id, "SET orphanRoom = :yes", "attribute_exists(pk)", {":yes": True})
 
     def leave_due(self, call_id: str) -> Write:
-        """Room and slot of an ended call are cleared: nothing is due any more."""
+        """Takes an ended call, whose room and slot are cleared, out of the index of what is due."""
         return self._update(
             call_id,
             "REMOVE dueShard, checkAt",
@@ -349,7 +353,7 @@ class CallStore:
         )
 
     def postpone(self, seen: Call, check_at: int) -> Write:
-        """Moves the next look, unless somebody else has moved it."""
+        """Sets `checkAt`, unless another process has changed it since the call was read."""
         return self._update(
             seen.callId,
             "SET checkAt = :check",
@@ -360,7 +364,7 @@ class CallStore:
         )
 
     def stop_webhooks(self, call_id: str, now: int) -> None:
-        """The receiver wants no more webhooks of this call. The first word stays."""
+        """Stores that the receiver wants no more webhooks of this call; an earlier time is kept."""
         self._update(
             call_id,
             "SET webhooksStoppedAt = if_not_exists(webhooksStoppedAt, :now)",
@@ -373,10 +377,10 @@ class CallStore:
     def append_report(
         self, call_id: str, room: str, report_id: str, report: dict[str, Any], size: int, *, ended_since: int
     ) -> Write:
-        """Adds an event of the agent's to a call of this room that has not ended before `ended_since` (epoch ms).
+        """Appends an agent's event to a call of this room that has not ended before `ended_since` (epoch ms).
 
-        size: bytes to count against the call's limit. Lost too by a report that is there already, or too many.
-        The limits are held here and nowhere else, so that no `call.*` event can ever meet one.
+        size: bytes that count against the call's limit. Also lost when the report exists already or a limit is
+        reached. Only this write checks the limits, so they never refuse a `call.*` event.
         """
         return self._update(
             call_id,
@@ -422,11 +426,11 @@ class CallStore:
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
     def read_due(self, keys: list[tuple[str, str]]) -> Due:
-        """What stands under these keys of the index of what is due: consistent reads of what decides."""
+        """The items with these keys: consistent reads, without large attributes."""
         due = Due([], [], [])
         calls = [key for key in keys if key[1] == "CALL"]
         others = [key for key in keys if key[1] != "CALL"]
-        # Two requests: both kinds have `attempts`, which are a number of the one and large of the other.
+        # Two requests: both kinds have `attempts`, a number in a call and a large list in a delivery.
         for found in self._items(calls, _OF_A_DUE_CALL):
             try:
                 due.calls.append(_due_call(from_wire(found)))
@@ -440,7 +444,7 @@ class CallStore:
         return due
 
     def put_off(self, key: tuple[str, str], check_at: int, now: int) -> None:
-        """Moves the next look at an item that is due by `now`, whatever else it holds and whichever kind it is."""
+        """Sets `checkAt` of an item that is due by `now`, without reading any other attribute of it."""
         self._update(
             key[0],
             "SET checkAt = :check",
@@ -452,7 +456,7 @@ class CallStore:
         )
 
     def get_many(self, call_ids: Iterable[str]) -> list[Call]:
-        """These calls whole, as they stand: consistent reads."""
+        """The current state of these calls, all attributes: consistent reads."""
         calls: list[Call] = []
         for found in self._items([(call_id, "CALL") for call_id in call_ids]):
             try:
@@ -462,7 +466,7 @@ class CallStore:
         return calls
 
     def _items(self, keys: list[tuple[str, str]], attributes: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-        """The items of these (call id, sort key) as on the wire, whole or only some of their attributes."""
+        """The items with these keys (call id, sort key) in DynamoDB's format; attributes: only these, if given."""
         how: dict[str, Any] = {"ConsistentRead": True}
         if attributes:
             # Aliases throughout: `status`, `to`, `left` and others are reserved words.
@@ -484,9 +488,9 @@ class CallStore:
     # ── how long it lives ───────────────────────────────────────────────────────────────────────
 
     def keep(self, call_id: str, until: int) -> bool:
-        """Lets a call's record live until then (epoch seconds) at least. False: there is no such call any more.
+        """Extends a call's expiry to `until` (epoch seconds) if it is earlier. False: there is no such call.
 
-        One that has not ended has no expiry and gets none.
+        A call that has not ended has no expiry and gets none.
         """
         write = self._update(
             call_id, "SET expiresAt = :until", "expiresAt < :until", {":until": until}, item_back=False
@@ -494,7 +498,7 @@ class CallStore:
         return write.won or write.call is not None
 
     def not_ended(self, call_ids: Iterable[str]) -> set[str]:
-        """Those of these calls that have a record and have not ended."""
+        """The ids of those calls that have a record and have not ended."""
         keys = [(call_id, "CALL") for call_id in call_ids]
         items = map(from_wire, self._items(keys, ("callId", "status")))
         return {item["callId"] for item in items if item["status"] not in ENDED}
@@ -505,7 +509,7 @@ class CallStore:
         self, call_id: str, source: Status, to: Status, entry: dict[str, Any], assignments: str, condition: str,
         values: dict[str, Any], mine: Callable[[Call], bool], remove: str = "",
     ) -> Write:  # fmt: skip
-        """A change of status and the event that tells of it. Raises ValueError when no call may change so."""
+        """Changes the status and appends its event. Raises ValueError when TRANSITIONS lacks the change."""
         if to not in TRANSITIONS[source]:
             raise ValueError(f"a call cannot go from {source} to {to}")
         return self._update(
@@ -522,8 +526,8 @@ class CallStore:
         mine: Callable[[Call], bool] | None = lambda call: False, *, item_back: bool = True,
         sort_key: str = "CALL",
     ) -> Write:  # fmt: skip
-        """mine: tells from the item on which the condition failed whether the first of two sent requests had won;
-        None: that item is not asked for. item_back: nor is the one that was written, if False."""
+        """mine: whether the item on which the condition failed shows that this write was made by an earlier try of
+        the SDK; None: DynamoDB does not return that item. item_back: whether it returns the written item."""
         if ":queued" in condition:
             values = values | {":queued": "queued"}
         text = update + condition
@@ -553,12 +557,12 @@ def _call(item: Any) -> Call | None:
     return Call.from_item(from_wire(item)) if item else None
 
 
-# What reading an item raises that no version of this code wrote. One such item must not hold up all others.
+# What parsing a malformed item raises. One such item must not hold up the others.
 _UNREADABLE = (KeyError, TypeError, ValueError)
 
 
 def _due_call(item: dict[str, Any]) -> Call:
-    """Raises KeyError, TypeError or ValueError when the item is not a call of this code's."""
+    """Raises KeyError, TypeError or ValueError when the item is not a valid call."""
     call = Call.from_item(item | {"events": ()})
     if call.status not in TRANSITIONS or item["pk"] != f"CALL#{call.callId}":
         raise ValueError("not a call")
@@ -566,7 +570,7 @@ def _due_call(item: dict[str, Any]) -> Call:
 
 
 def _due_delivery(item: dict[str, Any]) -> Delivery:
-    """Raises KeyError, TypeError or ValueError when the item is not a delivery of this code's."""
+    """Raises KeyError, TypeError or ValueError when the item is not a valid delivery."""
     row = Delivery.from_item(item)
     over = row.checkAt is not None and row.state != "pending"
     if over or (item["pk"], item["sk"]) != (f"CALL#{row.callId}", sort_key(row.sequence)):
@@ -575,7 +579,7 @@ def _due_delivery(item: dict[str, Any]) -> Delivery:
 
 
 def _unreadable(found: dict[str, Any]) -> tuple[str, str]:
-    """Tells of an item, in the handler of what reading it raised. Returns its key."""
+    """Logs and counts an item that cannot be parsed; called in the exception's handler. Returns its key."""
     key = found["pk"]["S"].removeprefix("CALL#"), found["sk"]["S"]
     logger.exception("unreadable item", extra={"key": [found["pk"]["S"], key[1]]})
     count("UnreadableItems")

@@ -1,9 +1,9 @@
-"""Where a webhook may go: https to public addresses only. Checked at the POST of a call and at each send.
+"""Rules for callback URLs: https to public addresses only. Checked at the POST of a call and at each send.
 
 A callback URL comes from a client, so it may point anywhere: at the metadata service, into a private network,
-at a name that changes its answer between check and connect. When the call is placed, syntax and literals are
-checked, and names where they resolve at once. The check that binds is made when a webhook is sent: the connection
-is made to an address that was just checked, and to no other (webhook_dispatch/transport.py).
+at a name whose DNS answer changes between check and connect. When the call is placed, syntax and IP literals are
+checked, and host names if they resolve in time. The decisive check is made at each send: the connection goes to an
+address that was just checked, and to no other (webhook_dispatch/transport.py).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from urllib.parse import SplitResult, urlsplit
 
 DEFAULT_PORTS = frozenset({443})
 
-# A name and a port to all its addresses. Raises OSError (TimeoutError is one) when there is no answer.
+# Host name and port → all its addresses. Raises OSError (TimeoutError is one) without an answer.
 LookUp = Callable[[str, int], list[str]]
 
-# Everything else of IPv6 is local, multicast, mapped IPv4 or not given out
+# The rest of IPv6 is local, multicast, mapped IPv4 or unassigned
 # (https://www.iana.org/assignments/ipv6-address-space).
 _IPV6_UNICAST = ipaddress.IPv6Network("2000::/3")
 
-# What `ipaddress` takes for public, in some version of Python, and is not
-# (https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry). Those that carry
-# an IPv4 address inside take it to whatever a gateway makes of it.
+# Networks that `ipaddress` of some Python version reports as public and that are not
+# (https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry). Those that embed an
+# IPv4 address may be translated to it by a gateway.
 _NOT_PUBLIC = (
     ipaddress.IPv4Network("192.0.0.0/24"),  # IETF protocols
     ipaddress.IPv4Network("192.88.99.0/24"),  # 6to4 relays
@@ -37,13 +37,13 @@ _NOT_PUBLIC = (
 
 
 class AddressRefused(ValueError):
-    """The URL or address may not be called; the message says why."""
+    """The URL or address may not be called; the message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Policy:
-    """ports: those allowed, 443 unless an operator lists more. loopback: the local stack's own receiver is
-    at http://127.0.0.1; never set on AWS."""
+    """ports: the allowed ones, 443 unless an operator lists others. loopback: allow http://127.0.0.1, the local
+    stack's own receiver; never set on AWS."""
 
     ports: frozenset[int] = DEFAULT_PORTS
     loopback: bool = False
@@ -52,7 +52,7 @@ class Policy:
 def callback_policy(environment: Mapping[str, str]) -> Policy:
     """CALLBACK_PORTS: the operator's list, `443,8443`. ALLOW_LOOPBACK_CALLBACKS: the local stack only.
 
-    The latter counts only where AWS itself is emulated on loopback, so that no deployment can carry it.
+    The latter takes effect only if AWS is emulated on loopback, so it cannot be set in a deployment.
     """
     ports = environment.get("CALLBACK_PORTS", "")
     emulated = urlsplit(environment.get("AWS_ENDPOINT_URL", "")).hostname in ("127.0.0.1", "localhost")
@@ -63,7 +63,7 @@ def callback_policy(environment: Mapping[str, str]) -> Policy:
 
 
 def check_url(url: str, policy: Policy) -> None:
-    """Raises AddressRefused when the URL may not be called, whatever its name resolves to."""
+    """Raises AddressRefused when the URL may not be called; does not resolve its host name."""
     if any(ord(char) <= 32 or ord(char) == 127 for char in url) or "\\" in url:
         raise AddressRefused("must not hold white space, control characters or backslashes")
     try:
@@ -102,7 +102,7 @@ def _check_public_url(parts: SplitResult, host: str, port: int | None, policy: P
 def check_addresses(addresses: Iterable[str], policy: Policy) -> list[str]:
     """The addresses of a host, if every one is public (one private among public ones is an attack).
 
-    Raises AddressRefused otherwise, and when there are none.
+    Raises AddressRefused otherwise, and for an empty list.
     """
     found = list(addresses)
     if not found:
@@ -114,10 +114,10 @@ def check_addresses(addresses: Iterable[str], policy: Policy) -> list[str]:
 
 
 def check_name(url: str, policy: Policy, look_up: LookUp) -> None:
-    """Raises AddressRefused when the name in this URL (one that `check_url` passed) resolves, and to an address
-    that is not public.
+    """Raises AddressRefused when the host name of this URL (which passed `check_url`) resolves to an address that
+    is not public.
 
-    A name that does not resolve, or not in time, passes: the check that binds is made at every connection.
+    A name that does not resolve in time passes: the decisive check is made at every connection.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -132,7 +132,7 @@ def check_name(url: str, policy: Policy, look_up: LookUp) -> None:
 
 
 def is_public(address: str) -> bool:
-    """Whether this IP address is one of the public Internet's."""
+    """Whether this IP address is public."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip not in _IPV6_UNICAST:
         return False
@@ -142,16 +142,16 @@ def is_public(address: str) -> bool:
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """All addresses of a host, by the system's resolver. Raises OSError when it has no answer."""
+    """All addresses of a host, from the system's resolver. Raises OSError when it has no answer."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def resolve_within(seconds: float) -> LookUp:
-    """`resolve`, with an answer in so many seconds or TimeoutError.
+    """`resolve` with a time-out in seconds, after which it raises TimeoutError.
 
-    getaddrinfo cannot be called off, so it runs in a thread that the caller leaves behind. There are few of
-    them: while all hang, later look-ups wait their time and go without an answer.
+    getaddrinfo cannot be canceled, so it runs in a thread that may outlive the time-out. The pool is small: while
+    all its threads hang, later look-ups time out.
     """
     threads = concurrent.futures.ThreadPoolExecutor(4, thread_name_prefix="look-up")
 
@@ -172,7 +172,7 @@ def _is_literal(host: str) -> bool:
         pass
     else:
         return True
-    # The system's resolver also takes 2130706433, 0x7f.1 and 0177.0.0.1 for 127.0.0.1: a name whose last
+    # The system's resolver also reads 2130706433, 0x7f.1 and 0177.0.0.1 as 127.0.0.1: a name whose last
     # label is a number, in any base, is an address (WHATWG URL, "ends in a number").
     last = host.rstrip(".").rpartition(".")[2]
     return last.isdigit() or last[:2].lower() == "0x"

@@ -1,4 +1,4 @@
-"""The one clock: epoch milliseconds. Functions below the handlers get it as an argument."""
+"""The clock, in epoch milliseconds. Code below the handlers receives it as an argument."""
 
 from __future__ import annotations
 

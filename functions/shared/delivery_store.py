@@ -1,7 +1,7 @@
-"""All that is ever read or written of a delivery: the state and the attempts of one webhook.
+"""Every read and write of deliveries: the state and the attempts of one webhook.
 
-The row is the truth, a message `{"callId", "sequence"}` only a hint that it may be due. Before a POST the row is
-taken under a lease, so that nothing is posted twice at the same time, however many messages there are.
+The row decides; a message `{"callId", "sequence"}` is only a hint that it may be due. Before a POST the row is
+taken under a lease, so that no delivery is posted twice at the same time, however many messages there are.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-# pending: attempts go on. delivered: a 2xx came. dead: the last attempt failed. stopped: the receiver said 410,
-# to this event or to an earlier one of the call.
+# pending: attempts go on. delivered: the receiver answered 2xx. dead: the last attempt failed. stopped: the
+# receiver answered 410, to this event or to an earlier one of the call.
 State = Literal["pending", "delivered", "dead", "stopped"]
 
-# The last attempts that are kept of one delivery: two whole schedules, each attempt with up to 3 KB of what the
-# receiver said. However often it is replayed, its row stays small.
+# How many attempts of one delivery are kept: two whole schedules, each attempt with up to 3 KB of the receiver's
+# answer. The row stays small however often it is replayed.
 ATTEMPTS_LISTED = 20
 
 
@@ -31,9 +31,9 @@ ATTEMPTS_LISTED = 20
 class Delivery:
     """One event's delivery. Times are epoch ms; attempts hold at, status or error, ms, answer, location.
 
-    attempt: how many had an outcome on the present schedule, which a replay begins anew. begun: how many were
-    begun since the last outcome; under a live lease the last of them is under way, all others died. replayed: by a
-    client, who wants it sent though the call's webhooks were stopped.
+    attempt: attempts with an outcome on the current schedule, which a replay restarts. begun: attempts begun since
+    the last outcome; under a live lease the last of them is under way, the process of every other one died.
+    replayed: a client asked for it, so it is sent even if the call's webhooks were stopped.
     """
 
     callId: str
@@ -69,7 +69,7 @@ class DeliveryStore:
         self._table = table
 
     def create(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> None:
-        """Makes the delivery of one event, due at once. One that exists stays as it is."""
+        """Creates the delivery of one event, due at once. An existing one is not changed."""
         row = {
             "callId": call_id,
             "workspaceId": workspace_id,
@@ -112,9 +112,10 @@ class DeliveryStore:
         )
 
     def release(self, delivery: Delivery) -> None:
-        """Gives back a delivery that was taken and not posted, by a process that lives: nothing died at it.
+        """Gives back a delivery that was taken and not posted; the attempt does not count as begun.
 
-        It is due as before, and looked at when its lease would have ended. A lease that was lost changes nothing.
+        It stays due, and the reconciler looks at it when the lease would have ended. Without the lease nothing
+        changes.
         """
         self._update(
             delivery.callId,
@@ -127,9 +128,9 @@ class DeliveryStore:
     def finish(
         self, delivery: Delivery, attempt: dict[str, Any], state: State, next_attempt_at: int, check_at: int
     ) -> Delivery | None:
-        """Notes an attempt and what follows. None: the lease was lost, somebody else has taken over.
+        """Stores an attempt and the next state. None: the lease was lost, another process has taken over.
 
-        The list of attempts is written whole, as only its lease's holder adds to it: so it can be cut.
+        The whole list of attempts is written, so that it can be truncated; only the lease's holder writes it.
         """
         values: dict[str, Any] = {
             ":lease": delivery.leaseId,
@@ -157,8 +158,8 @@ class DeliveryStore:
         )
 
     def replay(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> Delivery | None:
-        """Makes a delivery due again from the beginning of its schedule; what was attempted stays listed. One
-        that was never made is made. None: an attempt is under way.
+        """Makes a delivery due again from the beginning of its schedule; earlier attempts stay listed. A delivery
+        that does not exist is created. None: an attempt is under way.
         """
         return self._update(
             call_id,
@@ -183,10 +184,10 @@ class DeliveryStore:
         )
 
     def make_due(self, seen: Delivery, now: int) -> bool:
-        """Makes a delivery that did not arrive due now, from the beginning of its schedule; the reconciler finds
-        it. What was attempted stays listed. For an operator, after an outage: the receiver's 410 still counts.
+        """Makes a failed delivery due now, from the beginning of its schedule; the reconciler sends its message.
+        Earlier attempts stay listed. For an operator, after an outage: the receiver's 410 stays in force.
 
-        False: it changed since it was seen, or an attempt is under way.
+        False: it changed since it was read, or an attempt is under way.
         """
         made = self._update(
             seen.callId,
@@ -224,7 +225,7 @@ class DeliveryStore:
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
     def postpone(self, seen: Delivery, check_at: int) -> bool:
-        """Moves the next look at a pending delivery, unless somebody else has moved it."""
+        """Sets a pending delivery's `checkAt`, unless another process has changed it since it was read."""
         moved = self._update(
             seen.callId,
             seen.sequence,
@@ -240,9 +241,9 @@ class DeliveryStore:
         self, call_id: str, sequence: int, update: str, condition: str, values: dict[str, Any],
         mine: Callable[[Delivery], bool] | None = lambda there: False, instead: Delivery | None = None,
     ) -> Delivery | None:  # fmt: skip
-        """The row as written, or None. mine: tells from the row on which the condition failed whether the first of
-        two sent requests had won; None: that row is not asked for. instead: returned for a row that was written,
-        which is not asked for either.
+        """The row as written, or None if the condition failed. mine: whether the row on which it failed shows that
+        this write was made by an earlier try of the SDK; None: DynamoDB does not return that row. instead:
+        returned after a successful write, then DynamoDB does not return the written row either.
         """
         try:
             with store_errors():
@@ -261,6 +262,6 @@ class DeliveryStore:
         except ClientError as exc:
             item: Any = exc.response.get("Item")
             there = Delivery.from_item(from_wire(item)) if item else None
-            # The SDK may have sent our request twice: then the first had won.
+            # The SDK may have sent the request twice: then the first try made the write.
             return there if there is not None and mine is not None and mine(there) else None
         return instead or Delivery.from_item(from_wire(answer["Attributes"]))

@@ -4,8 +4,8 @@ The production values are the defaults. The local stack and the tests run the sa
 factor (`TIME_SCALE`, 0.05 = twenty times faster), so that a day of retries can be watched in an hour and
 every margin keeps its proportion to every other. `tests/unit/test_durations.py` checks how they nest.
 
-What somebody else takes to answer does not run faster with it. So the local stack also sets the least time that
-is waited for an answer (`LEAST_PATIENCE`, seconds): a busy machine must not look like a LiveKit that is down.
+The response time of other services does not shrink with the factor. So the local stack also sets a minimum for
+every wait for a response (`LEAST_PATIENCE`, seconds): a busy machine must not look like a LiveKit that is down.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-# How long somebody else's answer is waited for, and what must outlive such a wait: how many times
-# `LEAST_PATIENCE` each of them is at least.
+# The durations that wait for another service's response, and those that must outlive such a wait: each is at least
+# so many times `LEAST_PATIENCE`.
 PATIENT: dict[str, float] = {
     "agent_wait": 1,
     "answer_margin": 1,
@@ -28,8 +28,9 @@ PATIENT: dict[str, float] = {
 }
 
 
-# A call has ended so many seconds after answer + max_duration, as the README publishes. The code gives it up after
-# `end_margin`; the rest is its slack: the last postponement, the reconciler's minute and its run fit into that.
+# A call has ended at most so many seconds after answer + max_duration, as the README publishes. The reconciler
+# ends it without a look after `end_margin`; the last postponement, the reconciler's minute and its run fit into
+# the rest.
 END_BOUND = 600.0
 
 
@@ -37,22 +38,22 @@ END_BOUND = 600.0
 class Durations:
     """All fields are seconds."""
 
-    # How long a process may go on with a workspace, key or secret it has read.
+    # How long a process uses a workspace, key or secret before it reads it again.
     workspace_cache: float = 60
-    # A callback URL's name is looked up for so long when a call is accepted.
+    # Time limit of the DNS look-up of a callback URL's host when a call is accepted.
     name_lookup: float = 1
-    # A message whose record is missing: read for so long, then wait in such steps, then drop it.
+    # A message whose record is missing: how long it is read, the step between its repeats, when it is dropped.
     orphan_read: float = 1
     orphan_step: float = 2
     orphan_drop: float = 60
-    # The reconciler sends a queued call's message again when nobody took it for so long.
+    # The reconciler repeats a queued call's message when no process has taken the call for this long.
     queued_check: float = 60
     # A lease outlives the process that took it by this much.
     lease_margin: float = 60
-    # The agent must be in the room within this time, looked for in such steps.
+    # The agent must be in the room within this time; the first interval between two looks.
     agent_wait: float = 20
     agent_step: float = 0.5
-    # An agent that has no job by then was dispatched in vain; LiveKit repeats no dispatch, so it is done anew.
+    # A dispatch without a job after this time found no worker; LiveKit does not repeat it, so it is made again.
     agent_redispatch: float = 5
     # An agent that left an answered call may be replaced by another within this time.
     agent_return: float = 5
@@ -60,15 +61,15 @@ class Durations:
     answer_margin: float = 15
     # What must remain of the process beyond ring + answer_margin before the fence: room for the writes.
     fence_margin: float = 10
-    # LiveKit gives a dial up this long after its ring time at the latest (livekit/protocol, the RPC's 80 s).
+    # LiveKit gives up a dial at most this long after its ring time (livekit/protocol, the RPC's 80 s).
     dial_limit: float = 80
-    # A phone that is to be hung up while it is on its way into the room is looked for again within this time.
+    # How long a cancel repeats its request to hang up a phone that has not joined the room yet.
     hang_up_patience: float = 5
     # A dial that failed without a SIP code: LiveKit's event, which may say why, comes a moment after its answer.
     left_wait: float = 2
     # A request to LiveKit other than a dial.
     livekit_request: float = 10
-    # The same of the reconciler's: up to four in a row must fit into one round.
+    # The same for the reconciler: up to four in a row must fit into one round.
     livekit_look: float = 5
     # Waiting: for a slot, for the switch, for a trunk whose next free second is further away than this.
     slot_wait: float = 10
@@ -76,30 +77,30 @@ class Durations:
     pacing_hold: float = 5
     # LiveKit unreachable before anything rang: first wait, doubled at each attempt, with jitter.
     backoff: float = 5
-    # A message that waits is sent again by the reconciler when it is this late.
+    # The reconciler repeats a waiting call's message when it is this late.
     wait_grace: float = 30
-    # A queued call that nobody could dial ends `expired`.
+    # A call that is still queued after this time ends `expired`.
     queue_ttl: float = 3600
-    # A live call is looked at this often; absent twice, so far apart, means over.
+    # Interval between looks at a live call; a phone absent on two looks this far apart has left.
     live_check: float = 300
     second_look: float = 30
-    # After answer + max_duration + this a call ends without looking: END_BOUND less what one look takes at most to
-    # be made (the last postponement, the reconciler's minute, its run).
+    # After answer + max_duration + this a call ends without a look: END_BOUND less the longest time until the
+    # reconciler gets to it (the last postponement, the reconciler's minute, its run).
     end_margin: float = 450
-    # The ids in the workspaces' slots are compared with their calls this often.
+    # Interval at which the ids in the workspaces' slots are compared with their calls.
     slot_repair: float = 300
     # A room whose call has ended is looked at after this.
     clear_check: float = 60
-    # An agent may still report for so long after its call has ended.
+    # How long after the end of its call an agent may still report.
     report_grace: float = 300
-    # Attempts of a webhook, counted from the one before; jitter is a tenth.
+    # Delays of a webhook's attempts, each from the attempt before; up to a tenth of jitter is added.
     webhook_schedule: tuple[float, ...] = (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
     webhook_connect: float = 5
     webhook_attempt: float = 15
     webhook_lease: float = 45
-    # An event waits at most so long for the one before it of the same call in the same batch.
+    # An event waits at most this long for the previous one of the same call in the same batch.
     webhook_order: float = 1
-    # Longer waits than this have no message: the reconciler brings the delivery back.
+    # Waits of at least this have no delayed message: the reconciler sends one when the delivery is due.
     webhook_message: float = 60
     # How much a delivery's message may be late before the reconciler sends another.
     webhook_grace: float = 60
@@ -115,7 +116,7 @@ class Durations:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def patient(self, least: float) -> Durations:
-        """The same durations, but no answer is waited for less than `least` seconds."""
+        """The same durations, but every wait for a response is at least `least` seconds (see PATIENT)."""
         changes = {name: max(getattr(self, name), times * least) for name, times in PATIENT.items()}
         return dataclasses.replace(self, **changes)
 
@@ -123,7 +124,7 @@ class Durations:
     def from_environment(cls, environment: Mapping[str, str]) -> Durations:
         """Production values with the operator's `QUEUE_TTL_SECONDS`, times the local stack's `TIME_SCALE`.
 
-        No answer is waited for less than the local stack's `LEAST_PATIENCE`.
+        Every wait for a response is at least the local stack's `LEAST_PATIENCE`.
         """
         durations = cls()
         if queue_ttl := environment.get("QUEUE_TTL_SECONDS"):

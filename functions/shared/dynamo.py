@@ -1,4 +1,4 @@
-"""DynamoDB's wire: items to Python and back, its errors into the project's own."""
+"""DynamoDB's wire format: items to Python and back; botocore's errors to the project's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.errors import StoreError, StoreUnclear
 
 
 class _IntegerDeserializer(TypeDeserializer):
-    """Every number stored here is an integer; the library would hand out Decimals."""
+    """Every number stored here is an integer; the library would return Decimals."""
 
     def _deserialize_n(self, value: str) -> int:
         return int(value)
@@ -43,5 +43,5 @@ def store_errors() -> Iterator[None]:
         kind = StoreUnclear if status >= 500 else StoreError
         raise kind(exc.response["Error"]["Code"]) from exc
     except BotoCoreError as exc:
-        # Even a refused connection may be the second try of a request whose first got through.
+        # Even a refused connection may be the second try of a request whose first reached DynamoDB.
         raise StoreUnclear(type(exc).__name__) from exc

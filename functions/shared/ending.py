@@ -1,4 +1,4 @@
-"""The end of a call: written once, by whoever comes first; then its slot and its place among what is due."""
+"""The end of a call: written once, by the first process that ends it; then slot and index entry are removed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.telemetry import count, logger, masked
 
 
 def end_outcome(call: Call, outcome: Outcome) -> Outcome:
-    """`outcome`; but of a call that was asked to hang up that reason stands above all others."""
+    """The outcome to store: the reason of a request to hang up, if there is one, takes precedence."""
     if call.hangup is None:
         return outcome
     status: Status = "completed" if call.answeredAt else "canceled"
@@ -21,7 +21,7 @@ def end_outcome(call: Call, outcome: Outcome) -> Outcome:
 
 
 def report_end(call: Call) -> None:
-    """The log line and the metric of an end."""
+    """Writes the log line and the metric of an end."""
     end = call.end_event
     logger.info(
         "ended",
@@ -40,15 +40,15 @@ def end_call(
     calls: CallStore, seen: Call, outcome: Outcome, durations: Durations, clock: Callable[[], int],
     report: Callable[[Call], None] = report_end,
 ) -> Call | None:  # fmt: skip
-    """Ends the call as it was seen. Returns it, ended, to the one who ended it; None to everybody else.
+    """Ends the call as it was read. Returns the ended call if this caller ended it, else None.
 
-    None too when the call has moved on: another status, another process's lease. The caller who gets the call
-    sees to its room, its slot and its place in the index; until then it stays due.
+    None too when its status or its lease has changed since. The caller that gets the call clears its room, its
+    slot and its index entry; until then it stays due. report: called with the ended call.
     """
     status, lease = seen.status, seen.leaseId
     while True:
         now = clock()
-        # A process that holds a live lease may still make the room or take the slot: clear after it.
+        # A process that holds a live lease may still make the room or take the slot: clear after the lease's end.
         held_until = seen.leaseUntil if seen.status == "queued" else 0
         check_at = max(now + int(durations.clear_check * 1000), held_until)
         write = calls.end(seen, end_outcome(seen, outcome), check_at, now)
@@ -61,8 +61,9 @@ def end_call(
 
 
 def clear(calls: CallStore, limits: LimitStore, call: Call) -> None:
-    """Frees the slot of an ended call whose room is gone, then leaves the index; in this order, so that a death
-    between is repeated. Repeating all of it changes nothing.
+    """Frees the slot of an ended call whose room is gone, then takes it out of the index of what is due.
+
+    In this order, so that the reconciler repeats it when the process dies in between. Idempotent.
     """
     limits.free_slot(call.workspaceId, call.callId)
     calls.leave_due(call.callId)
@@ -71,13 +72,13 @@ def clear(calls: CallStore, limits: LimitStore, call: Call) -> None:
 async def clear_with_room(
     calls: CallStore, limits: LimitStore, call: Call, delete_room: Callable[[Call], Awaitable[bool]]
 ) -> bool:
-    """As `clear`, the room deleted in between: a LiveKit that cannot delete it holds up no other call.
+    """As `clear`, with the room deleted in between: the slot does not wait for a LiveKit that cannot delete it.
 
-    delete_room: False when the room must be deleted once more. Returns False when the call stays due for its room:
-    that of an orphan's agent, which may come back, until a look does not find it.
+    delete_room: returns False when the room must be deleted once more. Returns False when the call stays due for
+    its room; an orphan room, which its agent may recreate, does until it is found absent.
     """
     await asyncio.to_thread(limits.free_slot, call.workspaceId, call.callId)
-    # Without an attempt there never was a room; those who wait may be thousands, and LiveKit's requests are few.
+    # Without an attempt there is no room. Thousands of calls may wait, and LiveKit's rate limit is low.
     if call.attempts and (not await delete_room(call) or call.orphanRoom):
         return False
     await asyncio.to_thread(calls.leave_due, call.callId)

@@ -1,14 +1,14 @@
-"""The project's own errors. Those of AWS and of LiveKit become one of these once, at the edge.
+"""The project's own errors. Errors of AWS and LiveKit are translated into these where their clients are called.
 
 RingonceError
 ├── RequestRefused        a client's request that cannot be accepted: status, code, field errors
-├── StoreError            DynamoDB did not do what was asked
-│   └── StoreUnclear      ... and may have done it all the same (time-out, connection cut, 5xx)
-├── QueueError            SQS did not take a message
-└── LiveKitError          LiveKit said no: Twirp code, HTTP status, SIP code
+├── StoreError            a DynamoDB request failed
+│   └── StoreUnclear      ... and may have been executed (time-out, connection cut, 5xx)
+├── QueueError            SQS did not confirm a message
+└── LiveKitError          LiveKit answered with an error: Twirp code, HTTP status, SIP code
     ├── LiveKitUnreachable    the request was never sent
     │   └── LiveKitSecretUnreadable    ... as there are no keys to sign it with
-    └── LiveKitUnclear        it was sent, and nobody knows what became of it
+    └── LiveKitUnclear        it was sent, its outcome is unknown
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 
 class RingonceError(Exception):
-    """Base of all."""
+    """Base class of the project's errors."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,11 +54,11 @@ class StoreError(RingonceError):
 
 
 class StoreUnclear(StoreError):
-    """The outcome of a write is not known: read before deciding."""
+    """The outcome of a write is unknown: read before deciding."""
 
 
 class QueueError(RingonceError):
-    """SQS did not confirm a message. It may have been taken all the same; every message may come twice."""
+    """SQS did not confirm a message. It may have been accepted; every message may be delivered twice."""
 
 
 class LiveKitError(RingonceError):

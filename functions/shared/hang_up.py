@@ -1,4 +1,4 @@
-"""Hanging up: a phone that rings, a call that was answered, and the room behind them."""
+"""Hanging up a ringing phone or an answered call, and deleting a call's room."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ HANG_UP_REQUESTS = 3
 
 
 async def delete_room(calls: CallStore, livekit: LiveKit, call: Call) -> bool:
-    """Deletes the call's room, and hangs up whoever is in it. Raises LiveKitError.
+    """Deletes the call's room, which hangs up every participant. Raises LiveKitError.
 
-    Returns False when it was an orphan: its server had crashed, so no phone was in it, whatever LiveKit listed.
-    Its removal dispatches its agent once more.
+    Returns False when it was an orphan: its server has crashed, so it held no phone, even if LiveKit listed one.
+    Removing it dispatches its agent once more.
     """
     try:
         await livekit.delete_room(call.roomName)
@@ -32,7 +32,7 @@ async def delete_room(calls: CallStore, livekit: LiveKit, call: Call) -> bool:
 async def hang_up_phone(calls: CallStore, livekit: LiveKit, call: Call, *, answered: bool) -> bool:
     """Hangs up the phone. Returns False when it was not in the room, or the room was an orphan.
 
-    Before the answer the room stays: a dial under way would make it again, without an agent. Raises LiveKitError.
+    Before the answer the room is kept: a dial under way would recreate it without an agent. Raises LiveKitError.
     """
     if answered:
         return await delete_room(calls, livekit, call)
@@ -42,10 +42,10 @@ async def hang_up_phone(calls: CallStore, livekit: LiveKit, call: Call, *, answe
 async def hang_up_call(
     calls: CallStore, livekit: LiveKit, call: Call, reason: str, clock: Callable[[], int]
 ) -> tuple[Call, Outcome] | None:
-    """Ends an answered call: writes the request to hang up, deletes the room, looks whether the phone is off.
+    """Hangs up an answered call: stores the request to hang up, deletes the room, checks that the phone is gone.
 
-    Returns the call and its outcome when the phone is off; None when it is still on, or the call has moved on.
-    Raises LiveKitError or StoreError; the reconciler repeats it until the phone is off.
+    Returns the call and its outcome when the phone is gone; None when it is not, or when the request was lost to
+    another change. Raises LiveKitError or StoreError; the reconciler repeats it until the phone is gone.
     """
     if call.hangup is None:
         write = await asyncio.to_thread(calls.ask_to_hang_up, call, reason, clock())

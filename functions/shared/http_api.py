@@ -1,4 +1,4 @@
-"""API Gateway's HTTP API (payload format 2.0): what comes in, what goes out.
+"""API Gateway's HTTP API (payload format 2.0): reading requests, building responses.
 
 Source: AWS, "Create AWS Lambda proxy integrations for HTTP APIs".
 """
@@ -18,13 +18,16 @@ Answer = dict[str, Any]
 
 RETRY_AFTER_SECONDS = 2
 
+# Every other route can be repeated without a key.
+_ROUTES_WITH_IDEMPOTENCY_KEY = frozenset({"POST /v1/api/call", "POST /v1/api/call/{callId}/events"})
+
 
 def body_bytes(event: Event) -> bytes:
-    """The body as sent: API Gateway hands most content types over in base64. Empty when there is none.
+    """The body as sent (API Gateway encodes most content types in base64); empty without a body.
 
-    Raises RequestRefused: 400 on base64 that is none, 415 on a content encoding.
+    Raises RequestRefused: 400 if the body is not valid base64, 415 if it has a content encoding.
     """
-    # Its type is not looked at: what `curl -d` sends is called a form.
+    # The content type's value is not checked: `curl -d` declares a form.
     header(event, "content-type")
     encoding = header(event, "content-encoding")
     if encoding and encoding.lower() != "identity":
@@ -43,11 +46,11 @@ def body_bytes(event: Event) -> bytes:
 
 
 def header(event: Event, name: str) -> str | None:
-    """A request header by its lower-case name, None when there is none.
+    """A request header by its lower-case name, None when it is absent.
 
-    Every header that this API reads has one value. One that was sent more than once arrives joined by commas, as
-    API Gateway does it, or under names in different case: equal values count once, empty ones not at all. So no
-    value holds a comma. Raises RequestRefused (400) when the values are different.
+    Every header that this API reads has one value. API Gateway joins repeated headers with commas, and names may
+    differ in case: equal values count once, empty ones are dropped. So no value contains a comma. Raises
+    RequestRefused (400) when the values differ.
     """
     sent = [
         value
@@ -67,7 +70,7 @@ def header(event: Event, name: str) -> str | None:
 
 
 def check_idempotency_key(key: str) -> None:
-    """Raises RequestRefused (400) when this is not what an Idempotency-Key may be. `header` refuses commas."""
+    """Raises RequestRefused (400) when the Idempotency-Key is invalid. `header` refuses commas."""
     if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
         raise RequestRefused(
             400, "invalid_idempotency_key", "Idempotency-Key must have 1 to 255 printable ASCII characters"
@@ -94,7 +97,7 @@ def refusal(refused: RequestRefused) -> Answer:
 
 
 def respond(event: Event, function: Callable[[Event], Answer]) -> Answer:
-    """Runs one request and turns what it raises into the contract's answers; adds `x-request-id`."""
+    """Runs one request, turns its exceptions into HTTP answers and adds `x-request-id`."""
     try:
         result = function(event)
     except RequestRefused as refused:
@@ -104,11 +107,13 @@ def respond(event: Event, function: Callable[[Event], Answer]) -> Answer:
     except (StoreError, QueueError) as exc:
         logger.error("dependency down", extra={"reason": str(exc), "request_id": request_id(event)})
         count("RequestsFailed")
+        with_key = event.get("routeKey") in _ROUTES_WITH_IDEMPOTENCY_KEY
+        repeat = "repeat it with the same Idempotency-Key" if with_key else "repeat it later"
         result = refusal(
             RequestRefused(
                 503,
                 "unavailable",
-                "The service cannot take this request now; repeat it with the same Idempotency-Key",
+                f"The service cannot take this request now; {repeat}",
                 headers={"retry-after": str(RETRY_AFTER_SECONDS)},
             )
         )

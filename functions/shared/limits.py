@@ -22,7 +22,9 @@ SWITCH = "#switch"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Permits:
-    """Calls that one process may accept in a minute. minute: epoch minutes. taken: of all processes, when seen."""
+    """Permits of one process to accept calls. minute: epoch minutes. taken: by all processes, as last read. left:
+    of this process.
+    """
 
     minute: int
     taken: int
@@ -38,9 +40,10 @@ class LimitStore:
     # ── slots ───────────────────────────────────────────────────────────────────────────────────
 
     def take_slot(self, workspace_id: str, call_id: str, limit: int, *, waited: bool = True, now: int = 0) -> bool:
-        """Adds the call to those under way, if there is room. Repeating it changes nothing.
+        """Adds the call to the active calls, if fewer than `limit` are active. Idempotent.
 
-        waited: False for a call that has not waited yet: it takes none while others wait (epoch ms `now`).
+        waited: False for a call that has not waited yet: it gets no slot while others wait. now: epoch ms, used
+        then.
         """
         room = "(attribute_not_exists(activeCalls) OR size(activeCalls) < :limit)"
         values: dict[str, Any] = {":ids": {call_id}, ":id": call_id, ":limit": limit}
@@ -52,7 +55,7 @@ class LimitStore:
         )
 
     def note_waiting(self, workspace_id: str, until: int) -> None:
-        """A call found no slot and will have asked again by `until` (epoch ms)."""
+        """Stores that a call found no slot and asks again by `until` (epoch ms)."""
         self._table.update_item(
             f"{workspace_id}#slots",
             "SET waitingUntil = :until",
@@ -61,7 +64,7 @@ class LimitStore:
         )
 
     def free_slot(self, workspace_id: str, call_id: str) -> None:
-        """Repeating it changes nothing; other calls' slots cannot be touched."""
+        """Idempotent; removes this call's id only."""
         self._table.update_item(f"{workspace_id}#slots", "DELETE activeCalls :ids", None, {":ids": {call_id}})
 
     def active_calls(self, workspace_id: str) -> frozenset[str]:
@@ -69,14 +72,14 @@ class LimitStore:
         return frozenset((item or {}).get("activeCalls", ()))
 
     def slots(self) -> Iterator[tuple[str, frozenset[str]]]:
-        """Each workspace's id and the ids of the calls that hold its slots, of those that have any. Reads the
-        whole table, eventually consistent.
+        """Workspace id and active call ids of each workspace that has any. Scans the whole table, eventually
+        consistent.
         """
         request: dict[str, Any] = {
             "TableName": self._table.name,
             "FilterExpression": "attribute_exists(activeCalls)",
             "ProjectionExpression": "workspaceId, activeCalls",
-            # Said, though it follows from the line above: its role may scan for nothing else (template.yaml).
+            # Explicit, as the role's policy requires it (template.yaml).
             "Select": "SPECIFIC_ATTRIBUTES",
         }
         while True:
@@ -92,12 +95,12 @@ class LimitStore:
     # ── the rate ────────────────────────────────────────────────────────────────────────────────
 
     def take_permits(self, workspace_id: str, minute: int, limit: int, before: Permits | None) -> Permits:
-        """A tenth of the permits that a minute has left, at least one; `left` is 0 when it has none.
+        """Takes a tenth of a minute's remaining permits, at least one; `left` is 0 when none remain.
 
-        before: what the same process got last, so that a minute it knows costs one write. A minute later than
-        `minute`, opened by a process whose clock is ahead, is taken from: the item's minute never goes back, so
-        of no minute more than `limit` are ever taken. A write that is made twice, or whose answer is lost, takes
-        permits that nobody spends.
+        before: the same process's last result, so that a known minute costs one write. If a process whose clock is
+        ahead has opened a later minute than `minute`, permits of that one are taken: the item's minute never goes
+        back, so no minute ever yields more than `limit`. A write that is made twice, or whose response is lost,
+        takes permits that stay unused.
         """
         seen = before if before is not None and before.minute >= minute else None
         while True:
@@ -120,7 +123,7 @@ class LimitStore:
                         **request, ReturnValues="ALL_NEW", ReturnValuesOnConditionCheckFailure="ALL_OLD"
                     )
             except ClientError as exc:
-                # Others were quicker, or opened the minute: go on from where they left it.
+                # Another process took permits or opened the minute first: continue from its state.
                 there: Any = exc.response.get("Item")
                 item = from_wire(there or {})
                 seen = Permits(item["epochMinute"], item["taken"]) if item else None
@@ -130,13 +133,13 @@ class LimitStore:
     # ── pacing ──────────────────────────────────────────────────────────────────────────────────
 
     def next_free(self, trunk_id: str) -> int:
-        """Epoch ms from which the trunk may be given its next INVITE; 0 when it never had one."""
+        """Epoch ms from which the trunk may get its next INVITE; 0 if it never had one."""
         return int((self._table.read(f"trunk#{trunk_id}") or {}).get("nextFreeAt", 0))
 
     def reserve_trunk(self, trunk_id: str, gap_ms: int, now: int, latest: int) -> int | None:
         """Takes the trunk's next free moment for one INVITE. Returns it, epoch ms (`now` or later).
 
-        None, and nothing taken, when that is after `latest`: a moment that nobody can use would stay empty.
+        Returns None and takes nothing when that is after `latest`: the caller could not use the moment.
         """
         key = f"trunk#{trunk_id}"
         while True:
@@ -165,12 +168,12 @@ class LimitStore:
         return self.paused_at() is not None
 
     def paused_at(self) -> int | None:
-        """Since when dialling is stopped, epoch ms; None when it is not."""
+        """Epoch ms since when dialling is stopped; None when it is not."""
         paused_at: int | None = (self._table.read(SWITCH) or {}).get("pausedAt")
         return paused_at
 
     def pause(self, now: int) -> None:
-        """Stops all dialling. Repeating it changes nothing."""
+        """Stops all dialling. Idempotent: the first time is kept."""
         self._table.update_item(SWITCH, "SET pausedAt = if_not_exists(pausedAt, :now)", None, {":now": now})
 
     def resume(self) -> None:

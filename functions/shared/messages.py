@@ -1,4 +1,4 @@
-"""The messages of DialQueue and WebhookQueue: how each is written, and how it is read.
+"""The messages of DialQueue and WebhookQueue: building and parsing them.
 
 A message is a hint; the record decides. Keys that a reader does not know are ignored, so that two versions of the
 functions can share a queue during a deployment.
@@ -19,8 +19,8 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DialMessage:
-    """A hint that a call may be dialled. since: epoch ms of the first message, for a record that is missing.
-    agent_left: it is about a call under way whose agent has left, instead.
+    """A hint that a call may be dialled. since: epoch ms of the first message, for a call whose record is missing.
+    agent_left: the message is about a call under way whose agent has left instead.
     """
 
     call_id: str
@@ -31,7 +31,7 @@ class DialMessage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DeliveryMessage:
-    """A hint that a delivery may be due. sequence: of the event; None when all of the call's are meant."""
+    """A hint that a delivery may be due. sequence: of the event; None means all deliveries of the call."""
 
     call_id: str
     sequence: int | None
@@ -47,8 +47,8 @@ def agent_left_message(call_id: str, workspace_id: str) -> dict[str, Any]:
 
 
 def read_dial_message(record: dict[str, Any]) -> DialMessage:
-    """record: as Lambda hands it over. Raises ValueError, KeyError or TypeError when the message is not of this
-    kind.
+    """record: an SQS record of Lambda's event. Raises ValueError, KeyError or TypeError when it is not a dial
+    message.
     """
     body = json.loads(record["body"])
     since = body.get("since") or int(record["attributes"]["SentTimestamp"])
@@ -60,12 +60,12 @@ def delivery_message(call_id: str, sequence: int) -> dict[str, Any]:
 
 
 def all_deliveries_message(call_id: str | None, event_id: str | None) -> dict[str, Any]:
-    """event_id: of the stream record that could not be read, for the person who looks at the message."""
+    """event_id: of the stream record that could not be parsed, for the operator who reads the message."""
     return {"callId": call_id, "eventId": event_id}
 
 
 def read_delivery_message(record: dict[str, Any]) -> DeliveryMessage | None:
-    """record: as Lambda hands it over. None when the message is not of this kind."""
+    """record: an SQS record of Lambda's event. None when it is not a delivery message."""
     try:
         body = json.loads(record["body"])
     except ValueError:

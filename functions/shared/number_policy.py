@@ -1,14 +1,14 @@
-"""Where a number leads: into a country that a workspace may call, and whether to a line that costs more there."""
+"""Which numbers a workspace may call: allowed countries, and special numbers (premium rate, satellite, ...)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-# What is special costs more than a call to its country, often to the gain of the one who is called.
-# docs/operations.md has the same list, for people.
+# A special number costs more than a call to its country, and often its holder gets a share.
+# docs/operations.md documents the same list.
 
-# Codes of no country that are special whole. Source: ITU-T E.164, list of assigned country codes.
+# Codes of no country; every number of them is special. Source: ITU-T E.164, list of assigned country codes.
 SPECIAL_CODES = {
     "+808": "shared cost",
     "+870": "satellite: Inmarsat",
@@ -20,15 +20,15 @@ SPECIAL_CODES = {
 }
 
 # Types of numbers that are special in every country's plan. Source: libphonenumber, PhoneNumberType. Not special:
-# VOIP, UAN (companies' numbers at a usual rate, as +44 3), TOLL_FREE, VOICEMAIL.
+# VOIP, UAN (companies' numbers at a normal rate, as +44 3), TOLL_FREE, VOICEMAIL.
 SPECIAL_TYPES = {
     "PREMIUM_RATE": "premium rate",
     "SHARED_COST": "shared cost",
-    "PERSONAL_NUMBER": "personal numbers, which lead on to any other, as +44 70",
-    "PAGER": "pagers: no voice answers, at a tariff of their own",
+    "PERSONAL_NUMBER": "personal numbers, forwarded to any other, as +44 70",
+    "PAGER": "pagers: no voice, at a separate tariff",
 }
 
-# The special area codes of +1. Source: NANPA, 5XX and 9XX codes; 976 behind any area code is premium rate too.
+# The special area codes of +1. Source: NANPA, 5XX and 9XX codes; 976 after any area code is premium rate too.
 SPECIAL_AREA_CODES = {
     "900": "premium rate",
     **dict.fromkeys(("500", "521", "522", "523", "524", "525", "526", "527", "528", "529"), "personal numbers"),
@@ -36,8 +36,8 @@ SPECIAL_AREA_CODES = {
 }
 _NORTH_AMERICAN_PREMIUM = re.compile(r"\+1[2-9][0-9]{2}976")
 
-# +1 is many countries. The area codes of those that are not the United States, their territories or Canada: with
-# tariffs of their own, and a favourite of toll fraud.
+# +1 is shared by many countries. The area codes of those other than the United States, their territories and
+# Canada: they have separate tariffs and are common targets of toll fraud.
 _AREA_CODES_ABROAD = frozenset(
     {
         *("242", "246", "264", "268", "284", "345", "441", "473", "649", "658", "664", "721", "758", "767", "784"),
@@ -45,7 +45,7 @@ _AREA_CODES_ABROAD = frozenset(
     }
 )
 
-# Exchanges ignore digits that come after a whole number.
+# Exchanges ignore digits after a complete number.
 _SHORTEST = 7
 
 
@@ -56,7 +56,7 @@ def in_allowed_country(number: str, calling_codes: Iterable[str]) -> bool:
 
 
 def is_special(number: str) -> bool:
-    """Whether an E.164 number is of one of the special codes and types above."""
+    """Whether an E.164 number has one of the special codes or types above."""
     if number.startswith(tuple(SPECIAL_CODES)):
         return True
     if number.startswith("+1"):
@@ -64,11 +64,12 @@ def is_special(number: str) -> bool:
             return True
         if number[2:5] not in _AREA_CODES_ABROAD:
             return False
-    # Imported here: it takes longer than all the rest of a request, and what a bare +1 allows needs none of it.
+    # Imported here: the import takes longer than the rest of a request, and the countries of a bare +1 do not need
+    # it.
     from phonenumbers import NumberParseException, PhoneNumberType, number_type, parse
 
     special = {getattr(PhoneNumberType, name) for name in SPECIAL_TYPES}
-    # A number that the plan does not know may be one that it knows and some digits more.
+    # A number unknown to the plan may be a known one with additional digits.
     for end in range(len(number), _SHORTEST, -1):
         try:
             kind = number_type(parse(number[:end]))

@@ -1,8 +1,8 @@
 """Phone numbers as people write them, and as E.164 (ITU-T E.164: a plus and at most 15 digits).
 
-What is allowed, dialled, stored and looked up is one form of a number, `e164`. Behind its country code it has no
-prefix that is dialled in front of a number: a carrier may strip such a prefix or obey it, and the call then
-reaches another number than the one that was allowed.
+Checks, dials, records and queries use the same form of a number, `e164`. After the country code it has no trunk or
+international prefix: a carrier may strip or interpret one, and the call would reach another number than the one
+that was checked.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 
 def e164(text: str) -> str:
     """The number without spaces, dots, dashes and parentheses, and without the trunk prefix that is dialled only
-    within its country: `+49 (0) 30 12345678` is +493012345678. Italy's 0 is part of the number and stays.
+    within its country: `+49 (0) 30 12345678` is +493012345678. Italy's 0 is part of the number and is kept.
 
-    Raises ValueError, its message for a client.
+    Raises ValueError with a message for the client.
     """
     number = _PUNCTUATION.sub("", text)
     if not _E164.fullmatch(number):
@@ -33,10 +33,10 @@ def e164(text: str) -> str:
 
 
 def _as_its_plan_has_it(number: str) -> str:
-    """The number by its country's plan. One that is not in it stays as it is if it begins with no prefix: plans
-    grow faster than what is published of them. Raises ValueError.
+    """The number normalised by its country's plan. A number that is not in the plan is returned unchanged if it
+    begins with no prefix: published plans lag behind. Raises ValueError.
     """
-    # Imported here: it takes longer than all the rest of a request, and +1 needs none of it.
+    # Imported here: the import takes longer than the rest of a request, and +1 does not need it.
     from phonenumbers import (
         NumberParseException,
         PhoneMetadata,
@@ -57,17 +57,17 @@ def _as_its_plan_has_it(number: str) -> str:
         return number
     code = f"+{country}"
     national = number[len(code) :]
-    # Also where the plan lists such a number: +7 810 800... is dialled so for another country's toll-free number.
+    # Even if the plan lists such a number: +7 810 800... dials another country's toll-free number.
     international = plan.international_prefix and re.match(plan.international_prefix, national)
     if international:
         raise ValueError(f"must not have the international prefix {international.group()} after {code}")
-    # `parse` has taken the trunk prefix away, if there was one.
+    # `parse` has removed the trunk prefix, if there was one.
     stripped = format_number(parsed, PhoneNumberFormat.E164)
     if stripped != number:
         return e164(stripped)
     trunk = plan.national_prefix or "0"
     if national.startswith(("0", trunk)) and not is_valid_number(parsed):
-        # Where no trunk prefix is 0, a number may begin with one; the plan's shape of all its numbers says so.
+        # If the trunk prefix is not 0, a number may begin with 0: the plan's general pattern decides.
         shape = plan.general_desc.national_number_pattern if plan.national_prefix != "0" else None
         if not re.fullmatch(shape or "", national):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Messages to the project's own queues. A message is a hint; the record decides."""
+"""Sends messages to the project's own queues. A message is a hint; the record decides."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from shared.telemetry import logger
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
-# SQS takes no longer delay; what is due later than this comes back through the reconciler.
+# SQS's limit; the reconciler repeats what is due later.
 MAXIMUM_DELAY_SECONDS = 900
 
-# SQS takes no more messages in one request.
+# SQS's limit of messages per request.
 MAXIMUM_BATCH = 10
 
 
@@ -45,7 +45,7 @@ class Queue:
             raise QueueError(str(type(exc).__name__)) from exc
 
     def send_batch(self, messages: Sequence[tuple[dict[str, Any], str]]) -> set[int]:
-        """Sends messages (body, group) in as few requests as SQS allows. Returns the places of those that it
+        """Sends messages (body, group) in as few requests as SQS allows. Returns the indexes of those that it
         did not confirm: they may be sent again.
         """
         failed: set[int] = set()

@@ -1,7 +1,7 @@
-"""JSON as text: read strictly, kept as it was written.
+"""Strict JSON parsing that keeps the text of each top-level member.
 
-What a client sends as `metadata` must come back the same, big integers, 1.0 against 1, key order, emoji and
-all. So the text of each top-level member is kept and put into every answer as it is.
+A client's `metadata` must come back unchanged (big integers, 1.0 and 1, key order, emoji), so its text is inserted
+into every answer as it was received.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from shared.errors import RequestRefused
 
 MAXIMUM_DEPTH = 32
-# Python reads no integer of more digits: taken here, it would crash the agent and the receivers that read it.
-# It bounds every row of digits, also that of a fraction and of an exponent.
+# Python parses no integer of more digits: agents and receivers in Python would fail on a longer one. The limit
+# applies to every run of digits, also in a fraction or an exponent.
 MAXIMUM_DIGITS = 4300
 LONG_NUMBER = f"must not hold a number of more than {MAXIMUM_DIGITS:,} digits"
 
@@ -23,7 +23,7 @@ LONG_NUMBER = f"must not hold a number of more than {MAXIMUM_DIGITS:,} digits"
 Members = dict[str, tuple[Any, str]]
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-# Possessive, and the closing quote is not required: a text of 64 KiB is read once, whatever it holds.
+# Possessive and with an optional closing quote: linear time for any text.
 _STRING = r'"(?:[^"\\]++|\\.)*+"?'
 _STRINGS = re.compile(_STRING, re.DOTALL)
 _DIGITS = re.compile(r"[0-9]++")
@@ -39,7 +39,7 @@ def _refuse_twice(keys: list[str]) -> None:
     seen: set[str] = set()
     for key in keys:
         if key in seen:
-            raise ValueError(f"the key {json.dumps(key[:128])} stands twice in one object")
+            raise ValueError(f"duplicate key {json.dumps(key[:128])}")
         seen.add(key)
 
 
@@ -48,7 +48,7 @@ def _constant(text: str) -> Any:
 
 
 def _integer(text: str) -> int | float:
-    # Too long for Python or not: no rule asks more of such a number than that it is too large.
+    # Such a long number is out of range in every rule, so its exact value is not needed.
     return int(text) if len(text) < 400 else float(text)
 
 
@@ -56,10 +56,10 @@ _decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant,
 
 
 def members(body: bytes) -> Members:
-    """The members of the JSON object that the body is.
+    """Parses a body that is one JSON object.
 
     Raises RequestRefused (400, `invalid_json`) for anything but one JSON object in UTF-8: duplicate keys, NaN,
-    lone surrogates, more than 32 levels, text behind the end.
+    lone surrogates, more than 32 levels, data after the object.
     """
     try:
         text = body.decode("utf-8")
@@ -75,7 +75,7 @@ def members(body: bytes) -> Members:
 
 
 def holds_long_number(text: str) -> bool:
-    """Whether the JSON text holds, at any depth, a number that not every reader reads."""
+    """Whether the JSON text contains, at any depth, a number of more than MAXIMUM_DIGITS digits."""
     return any(len(digits) > MAXIMUM_DIGITS for digits in _DIGITS.findall(_STRINGS.sub("", text)))
 
 
@@ -92,7 +92,7 @@ def ascii_compact(text: str) -> str:
 
 
 def _escaped(char: str) -> str:
-    # JSON allows a plain DEL, HTTP headers do not (RFC 9110, section 5.5), and json.dumps leaves it.
+    # JSON allows an unescaped DEL, HTTP headers do not (RFC 9110, section 5.5), and json.dumps keeps it.
     return "\\u007f" if char == "\x7f" else char if char.isascii() else json.dumps(char)[1:-1]
 
 
@@ -122,7 +122,7 @@ def _scan(text: str) -> Iterator[tuple[str, Any, str]]:
     if text[at : at + 1] != "}":
         raise ValueError(f"expected a comma or a closing brace at character {at}")
     if _skip(text, at + 1) != len(text):
-        raise ValueError("something stands behind the end of the object")
+        raise ValueError("unexpected data after the object")
 
 
 def _skip(text: str, at: int) -> int:
@@ -145,7 +145,7 @@ def _said(exc: Exception) -> str:
     if isinstance(exc, UnicodeDecodeError):
         return "it is not UTF-8"
     if isinstance(exc, UnicodeEncodeError):
-        return "a string holds half of a surrogate pair"
+        return "a string contains a lone surrogate"
     if isinstance(exc, json.JSONDecodeError):
         return f"{exc.msg.removesuffix(' at').rstrip(': ')} at character {exc.pos}"
     return str(exc)

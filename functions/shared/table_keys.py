@@ -1,4 +1,4 @@
-"""Where things are in CallsTable: a call and its deliveries are one item collection, `CALL#<callId>`."""
+"""The keys of CallsTable: a call and its deliveries are one item collection, `CALL#<callId>`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from shared.dynamo import to_wire
 
-# What is asked of a table has this form: DynamoDB refuses a key of over 2 KB, for ever.
+# Ids are checked against it before a request: DynamoDB refuses a key of over 2 KB.
 CALL_ID = re.compile(r"[0-9a-f]{24}")
 
-# Of the index of what is due, so that neither writers nor the reconciler meet one hot partition.
+# Shards of the index of what is due, which avoid a hot partition.
 SHARDS = 16
 
-# Ended calls and finished deliveries are kept so long.
+# How long ended calls and finished deliveries are kept.
 RETENTION_SECONDS = 30 * 24 * 3600
 
 

@@ -1,4 +1,4 @@
-"""Log lines and metrics: one of each per outcome, JSON, `call_id` on every line, phone numbers masked."""
+"""Log lines and metrics: one of each per outcome, as JSON, `call_id` in every line, phone numbers masked."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import AmazonCloudWatchEMFProvider
 
-# RFC 3339, which is what AWS reads as the time of a line.
+# RFC 3339, the format that AWS parses as a line's time.
 logger = Logger(utc=True, use_rfc3339=True)
 
 
 def count(metric: str, value: int = 1, **dimensions: str) -> None:
     """One data point of a CloudWatch metric (embedded metric format: a log line, no request).
 
-    Every combination of dimensions is a metric that costs money: pass few, with few values.
-    `infra/monitoring.yaml` shows every metric or alarms on it.
+    Every combination of dimensions is billed as a metric: pass few, with few values. `infra/monitoring.yaml` has a
+    graph or an alarm for every metric.
     """
     _point(metric, MetricUnit.Count, value, dimensions)
 
 
 def measure(metric: str, milliseconds: int) -> None:
-    """One duration, as `count` does; CloudWatch makes percentiles of them."""
+    """One data point of a duration, written as by `count`; CloudWatch computes percentiles."""
     _point(metric, MetricUnit.Milliseconds, milliseconds, {})
 
 
 def _point(metric: str, unit: MetricUnit, value: int, dimensions: dict[str, str]) -> None:
-    # Without `service=""` each function would have a metric of its own of the same name, each paid for.
+    # Without `service=""` each function would have a separately billed metric of the same name.
     point = AmazonCloudWatchEMFProvider(service="")
     point.add_metric(metric, unit, value)
     for name, text in dimensions.items():
         point.add_dimension(name, text)
-    # With its end in one write: `print` makes two, and two threads' lines would become one that nobody can read.
+    # One write with the line's end: `print` makes two, and concurrent threads' lines would mix.
     sys.stdout.write(json.dumps(point.serialize_metric_set(), separators=(",", ":")) + "\n")
 
 
 def masked(number: str) -> str:
-    """`+12025550123` as `+12*******23`: enough to recognise, not enough to call."""
+    """`+12025550123` as `+12*******23`: recognisable, but not dialable."""
     return number[:3] + "*" * (len(number) - 5) + number[-2:]

@@ -1,4 +1,4 @@
-"""Workspaces: who may call whom, from which trunk, and who may ask for it."""
+"""Workspaces (tenants): API keys, trunk and numbers, allowed destinations, limits, webhook secrets."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ if TYPE_CHECKING:
 class Workspace:
     """One tenant.
 
-    apiKeyHashes: `key_hash` of the keys in force; empty means nobody, unless `open`. open: without keys, whoever
-    knows the id may act for it.
-    agents: the agent ids it may dispatch; empty means any. allowedCallingCodes: `+1`, `+44`, ...; empty means
-    nobody. callsPerSecond: INVITEs its trunk takes. webhookSecrets: one, or two during a rotation, the newest
-    first. version: goes up with each update.
+    apiKeyHashes: `key_hash` of the valid keys; if empty, every request is refused unless `open`. open: without
+    keys, a request needs only the workspace's id. agents: the agent ids it may dispatch; empty means any.
+    allowedCallingCodes: `+1`, `+44`, ...; if empty, no number may be called. callsPerSecond: INVITEs its trunk
+    takes. webhookSecrets: one, or two during a rotation, the newest first. version: incremented by each update.
     """
 
     workspaceId: str
@@ -49,7 +48,7 @@ class Workspace:
 
     @classmethod
     def from_item(cls, item: dict[str, Any]) -> Workspace:
-        """Skips attributes it does not know. Raises StoreError when one it cannot do without is missing."""
+        """Ignores unknown attributes. Raises StoreError when a required one is missing."""
         missing = [name for name in ("name", "agentName", "sipTrunkId") if name not in item]
         if missing:
             raise StoreError(f"workspace {item['workspaceId']} has no {', '.join(missing)}")
@@ -61,7 +60,7 @@ class Workspace:
         return cls(**known)
 
     def to_item(self) -> dict[str, Any]:
-        """As stored; DynamoDB has no empty set, so an empty one is absent."""
+        """The stored item; DynamoDB has no empty set, so an empty one is omitted."""
         item: dict[str, Any] = {}
         for name in type(self).__slots__:
             value = getattr(self, name)
@@ -74,7 +73,7 @@ class Workspace:
 
 
 def key_hash(api_key: str) -> str:
-    """What is stored of an API key. It has 256 random bits, so one round of SHA-256 cannot be turned back."""
+    """The stored hash of an API key. A key has 256 random bits, so one round of SHA-256 cannot be reversed."""
     return hashlib.sha256(api_key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -89,14 +88,14 @@ class WorkspaceStore:
         return Workspace.from_item(item) if item else None
 
     def put(self, workspace: Workspace) -> None:
-        """Writes the workspace whole, whatever was there."""
+        """Writes the whole workspace, replacing an existing one."""
         with store_errors():
             self._table.client.put_item(TableName=self._table.name, Item=to_wire(workspace.to_item()))
 
     # ── what the operator does ──────────────────────────────────────────────────────────────────
 
     def create(self, workspace: Workspace) -> bool:
-        """Writes a new workspace; False, and nothing written, when the id is taken."""
+        """Writes a new workspace. Returns False and writes nothing when the id is taken."""
         try:
             with store_errors():
                 self._table.client.put_item(
@@ -105,7 +104,7 @@ class WorkspaceStore:
                     ConditionExpression="attribute_not_exists(workspaceId)",
                 )
         except (ClientError, StoreUnclear) as exc:
-            # A repeat by the client library loses against its own first try: what is there tells whose it is.
+            # A repeat by the SDK fails against its own first try: the stored item shows which one wrote it.
             there = self.get(workspace.workspaceId)
             if there is None and isinstance(exc, StoreUnclear):
                 raise
@@ -113,11 +112,11 @@ class WorkspaceStore:
         return True
 
     def update(self, workspace_id: str, change: Callable[[Workspace], Workspace]) -> Workspace | None:
-        """Applies `change` to the workspace as it is; None when there is none.
+        """Applies `change` to the stored workspace and returns the result; None when the workspace does not exist.
 
-        Two updates at the same time both hold: the later one's `change` is called again, on what the other
-        left. So it must be one that may be repeated. What it raises ends the update, with nothing written.
-        Only what changed is written; attributes that this code does not know stay.
+        Concurrent updates are both applied: the later one's `change` is called again with the other's result, so
+        it must be repeatable. An exception of `change` ends the update with nothing written. Only changed
+        attributes are written; unknown attributes are kept.
         """
         for _ in range(20):
             seen = self.get(workspace_id)
@@ -131,12 +130,12 @@ class WorkspaceStore:
                 if self._change(seen, changed):
                     return changed
             except StoreUnclear:
-                # Written or not? The next turn sees.
+                # Whether it was written shows in the next iteration.
                 continue
         raise StoreError(f"workspace {workspace_id} is changed by others again and again")
 
     def all(self) -> list[Workspace]:
-        """Every workspace, by id. Reads the whole table."""
+        """Every workspace, sorted by id. Scans the whole table."""
         request: dict[str, Any] = {"TableName": self._table.name, "ConsistentRead": True}
         found: list[Workspace] = []
         while True:
@@ -149,7 +148,7 @@ class WorkspaceStore:
             request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
     def _change(self, seen: Workspace, changed: Workspace) -> bool:
-        """Writes the attributes in which the two differ, unless the item has changed since it was seen."""
+        """Writes the attributes in which the two differ, unless the item has changed since it was read."""
         before, after = seen.to_item(), changed.to_item()
         differing = [name for name in before | after if before.get(name) != after.get(name)]
         # Aliases throughout: `name`, `open` and others are reserved words.
@@ -166,7 +165,7 @@ class WorkspaceStore:
 
 
 class WorkspaceCache:
-    """Workspaces as read at most `seconds` ago: a warm request reads nothing, a change is seen in time."""
+    """Workspaces, cached for `seconds`: a warm request reads nothing, and a change takes effect in time."""
 
     def __init__(self, store: WorkspaceStore, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -177,7 +176,7 @@ class WorkspaceCache:
     def get(self, workspace_id: str) -> Workspace | None:
         entry = self._entries.get(workspace_id)
         if entry is None or entry[0] <= self._clock():
-            # Unknown ids are remembered too, but a flood of invented ones must not fill the process.
+            # Unknown ids are cached too, but a flood of invented ones must not fill the memory.
             if len(self._entries) > 1000:
                 self._entries.clear()
             entry = (self._clock() + self._seconds, self._store.get(workspace_id))

@@ -1,13 +1,13 @@
-"""WorkspacesTable: what its items are, and how one of them is read and changed.
+"""WorkspacesTable: its items, and reading and changing one of them.
 
 Items by `workspaceId` (a workspace's own id has no `#`):
     <id>            the workspace, written by the operator (workspaces.py)
-    <id>#slots      activeCalls: the set of the ids of calls that hold a slot; waitingUntil: until when (epoch ms)
-                    a call that found no slot will ask again (limits.py, as all that follow)
-    <id>#rate       epochMinute: the minute that is counted; taken: the permits that processes have taken of it
+    <id>#slots      activeCalls: the set of the ids of calls that hold a slot; waitingUntil: epoch ms until which
+                    a call that found no slot asks again (limits.py, as all that follow)
+    <id>#rate       epochMinute: the minute that is counted; taken: its permits that processes have taken
     trunk#<id>      nextFreeAt: the next moment at which this trunk may be given an INVITE
     #switch         pausedAt: dialling is paused, calls wait
-What each function may read and write here is narrowed by these keys, in template.yaml.
+template.yaml restricts each function's access to some of these keys.
 """
 
 from __future__ import annotations

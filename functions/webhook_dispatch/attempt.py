@@ -1,7 +1,7 @@
-"""One signed POST, and what came of it.
+"""One signed POST and its result.
 
-Standard Webhooks (https://www.standardwebhooks.com): the id is the event's, the same on every attempt and
-replay, and so is the body; the timestamp and with it the signature are the attempt's own.
+Standard Webhooks (https://www.standardwebhooks.com): id and body are the event's, the same on every attempt and
+replay; timestamp and signature are the attempt's.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _HTTPCORE_ERRORS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attempted:
-    """What came of a POST. status: HTTP's, None when there was no answer and `error` says why. retry_after:
-    seconds the receiver asks for. location: where a redirect points to, in printable ASCII."""
+    """The result of a POST. status: the HTTP status; None without a response, then `error` gives the reason.
+    retry_after: seconds. location: a redirect's target, in printable ASCII."""
 
     status: int | None = None
     error: str | None = None
@@ -49,22 +49,22 @@ class Attempted:
 
 
 class SecretMissing(ValueError):
-    """Nothing to sign with; the message says why."""
+    """There is no valid secret to sign with; the message gives the reason."""
 
 
 def signed_headers(
     webhook_secrets: tuple[str, ...], message_id: str, at: datetime.datetime, body: str, metadata: str | None
 ) -> dict[str, str]:
-    """The headers of one attempt. A signature for each secret: two during a rotation.
+    """The headers of one attempt, with a signature for each secret (two during a rotation).
 
-    Raises SecretMissing when there is no secret, or one that is none.
+    Raises SecretMissing without a secret or with an invalid one.
     """
     if not webhook_secrets:
         raise SecretMissing("the workspace has no webhook secret")
     try:
         signatures = [Webhook(secret).sign(message_id, at, body) for secret in webhook_secrets]
     except (ValueError, EmptyWebhookSecretError) as exc:
-        raise SecretMissing("the workspace's webhook secret is not one") from exc
+        raise SecretMissing("the workspace's webhook secret is not valid") from exc
     headers = {
         "accept-encoding": "identity",
         "content-type": "application/json",
@@ -84,10 +84,10 @@ async def post(
     client: httpx.AsyncClient, url: str, body: str, headers: dict[str, str], seconds: float,
     now: Callable[[], datetime.datetime], extensions: dict[str, Any] | None = None,
 ) -> Attempted:  # fmt: skip
-    """Posts once, in so many seconds in all. Never raises: whatever happens is what came of it.
+    """Posts once, with a total time limit in seconds. Never raises: an exception becomes the result's `error`.
 
-    The status decides, as soon as it is there. What the receiver says behind it is for people: 8 KiB are read,
-    fewer when they do not come in time.
+    The status alone decides. The response's body is kept for people: at most 8 KiB are read, fewer if they do not
+    arrive in time.
     """
     heard: Attempted | None = None
     read = bytearray()
@@ -112,7 +112,7 @@ async def post(
     except (httpx.HTTPError, httpx.InvalidURL, OSError, *_HTTPCORE_ERRORS) as exc:
         error = _said(exc)
     except Exception as exc:
-        # Nothing that a receiver sends may leave its delivery without an outcome: it would come back for ever.
+        # No response may leave a delivery without an outcome: it would be repeated for ever.
         logger.exception("webhook failed in an unforeseen way", extra={"webhook_id": headers.get("webhook-id")})
         error = _said(exc)
     if heard is None:
@@ -122,7 +122,7 @@ async def post(
 
 
 def retry_after_seconds(value: str | None, now: datetime.datetime) -> float | None:
-    """RFC 9110's Retry-After, seconds or a date; None when there is none or it makes no sense."""
+    """Seconds from RFC 9110's Retry-After (seconds or a date); None when it is absent or invalid."""
     if value is None:
         return None
     if value.strip().isascii() and value.strip().isdigit():
@@ -134,11 +134,11 @@ def retry_after_seconds(value: str | None, now: datetime.datetime) -> float | No
 
 
 def _location(answer: httpx.Response) -> str | None:
-    """Where a redirect points to, as the receiver wrote it; None of any other answer. Shown, never followed."""
+    """A redirect's target as the receiver wrote it; None for any other response. Shown, never followed."""
     given = answer.extensions.get(LOCATION)
     if given is None or not 300 <= answer.status_code < 400:
         return None
-    # What a URL may not hold unescaped is escaped, so that a terminal or a page shows it and does nothing else.
+    # Characters that a URL may not contain are escaped, so that terminals and pages cannot interpret them.
     text = "".join(chr(byte) if 0x20 < byte < 0x7F else f"%{byte:02X}" for byte in given)
     return text[:LOCATION_CHARACTERS] or None
 

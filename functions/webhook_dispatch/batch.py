@@ -1,4 +1,4 @@
-"""A batch of messages from WebhookQueue: side by side, and one call's events in their order."""
+"""A batch of messages from WebhookQueue: delivered concurrently, one call's events in their order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from webhook_dispatch.fan_out import FanningOut, deliver_all
 
 
 async def deliver_batch(parts: Delivering, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Attempts every message's delivery; one that raises touches no other and is reported by its own id."""
+    """Attempts every message's delivery. A message that raises is reported by its id and does not affect the
+    others.
+    """
     results = await asyncio.gather(*in_order(parts, records), return_exceptions=True)
     failed = []
     for record, result in zip(records, results, strict=True):
@@ -27,15 +29,16 @@ async def deliver_batch(parts: Delivering, records: Sequence[dict[str, Any]]) ->
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
-    """One record's place among those of its call. left: its POST has begun, or there will be none."""
+    """One record's turn among those of its call. left: its POST has begun, or there will be none."""
 
     left: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     done: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
 
 def in_order(parts: Delivering, records: Sequence[dict[str, Any]]) -> list[asyncio.Task[None]]:
-    """A task for each record. One call's events in a batch leave in their order: a later one when the one before
-    is done, or left `webhook_order` ago, so that no endpoint holds up its own events for long.
+    """Starts a task for each record. One call's events in a batch are posted in their order: each when the
+    previous one is done, or `webhook_order` after that one's POST began, so that a slow endpoint delays its own
+    events only briefly.
     """
     messages = [read_delivery_message(record) for record in records]
     tasks: dict[int, asyncio.Task[None]] = {}
@@ -52,7 +55,7 @@ def in_order(parts: Delivering, records: Sequence[dict[str, Any]]) -> list[async
 async def deliver_after(
     parts: Delivering, before: Turn | None, turn: Turn, message: DeliveryMessage | None
 ) -> None:
-    """Raises ValueError when the message is not one of ours (None)."""
+    """Raises ValueError when the record is not a delivery message (None)."""
     try:
         if before is not None:
             await before.left.wait()

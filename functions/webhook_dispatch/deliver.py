@@ -1,4 +1,4 @@
-"""One attempt at one webhook: take the row, post, note what came of it."""
+"""One attempt at one webhook: takes the row, posts, stores the result."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from shared.workspaces import Workspace, WorkspaceCache
 from webhook_dispatch.attempt import Attempted, SecretMissing, post, signed_headers
 
 GONE = 410
-# 4xx that say "not now" rather than "not like this": time-out, conflict, too early, too many.
+# 4xx that are worth a retry: time-out, conflict, too early, too many requests.
 WORTH_REPEATING = frozenset({408, 409, 425, 429})
 REFUSED_ATTEMPTS = 3
 
-# An attempt without an outcome says nothing of the receiver and does not move its schedule on. But an event at
-# which the process dies every time ends too: after so many deaths without an outcome in between. That takes about
-# two hours, as a dead process's lease ends after 45 s and the reconciler comes every minute.
+# An attempt without an outcome (its process died) says nothing of the receiver and does not advance the schedule.
+# An event that crashes the process every time is given up after so many attempts in a row. That takes about two
+# hours, as the dead process's lease ends after 45 s and the reconciler runs every minute.
 DEATHS_FORGIVEN = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delivering:
-    """What delivering needs. clock: epoch milliseconds."""
+    """The dependencies of delivering. clock: epoch milliseconds."""
 
     calls: CallStore
     deliveries: DeliveryStore
@@ -50,12 +50,12 @@ class Delivering:
 async def deliver(
     parts: Delivering, call_id: str, sequence: int, leaving: Callable[[], None] = lambda: None
 ) -> None:
-    """Makes the attempt that is due now, if one is. Returning acknowledges the message.
+    """Makes the attempt that is due now, if there is one. Returning acknowledges the message.
 
-    leaving: called at the moment the POST begins, if it comes to one.
-    Raises StoreError or QueueError when AWS fails; the row stays due and comes back.
+    leaving: called when the POST begins, if there is one.
+    Raises StoreError or QueueError when AWS fails; the row stays due and its message is repeated.
     """
-    # One step on a thread before the POST and one behind it: what AWS is asked in between needs no loop.
+    # All AWS requests before the POST run in one thread, all after it in another: boto3 blocks.
     taken = await asyncio.to_thread(_take, parts, call_id, sequence)
     if taken is None:
         logger.info("nothing to deliver", extra={"call_id": call_id, "sequence": sequence})
@@ -70,7 +70,7 @@ async def deliver(
     elif call.webhooksStoppedAt is not None and not delivery.replayed:
         state, attempted = "stopped", Attempted(error="the receiver answered 410 to an earlier event")
     elif began + parts.durations.webhook_attempt * 1000 >= delivery.leaseUntil:
-        # AWS was slow. A POST that outlives its lease could meet the next one.
+        # AWS was slow. A POST that outlives its lease could overlap with the next attempt.
         await asyncio.to_thread(_release, parts, delivery)
         raise StoreError(f"no time is left for delivery {sequence} of call {call_id}")
     else:
@@ -87,7 +87,7 @@ def _take(parts: Delivering, call_id: str, sequence: int) -> tuple[Delivery, Cal
     if delivery is None:
         return None
     if _given_up(delivery):
-        # It may be the record that kills: it is not read again.
+        # The call's record itself may cause the crash, so it is not read when giving up.
         return delivery, None, None
     try:
         call = parts.calls.get(call_id)
@@ -98,7 +98,7 @@ def _take(parts: Delivering, call_id: str, sequence: int) -> tuple[Delivery, Cal
 
 
 def _release(parts: Delivering, delivery: Delivery) -> None:
-    """This process lives: a table that fails for long must not look like an event that kills."""
+    """Gives the row back: a failing table must not count as an event that crashes its process."""
     with contextlib.suppress(RingonceError):
         parts.deliveries.release(delivery)
 
@@ -126,7 +126,7 @@ async def _attempt(
 
 def _conclude(parts: Delivering, delivery: Delivery, attempted: Attempted, began: int, happened: int) -> None:
     if attempted.status == GONE:
-        # Before the row: a death in between stops the call, and its next attempt finds that.
+        # Before the row: after a crash in between the webhooks are stopped, and the next attempt sees that.
         parts.calls.stop_webhooks(delivery.callId, parts.clock())
     earlier = [attempt.get("status") for attempt in delivery.attempts]
     state, delay = what_follows(attempted, delivery.attempt + 1, earlier, parts.durations)
@@ -138,11 +138,11 @@ def _conclude(parts: Delivering, delivery: Delivery, attempted: Attempted, began
 def what_follows(
     attempted: Attempted, attempts: int, earlier: Sequence[int | None], durations: Durations
 ) -> tuple[State, float | None]:
-    """The delivery's state after `attempts` attempts of its schedule had an outcome, and the seconds until the
-    next. earlier: the status of every attempt noted before.
+    """The delivery's state after `attempts` attempts of its schedule with an outcome, and the seconds until the
+    next. earlier: the status of every attempt stored before.
 
-    A receiver's Retry-After makes the wait longer, never shorter, and never longer than the longest wait. A
-    refusal that another try will not change (4xx) is heard three times, everything else to the schedule's end.
+    A receiver's Retry-After may lengthen the wait, up to the schedule's longest, but not shorten it. After three
+    refusals that a retry does not change (4xx) the delivery is dead; all other failures use the whole schedule.
     """
     status = attempted.status
     if status is not None and 200 <= status < 300:
@@ -190,7 +190,7 @@ def _finish(
     logger.info("webhook", extra=extra)
     count("WebhookAttempts", outcome=state)
     if state == "dead":
-        # By itself, so that an alarm can stand on it: a person must look, and may redrive.
+        # A separate metric for an alarm: an operator must look into it and may redrive.
         count("WebhooksDead")
     if by_message:
         parts.webhook_queue.send(

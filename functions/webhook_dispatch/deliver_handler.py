@@ -1,4 +1,4 @@
-"""WebhookQueue → the customers' endpoints, up to ten side by side."""
+"""Consumer of WebhookQueue: posts to the customers' endpoints, up to ten concurrently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.deliver import Delivering
 from webhook_dispatch.transport import GuardedTransport, webhook_client
 
-# httpx logs every request with its URL, and a callback URL may carry a token of the customer's.
+# httpx logs every request with its URL, and a callback URL may contain the customer's token.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
 durations = Durations.from_environment(os.environ)
@@ -34,9 +34,9 @@ parts = Delivering(
     durations=durations,
     clock=now_ms,
 )
-# One loop, and with it one pool of connections, for the life of the process.
+# One event loop, and so one connection pool, for the lifetime of the process.
 runner = asyncio.Runner()
-# Ten deliveries talk to AWS side by side; asyncio alone would give them six threads on a small processor.
+# Ten deliveries call AWS concurrently; asyncio's default would be six threads on a small processor.
 runner.get_loop().set_default_executor(ThreadPoolExecutor(20, thread_name_prefix="aws"))
 
 

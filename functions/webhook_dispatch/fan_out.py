@@ -1,4 +1,4 @@
-"""From the table's stream to deliveries: one row and one message for each event a call's record has gained."""
+"""From the table's stream to deliveries: one row and one message for each new event of a call."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from shared.queues import Queue
 from shared.table_keys import RETENTION_SECONDS
 from shared.telemetry import count, logger
 
-# Rows of a batch that are written at a time: writing one is mostly waiting, and the clients have 20 connections.
+# Rows of a batch that are written concurrently: writes mostly wait, and the client has 20 connections.
 ROWS_AT_ONCE = 10
 pool = ThreadPoolExecutor(ROWS_AT_ONCE, thread_name_prefix="rows")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FanningOut:
-    """What fanning out needs. clock: epoch milliseconds."""
+    """The dependencies of fanning out. clock: epoch milliseconds."""
 
     deliveries: DeliveryStore
     webhook_queue: Queue
@@ -32,18 +32,19 @@ class FanningOut:
 
 
 def fan_out(parts: FanningOut, dead_letters: Queue, records: Sequence[dict[str, Any]]) -> int | None:
-    """Stream records (NEW_AND_OLD_IMAGES), in order. Returns the place of the first that failed, or None.
+    """Processes stream records (NEW_AND_OLD_IMAGES) in order. Returns the index of the first that failed, or None.
 
-    The rows first, side by side, then their messages, in order: a death in between leaves rows that are due, which
-    are found. Repeating a record changes nothing but sends its hints again. One that cannot be read goes to the
-    dead-letter queue as `{"callId"}`, so that the shard goes on; a redrive makes its deliveries from the call.
+    The rows are written first, concurrently, then their messages are sent in order: after a crash in between the
+    rows are due, and the reconciler sends their messages. Repeating a record only sends its messages again. An
+    unparsable one goes to the dead-letter queue as `{"callId"}`, so that the shard goes on; a redrive makes its
+    deliveries from the call.
     """
     hints: list[tuple[dict[str, Any], str]] = []
     places: list[int] = []
     failed: int | None = None
     for place, made in enumerate(pool.map(lambda record: _rows_of(parts, dead_letters, record), records)):
         if made is None:
-            # Nothing is sent for those behind it either: they come again with it.
+            # Nothing is sent for later records either: Lambda repeats them together with this one.
             failed = place
             break
         hints += made
@@ -55,7 +56,7 @@ def fan_out(parts: FanningOut, dead_letters: Queue, records: Sequence[dict[str, 
 def _rows_of(
     parts: FanningOut, dead_letters: Queue, record: dict[str, Any]
 ) -> list[tuple[dict[str, Any], str]] | None:
-    """The messages of the rows that a record asks for; None when not all of these could be made."""
+    """The messages of a record's rows; None when not all rows could be written."""
     try:
         return _made_rows(parts, dead_letters, record)
     except RingonceError:
@@ -70,7 +71,7 @@ def _made_rows(parts: FanningOut, dead_letters: Queue, record: dict[str, Any]) -
     except RingonceError:
         raise
     except Exception:
-        # Whatever it is, it must not hold the shard: the record in the table has all that a redrive needs.
+        # It must not block the shard: the call's record in the table has all that a redrive needs.
         logger.exception("stream record not readable", extra={"event_id": record.get("eventID")})
         count("PoisonRecords")
         dead_letters.send(all_deliveries_message(_call_id_of_keys(record), record.get("eventID")))
@@ -78,8 +79,8 @@ def _made_rows(parts: FanningOut, dead_letters: Queue, record: dict[str, Any]) -
 
 
 def deliver_all(parts: FanningOut, calls: CallStore, call_id: str) -> None:
-    """Makes the deliveries of all events of a call that have none, and sends a hint for each that is pending. The
-    call's record lives until they are over.
+    """Makes the missing deliveries of all events of a call, and sends a message for each pending one. The call's
+    record is kept until they are over.
 
     For a message `{"callId"}`: a stream record that could not be read, or an operator's redrive.
     Raises StoreError or QueueError when AWS fails.
@@ -98,7 +99,7 @@ def deliver_all(parts: FanningOut, calls: CallStore, call_id: str) -> None:
 
 
 def make_row(parts: FanningOut, call_id: str, workspace_id: str, sequence: int) -> tuple[dict[str, Any], str]:
-    """The delivery of one event, if there is none yet. Returns its message and group, still to be sent."""
+    """Writes the delivery of one event unless it exists. Returns its message and group, still to be sent."""
     now = parts.clock()
     check_at = now + int(parts.durations.webhook_grace * 1000)
     parts.deliveries.create(call_id, workspace_id, sequence, now, check_at)
@@ -106,7 +107,7 @@ def make_row(parts: FanningOut, call_id: str, workspace_id: str, sequence: int) 
 
 
 def new_events(change: dict[str, Any]) -> tuple[str, str, range]:
-    """Call id, workspace id and the sequences of the events that this change appended.
+    """Call id, workspace id and the sequences of the events that this stream record adds.
 
     Raises KeyError, TypeError, ValueError or AttributeError when the images are not those of a call.
     """

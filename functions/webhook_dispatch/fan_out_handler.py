@@ -1,4 +1,4 @@
-"""CallsTable's stream → deliveries."""
+"""Consumer of CallsTable's stream, which makes the deliveries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ dead_letters = Queue(sqs, os.environ["WEBHOOK_DEAD_LETTER_QUEUE_URL"])
 
 
 def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Names the first record that failed: the stream goes on from there."""
+    """Reports the first record that failed: Lambda repeats the stream from there."""
     records = event["Records"]
     failed = fan_out(parts, dead_letters, records)
     if failed is None:

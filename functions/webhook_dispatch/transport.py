@@ -1,8 +1,8 @@
-"""HTTP to addresses that were checked, and to no others.
+"""An HTTP transport that connects only to checked addresses.
 
-httpx with a transport of its own on httpcore's connection pool, whose network backend resolves the name, checks
-every address and connects to one of those. The pool is keyed by host name, TLS verifies the host name, and there
-is no second look-up between check and connect that could answer differently (DNS rebinding).
+An httpx transport on httpcore's connection pool, whose network backend resolves the name, checks every address and
+connects to one of them. The pool is keyed by host name, TLS verifies the host name, and there is no second look-up
+between check and connect that could answer differently (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import httpx
 from shared.callback_url import LookUp, Policy, check_addresses, check_url, resolve
 from shared.durations import Durations
 
-# A look-up cannot be called off: one that hangs keeps its thread for as long as the system's resolver tries. So
-# look-ups have threads of their own, not those that talk to AWS, and enough for batches full of dead names.
+# A look-up cannot be canceled: one that hangs occupies its thread until the system's resolver gives up. So
+# look-ups have a separate pool from AWS requests, large enough for batches full of dead names.
 LOOK_UP_THREADS = 32
 
-# The extension of an answer that holds its `Location`.
+# The response extension that holds the `Location` header.
 LOCATION = "ringonce.location"
 
 
 class _Connection(httpcore.AsyncNetworkStream):
-    """A connection of httpcore's, which knows its own socket.
+    """An httpcore connection with access to its socket.
 
-    The pool asks each of its connections at every request whether the other side has closed it, and anyio's answer
-    costs a system call for every attribute that a socket has. And a TLS handshake that is called off closes the
-    socket at once rather than when it is collected.
+    At every request the pool checks for each connection whether the peer has closed it, and anyio's check costs a
+    system call for every attribute of a socket. Also, a canceled TLS handshake closes the socket at once rather
+    than at garbage collection.
     """
 
     def __init__(self, stream: httpcore.AsyncNetworkStream, raw: Any) -> None:
@@ -64,7 +64,7 @@ class _Connection(httpcore.AsyncNetworkStream):
 
 
 def _is_readable(raw: Any) -> bool:
-    """Of a connection that waits for a request: the other side has closed it (or says what nobody asked)."""
+    """Whether an idle connection has input: the peer has closed it, or sent data without a request."""
     if raw.fileno() < 0:
         return True
     waiting = select.poll()
@@ -98,7 +98,7 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
         addresses = check_addresses(found, self._policy)
         failure: Exception = httpcore.ConnectTimeout(f"no address of {host} was reached in time")
         for place, address in enumerate(addresses):
-            # Each has its share of the time: one that does not answer leaves some to the next.
+            # Each address gets a share of the time, so that one that does not answer leaves some for the next.
             left = (give_up - time.monotonic()) / (len(addresses) - place) if timeout else None
             if left is not None and left <= 0:
                 break
@@ -130,9 +130,9 @@ class _AnswerStream(httpx.AsyncByteStream):
 
 
 class GuardedTransport(httpx.AsyncBaseTransport):
-    """Raises AddressRefused for a URL or address that may not be called, httpcore's errors for the rest.
+    """Raises AddressRefused for a URL or address that may not be called, and httpcore's errors.
 
-    ssl_context: instead of the one that trusts certifi's authorities. look_up: the system's resolver.
+    ssl_context: the default trusts certifi's authorities. look_up: the default is the system's resolver.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         )
         return httpx.Response(
             answer.status,
-            # Many tenants share one client: it must not carry one's cookies into another's webhook.
+            # All tenants share one client: one tenant's cookies must not be sent with another's webhook.
             headers=[(name, value) for name, value in answer.headers if name.lower() != b"set-cookie"],
             stream=_AnswerStream(cast(AsyncIterator[bytes], answer.stream)),
             extensions=answer.extensions,
@@ -177,7 +177,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
 
 
 def webhook_client(transport: httpx.AsyncBaseTransport, durations: Durations) -> httpx.AsyncClient:
-    """The client that webhooks are posted with: one for a process, which keeps its connections."""
+    """The client for webhooks: one per process, which keeps its connections."""
     return httpx.AsyncClient(
         transport=transport,
         timeout=httpx.Timeout(durations.webhook_attempt, connect=durations.webhook_connect),
@@ -187,8 +187,8 @@ def webhook_client(transport: httpx.AsyncBaseTransport, durations: Durations) ->
 
 
 async def _put_location_aside(answer: httpx.Response) -> None:
-    """Into the extension LOCATION, as the bytes that came. httpx makes the next request of every redirect, even if
-    it is not followed, and would take an answer with a `Location` that is no URL for no answer.
+    """Moves `Location` into the extension LOCATION, as raw bytes. httpx builds the next request of every redirect,
+    even if it is not followed, and would raise for a `Location` that is not a URL.
     """
     given = [value for name, value in answer.headers.raw if name.lower() == b"location"]
     if given:

@@ -1,4 +1,4 @@
-"""A client of the local stack: places calls, and looks at what became of them from every side."""
+"""A client of the local stack: places calls, and reads their state from the API, the tables and the stand-in."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Client:
         return str(answer.json()["callId"])
 
     def read(self, path: str) -> Any:
-        """What a GET answers. A 503 is asked again, as the API's page says: on a busy machine the emulated
+        """The answer to a GET. A 503 is repeated, as the API's page says: on a busy machine the emulated
         DynamoDB can take longer to answer than a function waits. Fails the test on any other refusal."""
 
         def answered() -> httpx.Response | None:

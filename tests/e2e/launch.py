@@ -1,4 +1,4 @@
-"""Starts the local stack by its public command, and looks for what it leaves behind."""
+"""Starts the local stack by its public command, and finds processes and sockets that it leaves behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Deadlines are for what will never come: nothing here takes nearly as long, on a slow machine either.
+# Deadlines that only a failure reaches: nothing here takes nearly as long, even on a slow machine.
 START_SECONDS = 400.0
 END_SECONDS = 180.0
 LISTENING = "0A"  # a socket's state in /proc/net/tcp
@@ -58,7 +58,7 @@ class Launched:
         eventually(found, f"the stack prints {text!r}", START_SECONDS)
 
     def info(self) -> dict[str, Any]:
-        """What the stack says it is, when it is ready."""
+        """The stack's READY line, parsed."""
         self.says("READY ")
         eventually(lambda: self.said().endswith("\n"), "the line is whole")
         (line,) = (line for line in self.said().splitlines() if line.startswith("READY "))
@@ -66,13 +66,13 @@ class Launched:
         return told
 
     def interrupt(self) -> int:
-        """What Ctrl-C does: SIGINT to the process and whoever shares its group. Returns the exit code."""
+        """Does what Ctrl-C does: SIGINT to the process group. Returns the exit code."""
         os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(END_SECONDS)
 
 
 def tied_to_this() -> dict[str, str]:
-    """What lets a process of Python's end with this one, should the tests be killed (`local/process_hooks`)."""
+    """The environment that ends a Python process with this one if the tests are killed (`local/process_hooks`)."""
     return {"PYTHONPATH": str(ROOT / "local" / "process_hooks"), "RINGONCE_STACK_PID": str(os.getpid())}
 
 

@@ -1,4 +1,4 @@
-"""The console in a real browser: what a developer does with it, and what it must not let others do.
+"""The console in a real browser: its use by a developer, and access that it must refuse.
 
 Pictures of it are left in `.local/screenshots/`.
 """
@@ -88,8 +88,8 @@ def opened(browser: Browser, url: str) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def killed(browser: Browser, client: Client) -> dict[str, str]:
-    """A call whose worker, and one whose delivery, has been killed, by fate: placed early, as their ends take as
-    long as a lease."""
+    """A call whose worker, and one whose delivery, is killed by a planned fault: placed early, as their ends take
+    as long as a lease."""
     with opened(browser, client.info["consoleUrl"]) as page:
         calls = {}
         for fate, to in (("after_post", "+15550000001"), ("after_fence", "+15550000000")):
@@ -119,7 +119,7 @@ def place(page: Page, to: str, fate: str = "", **more: str) -> str:
 
 
 def ended(page: Page, status: str) -> None:
-    """Waits until the call has ended like that and all of it is told."""
+    """Waits until the call has ended with this outcome and all of it is shown."""
     page.wait_for_selector(f".head .badge[data-status={status}]")
     page.wait_for_selector(".promises li[data-state=kept] >> nth=2")
 
@@ -326,7 +326,7 @@ def test_an_older_call_can_be_looked_at_again(page: Page) -> None:
 
 @contextlib.contextmanager
 def console_of(info: dict[str, Any], log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """One more console, of a stack that says `info` of itself."""
+    """Another console, of a stack that describes itself as `info`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "functions"), "RINGONCE_CONSOLE": json.dumps(info)}
     with log.open("ab") as output:
         process = subprocess.Popen(

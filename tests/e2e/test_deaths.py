@@ -1,4 +1,4 @@
-"""Processes that die at every step, on the local stack: what the user sees of it.
+"""Processes that die at every step, on the local stack, and the effect for the user.
 
 Each row places one call and lets one process die at one point of it, hard. Whatever the point, the phone rings at
 most once, the call ends once, every event is delivered, and nothing is left of it.
@@ -23,9 +23,9 @@ from tests.e2e.launch import eventually, launched
 
 ANSWERS, BUSY, UNAVAILABLE_ONCE, TALKS_ON = "answer", "busy", "unavailable_once", "talks_on"
 HUNG_UP = ("completed", "hangup")
-# The reconciler may see twice that nobody is there before a busy machine has handed on LiveKit's event.
+# The reconciler may find no phone twice before a busy machine has delivered LiveKit's event.
 LOST_ITS_EVENT = ("completed", "disconnected")
-# So often a call is placed whose second death did not come.
+# How often a call is placed again when its second death did not happen.
 TURNS = 8
 # For a call that never ends: as many leases as there may be turns, and a slow machine.
 SECONDS = 900.0
@@ -117,7 +117,7 @@ DEATHS = [
 
 @dataclass
 class Seen:
-    """What became of a row's call."""
+    """The outcome of a row's call."""
 
     death: Death
     number: str

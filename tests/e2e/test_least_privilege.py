@@ -14,23 +14,23 @@ from botocore.exceptions import ClientError
 from tests.e2e.client import Client
 
 OPERATIONS = ("get_item", "update_item", "put_item", "delete_item")
-# Of no workspace that there is. The switch itself is only read: all calls of the stack would wait.
-KEYS = ("nobody", "nobody#slots", "nobody#rate", "trunk#nobody", "#switch-of-nobody")
+# Keys of no existing workspace. The switch itself is only read: all calls of the stack would wait.
+KEYS = ("absent", "absent#slots", "absent#rate", "trunk#absent", "#switch-of-absent")
 READS = {("get_item", key) for key in KEYS}
 MAY = {
-    "InitiateCall": READS | {("update_item", "nobody#rate")},
-    "DialWorker": READS | {("update_item", "nobody#slots"), ("update_item", "trunk#nobody")},
-    "LivekitEvents": {("update_item", "nobody#slots")},
+    "InitiateCall": READS | {("update_item", "absent#rate")},
+    "DialWorker": READS | {("update_item", "absent#slots"), ("update_item", "trunk#absent")},
+    "LivekitEvents": {("update_item", "absent#slots")},
     "FanOut": set(),
     "Deliver": READS,
-    "ReconcileCalls": {("get_item", "#switch"), ("update_item", "nobody#slots")},
-    "CallsApi": READS | {("update_item", "nobody#slots")},
+    "ReconcileCalls": {("get_item", "#switch"), ("update_item", "absent#slots")},
+    "CallsApi": READS | {("update_item", "absent#slots")},
 }
 
 
 @contextlib.contextmanager
 def as_role_of(client: Client, function: str) -> Iterator[Any]:
-    """DynamoDB as somebody who has the policies of a function's role, as they were deployed."""
+    """A DynamoDB client with the deployed policies of a function's role."""
     iam = client.aws("iam")
     role = client.info["resources"][f"{function}Role"].rpartition("/")[2]
     user = f"as-{function}"
@@ -72,7 +72,7 @@ def test_a_function_touches_only_its_items_of_workspaces(stack: dict[str, Any], 
         reads_switch = {("get_item", "#switch")} if MAY[function] >= READS else set()
         assert {each for each in tried if may(*each)} == MAY[function] | reads_switch
         # Rows of which one is another's: the whole request is refused.
-        batch = {table: {"Keys": [{"workspaceId": {"S": key}} for key in ("#switch", "nobody")]}}
+        batch = {table: {"Keys": [{"workspaceId": {"S": key}} for key in ("#switch", "absent")]}}
         assert not allowed(dynamodb.batch_get_item, RequestItems=batch)
         assert not allowed(dynamodb.scan, TableName=table)
         slots = {"ProjectionExpression": "workspaceId, activeCalls", "Select": "SPECIFIC_ATTRIBUTES"}

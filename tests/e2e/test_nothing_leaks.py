@@ -17,7 +17,7 @@ from tests.e2e.launch import eventually
 
 # Of a range that no other test dials, and whose last digits answer.
 NUMBERS = [f"+1555019{n:04d}" for n in range(4)]
-# Where a number has to be, or the call could not be dialled and told about.
+# Where a number is needed to dial the call and to report it.
 NUMBER_ATTRIBUTES = {"to", "fromNumber", "from"}
 
 
@@ -35,12 +35,12 @@ def marker() -> str:
 
 @pytest.fixture(scope="module")
 def calls(client: Client, marker: str) -> list[str]:
-    """Calls of several ends, ended and told about, beside requests that are refused."""
+    """Calls with several outcomes, ended and reported, and requests that are refused."""
     content: dict[str, Any] = {"dynamic_variables": {"firstName": marker}, "metadata": {"customer": marker}}
     url = f"{client.info['receiverUrl']}/hook?token={marker}"
     placed = [client.place(number, callback_url=url, **content) for number in NUMBERS[:3]]
     placed.append(client.place("+15550000001", callback_url=url, **content))
-    # A name that leads nowhere, so that an error is logged at every attempt.
+    # A name that does not resolve, so that an error is logged at every attempt.
     placed.append(
         client.place(NUMBERS[3], callback_url=f"https://no-such-name.invalid/hook?token={marker}", **content)
     )
@@ -122,7 +122,7 @@ def test_calls_hold_numbers_and_content_only_where_they_must_and_no_secret(
     rest = json.dumps(
         [without(item, NUMBER_ATTRIBUTES | {"dynamicVariables", "metadata", "callbackUrl"}) for item in found]
     )
-    # The receiver's own words are kept with each attempt; these receivers repeat nothing.
+    # The receiver's answer is stored with each attempt; these receivers do not echo the request.
     assert marker not in rest
     assert not [number for number in NUMBERS if number[1:] in rest]
 

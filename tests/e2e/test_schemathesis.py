@@ -1,4 +1,4 @@
-"""What schemathesis makes up from infra/openapi.yaml, valid and not, is answered as the page says."""
+"""Requests that schemathesis generates from infra/openapi.yaml, valid and not, are answered as the page says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.e2e.client import Client
 from tests.e2e.launch import END_SECONDS, eventually
 from tests.openapi_page import ROOT, operations
 
-# A number, not a time: a slow machine makes up as many.
+# A number, not a time: a slow machine generates as many.
 EXAMPLES = 30
 EXAMPLE_CALL = "f9e8d7c6b5a4f3e2d1c0b9a8"
 # Both refuse a body without a signature over it.

@@ -1,4 +1,4 @@
-"""However the local stack ends, no process, port or temporary folder of it stays behind."""
+"""The local stack leaves no process, port or temporary folder behind, in whatever way it ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.e2e.launch import END_SECONDS, ROOT, all_listening, eventually, launc
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks into Linux's /proc")
 
-# Answers, and talks until somebody hangs up.
+# Answers, and talks until it is hung up.
 LONG_CALL = "+15550000012"
 MOMENTS = ["starting", "translating", "deploying", "starting the functions", "READY"]
 

@@ -36,7 +36,9 @@ def request(operation: str, work: Callable[[], Any]) -> Any:
 
 
 class DynamoDB:
-    """A boto3 client as far as the product uses one, on moto's tables. wrote: told of each write's parameters."""
+    """A boto3 client as far as the product uses one, on moto's tables. wrote: called with each write's
+    parameters.
+    """
 
     def __init__(self) -> None:
         self.wrote: Callable[[dict[str, Any]], None] = lambda parameters: None

@@ -75,7 +75,7 @@ class Process:
         except Exception as exc:
             self.error = exc
         else:
-            # What a process says that dies meanwhile is heard by nobody.
+            # The output of a process that dies meanwhile is discarded.
             self.answer = None if self.dead else answer
         finally:
             if self._end is not None:

@@ -143,7 +143,7 @@ class Stage:
             ("livekit.api.twirp_client.TwirpClient.request", observed_request),
             ("local.livekit.state.now_ms", self.now_ms),
             ("local.livekit.webhooks.Notifier._sign", sign_in_virtual_time),
-            # A metric takes longer than the request it counts, and nobody reads it here.
+            # A metric takes longer than the request it counts, and is not read here.
             ("shared.telemetry._point", mock.MagicMock()),
             # moto reads an expression for longer than it takes to carry it out, and copies what it has read.
             (READ_EXPRESSION, functools.cache(pkgutil.resolve_name(READ_EXPRESSION))),
@@ -189,7 +189,7 @@ class Stage:
 
 
 def _load(name: str) -> Any:
-    """The module once more, for this stage alone: whoever else imports it keeps the one with its own clients."""
+    """A second instance of the module for this stage: other importers keep theirs, with its own clients."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None
@@ -200,7 +200,7 @@ def _load(name: str) -> Any:
 
 @dataclasses.dataclass
 class Request:
-    """What a client sends, and what it has been told."""
+    """What a client sends, and the answers it got."""
 
     key: str
     number: str
@@ -694,8 +694,8 @@ class World:
                 self.untraceable[now.callId] += bool(self._placed(before))
 
     def _untraceable(self, call: Call) -> bool:
-        """Whether its dial was `unavailable`, no event of LiveKit's told of a phone, and no look at its room
-        showed one for half a minute: then no code could tell it from a dial that rang nothing."""
+        """Whether its dial was `unavailable`, no event of LiveKit's reported a phone, and no look at its room
+        showed one for half a minute: then no code could distinguish it from a dial that rang nothing."""
         looks = self._looks.get(call.roomName, [])
         return (
             (call.phoneSeenAt, call.left) == (None, None)

@@ -179,7 +179,7 @@ def test_an_orphan_room_is_believed_for_no_longer_than_a_dial_lasts(stage: Stage
 def test_a_worker_that_wakes_after_its_lease_takes_no_slot(
     stage: Stage, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody would free it, if the worker died before it could: the call has ended, and its slot is cleared."""
+    """It would stay taken if the worker died before freeing it: the call has ended, and its slot is cleared."""
     taken: list[str] = []
     world = World(stage)
     try:
@@ -305,7 +305,7 @@ PLANTED: dict[str, tuple[Patch, ...]] = {
     "a second dial after an unclear answer": ((LiveKit, "dial", dialled_again_when_unclear),),
     "a slot that is not freed": ((LimitStore, "free_slot", lambda self, workspace_id, call_id: None),),
     "an ended call that stays due": ((CallStore, "leave_due", lambda self, call_id: None),),
-    "a dial un-fenced on the word of unavailable": UN_FENCED_AT_ONCE,
+    "a dial un-fenced on unavailable alone": UN_FENCED_AT_ONCE,
     "a dial un-fenced on resource_exhausted": (*UN_FENCED_AT_ONCE, (dial, "verdict", refused_when_exhausted)),
 }
 

@@ -1,9 +1,8 @@
-"""An event loop whose time is not the world's: when nothing is left to do now, it jumps to the next timer.
+"""An event loop with virtual time: when nothing is left to do now, it jumps to the next timer.
 
-Sockets between parts of one process (AF_UNIX) hand their bytes over at once, so a moment at which no socket is
-readable is one at which everybody waits for a timer. What would run in a thread (`asyncio.to_thread`) runs while
-the loop stands still and hands the turn back at each of its outside calls (a greenlet): one runs at a time, in an
-order that depends on nothing but the virtual time.
+Sockets between parts of one process (AF_UNIX) deliver their bytes at once, so when no socket is readable every
+task waits for a timer. Functions for threads (`asyncio.to_thread`) run in greenlets, which switch to the loop at
+each outside call: one runs at a time, in an order that depends only on the virtual time.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class _JumpingSelector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if not ready and timeout is None:
-            raise AssertionError("everybody waits, and nobody for a timer")
+            raise AssertionError("every task waits, and none for a timer")
         if not ready and timeout:
             self._jump(timeout)
         return ready
@@ -43,8 +42,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(_JumpingSelector(self._jump))
 
     def _jump(self, seconds: float) -> None:
-        # A little further, so that a float's rounding leaves no timer ahead that counts as due already: whoever
-        # waits for it once more would wait for ever.
+        # A little further, so that a float's rounding leaves no timer ahead that counts as due already: a task
+        # that waits for it again would wait for ever.
         self._virtual_now += seconds + 1e-7
 
     def time(self) -> float:

@@ -18,7 +18,7 @@ PSEUDO = {
     "AWS::AccountId": ACCOUNT,
     "AWS::URLSuffix": "amazonaws.com",
 }
-# What CloudFormation and the services make up for a name that the template leaves to them.
+# Names that CloudFormation and the services generate.
 SUFFIX = "1A2B3C4D5E6F"
 UUID = "0a1b2c3d-1111-2222-3333-444455556666"
 ARNS = {
@@ -49,7 +49,7 @@ class Stack:
     parameters: Mapping[str, str]
 
     def resources(self) -> dict[str, dict[str, Any]]:
-        """Those that are made, by logical id, as they stand in the template."""
+        """The resources that are made, by logical id, as in the template."""
         return {
             name: resource
             for name, resource in self.template["Resources"].items()
@@ -129,7 +129,7 @@ class Stack:
         return re.sub(r"\$\{([\w:.]+)\}", found, text)
 
     def policies(self, role: str) -> list[dict[str, Any]]:
-        """The policies that stand in a role, or in a managed policy."""
+        """The policies of a role, or of a managed policy."""
         properties = self.resolve(self.template["Resources"][role]["Properties"])
         if "PolicyDocument" in properties:
             return [properties["PolicyDocument"]]
@@ -173,7 +173,7 @@ class Simulator:
         self._node.communicate(timeout=60)
 
     def about(self, actions: Iterable[str]) -> dict[str, dict[str, Any] | None]:
-        """Resource types (`types`) and condition keys of actions; None for one that there is not."""
+        """Resource types (`types`) and condition keys of actions; None for an unknown action."""
         facts: dict[str, dict[str, Any] | None] = self._ask(about=sorted(set(actions)))["facts"]
         return facts
 
@@ -184,7 +184,7 @@ class Simulator:
         *,
         boundary: Mapping[str, Any] | None = None,
     ) -> list[str]:
-        """What becomes of each request: `Allowed`, `ImplicitlyDenied`, `ExplicitlyDenied`, or an error's text."""
+        """The result of each request: `Allowed`, `ImplicitlyDenied`, `ExplicitlyDenied`, or an error's text."""
         asked = [dataclasses.asdict(each) for each in requests]
         results: list[str] = self._ask(simulate=asked, policies=policies, boundary=boundary)["results"]
         return results

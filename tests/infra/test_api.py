@@ -1,4 +1,4 @@
-"""What must hold of the API: its throttles, and the log that alone knows of requests that no function saw."""
+"""Invariants of the API: its throttles, and the access log, the only record of requests that reach no function."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_page_on_capacity_knows_both_throttles(stage: dict[str, Any]) -> Non
     quotas = tomllib.loads((ROOT / "docs" / "prices.toml").read_text())["quota"]
     assert quotas["route-throttle"]["limit"] == stage["DefaultRouteSettings"]["ThrottlingRateLimit"]
     assert quotas["livekit-route"]["limit"] == stage["RouteSettings"][LIVEKIT]["ThrottlingRateLimit"]
-    # More than the account may have would be a promise that AWS does not keep.
+    # AWS does not honour more than the account's quota.
     assert quotas["livekit-route"]["limit"] <= quotas["api-account"]["limit"]
 
 

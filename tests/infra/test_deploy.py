@@ -1,4 +1,4 @@
-"""What must hold of samconfig.toml, of GitHub's workflows, and of the roles they deploy with."""
+"""Invariants of samconfig.toml, of GitHub's workflows, and of the roles they deploy with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold of infra/monitoring.yaml, of the code that feeds it, and of the runbook it points at."""
+"""Invariants of infra/monitoring.yaml, of the code that emits its metrics, and of the runbook it refers to."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_every_alarm_tells_somebody_and_says_what_silence_means() -> None:
 
 
 def test_lateness_rings_before_a_call_can_end_later_than_published() -> None:
-    """What is seen to a minute late is everyday; what is later than the slack has broken the bound already."""
+    """A minute's lateness is normal; lateness beyond the slack has already broken the bound."""
     alarm = ALARMS["CallsOverdueAlarm"]
     slack = END_BOUND - Durations().end_margin
     events = TEMPLATE["Resources"]["ReconcileCalls"]["Properties"]["Events"]
@@ -142,7 +142,7 @@ def test_lateness_rings_before_a_call_can_end_later_than_published() -> None:
 
 
 def test_one_schedule_of_the_reconciler_that_is_off_rings() -> None:
-    """It has no metric of its own: what its shards have due would only get later and later."""
+    """It has no metric of its own: the items of its shards would only get later and later."""
     alarm = ALARMS["ReconcilerSilentAlarm"]
     schedules = len(TEMPLATE["Resources"]["ReconcileCalls"]["Properties"]["Events"])
     minutes = alarm["Period"] // 60
@@ -192,7 +192,7 @@ def test_the_dashboards_places_do_not_overlap() -> None:
         taken |= places
 
 
-# What a minute of a queue looks like: messages that wait for a worker, and messages that workers took.
+# A queue's minute: messages that wait for a worker, and messages that workers took.
 MINUTES = {
     "silence": (None, None, False),
     "every message is taken at once": (0, 1800, False),

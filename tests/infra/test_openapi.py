@@ -1,4 +1,4 @@
-"""infra/openapi.yaml says what the code does, and the code does nothing else."""
+"""infra/openapi.yaml and the code agree, in both directions."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def calls_of(name: str) -> Iterator[ast.Call]:
 
 
 def strings(node: ast.AST | None) -> set[str]:
-    """Every word that an expression can stand for; names of variables and attributes do not count."""
+    """Every string that an expression can evaluate to; names of variables and attributes do not count."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return {node.value}
     if isinstance(node, ast.IfExp):
@@ -229,7 +229,7 @@ def test_the_numbers_of_the_text_are_those_of_the_code() -> None:
 
 CALL_REQUEST = "/components/schemas/CallRequest"
 
-# Rules that JSON Schema has no words for; the text has them.
+# Rules that JSON Schema cannot express; the descriptions have them.
 _SIZES = re.compile("over 32 KiB|too large a context|a long |to its own ")
 _RESERVED = re.compile(r"https://\S*(localhost|\.local|\.internal|\.lan|\.home|\.arpa|\.localdomain)[./]")
 
@@ -248,7 +248,7 @@ FIELD_CASES = [bad for bad in BAD_REQUESTS if bad.status == 400 and bad.fields]
 
 @pytest.mark.parametrize("bad", FIELD_CASES, ids=lambda bad: bad.name)
 def test_the_page_refuses_what_the_code_refuses(bad: BadRequest) -> None:
-    # Python itself reads no integers longer than this.
+    # Python parses no longer integers.
     body = json.loads(bad.body, parse_int=lambda text: int(text) if len(text) < 4000 else float(text))
     assert list(validator(CALL_REQUEST).iter_errors(body)) or in_words_only(bad)
 
@@ -265,7 +265,7 @@ def test_the_page_refuses_the_queries_that_the_code_refuses(bad: BadQuery) -> No
         value: Any = int(text) if name == "limit" and re.fullmatch("-?[0-9]{1,9}", text) else text
         if list(validator(parameters[name]).iter_errors(value)):
             continue
-        # Times that do not exist, and cursors that are none, match a pattern all the same.
+        # Nonexistent times and invalid cursors match the patterns too.
         assert name in ("cursor", "created_after", "created_before"), (name, text)
 
 
@@ -291,7 +291,7 @@ def test_the_bounds_of_numbers_are_those_of_the_code(system: System, field: str,
 
 
 class Answers:
-    """Checks real answers against the page, and remembers which were seen, and by which tests."""
+    """Checks real answers against the page, and records which were seen, and by which tests."""
 
     def __init__(self) -> None:
         self.tests: set[str] = set()
@@ -324,7 +324,7 @@ def check_headers(response: str, headers: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def answers_of_all(request: pytest.FixtureRequest) -> Iterator[Answers]:
-    """Where all tests that use it have run, in whatever order, they have seen every answer of the page."""
+    """When all tests that use it have run, in any order, they have seen every answer of the page."""
     answers = Answers()
     yield answers
     using = {
@@ -618,7 +618,7 @@ def test_refusals_are_as_the_page_says(system: System, answers: Answers) -> None
 
 
 def test_failures_are_as_the_page_says(system: System, answers: Answers) -> None:
-    """Whatever AWS does not answer becomes a 503 with Retry-After."""
+    """Every AWS request that is not answered becomes a 503 with Retry-After."""
     call_id = system.place()
     system.api(GET_CALL, call_id)
 

@@ -85,7 +85,7 @@ ONLY_WITH: dict[str, dict[str, str]] = {
 }
 # Of API Gateway, on the paths of APIs of version 2: AWS lists them on a page of its own (see tests/node/iam.mjs).
 HTTP_VERBS = {f"apigateway:{verb}" for verb in ("GET", "POST", "PUT", "PATCH", "DELETE")}
-# Lifting the boundary off a role is what the boundary is there against.
+# Removing the boundary from a role must be impossible.
 NEVER = {"iam:DeleteRolePermissionsBoundary"}
 # What the schemas leave out, each with the page of AWS's that says so.
 BESIDES = {
@@ -222,7 +222,7 @@ def contexts(stack: Stack, name: str) -> dict[str, str | list[str]]:
     return found
 
 
-# ── what stands in the policies ─────────────────────────────────────────────────────────────────────
+# ── content of the policies ─────────────────────────────────────────────────────────────────────────
 
 
 def all_statements() -> Iterator[tuple[str, Statement]]:
@@ -287,7 +287,7 @@ def test_only_what_takes_no_resource_is_allowed_on_all(simulator: Simulator) -> 
 
 
 def test_what_is_spared_is_asked_by_a_handler() -> None:
-    """A property or permission that AWS has renamed would spare nothing any more, or the wrong thing."""
+    """After AWS renames a property or permission, the exception would no longer match, or match wrongly."""
     for kind, properties in ONLY_WITH.items():
         spared = {action for actions in properties.values() for action in actions.split()}
         assert spared <= asked_by_handlers(kind), kind
@@ -320,7 +320,7 @@ def test_cloudformation_may_make_read_change_tag_and_remove_every_resource(
 
 
 def test_cloudformation_may_do_nothing_that_no_resource_asks_for(simulator: Simulator) -> None:
-    """What a resource once needed goes with it."""
+    """Permissions that no resource needs any more are removed."""
     asked = {
         action.lower()
         for outer in (product(*stage) for stage in STAGES)
@@ -455,7 +455,7 @@ NOT_BELIEVED = [
     "repo:acme/calls:environment:staging",
     "repo:acme/calls:ref:refs/heads/main",
     "repo:acme/calls:pull_request",
-    # A repository of the same name that somebody else made after this one was gone, or half of it.
+    # A repository of the same name that another owner created after this one was deleted, or half of it.
     "repo:acme@999/calls@999:environment:prod",
     "repo:acme@123456/calls@999:environment:prod",
     "repo:acme@999/calls@456789:environment:prod",
@@ -559,7 +559,7 @@ def test_a_function_touches_only_its_items_of_workspaces(simulator: Simulator, f
 def test_no_request_without_or_with_more_keys_passes_by_the_narrow_ones(
     simulator: Simulator, function: str
 ) -> None:
-    """`ForAllValues` holds of no value at all."""
+    """`ForAllValues` is true for an absent key."""
     stack = product("prod")
     table = stack.arn("WorkspacesTable")
     requests = [

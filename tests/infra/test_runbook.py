@@ -1,4 +1,4 @@
-"""The commands of docs/operations.md, held to what AWS's own models of its services know."""
+"""The commands of docs/operations.md, checked against AWS's own models of its services."""
 
 from __future__ import annotations
 

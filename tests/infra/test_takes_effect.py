@@ -1,4 +1,4 @@
-"""What a deployment changes is what runs: of every function, each change reaches the configuration that is called.
+"""Deployed changes take effect: each change of a function reaches the configuration that is called.
 
 A published version of a function keeps the configuration that it was made with, and CloudFormation makes a new one
 only when the version's logical id changes. So the caller of a version gets what that id stands for, nothing newer.
@@ -138,7 +138,7 @@ def test_a_change_of_all_functions_changes_what_every_caller_calls(change: str, 
 
 
 def test_a_table_that_is_replaced_reaches_every_caller_by_itself() -> None:
-    """CloudFormation gives functions the new name wherever it stands behind !Ref; a version keeps the old one."""
+    """CloudFormation gives functions the new name wherever !Ref refers to it; a version keeps the old one."""
     template = translate(TEMPLATE, "s3://code/one", DEFAULTS)
     names = {"CallsTable": "calls-2", "WorkspacesTable": "workspaces-2"}
     before, after = called(template, DEFAULTS), called(template, DEFAULTS | names)

@@ -1,4 +1,4 @@
-"""What must hold of template.yaml, after SAM's own transform."""
+"""Invariants of template.yaml, after SAM's own transform."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_no_managed_policy_grants_more_than_logs_and_traces(resources: dict[str,
 
 
 def test_a_message_is_hidden_for_six_times_as_long_as_its_function_runs(resources: dict[str, Any]) -> None:
-    """AWS's own rule for SQS sources; below it a message could be handed out while it is worked on."""
+    """AWS's own rule for SQS sources; below it a message could be redelivered while it is processed."""
     queues, functions = of_type(resources, "AWS::SQS::Queue"), of_type(resources, "AWS::Lambda::Function")
     mappings = of_type(resources, "AWS::Lambda::EventSourceMapping")
     checked = 0
@@ -89,7 +89,7 @@ def test_every_source_reports_partial_failures(resources: dict[str, Any]) -> Non
 
 
 def test_a_stream_record_is_tried_for_as_long_as_the_stream_keeps_it(resources: dict[str, Any]) -> None:
-    """Given up earlier, an event would be known to nobody but a dead-letter queue's metadata."""
+    """Given up earlier, an event would only be known from a dead-letter queue's metadata."""
     assert (
         of_type(resources, "AWS::Lambda::EventSourceMapping")["FanOutFromStream"]["MaximumRecordAgeInSeconds"]
         == 24 * 3600
@@ -115,7 +115,7 @@ def test_the_reconcilers_schedules_have_each_shard_once_and_share_livekits_reque
     assert len(ranges) > 1
     assert sorted(itertools.chain(*ranges)) == list(range(SHARDS))
     assert sum(requests_of(shards) for shards in ranges) <= LIVEKIT_REQUESTS
-    # From here on a function has a whole processor; a Python process uses no second one.
+    # From here on a function has a whole CPU; a Python process uses no second one.
     assert of_type(resources, "AWS::Lambda::Function")["ReconcileCalls"]["MemorySize"] == 1769
 
 

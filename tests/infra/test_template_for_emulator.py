@@ -1,4 +1,4 @@
-"""What is deployed locally is template.yaml; these tests hold the differences to those that are meant."""
+"""The locally deployed template is template.yaml; these tests allow only the intended differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent: dispatched again where its dispatch was lost, and missed at once when it leaves."""
+"""The agent: dispatched again after a lost dispatch, and its leaving detected at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API's plain address in front of a scripted emulator: what API Gateway would do, it does."""
+"""The API's plain address in front of a scripted emulator behaves like API Gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a function's AWS client does at the wire when AWS fails: two tries, each bounded in time."""
+"""A function's AWS client on the wire when AWS fails: two tries, each bounded in time."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_request_that_aws_fails_is_tried_twice(failing: Failing, service: str,
 def test_a_try_waits_two_seconds_for_the_connection_and_three_for_the_answer(
     failing: Failing, monkeypatch: pytest.MonkeyPatch, service: str
 ) -> None:
-    """As its socket is told; nothing here waits for so long."""
+    """Read from its socket's settings; nothing here waits for that long."""
     told: list[float | None] = []
     settimeout = socket.socket.settimeout
 

@@ -1,4 +1,4 @@
-"""What is wrong is refused with every wrong field named, and leaves nothing behind."""
+"""Invalid requests are refused with every wrong field named, and write nothing."""
 
 from __future__ import annotations
 
@@ -118,9 +118,8 @@ def test_messages_tell_a_developer_what_to_do(strict_system: System) -> None:
     assert said["cut in a string"] == (
         "The body is not a valid JSON object: Unterminated string starting at character 6"
     )
-    assert said["a field twice"] == (
-        'The body is not a valid JSON object: the key "to" stands twice in one object'
-    )
+    assert said["a field twice"] == 'The body is not a valid JSON object: duplicate key "to"'
+    assert said["two objects"] == "The body is not a valid JSON object: unexpected data after the object"
     assert said["an empty object"] == "to is required; call_agent_id is required"
     assert said["ring_timeout_seconds '9'"] == "ring_timeout_seconds must be a whole number from 10 to 60"
     assert said["call_agent_id 'a b'"] == ("call_agent_id must be a string of 1 to 128 of A-Z, a-z, 0-9, _ and -")

@@ -100,7 +100,7 @@ def test_a_phone_that_still_rings_is_waited_for_and_then_found_answered(world: C
 def test_a_dial_in_an_orphan_room_ends_within_six_minutes_canceled_or_not(
     world: Clocked, status: str, canceled: bool
 ) -> None:
-    """Worker and LiveKit crashed while it rang; LiveKit lists the phone for ever."""
+    """Worker and LiveKit crashed while it rang; LiveKit keeps listing the phone."""
     call_id = world.place_dialing()
     room = world.call(call_id).roomName
     world.livekit.rooms[room] = RoomView(status, True, joined_at=START)
@@ -253,7 +253,7 @@ def test_a_lease_ends_a_minute_after_the_process_that_took_it(
 @pytest.mark.parametrize("state", ["dialing", "in_progress", "ended"])
 @pytest.mark.parametrize("trouble", ["livekit is down", "the requests are spent"])
 def test_a_call_that_livekit_was_not_asked_about_comes_later(world: Clocked, state: str, trouble: str) -> None:
-    """Else it stands before all others in each run, and takes the requests that they need."""
+    """Otherwise it would be first in each run, and use up the requests that others need."""
     call_id = world.place_dialing() if state == "dialing" else world.place_answered()
     if state == "ended":
         end_call(
@@ -274,7 +274,7 @@ def test_a_call_that_livekit_was_not_asked_about_comes_later(world: Clocked, sta
 
 
 def test_an_ended_call_whose_lease_is_live_is_cleared_after_it(world: Clocked) -> None:
-    """Its worker may still make the room and take the slot: cleared before, they would stay for ever."""
+    """Its worker may still create the room and take the slot, which would stay for ever if cleared before."""
     call_id = world.place()
     until = world.now + 3 * MINUTE
     assert world.calls.take_lease(call_id, "other", until, world.now).won

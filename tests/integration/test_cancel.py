@@ -1,4 +1,4 @@
-"""Canceling a call that rings or talks hangs it up, however often it is asked for."""
+"""Canceling a ringing or answered call hangs it up; repeating it is harmless."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_canceling_hangs_up_and_a_repeat_gets_the_same_answer(
 
 
 def test_a_call_that_a_worker_holds_stays_due_with_its_slot_until_the_lease_is_over(system: System) -> None:
-    """The worker is about to make the room: cleared now, room and slot would stay for ever."""
+    """The worker is about to create the room: after clearing now, room and slot would stay for ever."""
     call_id = system.place()
     until = int(time.time() * 1000) + 600_000
     change(system, call_id, leaseId="other", leaseUntil=until, attempts=1)

@@ -1,4 +1,4 @@
-"""A cancel between two moments: while the agent is awaited, and while the phone is on its way into the room."""
+"""A cancel while the agent is awaited, and while the phone joins the room."""
 
 from __future__ import annotations
 

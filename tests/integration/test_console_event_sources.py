@@ -1,4 +1,4 @@
-"""What the console reads: nothing twice, nothing left out, whatever becomes of the feed or the file."""
+"""What the console reads: nothing twice, nothing left out, even when the feed or the file fails."""
 
 from __future__ import annotations
 

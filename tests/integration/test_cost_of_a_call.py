@@ -1,4 +1,4 @@
-"""The counts behind docs/capacity.md: what one call asks of AWS and of LiveKit, held to bench/one_call.toml.
+"""The counts behind docs/capacity.md: one call's requests to AWS and LiveKit, compared with bench/one_call.toml.
 
 Counted at low traffic, where nothing shares a batch: the dearest case. The call is accepted, answered and ended;
 once with a callback URL, and so with a webhook for each of its four events, once without.
@@ -145,7 +145,7 @@ def _counted(system: System, capsys: pytest.CaptureFixture[str], held: Held, web
             stream.pump()
             held.hand_over(events)
             stream.pump()
-            # What the last delivery wrote: nobody's work.
+            # What the last delivery wrote: not counted for any handler.
             stream.pump()
     finally:
         system.handlers.update(handlers)

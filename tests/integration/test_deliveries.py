@@ -1,4 +1,4 @@
-"""What a client sees of its webhooks, and replays, through the real routes; and where no webhook may go."""
+"""A client's view of its webhooks and their replay, through the real routes; and refused callback URLs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_event_is_listed_with_its_attempts(system: System) -> None:
 
 
 def test_no_callback_url_is_logged(system: System, caplog: pytest.LogCaptureFixture) -> None:
-    """It may carry a customer's token. On AWS the root logger has the functions' level, so libraries talk."""
+    """It may contain a customer's token. On AWS the root logger has the functions' level, so libraries log too."""
     with caplog.at_level("INFO"):
         ended(system)
     assert caplog.records
@@ -148,7 +148,7 @@ def test_an_event_that_there_is_not_cannot_be_replayed(system: System, sequence:
 
 def test_another_workspaces_deliveries_are_not_there(system: System) -> None:
     call_id = ended(system)
-    other = {"x-workspace-id": "nobody"}
+    other = {"x-workspace-id": "unknown"}
     for route, path in ((LIST, {}), (REPLAY, {"sequence": "1"})):
         assert system.api(route, call_id, headers=other, path=path)["statusCode"] in (403, 404)
 

@@ -1,5 +1,5 @@
-"""Deliver's real HTTP stack against endpoints that fail in every way, on a clock that is moved: what each attempt
-came to, that nothing is lost, and that nobody is held up by another."""
+"""Deliver's real HTTP stack against endpoints that fail in every way, on a simulated clock: each attempt's result,
+no lost event, and no endpoint that delays another's deliveries."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from webhook_dispatch.attempt import post
 from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.transport import webhook_client
 
-# The beginning of production's schedule, on the world's clock. An attempt's time is production's too, and nobody
-# waits for it: `only_what_hangs_runs_out_of_time`.
+# The beginning of production's schedule, on the simulated clock. An attempt's time limit is production's too, and
+# is not waited for: `only_what_hangs_runs_out_of_time`.
 ATTEMPTS = 5
 DURATIONS = dataclasses.replace(Durations(), webhook_schedule=Durations().webhook_schedule[:ATTEMPTS])
 
-# What each must come to: the state, and what every one of its attempts says.
+# The expected result of each: the state, and the status or error of each attempt.
 FAILURES = {
     "refuses": "ConnectError",
     "resets": "Error",
@@ -88,7 +88,7 @@ async def only_what_hangs_runs_out_of_time(
 ) -> None:
     """An attempt's time is over as soon as nothing is under way but what hangs, and hangs already.
 
-    So nobody who answers runs out of it, however slow this machine is. kinds: by message id.
+    So no endpoint that answers runs out of it, however slow this machine is. kinds: by message id.
     """
 
     def hangs(message_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a developer would expect to be accepted is, and what was sent comes back as it was sent."""
+"""Valid requests in every form are accepted, and their values come back unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repeating a request with its Idempotency-Key never places a second call, whatever went wrong in between."""
+"""Repeating a request with its Idempotency-Key never places a second call, after any fault in between."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_repeat_gets_its_first_answer_though_its_callback_is_not_taken_any_mor
         ({"disabled": True}, {}, 403),
         ({"apiKeyHashes": frozenset()}, {}, 401),
         ({}, {"x-api-key": "wrong"}, 401),
-        ({}, {"x-workspace-id": "nobody"}, 403),
+        ({}, {"x-workspace-id": "unknown"}, 403),
     ],
 )
 def test_who_may_not_ask_gets_no_first_answer(

@@ -1,4 +1,4 @@
-"""Two things at the same time: who wins, and that it rings once, ends once and says so once all the same.
+"""Concurrent actions on a call: which one wins, and that it still rings once and ends once, with one event.
 
 The order is made by hooks: the other party acts right before or after one step of the first.
 """
@@ -33,14 +33,14 @@ ANSWERS, BUSY, TALKS_ON, RINGS = "+15550000000", "+15550000001", "+15550000012",
 
 @pytest.fixture
 def silent(system: System) -> Iterator[System]:
-    """LiveKit's own events reach nobody: the test tells them."""
+    """LiveKit's own events are discarded: the test sends them."""
     system.servers.taken_by = lambda body: None
     yield system
     system.servers.taken_by = None
 
 
 def end_of(system: System, call_id: str) -> tuple[str, str, int | None]:
-    """The end, once it is certain that there is one only."""
+    """The end event, after checking that there is only one."""
     item = system.item(call_id)
     ends = [entry for entry in item["events"] if entry["type"] == "call.ended"]
     assert len(ends) == 1
@@ -160,7 +160,7 @@ def fenced_by_a_dead_worker(system: System) -> str:
 
 @pytest.mark.parametrize("turned", [False, True], ids=["the phone first", "the room first"])
 def test_the_phones_own_reason_is_better_than_the_rooms(silent: System, turned: bool) -> None:
-    """The worker is dead: what the events say is all there is."""
+    """The worker is dead: only the events show what happened."""
     call_id = fenced_by_a_dead_worker(silent)
     events = [phone_left(silent, call_id, "USER_UNAVAILABLE", "ringing"), room_finished(silent, call_id)]
     for event in reversed(events) if turned else events:
@@ -386,7 +386,7 @@ def test_a_room_that_is_deleted_while_it_rings_ends_the_call(
     invites: list[int] = []
 
     async def delete(livekit: LiveKit, **request: Any) -> None:
-        """As soon as it rings, somebody deletes the room."""
+        """As soon as it rings, another client deletes the room."""
         ringing = asyncio.ensure_future(dial(livekit, **request))
         while (await livekit.view_room(request["room"], request["identity"])).call_status != "ringing":
             assert not ringing.done()
@@ -407,7 +407,7 @@ def test_a_room_that_is_deleted_while_it_rings_ends_the_call(
 def test_a_room_that_is_deleted_before_the_dial_is_hung_up_as_soon_as_it_is_answered(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LiveKit makes the room again, without an agent. It has told that the first one is finished."""
+    """LiveKit recreates the room, without an agent. It has sent the event that the first one is finished."""
     call_id = system.place(TALKS_ON)
     monkeypatch.setattr(LiveKit, "dial", in_a_new_room(lambda: "left" in system.item(call_id)))
     system.dial()

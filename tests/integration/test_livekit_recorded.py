@@ -1,8 +1,9 @@
-"""What a real LiveKit answered, and told of whole calls (`tests/livekit_recorded/`), asked of the stand-in.
+"""A real LiveKit's recorded answers, and its events of whole calls (`tests/livekit_recorded/`), compared with the
+stand-in's.
 
-All goes over the wire, and every row is asked as both releases that were recorded. What the stand-in does
-otherwise stands in `ACCEPTED` or `ACCEPTED_EPISODES` with its reason: a difference that does not stand there fails
-the test, as does one that stands there for nothing.
+All requests go over the wire, and every row is compared with both recorded releases. Accepted differences are
+listed in `ACCEPTED` or `ACCEPTED_EPISODES` with their reasons: a difference that is not listed fails the test, and
+so does an entry that is not needed.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ ACCEPTED = [
     (r"CreateRoom no name", r"r\.enabledCodecs", r"None", "left out of the record"),
     (
         r"dial: trunk 407", r"hooks\[[23]\]\[0\]", r"track_\w+",
-        "1.13.5 told of a track in the wrong order; the fault `reorder` of webhooks does that",
+        "1.13.5 sent a track's events in the wrong order; the fault `reorder` of webhooks does that",
     ),
     (
         r"dial: trunk (407|tcp refused)", r"hooks", r"(?!.*track_).*",
-        "1.13.11 told of no track that was gone within some ms; the stand-in tells of every one",
+        "1.13.11 sent no event of a track that was gone within some ms; the stand-in sends every one",
     ),
     (r"dial: trunk dns", r"r\.msg", r".*no-such-host\.invalid.*", "the name of another trunk"),
     (
@@ -497,12 +498,12 @@ def nothing_is_unexplained(unlike: list[Difference], accepted: list[tuple[str, s
     assert [entry for index, entry in enumerate(accepted) if index not in needed] == [], "these explain nothing"
 
 
-# ── whole calls: what is told of them, in its order ─────────────────────────────────────────────────
+# ── whole calls: their events, in order ─────────────────────────────────────────────────────────────
 
 ACCEPTED_EPISODES = [
     (
         r"auth407", r"", r".*",
-        "no track was told of that was gone within some ms; the stand-in tells of every one",
+        "no event was sent of a track that was gone within some ms; the stand-in sends every one",
     ),
 ]  # fmt: skip
 

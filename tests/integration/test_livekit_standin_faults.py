@@ -1,4 +1,4 @@
-"""What the LiveKit stand-in makes go wrong on demand: errors that lie about the phone, processes that die."""
+"""The LiveKit stand-in's faults on demand: errors that contradict the phone's state, processes that die."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no log line, metric or error shows, whatever happens: a whole phone number, a value of the secret."""
+"""No log line, metric or error contains a whole phone number or a value of the secret."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_no_log_line_and_no_metric_has_a_whole_number(system: System, lines: Cal
     system.run_until(lambda: bool(system.reconcile()) and system.ended(ids["dead worker"]))
     tell(system, phone_left(system, ids["busy"], "CLIENT_INITIATED", "active"))
 
-    # Refused requests: a number that is none, a country that is not allowed, a caller that is none.
+    # Refused requests: an invalid number, a country that is not allowed, an invalid caller's number.
     refused = [{"to": "+15550"}, {"to": NUMBERS["not allowed"]}, {"to": NUMBERS["busy"], "from": "+1555000000099"}]
     for fields in refused:
         assert system.post({"call_agent_id": "agent-1"} | fields)["statusCode"] >= 400
@@ -83,7 +83,7 @@ def test_no_log_line_and_no_metric_has_a_whole_number(system: System, lines: Cal
     assert system.api("GET /v1/api/call")["statusCode"] == 200
 
     text = lines()
-    # It is about something: the numbers are told of, and metrics are among the lines.
+    # The lines are not empty: the masked numbers are in them, and metrics too.
     assert masked(NUMBERS["whole"]) in text
     assert masked(NUMBERS["dead worker"]) in text
     assert '"CallsEnded":' in text

@@ -1,4 +1,4 @@
-"""What the alarms and the dashboard are fed with: each metric where what it tells of happens."""
+"""The metrics of the alarms and the dashboard: each is counted where its event happens."""
 
 from __future__ import annotations
 

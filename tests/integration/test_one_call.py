@@ -71,7 +71,7 @@ def test_a_call_that_is_not_answered_ends_with_its_reason(
 
 @pytest.mark.parametrize("number", ["+15550000007", "+15550000008", "+15550000011"])
 def test_a_cut_connection_never_rings_again(system: System, number: str) -> None:
-    """Nobody knows what became of the dial: the worker looks, and finds the phone answered."""
+    """The dial's outcome is unknown: the worker looks, and finds the phone answered."""
     call_id = system.place(number)
     system.run_until(lambda: system.ended(call_id))
     assert system.item(call_id)["status"] == "completed"
@@ -136,12 +136,12 @@ def test_a_record_that_comes_after_its_message_is_dialled(system: System) -> Non
 
 def test_a_call_without_a_free_slot_waits_for_one(system: System) -> None:
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
-    system.limits.take_slot("demo", "somebody", 1)
+    system.limits.take_slot("demo", "another-call", 1)
     call_id = system.place()
     system.dial()
     item = system.item(call_id)
     assert (item["status"], "leaseId" in item, system.calls_placed()) == ("queued", False, [])
-    system.limits.free_slot("demo", "somebody")
+    system.limits.free_slot("demo", "another-call")
     system.run_until(lambda: system.ended(call_id))
     assert len(system.calls_placed()) == 1
 

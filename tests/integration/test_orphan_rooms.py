@@ -1,4 +1,4 @@
-"""A LiveKit server that crashed, or restarted in a call: what it goes on listing is no evidence of a phone."""
+"""A LiveKit server that crashed, or restarted during a call: its stale listing does not prove a phone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBER = "+15550410001"
 
 
 def under_way(system: System, call_id: str) -> bool:
-    """LiveKit has the dial, and has told of the phone in the room."""
+    """LiveKit has the dial, and has sent the event of the phone's joining."""
     return bool(system.calls_placed(NUMBER)) and "phoneSeenAt" in system.item(call_id)
 
 
@@ -128,7 +128,7 @@ def test_the_slot_of_an_ended_call_does_not_wait_for_its_room(system: System) ->
 def test_the_reconcilers_end_frees_the_slot_whatever_livekit_says_to_the_rooms_deletion(
     system: System, fail: str
 ) -> None:
-    # LiveKit's word of the hang-up never comes: the reconciler is the one to see it.
+    # LiveKit's event of the hang-up never arrives: the reconciler detects it.
     system.faults(deleteRoom={"fail": fail}, webhooks={"drop": 1})
     call_id = system.place("+15550000012")
     system.dial()

@@ -120,7 +120,7 @@ def test_a_room_that_closed_does_not_end_a_dial_that_is_still_on_its_way(
 def test_a_call_that_another_worker_holds_is_not_cleared_by_one_that_waits(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slot taken behind the clearing would be lost for ever: nothing of the call would be due any more."""
+    """A slot taken after the clearing would stay taken: nothing of the call would be due any more."""
     call_id = system.place()
     change(system, call_id, leaseId="dead", leaseUntil=1, attempts=1)
     limits = system.modules["dial_worker"].limits
@@ -163,7 +163,7 @@ def test_a_call_is_not_ended_while_its_phone_cannot_be_hung_up(
 
 
 def test_one_look_that_finds_nobody_does_not_end_a_call_that_was_asked_to_hang_up(system: System) -> None:
-    """A look may be wrong; nobody would hang up the phone once the call has left the index."""
+    """A look may be wrong; no process would hang up the phone once the call has left the index."""
     call_id = system.place()
     system.sqs.purge_queue(QueueUrl=system.queue_urls["DialQueue"])
     now = int(time.time() * 1000)

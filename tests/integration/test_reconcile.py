@@ -1,4 +1,4 @@
-"""What the reconciler brings to an end when a process died, an event was lost, or nobody hung up."""
+"""Calls that the reconciler ends: a process died, an event was lost, or no party hung up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reconciler with many calls at once: few requests to LiveKit, bounded time, nobody starves."""
+"""The reconciler with many calls at once: few requests to LiveKit, bounded time, no call starves."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_ten_thousand_live_calls_cost_a_tenth_of_what_livekit_allows(system: Sys
 
 
 def test_ten_thousand_calls_due_at_once_are_looked_at_in_one_run(system: System) -> None:
-    """After a long standstill."""
+    """After a long outage."""
     world, _ = crowd(system, LIVE)
     world.now += 6 * MINUTE
     assert world.reconcile() == {"alive": LIVE}

@@ -1,4 +1,4 @@
-"""What agents report: signed with the LiveKit key, an event of the call, counted once, and never in its way."""
+"""Agents' reports: signed with the LiveKit key, events of the call, counted once, without effect on its end."""
 
 from __future__ import annotations
 
@@ -318,7 +318,7 @@ def test_data_that_is_absent_is_empty(system: System, body: bytes) -> None:
 
 
 def test_a_replayed_report_counts_once_and_gets_the_same_answer(system: System) -> None:
-    """The very same request again, whoever sends it: token, body and all."""
+    """The same request again, byte for byte, from any sender."""
     call_id = system.place()
     body = body_of("agent.summary", text="a")
     signature = token(body, room_of(system, call_id))

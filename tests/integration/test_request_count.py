@@ -1,4 +1,4 @@
-"""How often a request goes to AWS: what a client waits for, and what every call costs."""
+"""The number of AWS requests of each client request, which determines latency and cost."""
 
 from __future__ import annotations
 
@@ -150,12 +150,12 @@ def test_a_rate_that_cannot_be_told_is_a_503_and_nothing_is_sent(system: System)
 def test_an_unknown_workspace_is_looked_up_once(system: System) -> None:
     with system.sent_by_accepting() as sent:
         for _ in range(3):
-            assert system.post(EXAMPLE, {"x-workspace-id": "nobody"})["statusCode"] == 403
+            assert system.post(EXAMPLE, {"x-workspace-id": "unknown"})["statusCode"] == 403
     assert sent == ["GetItem"]
 
 
 def test_the_message_holds_ids_only(system: System) -> None:
-    """Whoever can read the queue learns neither the number nor the context."""
+    """A message contains neither the number nor the context."""
     call_id = json.loads(system.post(EXAMPLE)["body"])["callId"]
     [message] = system.receive("DialQueue")
     assert json.loads(message["body"]) == {"callId": call_id, "workspaceId": "demo"}

@@ -1,4 +1,4 @@
-"""Calls that come back from a backup: each ends once, with its event, and no phone rings again."""
+"""Calls that are restored from a backup: each ends once, with its event, and no phone rings again."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def dialing(system: System) -> str:
 
 
 def in_progress(system: System) -> str:
-    """Talks, really."""
+    """A call that is still in progress at LiveKit."""
     call_id = system.place("+15550000012")
     system.run_until(lambda: system.item(call_id)["status"] == "in_progress")
     return call_id

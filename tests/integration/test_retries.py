@@ -1,4 +1,4 @@
-"""Before it rings, try again: only where nothing can have rung, with backoff, five times; then say so."""
+"""Retries before the ring: only if nothing can have rung, with backoff, five times; then the call fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One worker, ten messages: their phones ring side by side, and what happens to one touches no other."""
+"""One worker, ten messages: their phones ring concurrently, and a fault of one does not affect the others."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_one_that_hangs_holds_up_no_other(system: System, monkeypatch: pytest.Mo
 
 
 def test_those_that_fail_are_reported_and_no_other(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that fails for one, an error nobody thought of for another, two messages that are not ours."""
+    """A store that fails for one, an unforeseen error for another, two messages that are not dial messages."""
     system.faults(numbers=BUSY)
     calls = [system.place(number) for number in NUMBERS[:8]]
     records: list[dict[str, Any]] = []

@@ -114,7 +114,7 @@ def test_ones_own_id_does_not_open_with_anothers_key(two_tenants: System, route:
     assert (answer["statusCode"], answer["json"]["code"]) == (401, "invalid_api_key")
     answer = system.api(route, path=path, headers={"x-workspace-id": "other", "x-api-key": API_KEY})
     assert (answer["statusCode"], answer["json"]["code"]) == (401, "invalid_api_key")
-    answer = system.api(route, path=path, headers={"x-workspace-id": "nobody", "x-api-key": API_KEY})
+    answer = system.api(route, path=path, headers={"x-workspace-id": "unknown", "x-api-key": API_KEY})
     assert (answer["statusCode"], answer["json"]["code"]) == (403, "workspace_not_allowed")
 
 
@@ -131,11 +131,11 @@ def test_a_disabled_workspace_is_shut_out_of_every_route(two_tenants: System) ->
 def test_a_call_of_one_workspace_takes_no_slot_of_another(two_tenants: System) -> None:
     system = two_tenants
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
-    system.limits.take_slot("other", "somebody", 1)
+    system.limits.take_slot("other", "another-call", 1)
     call_id = system.place("+15550000001")
     system.run_until(lambda: system.ended(call_id))
     assert len(system.calls_placed()) == 1
-    assert system.limits.active_calls("other") == frozenset({"somebody"})
+    assert system.limits.active_calls("other") == frozenset({"another-call"})
 
 
 def listed(system: System, headers: dict[str, str], **query: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an end says is what is known: who hung up, and since when."""
+"""An end states only what is known: which side hung up, and the time."""
 
 from __future__ import annotations
 

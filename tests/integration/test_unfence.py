@@ -1,4 +1,4 @@
-"""A dial is tried again only when it is proved that nothing rang: never on the word of an error alone."""
+"""A dial is repeated only when it is proved that nothing rang: never because of an error alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nobody knows what became of a dial: look, wait while it rings, end truthfully. Never dial again."""
+"""A dial's outcome is unknown: look, wait while it rings, end with what is known. Never dial again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def end_of(system: System, call_id: str) -> tuple[str, str]:
 
 
 def asked_once(system: System) -> None:
-    """LiveKit was asked to ring once, whatever came of it."""
+    """LiveKit was asked to ring once, regardless of the outcome."""
     assert requests(system)["CreateSIPParticipant"] == 1
 
 
@@ -35,8 +35,8 @@ def test_a_dial_without_livekits_own_word_is_looked_after_and_never_repeated(
 ) -> None:
     """One batch: the answers that are not LiveKit's, after the phone was answered and before it was rung.
 
-    Those that got through are found answered. The others, which nobody can tell from them, end unknown after two
-    looks; they are not tried again.
+    Those that reached LiveKit are found answered. The others, which cannot be distinguished from them, end unknown
+    after two looks; they are not repeated.
     """
     change_durations(monkeypatch, system, "dial_worker", answer_margin=0)
     answered = {fail: f"+1555040{n:04}" for n, fail in enumerate(NOT_LIVEKITS_WORD)}
@@ -138,7 +138,7 @@ def test_a_dial_that_cannot_finish_in_time_is_not_begun(system: System) -> None:
 def test_a_worker_that_wakes_up_after_its_lease_writes_and_deletes_nothing(
     system: System, monkeypatch: pytest.MonkeyPatch, owner: type, method: str
 ) -> None:
-    """It stands still right after a step. Its lease ends; somebody else goes on with the call, which talks."""
+    """It stalls right after a step. Its lease ends; another process continues with the call, which is answered."""
     call_id = system.place(TALKS_ON)
     [record] = system.receive("DialQueue")
     module = system.modules["dial_worker"]
@@ -172,7 +172,7 @@ def test_a_worker_that_wakes_up_leaves_a_canceled_call_to_the_one_who_holds_it(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Canceled while another worker holds the lease: it may still take the slot, so nothing is cleared yet."""
-    system.limits.take_slot("demo", "somebody", 1)
+    system.limits.take_slot("demo", "another-call", 1)
     call_id = system.place(TALKS_ON)
     [record] = system.receive("DialQueue")
     module = system.modules["dial_worker"]

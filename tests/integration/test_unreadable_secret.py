@@ -1,4 +1,4 @@
-"""LiveKit's secret cannot be read: what needs no LiveKit goes on, and what needs it waits by itself."""
+"""LiveKit's secret cannot be read: only work that needs LiveKit waits."""
 
 from __future__ import annotations
 

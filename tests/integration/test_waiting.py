@@ -1,4 +1,4 @@
-"""Calls that wait their turn: for a slot, for the switch; and what they do not lose by it."""
+"""Calls that wait for a slot, a trunk or the switch, and that waiting costs them no attempts and no time."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_a_call_that_its_workspace_may_not_place_any_more_is_not_dialled(
 
 def test_a_newcomer_does_not_overtake_a_call_that_waits(system: System) -> None:
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
-    system.limits.take_slot("demo", "somebody", 1)
+    system.limits.take_slot("demo", "another-call", 1)
     first = system.place("+15550000000")
     system.dial()
     assert system.item(first)["waitUntil"] > 0
     # It is one that waits for as long as this test takes, on the slowest machine too.
     system.limits.note_waiting("demo", 2**42)
-    system.limits.free_slot("demo", "somebody")
+    system.limits.free_slot("demo", "another-call")
     second = system.place("+15550000009")
     # Both may be handed over at once; the slot is free, and not for the newcomer.
     while not system.item(second).get("waitUntil"):
@@ -78,7 +78,7 @@ def test_a_newcomer_does_not_overtake_a_call_that_waits(system: System) -> None:
 def test_a_duplicate_message_starts_no_second_chain(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """It read the call before the other one took the lease, found no slot and gave the lease back."""
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
-    system.limits.take_slot("demo", "somebody", 1)
+    system.limits.take_slot("demo", "another-call", 1)
     call_id = system.place()
     [record] = system.receive("DialQueue")
     once(monkeypatch, LimitStore, "next_free", before=lambda: other_worker(system, [record]))
@@ -91,7 +91,7 @@ def test_a_duplicate_message_starts_no_second_chain(system: System, monkeypatch:
 def test_a_waiting_call_burns_no_receives(system: System) -> None:
     """Each round is a message of its own, received for the first time: none comes near the dead-letter queue."""
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
-    system.limits.take_slot("demo", "somebody", 1)
+    system.limits.take_slot("demo", "another-call", 1)
     call_id = system.place()
     deadline = system.item(call_id)["queueDeadline"]
     seen: set[str] = set()
@@ -117,7 +117,7 @@ def test_a_call_that_never_gets_a_slot_expires_at_its_deadline(system: System) -
     world = Clocked(system)
     world.durations = dataclasses.replace(world.durations, queue_ttl=90)
     system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
-    system.limits.take_slot("demo", "somebody", 1)
+    system.limits.take_slot("demo", "another-call", 1)
     call_id = world.place()
     rounds = 0
     while not world.call(call_id).ended:

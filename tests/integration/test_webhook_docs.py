@@ -1,5 +1,5 @@
-"""docs/webhooks.md tells the truth: its bodies are the code's, its programs are run, in two languages, and verify
-what deliver really sends."""
+"""docs/webhooks.md is correct: its bodies are the code's, and its programs, in two languages, verify what deliver
+sends."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Program:
 
 @contextlib.contextmanager
 def port_for_another() -> Iterator[int]:
-    """A port of loopback that this process holds without listening: nobody is given it who does not ask for it.
+    """A loopback port that this process holds without listening: the system does not assign it to another process.
 
     Linux lets a second socket listen on it, if both allow that, as servers do. Elsewhere it is only free just now.
     """

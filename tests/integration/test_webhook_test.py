@@ -91,7 +91,7 @@ def test_what_did_not_arrive_fails_and_says_why(
     assert (code, told["status"]) == (1, status)
     assert err.startswith("admin: it did not arrive: ")
     assert said in err
-    # Where it failed is told too: no connection, no certificate.
+    # The output shows where it failed: no connection, no certificate.
     assert (told["address"] is None) == (kind == "refuses")
     assert (told["tls"] is None) == (kind in ("refuses", "has another name's certificate"))
     assert found.forbidden == []

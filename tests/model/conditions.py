@@ -1,7 +1,7 @@
-"""Every condition the protocol rests on, by name; each can be taken away to see what breaks.
+"""Every condition of the protocol, by name; each can be removed to see what breaks.
 
-Those of the record's writes are read out of CallStore itself: what the model's writes ask for is the text that
-goes to DynamoDB. A condition taken out of the code is gone from the model too, which then says what breaks.
+Those of the record's writes are read from CallStore: the model evaluates the text that is sent to DynamoDB. A
+condition removed from the code is removed from the model too, whose tests then show what breaks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shared.call_store import CallStore
 
 
 class Recorder:
-    """Stands where the DynamoDB client is: keeps the one request, and refuses it."""
+    """Takes the place of the DynamoDB client: stores the one request and refuses it."""
 
     def __init__(self) -> None:
         self.request: dict[str, Any] = {}
@@ -29,7 +29,7 @@ class Recorder:
 
 
 def call(**fields: Any) -> Call:
-    """A record that only serves to be named in a request."""
+    """A minimal record to build a request from."""
     needed = dict.fromkeys(("callId", "workspaceId", "callAgentId", "to", "roomName", "jobId", "createdAt"), "x")
     numbers = {"ringTimeoutSeconds": 1, "maxDurationSeconds": 1, "queueDeadline": 1}
     return Call(**({"status": "queued", "events": ()} | needed | numbers | fields))
@@ -38,7 +38,8 @@ def call(**fields: Any) -> Call:
 _LEFT = {"reason": "x", "callStatus": "x", "at": 1}
 _END = Outcome("failed", "outcome_unknown")
 
-# The writes as the processes ask for them. A write that depends on what its caller saw stands here once for each.
+# The writes as the processes make them. A write that depends on the record its caller read is listed once for
+# each.
 WRITES: dict[str, Callable[[CallStore], Any]] = {
     "create": lambda store: store.create(call()),
     "take_lease": lambda store: store.take_lease("x", "lease", 2, 1),
@@ -69,14 +70,14 @@ WRITES: dict[str, Callable[[CallStore], Any]] = {
 
 
 def request(write: str) -> dict[str, Any]:
-    """What CallStore sends to DynamoDB for it."""
+    """The request that CallStore sends to DynamoDB for this write."""
     recorder = Recorder()
     WRITES[write](CallStore(recorder, "table"))  # type: ignore[arg-type]
     return recorder.request
 
 
 def conditions(write: str) -> tuple[str, ...]:
-    """The parts of the write's condition that hold each for itself."""
+    """The parts of the write's condition that are joined by AND."""
     sent = request(write)
     parts, depth, text = [""], 0, sent["ConditionExpression"]
     if ":source" in text:
@@ -92,7 +93,7 @@ def conditions(write: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
-# What each part is called. One that is not here makes the tests fail: the model has to learn it.
+# The name of each part. A part that is missing here makes the tests fail: the model has to be extended.
 NAMES = {
     "#status = :queued": "queued",
     "#status = :dialing": "dialing",
@@ -106,12 +107,12 @@ NAMES = {
     "attribute_exists(hangup)": "hangup",
     "attribute_not_exists(phoneSeenAt)": "no phone seen",
     "attribute_not_exists(#left)": "nothing left",
-    "(attribute_not_exists(#left) OR #left.reason = :closed)": "no word on the phone",
+    "(attribute_not_exists(#left) OR #left.reason = :closed)": "no event about the phone",
     "checkAt = :was": "next look as seen",
     "roomSid = :room": "room as seen",
     "attribute_exists(endedAt)": "ended",
 }
-# An end repeats what was seen, whichever it was.
+# The condition of an end depends on the record that was read.
 _AS_SEEN = {"lease mine": "lease as seen", "no lease": "lease as seen"} | dict.fromkeys(
     ("no hangup", "hangup"), "hangup as seen"
 )
@@ -133,7 +134,7 @@ def switch(write: str, name: str) -> str:
     return f"{kind}: {_AS_SEEN.get(name, name) if kind == 'end' else name}"
 
 
-# write → its conditions as (switch, name), as they stand in the code.
+# write → its conditions in the code, as (switch, name).
 IN_FORCE = {
     write: tuple((switch(write, NAMES[text]), NAMES[text]) for text in conditions(write) if text in NAMES)
     for write in WRITES
@@ -158,12 +159,12 @@ OF_THE_PROCESSES = {
     "waiting for the agent, the worker reads the record": "_await_agent",
     "the agent comes before the dial": "_await_agent",
     "the worker looks whether its lease is over": "_lease_over",
-    "waiting clears only what nobody else holds": "_wait",
+    "waiting clears only what no other process holds": "_wait",
     "only the winner of the fence dials": "_dial_leased",
     "a dial is sent once": "livekit.client.connect, failover=False",
     "an unclear dial is not sent again": "outcomes.verdict",
-    "un-fence: nobody in the room": "_find_out",
-    "un-fence: nobody on two looks": "_find_out",
+    "un-fence: no phone in the room": "_find_out",
+    "un-fence: no phone on two looks": "_find_out",
     "un-fence: no event on the record": "_find_out",
     "an error without a SIP code is looked at": "_not_answered",
     "an orphan room is made again to be deleted": "hang_up.delete_room",
@@ -191,7 +192,7 @@ OF_THE_PROCESSES = {
     "a fenced call is not canceled but hung up": "cancel",
     "the room stays while it rings": "hang_up_now",
     "cancel looks again": "hang_up_now",
-    "cancel clears only what nobody touched": "cancel",
+    "cancel clears only what no other process touched": "cancel",
     # livekit_events
     "an event ends no call that is dialing": "settle._phone_left, _room_finished",
     "an event of another room is ignored": "settle",

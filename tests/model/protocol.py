@@ -51,7 +51,7 @@ from tests.model.state import (
     shown,
 )
 
-NOBODY = Process()
+NO_PROCESS = Process()
 # The lease that a request of a process asks for that has gone by the time it is executed.
 DEAD = 9
 # What must follow at once on a check of the lease: nothing else holds it back.
@@ -73,9 +73,9 @@ class Step(NamedTuple):
 
 def initial(config: Config) -> State:
     return State(
-        workers=(NOBODY,) * config.workers,
-        reconcilers=(NOBODY,) * config.reconcilers,
-        canceller=Process("read") if config.cancel else NOBODY,
+        workers=(NO_PROCESS,) * config.workers,
+        reconcilers=(NO_PROCESS,) * config.reconcilers,
+        canceller=Process("read") if config.cancel else NO_PROCESS,
         faults=config.faults,
     )
 
@@ -136,7 +136,7 @@ def _written(config: Config, state: State, put: Put, step: Step, copy: Copy) -> 
         yield Step(f"{step.label}; a copy of the request is under way", late, False)
         if copy.write == "take_lease":
             copy = copy._replace(lease=DEAD)
-        dead = put(_spend(state, "late_copies")._replace(copy=copy), NOBODY)
+        dead = put(_spend(state, "late_copies")._replace(copy=copy), NO_PROCESS)
         yield Step(f"a process dies, its request ({copy.write}) under way", dead, False)
 
 
@@ -202,7 +202,7 @@ def _clearing(config: Config, state: State, who: str, process: Process, put: Put
         return
     order = _order(config, process.then)
     place = order.index(process.at) + 1
-    cleared = Process(order[place], then=process.then) if place < len(order) else NOBODY
+    cleared = Process(order[place], then=process.then) if place < len(order) else NO_PROCESS
     match process.at:
         case "free_slot":
             yield from _written(
@@ -217,7 +217,7 @@ def _clearing(config: Config, state: State, who: str, process: Process, put: Put
                 yield _deletes(config, state, f"{who} deletes the room", process, put, cleared)
             if state.faults.refusals or config.deaf:
                 after = state if config.deaf else _spend(state, "refusals")
-                yield Step(f"{who} cannot delete the room", put(after, NOBODY), False)
+                yield Step(f"{who} cannot delete the room", put(after, NO_PROCESS), False)
         case "leave_due":
             gone = record.leave_due(config, state) or state
             yield from _written(
@@ -230,13 +230,19 @@ def _clearing(config: Config, state: State, who: str, process: Process, put: Put
 
 
 def _deletes(
-    config: Config, state: State, label: str, process: Process, put: Put, then: Process, orphan: Process = NOBODY
+    config: Config,
+    state: State,
+    label: str,
+    process: Process,
+    put: Put,
+    then: Process,
+    orphan: Process = NO_PROCESS,
 ) -> Step:
     """DeleteRoom; an orphan room is not found, made again, and deleted: then `orphan` goes on, not `then`."""
     if not orphaned(state):
         return Step(label, put(delete_room(config, state), orphan if process.proof == "orphan" else then))
     if "an orphan room is made again to be deleted" in config.without:
-        return Step(f"{label}: it is not found", put(state, NOBODY))
+        return Step(f"{label}: it is not found", put(state, NO_PROCESS))
     return Step(
         f"{label}: not found, so makes it again", put(revive_room(state), process._replace(proof="orphan"))
     )
@@ -262,7 +268,7 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
         return go(label, after, "check", fair, then=at, **changes)
 
     def stop(label: str, after: State, fair: bool = True) -> Step:
-        return Step(f"{who} {label}", put(after, NOBODY), fair)
+        return Step(f"{who} {label}", put(after, NO_PROCESS), fair)
 
     def written(step: Step, write: str, what: int | str = 0, lease: int = worker.lease) -> Iterator[Step]:
         return _written(config, state, put, step, Copy(write, lease, what=what))
@@ -307,7 +313,9 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
             elif (
                 call.status == ENDED
                 and worker.seen.lease
-                and (call.lease == worker.seen.lease or "waiting clears only what nobody else holds" in without)
+                and (
+                    call.lease == worker.seen.lease or "waiting clears only what no other process holds" in without
+                )
             ):
                 step = clear("finds dialling paused, then the call ended", state)
             else:
@@ -426,7 +434,7 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
             if state.phone in IN_ROOM and "an error without a SIP code is looked at" not in without:
                 yield go("sees the phone in the room", state, "look")
             else:
-                yield go("sees nobody in the room", state, "end", seen=mine)
+                yield go("sees no phone in the room", state, "end", seen=mine)
         case "hang_up":
             yield _deletes(config, state, f"{who} deletes the room", worker, put, worker._replace(at="end"))
             if faults.refusals:
@@ -445,13 +453,13 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
             yield from written(step, "unfence")
         case "look":
             there = shown(state)
-            proving = worker.proof and "un-fence: nobody in the room" in without
+            proving = worker.proof and "un-fence: no phone in the room" in without
             if there == ACTIVE and not proving:
                 yield checked("sees that the phone was answered", state, "answered")
             if not there or proving:
-                yield go("sees nobody in the room", state, "read")
+                yield go("sees no phone in the room", state, "read")
             elif faults.wrong_looks:
-                yield go("wrongly sees nobody in the room", _spend(state, "wrong_looks"), "read", False)
+                yield go("wrongly sees no phone in the room", _spend(state, "wrong_looks"), "read", False)
             if there == RINGING and call.hangup and not proving:
                 yield go("sees the phone ring, to be hung up", state, "remove", proof="")
             elif there == RINGING and (worker.missing or worker.proof) and not proving:
@@ -466,7 +474,7 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
         case "read":
             twice = worker.missing == 2 or "the worker looks twice" in without
             if worker.proof:
-                twice = worker.missing == 2 or "un-fence: nobody on two looks" in without
+                twice = worker.missing == 2 or "un-fence: no phone on two looks" in without
             if not still_mine:
                 yield stop("finds the call taken away", state)
             elif worker.proof and (call.left or call.joined) and "un-fence: no event on the record" not in without:
@@ -491,12 +499,12 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
                 step = stop("finds the call taken", state)
             yield from written(step, "wait", what=uncount)
         case "end":
-            yield from _ending(config, state, who, worker, put, _to_clear(config, _room_of(call)), NOBODY)
+            yield from _ending(config, state, who, worker, put, _to_clear(config, _room_of(call)), NO_PROCESS)
         case _:
             yield from _clearing(config, state, who, worker, put)
     # It looks every other second meanwhile, and would have seen a phone that is there.
     unseen = state.phone not in IN_ROOM and (not shown(state) or call.hangup)
-    unseen = unseen or (worker.proof != "" and "un-fence: nobody in the room" in without)
+    unseen = unseen or (worker.proof != "" and "un-fence: no phone in the room" in without)
     if worker.at == "look" and worker.missing == 1 and unseen and state.phone != JOINING:
         yield go("waits half a minute", state, "look", missing=2)
 
@@ -548,7 +556,7 @@ def _reconciler(config: Config, state: State, place: int, process: Process) -> I
         return Step(f"{who} {label}", put(after, process._replace(at=at, **changes)))  # type: ignore[arg-type]
 
     def stop(label: str, after: State, fair: bool = True) -> Step:
-        return Step(f"{who} {label}", put(after, NOBODY), fair)
+        return Step(f"{who} {label}", put(after, NO_PROCESS), fair)
 
     def written(step: Step, write: str, seen: Seen, what: int | str = 0) -> Iterator[Step]:
         return _written(config, state, put, step, Copy(write, seen.lease, seen, what))
@@ -569,7 +577,7 @@ def _reconciler(config: Config, state: State, place: int, process: Process) -> I
                 yield _present(config, state, process, seen, put)
             if not there or state.faults.wrong_looks:
                 absent = _spend(state, "wrong_looks") if there else state
-                label = f"{'wrongly ' if there else ''}sees nobody in the room"
+                label = f"{'wrongly ' if there else ''}sees no phone in the room"
                 yield Step(f"{who} {label}", put(absent, _absent(config, process, seen)), fair=not there)
         case "note_missing" | "note_there":
             assert isinstance(seen, Seen)
@@ -592,7 +600,7 @@ def _reconciler(config: Config, state: State, place: int, process: Process) -> I
             yield from written(step, "ask_to_hang_up", seen)
         case "remove":
             # A dial whose worker is alive was not looked at, only asked to be hung up.
-            gone = NOBODY
+            gone = NO_PROCESS
             if isinstance(seen, Seen) and state.phone not in IN_ROOM:
                 gone = _absent(config, process, seen)
             yield Step(f"{who} takes the phone out of the room", put(remove_participant(config, state), gone))
@@ -600,16 +608,16 @@ def _reconciler(config: Config, state: State, place: int, process: Process) -> I
             assert isinstance(seen, Seen)
             gone = orphan = process._replace(at="hang_up_look", proof="")
             if seen.status == DIALING:
-                gone, orphan = NOBODY, _absent(config, process, seen)
+                gone, orphan = NO_PROCESS, _absent(config, process, seen)
             yield _deletes(config, state, f"{who} deletes the room", process, put, gone, orphan)
         case "hang_up_look":
             if shown(state):
                 yield stop("sees the phone in the room", state)
             else:
-                yield go("sees nobody in the room", state, "end")
+                yield go("sees no phone in the room", state, "end")
         case "end":
             won = _to_clear(config, _room_of(call))
-            yield from _ending(config, state, who, process, put, won, NOBODY)
+            yield from _ending(config, state, who, process, put, won, NO_PROCESS)
         case _:
             yield from _clearing(config, state, who, process, put)
 
@@ -647,7 +655,7 @@ def _due(config: Config, state: State, put: Put) -> Iterator[Step]:
 
 
 def _absent(config: Config, process: Process, seen: Seen) -> Process:
-    """What follows on a look that found nobody."""
+    """What follows a look that found no phone."""
     known = seen.missing == 2 or "the reconciler looks twice" in config.without
     if known or (seen.status == DIALING and seen.left):
         return process._replace(at="end", proof="", seen=seen._replace(left="", missing=0))
@@ -664,7 +672,7 @@ def _present(config: Config, state: State, process: Process, seen: Seen, put: Pu
         return go("hang_up" if there == ACTIVE else "remove")
     if seen.status == DIALING and there == ACTIVE and seen.lease:
         return go("answered")
-    return go("note_there") if seen.missing else Step(label, put(state, NOBODY))
+    return go("note_there") if seen.missing else Step(label, put(state, NO_PROCESS))
 
 
 # ── calls_api/cancel.py ─────────────────────────────────────────────────────────────────────────────
@@ -682,7 +690,7 @@ def _canceller(config: Config, state: State) -> Iterator[Step]:
         case "read":
             read = seen_in(state)
             if call.status == ENDED:
-                yield Step("cancel finds the call ended", put(state, NOBODY), False)
+                yield Step("cancel finds the call ended", put(state, NO_PROCESS), False)
             elif call.status == QUEUED:
                 # Canceled by the API is a reason of its own: what the record says of hanging up is the same.
                 yield go("finds the call queued", state, "end", False, read)
@@ -698,20 +706,20 @@ def _canceller(config: Config, state: State) -> Iterator[Step]:
         case "hang_up":
             assert isinstance(seen, Seen)
             if seen.status != DIALING or "the room stays while it rings" in config.without:
-                yield _deletes(config, state, "cancel deletes the room", process, put, NOBODY)
+                yield _deletes(config, state, "cancel deletes the room", process, put, NO_PROCESS)
             else:
                 removed = remove_participant(config, state)
-                yield Step("cancel takes the phone out of the room", put(removed, NOBODY))
+                yield Step("cancel takes the phone out of the room", put(removed, NO_PROCESS))
                 if state.phone not in IN_ROOM and "cancel looks again" not in config.without:
                     yield go("does not find the phone", state, "look_again")
         case "look_again":
             if call.status == DIALING:
                 yield go("finds the call still dialing", state, "hang_up")
             else:
-                yield Step(f"cancel finds the call {call.status}", put(state, NOBODY))
+                yield Step(f"cancel finds the call {call.status}", put(state, NO_PROCESS))
         case "end":
-            untouched = not call.attempts or "cancel clears only what nobody touched" in config.without
-            won = _to_clear(config, "no room") if untouched else NOBODY
+            untouched = not call.attempts or "cancel clears only what no other process touched" in config.without
+            won = _to_clear(config, "no room") if untouched else NO_PROCESS
             yield from _ending(config, state, who, process, put, won, Process("read"))
         case _:
             yield from _clearing(config, state, who, process, put)
@@ -735,7 +743,7 @@ def _handler(config: Config, state: State) -> Iterator[Step]:
             after = record.note_left(config, state, process.seen, process.then)
             same_room = call.room == process.seen.room or "note_left: room as seen" in without
             if after is not None:
-                step = Step(f"{who} notes that the {process.then} is gone", put(after, NOBODY))
+                step = Step(f"{who} notes that the {process.then} is gone", put(after, NO_PROCESS))
             elif (
                 call.status == IN_PROGRESS
                 and same_room
@@ -743,16 +751,16 @@ def _handler(config: Config, state: State) -> Iterator[Step]:
             ):
                 step = Step(f"{who} finds the call answered", put(state, Process("end", seen=seen_in(state))))
             else:
-                step = Step(f"{who} has nothing to note", put(state, NOBODY))
+                step = Step(f"{who} has nothing to note", put(state, NO_PROCESS))
             yield from _written(config, state, put, step, Copy("note_left", seen=process.seen, what=process.then))
         case "note_joined":
             assert isinstance(process.seen, Seen)
             after = record.note_joined(config, state, process.seen)
             label = "notes that the phone is there" if after else "has nothing to note"
-            step = Step(f"{who} {label}", put(after or state, NOBODY))
+            step = Step(f"{who} {label}", put(after or state, NO_PROCESS))
             yield from _written(config, state, put, step, Copy("note_joined", seen=process.seen))
         case "end":
-            yield from _ending(config, state, who, process, put, slot_only, NOBODY)
+            yield from _ending(config, state, who, process, put, slot_only, NO_PROCESS)
         case _:
             yield from _clearing(config, state, who, process, put)
 
@@ -896,11 +904,11 @@ def _crashes(state: State) -> Iterator[Step]:
         if worker.at and worker not in state.workers[:place]:
             others = state.workers[:place] + state.workers[place + 1 :]
             who = f"worker {worker.lease}" if worker.lease else "a worker"
-            yield Step(f"{who} dies", spent._replace(workers=tuple(sorted((*others, NOBODY)))), False)
+            yield Step(f"{who} dies", spent._replace(workers=tuple(sorted((*others, NO_PROCESS)))), False)
     for place, process in enumerate(state.reconcilers):
         if process.at and process not in state.reconcilers[:place]:
-            yield Step("the reconciler dies", _put_reconciler(spent, NOBODY, place), False)
+            yield Step("the reconciler dies", _put_reconciler(spent, NO_PROCESS, place), False)
     if state.handler.at:
-        yield Step("livekit_events dies", _put_handler(spent, NOBODY), False)
+        yield Step("livekit_events dies", _put_handler(spent, NO_PROCESS), False)
     if state.canceller.at not in ("", "read"):
-        yield Step("cancel dies", _put_canceller(spent, NOBODY), False)
+        yield Step("cancel dies", _put_canceller(spent, NO_PROCESS), False)

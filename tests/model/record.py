@@ -46,7 +46,7 @@ MEANINGS: dict[str, Callable[[Call, int, Seen, bool], bool]] = {
     "hangup": lambda call, lease, seen, stale: call.hangup,
     "no phone seen": lambda call, lease, seen, stale: not call.joined,
     "nothing left": lambda call, lease, seen, stale: not call.left,
-    "no word on the phone": lambda call, lease, seen, stale: call.left != "phone",
+    "no event about the phone": lambda call, lease, seen, stale: call.left != "phone",
     # When to look next is not modelled: looks come at any time.
     "next look as seen": lambda call, lease, seen, stale: True,
     "room as seen": lambda call, lease, seen, stale: call.room == seen.room,
@@ -135,7 +135,7 @@ def note_joined(config: Config, state: State, seen: Seen) -> State | None:
 
 
 def note_missing(config: Config, state: State, seen: Seen, missing: bool) -> State | None:
-    """The time of the first look that found nobody stays; a look that found somebody clears it."""
+    """The time of the first look that found no phone is kept; a look that finds one clears it."""
     if lost(config, state, "note_missing", seen=seen):
         return None
     call = state.call
@@ -163,7 +163,7 @@ def end(config: Config, state: State, seen: Seen) -> State | None:
         state = broken(config, state, NOT_ENDED_EARLY)
     due = "an ended call stays due" not in config.without
     told = call.told + ("the end and its event are one write" not in config.without)
-    # Nobody asks any more what had been noted, nor whether the lease of a call that was fenced is over.
+    # No later step reads what had been noted, or whether the lease of a fenced call is over.
     live = call.live and (not call.room or config.stall != "never")
     call = call._replace(
         status=ENDED, live=live, waiting=False, joined=False, left="", missing=0, due=due, told=told

@@ -9,7 +9,7 @@ Assumptions, each of them a fact of AWS or LiveKit or a margin that durations.py
     - A lease outlives its holder: it is over only once the process that took it has finished or was killed.
       (`stall` drops this one.)
     - LiveKit joins the phone to the room within half a minute of taking the dial request, and within a lease.
-    - A look that wrongly shows nobody is not repeated half a minute later.
+    - A look that wrongly shows no phone is not repeated half a minute later.
     - Of a dial that rings although LiveKit said that nothing was dialled (`liars`), one of two events is stored by
       the time the worker would un-fence, half a minute later: the phone joined, or the phone left.
     - Between a look that shows a dispatch without a job and the request right behind it, it gets none.
@@ -27,7 +27,7 @@ QUEUED, DIALING, IN_PROGRESS, ENDED = "queued", "dialing", "in_progress", "ended
 # The phone: never dialled, dialled and not yet in the room, in the room (two), gone unanswered, over.
 NEVER, JOINING, RINGING, ACTIVE, UNANSWERED, OVER = "never", "joining", "ringing", "active", "unanswered", "over"
 IN_ROOM = (RINGING, ACTIVE)
-# The agent: nobody asked for one, its dispatch has a job, in the room, its dispatch got no job, gone again.
+# The agent: not dispatched, its dispatch has a job, in the room, its dispatch got no job, gone again.
 NO_AGENT, COMING, THERE, LOST, GONE = "no agent", "coming", "there", "lost", "gone"
 
 
@@ -108,12 +108,12 @@ class Faults(NamedTuple):
     refusals: int = 0  # LiveKit does not do what it is asked; asked to dial, nothing rings
     liars: int = 0  # `unavailable`, and the phone rings all the same
     errors: int = 0  # a dial is answered by an error without a SIP code while the phone is on
-    wrong_looks: int = 0  # a look that shows nobody though the phone is there
+    wrong_looks: int = 0  # a look that shows no phone though it is there
     lost_agents: int = 0  # a dispatch that gets lost, or an agent that leaves
     late_agents: int = 0  # LiveKit tries a lost dispatch once more
     orphans: int = 0  # LiveKit's server dies: the phone is gone, and looks go on showing it in its room
     restarts: int = 0  # LiveKit's server restarts: a phone that talks is shown as one that is being dialled
-    lost_rooms: int = 0  # LiveKit closes a room that nobody asked it to close
+    lost_rooms: int = 0  # LiveKit closes a room without a request of this system
     full_slots: int = 0  # the workspace's limit is reached
     migrations: int = 0  # LiveKit tells that the phone left though it only moves
     late_copies: int = 0  # a write's request is executed once more, or first, at any later moment
@@ -183,7 +183,7 @@ class Config(NamedTuple):
 ONE_RING = "at most one dial is asked for"
 NO_RING_AFTER_END = "no phone begins to ring after the end is written"
 ONE_END = "one end, its event with it, and nothing after it"
-NOT_CUT_OFF = "nobody hangs up a call that was not asked to"
+NOT_CUT_OFF = "no call is hung up without a request"
 NOT_ENDED_EARLY = "no end while the phone is on"
 HANGUP_STANDS = "a request to hang up is neither undone nor unsaid"
 HANGUP_OBEYED = "nothing goes on over a request to hang up"
@@ -265,7 +265,7 @@ def create_room(config: Config, state: State, lease: int) -> State:
 
 
 def delete_room(config: Config, state: State) -> State:
-    """Whoever is in it is out. A phone that has not joined yet will make the room again."""
+    """Every participant leaves. A phone that has not joined yet recreates the room."""
     if state.room is None:
         return state
     room = state.room
@@ -284,7 +284,7 @@ def orphaned(state: State) -> bool:
 
 
 def revive_room(state: State) -> State:
-    """CreateRoom of an orphan room's name: a room again, its agent dispatched once more, nobody else in it."""
+    """CreateRoom of an orphan room's name: a room again, its agent dispatched once more, without a phone."""
     assert state.room is not None
     return state._replace(room=state.room._replace(agent=COMING, second=""), shows="")
 

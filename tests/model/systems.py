@@ -1,4 +1,4 @@
-"""The bounded systems that are explored, and what each condition of the protocol is there for."""
+"""The bounded systems that are explored, and the purpose of each condition of the protocol."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ DEAF = Config(
     overtime=True,
 )
 LOST_ROOMS = Config(
-    "a room that somebody else closes, events",
+    "a room that another client closes, events",
     Faults(lost_rooms=1, refusals=1, cuts=1),
     workers=1,
     events=True,
-    # The dial makes the room again, without its agent; nobody is then held to have been on the phone.
+    # The dial recreates the room without its agent; the promises about the agent and the slot do not apply then.
     ignored=frozenset({AGENT_THERE, SLOT_HELD}),
 )
 # A slot that is taken late waits for its repair.
@@ -291,12 +291,12 @@ NEEDED = {
     "a lost dispatch is deleted before another is made": Breaks(AGENTS_LATE, ONE_AGENT),
     "the agent comes before the dial": Breaks(CALM, AGENT_THERE),
     "the worker looks whether its lease is over": Breaks(STALLED_THIRD, AGENT_THERE),
-    "waiting clears only what nobody else holds": Breaks(WAITS_DEATH, SLOT_FREED),
+    "waiting clears only what no other process holds": Breaks(WAITS_DEATH, SLOT_FREED),
     "only the winner of the fence dials": Breaks(only(STALLED, ONE_RING), ONE_RING),
     "a dial is sent once": Breaks(UNCLEAR, ONE_RING),
     "an unclear dial is not sent again": Breaks(only(UNCLEAR, ONE_RING), ONE_RING),
-    "un-fence: nobody in the room": Breaks(only(LIARS, ONE_RING), ONE_RING),
-    "un-fence: nobody on two looks": Breaks(only(LIARS, ONE_RING), ONE_RING),
+    "un-fence: no phone in the room": Breaks(only(LIARS, ONE_RING), ONE_RING),
+    "un-fence: no phone on two looks": Breaks(only(LIARS, ONE_RING), ONE_RING),
     "an error without a SIP code is looked at": Breaks(ERRORS, NOT_ENDED_EARLY),
     "the worker looks twice": Breaks(UNCLEAR, NO_RING_AFTER_END),
     "a closed room alone ends no dial": Breaks(LOST_ROOMS, NO_RING_AFTER_END),
@@ -319,7 +319,7 @@ NEEDED = {
     # calls_api
     "a fenced call is not canceled but hung up": Breaks(CANCELED, NO_RING_AFTER_END),
     "the room stays while it rings": Breaks(CANCELED, AGENT_THERE),
-    "cancel clears only what nobody touched": Breaks(REFUSED, SLOT_FREED),
+    "cancel clears only what no other process touched": Breaks(REFUSED, SLOT_FREED),
     # livekit_events
     "an event ends no call that is dialing": Breaks(LOST_ROOMS, NO_RING_AFTER_END),
     "an event of another room is ignored": Breaks(LATE_EVENTS, NOT_ENDED_EARLY),
@@ -342,12 +342,12 @@ SECOND_LINES = {
 OTHER_REASONS = {
     "answered: lease mine": "only the lease's holder, or the reconciler after it, has a dial to tell of",
     "note_joined: room as seen": "what another room's phone did only keeps the call from being dialled again",
-    "note_joined: no phone seen": "the first word stays: when the phone joined",
-    "note_left: no word on the phone": "the first word on the phone stays; that its room closed is none",
+    "note_joined: no phone seen": "the first time at which the phone joined is kept",
+    "note_left: no event about the phone": "the first event about the phone is kept; that its room closed is none",
     "note_missing: status as seen": "a look noted too late only brings on another look",
     "note_missing: next look as seen": "a look noted too late would put off a request to hang up by minutes",
-    "ask_to_hang_up: no hangup": "the first reason to hang up stays",
-    "leave_due: ended": "everybody who asks for it has seen the end",
+    "ask_to_hang_up: no hangup": "the first reason to hang up is kept",
+    "leave_due: ended": "every process that makes this write has seen the end",
     "take_slot: its own slot": "a call that backs off while every slot is taken would wait for its own",
     "waiting for the agent, the worker reads the record": "slot and room of a canceled call are free at once",
     "cancel looks again": "a phone that joins a moment after the cancel is hung up at once",

@@ -1,7 +1,7 @@
-"""The model is of the code as it stands: what it leaves out or has in another order makes these tests fail.
+"""The model matches the code: what it leaves out or has in another order makes these tests fail.
 
-A failure here is no fault by itself. It asks whoever changed the protocol to change the model with it, and the
-model then says whether the promises still hold.
+A failure here is no fault by itself. A change of the protocol needs the same change in the model, whose tests then
+show whether the promises still hold.
 """
 
 from __future__ import annotations

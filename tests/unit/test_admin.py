@@ -1,4 +1,4 @@
-"""The operator's command, as it is typed: what it prints, asks, writes and refuses."""
+"""The operator's command line: what it prints, asks, writes and refuses."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CREATE = "workspace create acme --agent-name outbound --trunk ST_1 --from +12025
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Said:
-    """How a command ended, and what it said."""
+    """A command's exit code and output."""
 
     code: int
     out: str
@@ -163,7 +163,7 @@ def test_create_tells_a_person_the_key_the_secret_and_the_next_step(admin: Admin
     assert "curl https://YOUR_API/v1/api/call" in said.out
     assert "-H 'x-workspace-id: acme'" in said.out
     assert "-H 'x-api-key: rk_" in said.out
-    # Nobody is rung by a line that is copied as it stands.
+    # A line that is copied unchanged rings no phone.
     assert '"to": "NUMBER"' in said.out
     assert "neither is shown again" in said.out
     assert said.err == ""
@@ -221,16 +221,16 @@ def test_create_never_overwrites(admin: Admin, key: str, store: WorkspaceStore) 
     assert there(store) == before
 
 
-def test_create_without_countries_says_that_it_may_call_nobody(admin: Admin, store: WorkspaceStore) -> None:
+def test_create_without_countries_says_that_it_may_call_no_number(admin: Admin, store: WorkspaceStore) -> None:
     said = admin("workspace create acme --agent-name outbound --trunk ST_1")
-    assert "may call nobody until countries are named" in said.out
+    assert "may call no number until countries are named" in said.out
     assert there(store).allowedCallingCodes == frozenset()
     assert not there(store).allowSpecialNumbers
 
 
 def test_create_without_a_key_says_in_plain_words_that_it_is_open(admin: Admin, store: WorkspaceStore) -> None:
     said = admin(CREATE + " --no-key")
-    assert "OPEN. Whoever knows the id acme can place calls with it: no key is asked for." in said.out
+    assert "OPEN. Anyone who knows the id acme can place calls: no key is required." in said.out
     assert "IAM or in a private network" in said.out
     assert "rk_" not in said.out
     assert there(store).open
@@ -241,7 +241,7 @@ def test_create_without_a_key_says_so_to_scripts_too(admin: Admin) -> None:
     said = admin(CREATE + " --no-key --json")
     assert said.value["apiKey"] is None
     assert said.value["workspace"]["open"]
-    assert "OPEN. Whoever knows the id" in said.err
+    assert "OPEN. Anyone who knows the id" in said.err
 
 
 @pytest.mark.parametrize(
@@ -352,9 +352,9 @@ def test_list_is_a_table_for_people(admin: Admin, key: str, store: WorkspaceStor
     admin("workspace disable zoo --yes")
     limits.pause(1)
     assert admin("workspace list").out == (
-        "WORKSPACE  NAME           STATE     ACCESS                      MAY CALL  AT A TIME  A MINUTE\n"
-        "acme       acme           active    1 key                       +1        10         60\n"
-        "zoo        A longer name  disabled  open: whoever knows the id  nobody    10         60\n"
+        "WORKSPACE  NAME           STATE     ACCESS                 MAY CALL  AT A TIME  A MINUTE\n"
+        "acme       acme           active    1 key                  +1        10         60\n"
+        "zoo        A longer name  disabled  open: no key required  none      10         60\n"
     )
 
 
@@ -377,8 +377,8 @@ def test_list_of_an_empty_table(admin: Admin) -> None:
 )
 def test_an_unknown_workspace_is_named(admin: Admin, store: WorkspaceStore, line: str) -> None:
     group, verb, *rest = line.split()
-    said = admin(" ".join([group, verb, "nobody", *rest]) + " --yes")
-    assert f"no workspace nobody in table {TABLE} in eu-west-1" in one_line(said)
+    said = admin(" ".join([group, verb, "unknown", *rest]) + " --yes")
+    assert f"no workspace unknown in table {TABLE} in eu-west-1" in one_line(said)
     assert store.all() == []
 
 
@@ -419,7 +419,7 @@ def test_update_takes_back_what_was_allowed(admin: Admin, key: str, store: Works
 
 
 def test_update_that_takes_the_last_country_says_so(admin: Admin, key: str) -> None:
-    assert "may call nobody" in admin("workspace update acme --disallow +1").out
+    assert "may call no number" in admin("workspace update acme --disallow +1").out
 
 
 @pytest.mark.parametrize(
@@ -461,7 +461,7 @@ def test_two_updates_at_the_same_time_both_hold(
         nonlocal turns
         turns += 1
         if turns == 1:
-            # Between this command's read and its write another operator's command is done.
+            # Between this command's read and its write another operator's command completes.
             others.update("acme", lambda there: dataclasses.replace(there, name="Theirs"))
         return change_item(self, seen, changed)
 
@@ -475,7 +475,7 @@ def test_two_updates_at_the_same_time_both_hold(
 def test_disable_asks_and_enable_does_not(admin: Admin, key: str, store: WorkspaceStore) -> None:
     said = admin("workspace disable acme", stdin="y\n")
     assert (said.code, said.out) == (0, "acme is disabled.\n")
-    assert "calls that still wait will fail" in said.err
+    assert "its waiting calls fail" in said.err
     assert said.err.endswith("Disable it? [y/N] ")
     assert there(store).disabled
     assert admin("workspace enable acme").out == "acme is enabled.\n"
@@ -577,7 +577,7 @@ def test_revoking_the_last_key_does_not_open_the_workspace(admin: Admin, key: st
     assert "none, all is refused" in said.out
     assert (there(store).apiKeyHashes, there(store).open) == (frozenset(), False)
     assert "every request is refused" in admin("key list acme").out
-    assert "nobody: no key" in admin("workspace list").out
+    assert "closed: no key" in admin("workspace list").out
 
 
 def test_revoking_the_last_key_opens_only_when_asked_and_confirmed(
@@ -587,9 +587,9 @@ def test_revoking_the_last_key_opens_only_when_asked_and_confirmed(
     assert admin(line, stdin="n\n").code == 1
     assert there(store).apiKeyHashes == {key_hash(key)}
     said = admin(line, stdin="y\n")
-    assert "Whoever knows the id acme can place calls with it" in said.err
+    assert "Anyone who knows the id acme can place calls" in said.err
     assert (there(store).apiKeyHashes, there(store).open) == (frozenset(), True)
-    assert "open to whoever knows its id" in admin("key list acme").out
+    assert "open: a request needs only its id" in admin("key list acme").out
 
 
 def test_revoke_opens_nothing_while_other_keys_remain(admin: Admin, key: str, store: WorkspaceStore) -> None:
@@ -625,7 +625,7 @@ def test_a_key_that_became_the_last_meanwhile_is_not_revoked_as_one_of_two(
     monkeypatch.setattr(Terminal, "readline", typed_late)
     said = admin(f"key revoke acme {key_hash(key)[:8]}", stdin="")
     assert said.code == 1
-    assert "somebody else has just changed acme" in said.err
+    assert "acme was changed by another command meanwhile" in said.err
     assert there(store).apiKeyHashes == {key_hash(key)}
 
 
@@ -647,7 +647,7 @@ def test_update_opens_only_a_workspace_without_keys(admin: Admin, key: str, stor
     assert admin("workspace update acme --open", stdin="n\n").code == 1
     assert not there(store).open
     said = admin("workspace update acme --open", stdin="y\n")
-    assert "OPEN. Whoever knows the id acme" in said.out
+    assert "OPEN. Anyone who knows the id acme" in said.out
     assert there(store).open
     assert "It has no key, so every request is refused" in admin("workspace update acme --no-open").out
     assert not there(store).open
@@ -682,7 +682,7 @@ def test_a_second_rotation_keeps_the_newest_and_asks_before_it_drops_the_oldest(
 ) -> None:
     admin("webhook-secret rotate acme")
     newest, oldest = there(store).webhookSecrets
-    assert "1 secret of acme will sign no more" in admin("webhook-secret rotate acme", stdin="n\n").err
+    assert "1 secret of acme will no longer sign" in admin("webhook-secret rotate acme", stdin="n\n").err
     assert there(store).webhookSecrets == (newest, oldest)
     third = admin("webhook-secret rotate acme --yes --json").value["webhookSecret"]
     assert there(store).webhookSecrets == (third, newest)
@@ -717,7 +717,7 @@ def test_of_two_rotations_at_the_same_time_one_is_refused(
         return update(self, workspace_id, change)
 
     monkeypatch.setattr(WorkspaceStore, "update", overtaken)
-    assert "somebody else has just changed acme" in one_line(admin("webhook-secret rotate acme"))
+    assert "acme was changed by another command meanwhile" in one_line(admin("webhook-secret rotate acme"))
     # The secret that the other operator was shown still signs.
     assert there(store).webhookSecrets == ("whsec_theirs",)
 
@@ -876,7 +876,7 @@ def test_local_works_on_the_stack_that_is_running(
     said = run(f"--local {CREATE}")
     assert sent == [("PutItem", TABLE, "http://127.0.0.1:4566", "test")]
     assert "curl http://127.0.0.1:8000/v1/api/call" in said.out
-    # A number of the stand-in's, so that the line works as it stands.
+    # A number of the stand-in's, so that the line works unchanged.
     assert '"to": "+15550000000"' in said.out
 
 
@@ -887,7 +887,7 @@ def test_local_with_a_stack_that_has_died(run: Admin, tmp_path: Path, monkeypatc
     assert "in the local stack at http://127.0.0.1:4566" in one_line(run("--local workspace list"))
 
 
-# ── AWS says no ─────────────────────────────────────────────────────────────────────────────────────
+# ── errors of AWS ───────────────────────────────────────────────────────────────────────────────────
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: ClientError | BotoCoreError) -> None:
@@ -932,8 +932,8 @@ def test_without_a_region_it_says_what_it_needs(run: Admin, line: str) -> None:
 
 
 def test_an_unknown_profile_is_named(run: Admin) -> None:
-    said = one_line(run(f"--table {TABLE} --profile nobodys workspace list"))
-    assert "nobodys" in said
+    said = one_line(run(f"--table {TABLE} --profile absent workspace list"))
+    assert "absent" in said
 
 
 @pytest.mark.parametrize("line", LINES)

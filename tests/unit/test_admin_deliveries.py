@@ -42,7 +42,7 @@ class Account:
     now: int
 
     def call(self, number: int, hours_ago: float, workspace_id: str = "acme", **changes: Any) -> str:
-        """A call with so many events, placed so long ago, whose webhooks nobody has made yet."""
+        """A call with so many events, placed so long ago, whose deliveries do not exist yet."""
         placed = self.now - round(hours_ago * HOUR)
         call = Call(
             callId=f"{number:024x}",
@@ -64,7 +64,7 @@ class Account:
         return call.callId
 
     def delivery(self, call_id: str, sequence: int, state: str, **left: Any) -> None:
-        """One attempt was made, an hour ago, and this came of it."""
+        """One attempt was made, an hour ago, with this result."""
         then = self.now - HOUR
         self.deliveries.create(call_id, "acme", sequence, then, then)
         row = self.deliveries.take(call_id, sequence, "lease", then, left.get("lease_until", then + 45_000))
@@ -324,9 +324,9 @@ def test_without_the_calls_table_it_says_how_to_name_it(
 
 
 def test_an_unknown_workspace_is_named(account: Account, admin: Any) -> None:
-    said = admin("deliveries redrive --since 2h --workspace nobody")
+    said = admin("deliveries redrive --since 2h --workspace unknown")
     assert (said.code, said.out) == (1, "")
-    assert "no workspace nobody" in said.err
+    assert "no workspace unknown" in said.err
 
 
 def test_the_rows_it_makes_are_those_that_fan_out_makes(account: Account, admin: Any) -> None:

@@ -1,4 +1,4 @@
-"""Who may act for a workspace."""
+"""Authorization of requests for a workspace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record's story: snapshots, webhook bodies, JSON as text."""
+"""Views of the record: snapshots, webhook bodies, JSON as text."""
 
 from __future__ import annotations
 

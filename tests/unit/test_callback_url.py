@@ -1,4 +1,4 @@
-"""Where a webhook may not go: URLs, addresses and names that an attacker would try."""
+"""Callback URLs that are refused: URLs, addresses and names that an attacker would try."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ HOSTILE_URLS = [
     "https://hooks.example.com:443443/",
     "https://hooks.example.com:https/",
     "https://hooks.example.com:443:80/",
-    # Dots, labels, names that are nobody's.
+    # Dots, labels, names without a public owner.
     "https://hooks.example.com./",
     "https://.example.com/",
     "https://hooks..example.com/",
@@ -268,7 +268,7 @@ def test_a_name_without_addresses_is_refused_at_send() -> None:
 )
 @settings(max_examples=400)
 def test_the_client_connects_to_the_host_and_port_that_were_checked(url: str) -> None:
-    """Two parsers that read one URL in two ways are how such checks are passed by."""
+    """Such checks are bypassed with URLs that two parsers read differently."""
     try:
         check_url(url, POLICY)
     except AddressRefused:

@@ -1,4 +1,4 @@
-"""What the console makes of a call's witnesses: broken promises are called so, and each deed is its doer's."""
+"""The console's timeline from records, steps and events: broken promises are shown, each step at its process."""
 
 from __future__ import annotations
 

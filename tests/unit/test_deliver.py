@@ -1,5 +1,5 @@
-"""Attempts at webhooks on a clock that the test moves: when each is made, what ends them, and that nothing (lost
-and repeated messages, dead processes, an emptied dead-letter queue) makes two at a time, or none."""
+"""Attempts at webhooks on a clock that the test moves: when each is made, what ends them, and that no fault (lost
+and repeated messages, dead processes, an emptied dead-letter queue) leads to two at a time, or none."""
 
 from __future__ import annotations
 
@@ -379,7 +379,8 @@ def test_a_rotation_is_signed_with_both_secrets_within_a_minute(world: World) ->
 
 
 @pytest.mark.parametrize(
-    ("secrets", "said"), [((), "has no webhook secret"), (("whsec_",), "is not one"), (("whsec_!",), "is not one")]
+    ("secrets", "said"),
+    [((), "has no webhook secret"), (("whsec_",), "is not valid"), (("whsec_!",), "is not valid")],
 )
 def test_without_a_secret_nothing_is_posted_and_the_attempt_says_so(
     world: World, secrets: tuple[str, ...], said: str
@@ -471,7 +472,7 @@ def records_of(*keys: tuple[str, int]) -> list[dict[str, Any]]:
 class Overlapping(httpx.AsyncBaseTransport):
     """Endpoints that take their time. most: how many POSTs of one id there were at a time.
 
-    wait_for: nobody is answered before so many POSTs are under way.
+    wait_for: no POST is answered before so many are under way.
     """
 
     def __init__(self, wait_for: int = 0) -> None:
@@ -634,7 +635,7 @@ def test_messages_that_are_lost_are_sent_again(world: World) -> None:
     answering(world, 500, 200)
 
     async def lossy() -> None:
-        # Every message ever sent gets lost once in three times, and the dead-letter queue is emptied.
+        # Every third message is lost, and the dead-letter queue is emptied.
         chance = random.Random(1)
         while not world.settled():
             for message in list(world.queue.messages):
@@ -723,7 +724,7 @@ def test_deaths_of_the_sender_take_nothing_from_the_receivers_schedule(world: Wo
 
 
 async def die_at_the_post(world: World) -> None:
-    """At whatever is due: the process is gone when it sends."""
+    """The process dies when it sends, at every due delivery."""
     process = Process()
 
     class Deadly(httpx.AsyncBaseTransport):
@@ -740,7 +741,7 @@ async def die_at_the_post(world: World) -> None:
 
 
 def test_a_table_that_cannot_be_read_for_long_kills_no_delivery(world: World) -> None:
-    """The process lives: it gives back what it could not post."""
+    """The process lives: it gives back the delivery that it could not post."""
     world.fan_out(world.call(A, events=1))
 
     class Down(MemoryWorkspaces):

@@ -1,5 +1,5 @@
-"""A delivery's row: who may take it, what an attempt leaves behind. Every test runs against DynamoDB (moto) and
-against the table in memory that stands in for it elsewhere."""
+"""A delivery's row: taking it, and what an attempt stores. Every test runs against DynamoDB (moto) and against the
+in-memory table that other tests use instead."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_nothing_is_replayed_while_an_attempt_is_under_way(store: DeliveryStore)
     assert store.replay(CALL, "demo", 1, NOW + 45_000, NOW + 99_000) is None
     assert store.get(CALL, 1) == row
     assert store.replay(CALL, "demo", 1, NOW + 45_001, NOW + 99_000) is not None
-    # The attempt that was given up for dead cannot end the new one.
+    # The attempt that was presumed dead cannot finish the new one.
     assert store.finish(row, ATTEMPT, "delivered", NOW, NOW) is None
 
 

@@ -1,4 +1,4 @@
-"""How the production durations nest; the template's own numbers are held against them in tests/infra."""
+"""How the production durations nest; tests/infra compares the template's numbers with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Items to DynamoDB's wire and back, and what its errors say of a write."""
+"""Items to DynamoDB's format and back, and what its errors mean for a write."""
 
 from __future__ import annotations
 

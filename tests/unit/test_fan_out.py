@@ -1,4 +1,4 @@
-"""From the stream's records to rows and messages: exact, repeatable, and never stuck."""
+"""From the stream's records to rows and messages: exact, idempotent, and never blocked."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_messages_go_in_batches(world: World) -> None:
 
 # ── side by side ────────────────────────────────────────────────────────────────────────────────────
 
-# For what never comes.
+# Seconds to wait for what must not happen.
 DEADLINE_SECONDS = 60
 
 
@@ -174,7 +174,7 @@ def test_a_failed_row_names_its_record_and_those_before_it_are_done(world: World
     records = world.call(A) + world.call(B)
     assert fan_out_with(world, Failing(world, (A, 3), error), records) == 2
     assert sent(world) == [(A, 1), (A, 2)]
-    # As AWS goes on: from the record that failed.
+    # As AWS continues: from the record that failed.
     assert world.fan_out(records[2:]) is None
     assert len(world.table.rows) == 8
     assert sorted(sent(world)) == sorted(world.table.rows)

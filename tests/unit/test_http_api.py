@@ -1,4 +1,4 @@
-"""A header that is used once has one value, however many copies of it a proxy or a retry sends along."""
+"""Headers that are repeated by a proxy or a retry, bodies, and the answers for errors."""
 
 from __future__ import annotations
 
@@ -91,6 +91,28 @@ def test_a_body_with_an_encoding_is_refused_and_any_type_is_read() -> None:
         {"content-type": "text/x"},
     ):
         assert body_bytes(event(headers) | {"body": "{}"}) == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("route", "with_key"),
+    [
+        ("POST /v1/api/call", True),
+        ("POST /v1/api/call/{callId}/events", True),
+        ("GET /v1/api/call", False),
+        ("GET /v1/api/call/{callId}", False),
+        ("POST /v1/api/call/{callId}/cancel", False),
+        ("GET /v1/api/call/{callId}/deliveries", False),
+        ("POST /v1/api/call/{callId}/deliveries/{sequence}/replay", False),
+        ("POST /v1/livekit/events", False),
+    ],
+)
+def test_503_names_the_idempotency_key_only_on_routes_that_take_one(route: str, with_key: bool) -> None:
+    def fail(event: Any) -> dict[str, Any]:
+        raise StoreError("down")
+
+    answer = respond(event({}) | {"routeKey": route}, fail)
+    assert answer["statusCode"] == 503
+    assert ("Idempotency-Key" in answer["body"]) is with_key
 
 
 VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters=","), max_size=8)

@@ -1,4 +1,6 @@
-"""What functions import: of the project their own folder and shared, of what is slow only what is listed here."""
+"""What functions import: of the project only their own folder and shared, of slow packages only those listed
+here.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
 
 
 def slow_imports(code: str) -> set[str]:
-    """Which of the slow packages a new process has imported behind `code`."""
+    """The slow packages that a new process has imported after `code`."""
     found = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*(name for name in {SLOW} if name in sys.modules))"],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(FUNCTIONS), **HANDLERS_ENVIRONMENT},

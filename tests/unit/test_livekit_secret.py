@@ -1,4 +1,4 @@
-"""LiveKit's secret: read in time, and never the reason that everything stops."""
+"""LiveKit's secret: re-read in time, and usable while it cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which numbers a workspace may call: the countries it names, and no line that costs more unless it says so."""
+"""Which numbers a workspace may call: the countries it names, and special numbers only if they are allowed."""
 
 from __future__ import annotations
 

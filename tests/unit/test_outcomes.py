@@ -89,7 +89,7 @@ def left(reason: str, call_status: str = "ringing") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("code", "told", "status", "reason"),
     [
-        # The carrier's code was lost on the way: LiveKit's event tells that the phone was there.
+        # The carrier's code is missing: LiveKit's event shows that the phone was in the room.
         ("resource_exhausted", left("USER_REJECTED"), "busy", "busy"),
         ("resource_exhausted", left("USER_UNAVAILABLE"), "no_answer", "no_answer"),
         ("resource_exhausted", None, "failed", "outcome_unknown"),
@@ -108,7 +108,7 @@ def left(reason: str, call_status: str = "ringing") -> dict[str, Any]:
         ("unauthenticated", None, "failed", "livekit_error"),
         ("permission_denied", None, "failed", "livekit_error"),
         ("internal", None, "failed", "livekit_error"),
-        # The phone was answered, whatever the error says.
+        # The phone was answered, regardless of the error.
         ("failed_precondition", left("CLIENT_INITIATED", "hangup"), "completed", "hangup"),
         ("internal", left("CLIENT_INITIATED", "active"), "completed", "disconnected"),
     ],
@@ -142,7 +142,7 @@ def test_a_fault_of_the_trunk_is_told_apart_from_the_callee(code: str) -> None:
     [
         (None, True, "no_answer"),
         (left("USER_UNAVAILABLE"), True, "no_answer"),
-        # The trunk is silent: SIP gives up after 32 s, LiveKit after the ring time if that is shorter.
+        # The trunk does not respond: SIP gives up after 32 s, LiveKit after the ring time if that is shorter.
         (left("USER_UNAVAILABLE", "dialing"), True, "trunk_error"),
         (left("USER_UNAVAILABLE", "dialing"), False, "trunk_error"),
         (left("PARTICIPANT_REMOVED"), False, "removed"),
@@ -190,7 +190,7 @@ def test_without_a_word_on_the_phone_the_outcome_is_unknown_and_never_retryable(
         # LiveKit's service gave up: no RTP for 30 s, or it stopped.
         (left("CLIENT_INITIATED", "active"), "disconnected", False),
         (left("CLIENT_INITIATED", "automation"), "disconnected", False),
-        # A server that restarted in the call began the status anew.
+        # A server that restarted during the call has reset the status.
         (left("CLIENT_INITIATED", "dialing"), "hangup", False),
         (left("ROOM_DELETED", "active"), "agent_hangup", False),
         (left("PARTICIPANT_REMOVED", "active"), "agent_hangup", False),

@@ -1,4 +1,4 @@
-"""One number has one form, and none that is dialled begins, behind its country code, with a prefix."""
+"""Every number has one form, without a prefix after its country code."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_of_every_plan_the_international_prefix_is_refused(region: str) -> None:
 
 
 def rewritten(number: str) -> list[str]:
-    """What a carrier may make of a number of a plan, when it obeys a prefix behind the country code."""
+    """Numbers that a carrier may dial instead of a plan's, when it interprets a prefix after the country code."""
     parsed = phonenumbers.parse(number)
     assert parsed.country_code is not None
     region = phonenumbers.region_code_for_country_code(parsed.country_code)

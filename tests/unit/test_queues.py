@@ -1,4 +1,4 @@
-"""Messages as SQS gets them, and what becomes of those that it does not confirm."""
+"""Messages as SQS gets them, and messages that it does not confirm."""
 
 from __future__ import annotations
 

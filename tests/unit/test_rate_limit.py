@@ -89,7 +89,7 @@ def test_threads_of_one_process_never_exceed_the_limit(store: LimitStore) -> Non
 
 
 def test_a_burst_over_many_new_processes_is_let_through(store: LimitStore) -> None:
-    """What a process holds and does not spend is a tenth of what was left."""
+    """A process holds at most a tenth of the remaining permits unspent."""
     assert sum(accepted(RateLimit(store), 60) for _ in range(30)) == 30
 
 
@@ -162,7 +162,7 @@ def test_a_table_that_does_not_answer_lets_nobody_through(store: LimitStore, cli
     client.lose = 1
     with pytest.raises(StoreUnclear):
         process.spend(workspace(20), NOW)
-    # The two permits whose answer was lost are nobody's.
+    # The two permits whose answer was lost stay unused.
     assert accepted(process, 20, tries=30) == 18
     client.delete_table(TableName=TABLE)
     with pytest.raises(StoreError):

@@ -1,4 +1,4 @@
-"""JSON is read strictly and kept as it was written, in time that grows with its length and no faster."""
+"""JSON is parsed strictly and its text kept, in linear time."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_whatever_comes_is_read_or_refused(body: bytes) -> None:
     ],
 )
 def test_a_megabyte_made_to_be_slow_is_refused_at_once(body: str) -> None:
-    """In a process of its own, because nothing else ends a regular expression that tries everything."""
+    """In a process of its own, as a regular expression that backtracks cannot be interrupted."""
     code = (
         "from shared.raw_json import members\nfrom shared.errors import RequestRefused\n"
         f"try:\n    members({body})\nexcept RequestRefused as refused:\n    print(refused.code)\n"

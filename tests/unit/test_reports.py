@@ -1,4 +1,4 @@
-"""What taking a report costs a function that starts."""
+"""The cold start of the route for reports."""
 
 from __future__ import annotations
 

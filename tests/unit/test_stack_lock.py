@@ -1,4 +1,4 @@
-"""The lock of a local stack's folder: who waits for it does not wait for ever."""
+"""The lock of a local stack's folder: waiting for it ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from local.errors import StackError
 
 
 def test_stop_says_so_when_what_was_left_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody's id is in the lock, so there is nobody to send a signal to."""
+    """The lock contains no process id, so no signal is sent."""
     monkeypatch.setattr(stack_lock, "STOP_SECONDS", 0.0)
     monkeypatch.setattr(stack_lock, "GONE_SECONDS", 0.0)
     with (tmp_path / "lock").open("w") as left:

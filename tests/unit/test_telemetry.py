@@ -1,4 +1,4 @@
-"""Metrics are lines that CloudWatch reads: each whole, however many threads write."""
+"""Metrics are lines that CloudWatch parses: concurrent threads do not mix them."""
 
 from __future__ import annotations
 

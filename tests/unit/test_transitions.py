@@ -1,4 +1,4 @@
-"""A change of a call's status that the table of transitions does not have cannot be written."""
+"""A change of status that TRANSITIONS lacks cannot be written."""
 
 from __future__ import annotations
 

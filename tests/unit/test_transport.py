@@ -1,4 +1,4 @@
-"""HTTP to addresses that were checked and to no others, on a network that only notes who was called."""
+"""HTTP only to checked addresses, on a fake network that records the addresses called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workspaces: what is written under which condition, and the cache."""
+"""Workspaces: conditional writes, and the cache."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_workspace_is_read_as_it_was_created(store: WorkspaceStore) -> None:
 
 
 def test_an_unknown_workspace_is_none(store: WorkspaceStore) -> None:
-    assert store.get("nobody") is None
+    assert store.get("unknown") is None
 
 
 def test_create_never_overwrites(store: WorkspaceStore) -> None:
@@ -113,8 +113,8 @@ def test_update_changes_what_it_says_and_counts_the_version(store: WorkspaceStor
 
 
 def test_update_of_an_unknown_workspace_makes_none(store: WorkspaceStore) -> None:
-    assert store.update("nobody", named("New")) is None
-    assert store.get("nobody") is None
+    assert store.update("unknown", named("New")) is None
+    assert store.get("unknown") is None
 
 
 def test_update_keeps_attributes_it_does_not_know(store: WorkspaceStore, client: OneAtATime) -> None:
@@ -154,7 +154,7 @@ def test_of_two_updates_at_the_same_time_both_hold(store: WorkspaceStore, versio
         nonlocal turns
         turns += 1
         if turns == 1:
-            # Somebody else is done between this one's read and its write.
+            # Another update completes between this one's read and its write.
             store.update("acme", allowing("+44"))
         return allowing("+49")(seen)
 
@@ -238,7 +238,7 @@ def test_all_reads_every_page_and_only_workspaces(store: WorkspaceStore, client:
 
 
 class Clock:
-    """Seconds, as told."""
+    """Seconds, set by the test."""
 
     now = 1_000.0
 
@@ -322,8 +322,8 @@ def test_one_unknown_id_is_asked_for_once() -> None:
     counting = Counting()
     cache = WorkspaceCache(cast(WorkspaceStore, counting), 60, Clock())
     for _ in range(100):
-        assert cache.get("nobody") is None
-    assert counting.asked == ["nobody"]
+        assert cache.get("unknown") is None
+    assert counting.asked == ["unknown"]
 
 
 def test_a_failed_read_is_not_remembered(store: WorkspaceStore, client: OneAtATime) -> None:

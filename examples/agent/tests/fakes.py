@@ -1,4 +1,4 @@
-"""What stands in for LiveKit and its providers, and for Ringonce's side of the reports."""
+"""Fakes of LiveKit and its providers, and of Ringonce's route for reports."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Track:
         return rtc.LocalAudioTrack.create_audio_track("phone", self._source)
 
     async def speak(self) -> None:
-        """Half a second of somebody."""
+        """Half a second of speech."""
         for frame in tone.tone(0.5):
             await self._source.capture_frame(frame)
 
@@ -91,7 +91,7 @@ class FakeRoom(rtc.EventEmitter[str]):
         return self.connected
 
     def waited_for(self) -> int:
-        """How many wait for a change of the phone's."""
+        """The number of waiters for a change of the phone."""
         return len(self._events.get("participant_attributes_changed", ()))
 
     def status(self, status: str) -> None:
@@ -119,7 +119,7 @@ class FakeRoom(rtc.EventEmitter[str]):
 
 
 class FakeContext:
-    """A job's context: what the agent asked of it stands in `done`, in order."""
+    """A job's context; `done` lists the agent's requests in order."""
 
     def __init__(self, metadata: str) -> None:
         self.job = type("Job", (), {"metadata": metadata})()
@@ -180,7 +180,7 @@ class Ringonce:
 
 
 class FakeLLM(llm.LLM[str]):
-    """Remembers all that it was ever asked, and says the same thing to everything."""
+    """Records every prompt and always gives the same answer."""
 
     asked: list[Any] = []  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""A call as the agent lives it: silent until it is answered, its context kept apart, the end reported."""
+"""A call from the agent's side: silent until it is answered, context and metadata kept apart, the end reported."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Session(AgentSession[Any]):
 
 
 class Detector:
-    """As AMD, deciding what a test says."""
+    """In place of AMD, with the decision that a test sets."""
 
     category = AMDCategory.HUMAN
 

@@ -1,4 +1,4 @@
-"""When the phone is answered: as LiveKit tells, and as it is heard when a server that restarted does not tell."""
+"""Detecting the answer: from LiveKit's status, and from speech after a server's restart has reset the status."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def wait(room: FakeRoom, told: Told) -> asyncio.Task[answer.Answer | None]:
 
 
 async def silence_heard(room: FakeRoom, frames: int = 2 * answer.LOUD_FRAMES) -> None:
-    """Returns when the phone's track has carried silence for longer than it takes to hear somebody."""
+    """Returns when the phone's track has carried silence for longer than detecting speech takes."""
     stream = rtc.AudioStream.from_track(track=room.phone.track.track, frame_size_ms=answer.FRAME_MS)
     async for event in stream:
         assert not any(event.frame.data)

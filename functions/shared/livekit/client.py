@@ -1,6 +1,6 @@
-"""LiveKit as this project uses it: rooms, the agent's dispatch, the phone's participant.
+"""The LiveKit API as this project uses it: rooms, agent dispatches, the phone's participant.
 
-The only import of the LiveKit client. Its errors become LiveKitError, LiveKitUnreachable (never sent) or
+The only module that imports the LiveKit client. Its errors become LiveKitError, LiveKitUnreachable (never sent) or
 LiveKitUnclear (sent, outcome unknown).
 """
 
@@ -35,10 +35,10 @@ TWIRP_CODES = frozenset(
     }
 )  # fmt: skip
 
-# ListRooms takes many names; so many keep the answer small.
+# ListRooms accepts more names; this many keep the response small.
 ROOMS_PER_REQUEST = 50
 
-# A room: phone and agent are surely in it; it exists, with one of them or none; it does not exist.
+# A room: phone and agent are both in it; it exists, with fewer participants; it does not exist.
 Presence = Literal["both", "some", "absent"]
 
 
@@ -47,13 +47,13 @@ _ORPHAN = "could not find object"
 
 
 class OrphanRoom(LiveKitError):
-    """LiveKit lists this room and nothing is in it: the server that held it has crashed."""
+    """LiveKit lists this room, but it cannot be deleted: the server that hosted it has crashed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RoomView:
-    """Who is in a room. call_status: the phone's `sip.callStatus`, None when it is not there. other_present: a
-    second phone or another person. joined_at: epoch ms at which the phone joined, 0 without one.
+    """The participants of a room. call_status: the phone's `sip.callStatus`, None when it is absent.
+    other_present: a second phone or another person. joined_at: epoch ms at which the phone joined, 0 when absent.
     """
 
     call_status: str | None
@@ -63,7 +63,7 @@ class RoomView:
 
     @property
     def accompanied(self) -> bool:
-        """Whether the phone has somebody to talk to."""
+        """Whether an agent or another participant is with the phone."""
         return self.agent_present or self.other_present
 
 
@@ -71,8 +71,8 @@ class RoomView:
 async def connect(read_secret: Callable[[], LiveKitSecret], request_timeout: float) -> AsyncIterator[LiveKit]:
     """A client for one invocation (its session belongs to the running loop). request_timeout: seconds.
 
-    read_secret is called at the first request; its StoreError fails that request as LiveKitSecretUnreadable. So a
-    secret that cannot be read stops nothing that does not need LiveKit.
+    read_secret is called at the first request; its StoreError fails that request as LiveKitSecretUnreadable. So an
+    unreadable secret fails only work that needs LiveKit.
     """
     client = _LazyClient(read_secret, request_timeout)
     try:
@@ -94,14 +94,14 @@ class _LazyClient:
         return _LazyService(self, service)
 
     async def made(self) -> api.LiveKitAPI:
-        """Raises LiveKitSecretUnreadable. Requests that come meanwhile wait for the same read; the next one reads
-        again.
+        """Raises LiveKitSecretUnreadable. Concurrent requests share one read of the secret; after a failed one the
+        next request reads it again.
         """
         if self._making is None:
             self._making = asyncio.create_task(self._make())
         making = self._making
         try:
-            # A request that is given up takes the read away from none of the others.
+            # A canceled request must not cancel the read for the others.
             return await asyncio.shield(making)
         except Exception:
             if self._making is making:
@@ -114,7 +114,7 @@ class _LazyClient:
         except StoreError as exc:
             raise LiveKitSecretUnreadable from exc
         # `failover=False`: on LiveKit Cloud the client would otherwise send CreateSIPParticipant up to three
-        # times, and LiveKit does not recognise a repeated one.
+        # times, and LiveKit does not deduplicate it.
         self._client = api.LiveKitAPI(
             secret.url,
             secret.apiKey,
@@ -154,7 +154,7 @@ class LiveKit:
     async def create_room(self, name: str, room_metadata: str, agent_name: str, agent_metadata: str) -> str:
         """Makes the room with its agent dispatched. Returns the room's sid.
 
-        Safe to repeat; a room that exists keeps the agents it has (`agents` is ignored then).
+        Safe to repeat; an existing room keeps its agents (LiveKit ignores `agents` then).
         """
         with _livekit_errors():
             room = await self._client.room.create_room(
@@ -167,9 +167,10 @@ class LiveKit:
         return room.sid
 
     async def delete_lost_dispatches(self, room: str) -> bool:
-        """Deletes the dispatches that no agent worker took, so that another can bring the room its one agent.
+        """Deletes the dispatches that no agent worker has taken, so that a new one cannot result in two agents.
 
-        LiveKit repeats no dispatch. Returns False, and deletes nothing, while one has a job: its agent is late.
+        LiveKit does not repeat a dispatch. Returns False and deletes nothing while one has a job: its agent is
+        late.
         """
         with _livekit_errors():
             dispatches = await self._client.agent_dispatch.list_dispatch(room)
@@ -188,23 +189,24 @@ class LiveKit:
             )
 
     async def delete_room(self, name: str) -> None:
-        """Ends the room and everything in it; a room that is not there is no error. Raises OrphanRoom."""
+        """Deletes the room and disconnects its participants; an absent room is no error. Raises OrphanRoom."""
         with _absent_is_fine(), _livekit_errors():
             await self._client.room.delete_room(api.DeleteRoomRequest(room=name))
 
     async def remove_orphan(self, name: str) -> None:
-        """Removes a room whose server has crashed: made anew it can be deleted (measured on livekit-server 1.13).
+        """Removes a room whose server has crashed: created again it can be deleted (measured on livekit-server
+        1.13).
 
-        LiveKit dispatches the room's agent once more, which may make the room again: a later look must delete it.
+        LiveKit dispatches the room's agent once more, which may recreate the room: it must be deleted again then.
         """
         with _absent_is_fine(), _livekit_errors():
             await self._client.room.create_room(api.CreateRoomRequest(name=name))
             await self._client.room.delete_room(api.DeleteRoomRequest(room=name))
 
     async def remove_participant(self, room: str, identity: str) -> bool:
-        """Takes the phone out of the room: CANCEL while it rings, BYE when answered. False: it is not there.
+        """Removes the phone from the room: CANCEL while it rings, BYE when answered. False: it is absent.
 
-        `unavailable` is LiveKit's answer where the server that held the participant is gone.
+        LiveKit answers `unavailable` when the server that hosted the participant is gone.
         """
         try:
             with _livekit_errors():
@@ -218,7 +220,7 @@ class LiveKit:
         return True
 
     async def view_room(self, room: str, identity: str) -> RoomView:
-        """Who is there now. An absent room has nobody in it."""
+        """The room's current participants; an absent room has none."""
         participants: Iterable[ParticipantInfo] = ()
         with _absent_is_fine(), _livekit_errors():
             answer = await self._client.room.list_participants(api.ListParticipantsRequest(room=room))
@@ -241,7 +243,7 @@ class LiveKit:
         return view
 
     async def rooms_present(self, names: list[str]) -> dict[str, Presence]:
-        """What is in each of these rooms (at most ROOMS_PER_REQUEST), by one request.
+        """The presence in each of these rooms (at most ROOMS_PER_REQUEST), by one request.
 
         LiveKit counts agents among the publishers but not among the participants (livekit/livekit
         pkg/rtc/room.go `updateProto`): one participant and two publishers are a phone and an agent.
@@ -257,10 +259,10 @@ class LiveKit:
         self, *, room: str, identity: str, trunk_id: str, to: str, from_number: str | None, ring: float,
         longest: float, timeout: float,
     ) -> None:  # fmt: skip
-        """Rings the phone and returns when it has answered. Each call of this rings once more.
+        """Rings the phone and returns when it has answered. Not idempotent: each call of this rings once more.
 
-        Seconds: ring, before it counts as not answered; longest, of the whole call from the room join, ringing
-        included; timeout, of the HTTP request (the client raises it to ring + 2 s if it is less).
+        In seconds: ring: the ring time; longest: of the whole call from the room join, ringing included; timeout:
+        of the HTTP request (the client raises it to ring + 2 s if it is less).
         """
         request = api.CreateSIPParticipantRequest(
             sip_trunk_id=trunk_id,
@@ -290,12 +292,12 @@ def _duration(seconds: float) -> Duration:
 
 
 def _error_of(exc: api.ServerError) -> LiveKitError:
-    """What an HTTP answer other than 200 says. Its JSON may come from a proxy: any part may be of any type."""
+    """The error for a response other than 200. Its JSON may come from a proxy: any part may be of any type."""
     code = exc.code if isinstance(exc.code, str) and exc.code in TWIRP_CODES else "unknown"
     if code == "unknown" and _ORPHAN in str(exc.message):
         return OrphanRoom(code, exc.status)
     if code == "unknown" and exc.status == 401:
-        # Plain text: LiveKit's own word for a bad token (livekit/livekit pkg/service/auth.go).
+        # Plain text: LiveKit's response to an invalid token (livekit/livekit pkg/service/auth.go).
         return LiveKitError("unauthenticated", exc.status)
     if code == "unknown":
         # Not Twirp JSON: a proxy in front of LiveKit answered, LiveKit may have got the request.
@@ -313,7 +315,7 @@ def _livekit_errors() -> Iterator[None]:
     except aiohttp.ClientConnectorError as exc:
         raise LiveKitUnreachable from exc
     except (TimeoutError, aiohttp.ClientError, DecodeError, AttributeError, TypeError) as exc:
-        # The last two: the client found JSON of another shape than Twirp's (a proxy's again).
+        # The last two: the response's JSON is not Twirp's (a proxy's again).
         raise LiveKitUnclear from exc
 
 

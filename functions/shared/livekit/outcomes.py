@@ -1,8 +1,8 @@
-"""What LiveKit's answer to a dial means for the call.
+"""The outcome of a call from LiveKit's answer to a dial.
 
-The facts are LiveKit's own mapping of SIP to Twirp (livekit/protocol livekit/sip.go, livekit/sip pkg/sip) and
-RFC 3261, section 21. One rule stands above the table: no error proves by itself that nothing rang. With a SIP code
-the carrier had the INVITE, so the call ends; without one LiveKit's event and a look at the room decide.
+Sources: LiveKit's mapping of SIP to Twirp (livekit/protocol livekit/sip.go, livekit/sip pkg/sip) and RFC 3261,
+section 21. One rule precedes the table: no error proves by itself that nothing rang. With a SIP code the carrier
+got the INVITE, so the call ends; without one LiveKit's event and a look at the room decide.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _TRUNK = Outcome("failed", "trunk_error")
 _CARRIER = Outcome("failed", "carrier_error")
 _CARRIER_RETRY = Outcome("failed", "carrier_error", retryable=True)
 
-# SIP code → outcome. What is not listed: 5xx a carrier's passing fault, else its refusal.
+# SIP code → outcome. Not listed: 5xx, a temporary fault of the carrier; all others, its refusal.
 SIP_CODES: dict[int, Outcome] = {
-    301: _INVALID, 302: _INVALID,  # moved: the number is somewhere else, LiveKit does not follow
+    301: _INVALID, 302: _INVALID,  # moved; LiveKit does not follow
     401: _TRUNK, 402: _TRUNK, 403: _TRUNK, 407: _TRUNK, 494: _TRUNK,  # credentials, payment, permission
     404: _INVALID, 410: _INVALID, 416: _INVALID, 484: _INVALID, 485: _INVALID, 604: _INVALID,
     408: _NO_ANSWER, 480: _NO_ANSWER, 487: _NO_ANSWER,
@@ -33,7 +33,7 @@ SIP_CODES: dict[int, Outcome] = {
 }  # fmt: skip
 
 
-# With these codes LiveKit, or a proxy before it, does not say that the dial is over.
+# With these codes of LiveKit, or of a proxy before it, the dial may still go on.
 _TELLS_NOTHING = frozenset(
     {"unclear", "unknown", "deadline_exceeded", "resource_exhausted", "aborted", "data_loss", "dataloss"}
 )
@@ -43,9 +43,9 @@ _TELLS_NOTHING = frozenset(
 class Verdict:
     """What LiveKit's error for a dial proves.
 
-    end: the carrier answered the INVITE; the call ends with `outcome`. over: LiveKit gave the dial up without a
-    SIP code, which may be after an answer: its event and one look come first. unsent: an answer that comes before
-    the INVITE only; un-fenced once two looks confirm it. look: nothing is known of the phone.
+    end: the carrier answered the INVITE; the call ends with `outcome`. over: LiveKit gave up the dial without a
+    SIP code, possibly after the phone was answered: its event and one look are needed. unsent: an error that
+    occurs only before the INVITE; un-fenced once two looks confirm it. look: nothing is known of the phone.
     """
 
     kind: Literal["end", "over", "unsent", "look"]
@@ -61,8 +61,8 @@ def sip_outcome(code: int) -> Outcome:
 def verdict(error: LiveKitError) -> Verdict:
     """Reads LiveKit's answer to CreateSIPParticipant.
 
-    `unavailable` is sent before the INVITE only from livekit-sip 1.7.0 on. `resource_exhausted` is LiveKit's word
-    for SIP 440, 480, 486 and 600 too: without the SIP code it does not tell a refused request from a busy phone.
+    From livekit-sip 1.7.0 on `unavailable` occurs only before the INVITE. `resource_exhausted` also stands for SIP
+    440, 480, 486 and 600: without the SIP code it does not distinguish a refused request from a busy phone.
     """
     if error.sip_status_code is not None:
         return Verdict("end", sip_outcome(error.sip_status_code))
@@ -74,11 +74,12 @@ def verdict(error: LiveKitError) -> Verdict:
 
 
 def uncoded_outcome(code: str, left: dict[str, Any] | None, *, rang_out: bool = False) -> Outcome:
-    """The end of a dial that LiveKit gave up with this Twirp code and without a SIP code.
+    """The outcome of a dial that LiveKit gave up with this Twirp code and without a SIP code.
 
-    left: what LiveKit's event says of the phone's leaving, None without one. rang_out: the dial lasted its ring
-    time. The phone joins the room before the INVITE, so a code of SIP's with a `left` is the carrier's answer, its
-    number lost on the way (livekit/protocol livekit/sip.go `sipCodeToGRPCCode`); without one LiveKit refused.
+    left: LiveKit's event of the phone's leaving, None without one. rang_out: the dial lasted its ring time. The
+    phone joins the room before the INVITE, so a code that LiveKit derives from SIP, together with `left`, is the
+    carrier's answer without its number (livekit/protocol livekit/sip.go `sipCodeToGRPCCode`); without `left`
+    LiveKit itself refused.
     """
     if left is not None and left.get("callStatus") in ANSWERED:
         return answered_outcome(left)
@@ -119,8 +120,8 @@ def _unanswered_outcome(left: dict[str, Any] | None, rang_out: bool) -> Outcome:
         case {"reason": "ROOM_DELETED" | "PARTICIPANT_REMOVED" | "ROOM_CLOSED"}:
             return Outcome("failed", "removed", retryable=True)
         case {"callStatus": "dialing"}:
-            # The trunk never said that the phone rings: the INVITE was not answered at all. SIP gives up after
-            # 32 s (RFC 3261, timer B), LiveKit after the ring time if that is shorter.
+            # No ringing was reported: the INVITE was not answered at all. SIP gives up after 32 s (RFC 3261,
+            # timer B), LiveKit after the ring time if that is shorter.
             return Outcome("failed", "trunk_error", retryable=True)
     return _NO_ANSWER if rang_out else _CARRIER_RETRY
 
@@ -129,9 +130,9 @@ ANSWERED = frozenset({"active", "automation", "hangup"})
 
 
 def left_outcome(left: dict[str, Any] | None) -> Outcome:
-    """The end of a fenced call by what LiveKit said when its participant left; None: it said nothing.
+    """The outcome of a fenced call from LiveKit's event of the phone's leaving; None: there was no event.
 
-    Without the carrier's code this is less than the dial's own answer would tell.
+    It lacks the carrier's code, so it is less precise than the dial's own answer.
     """
     if left is None:
         return Outcome("failed", "outcome_unknown")
@@ -147,30 +148,30 @@ def left_outcome(left: dict[str, Any] | None) -> Outcome:
             return _CARRIER_RETRY
         case "ROOM_DELETED" | "PARTICIPANT_REMOVED":
             return Outcome("failed", "removed", retryable=True)
-    # ROOM_CLOSED, of a room that finished without a word about the phone, tells nothing of it.
+    # ROOM_CLOSED: the room finished without an event about the phone, whose outcome stays unknown.
     return Outcome("failed", "outcome_unknown")
 
 
 def answered_outcome(left: dict[str, Any] | None) -> Outcome:
-    """The end of an answered call by LiveKit's event of the phone's leaving.
+    """The outcome of an answered call from LiveKit's event of the phone's leaving.
 
-    None: the phone is gone and no event says since when, so the end is inferred.
+    None: the phone is absent and no event gives the time, so the end is inferred.
     """
     match left:
         case None:
             return Outcome("completed", "disconnected", inferred=True)
         case {"reason": "CLIENT_INITIATED", "callStatus": "active" | "automation"}:
-            # A callee who hangs up leaves with `hangup`: no RTP for 30 s, or the SIP service stopped.
+            # Not a callee who hangs up, which sets `hangup`: no RTP for 30 s, or the SIP service stopped.
             return Outcome("completed", "disconnected")
         case {"reason": "CLIENT_INITIATED"}:
             return Outcome("completed", "hangup")
         case {"reason": "ROOM_DELETED" | "PARTICIPANT_REMOVED"}:
             return Outcome("completed", "agent_hangup")
         case {"reason": "ROOM_CLOSED"}:
-            # Of the room, not of the phone, which left up to the room's departure time-out (20 s) before.
+            # The time is the room's; the phone left up to the room's departure time-out (20 s) earlier.
             return Outcome("completed", "agent_hangup", inferred=True)
     return Outcome("completed", "disconnected")
 
 
-# Not ends: LiveKit moves the participant, or another connection of the same identity took its place.
+# Not ends: LiveKit moves the participant, or another connection of the same identity replaced it.
 NOT_AN_END = frozenset({"MIGRATION", "DUPLICATE_IDENTITY", "STATE_MISMATCH"})

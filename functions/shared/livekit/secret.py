@@ -25,14 +25,14 @@ class LiveKitSecret:
     apiSecret: str = dataclasses.field(repr=False)
 
 
-# After a failed read the next one comes after this share of the cache's time: Secrets Manager may take ten seconds
-# to fail, and no request is to wait for that again and again.
+# After a failed read the next one follows after this share of the cache's time: Secrets Manager may take ten
+# seconds to fail, and not every request may wait for that.
 RETRY_SHARE = 0.25
 
 
 class LiveKitSecretCache:
-    """The secret as read at most `seconds` ago, so that a rotation is seen in time. While it cannot be read, the
-    last one known, however old: its keys are most likely still good, and without any nothing can be asked or
+    """The secret, cached for `seconds`, so that a rotation takes effect in time. While it cannot be read, the last
+    known one is used, however old: its keys are probably still valid, and without keys no request can be signed or
     verified.
     """
 
@@ -49,12 +49,12 @@ class LiveKitSecretCache:
         self._clock = clock
         self._read_at = 0.0
         self._secret: LiveKitSecret | None = None
-        # Why the latest read failed, and when it was.
+        # The error of the latest read if it failed, and its time.
         self._failure: StoreError | None = None
         self._failed_at = 0.0
 
     def get(self) -> LiveKitSecret:
-        """Raises StoreError when no secret is known and it cannot be read, or is not what it should be."""
+        """Raises StoreError when no secret is cached and it cannot be read or is malformed."""
         if self._is_due():
             try:
                 self._secret = self._read()
@@ -81,12 +81,12 @@ class LiveKitSecretCache:
         try:
             return _parsed(text)
         except (ValueError, KeyError, TypeError):
-            # Without `from`: the text of the error could show the secret.
+            # Without `from`: the error's text could contain the secret.
             raise StoreError(f"secret {self._name} must be JSON with url, apiKey and apiSecret") from None
 
 
 def _parsed(text: str) -> LiveKitSecret:
-    """Raises ValueError, KeyError or TypeError when it is not what it should be."""
+    """Raises ValueError, KeyError or TypeError when the secret is malformed."""
     fields = json.loads(text)
     found = [fields[name] for name in ("url", "apiKey", "apiSecret")]
     if not all(isinstance(field, str) and field.isascii() and field.strip() == field != "" for field in found):

@@ -1,5 +1,5 @@
-"""A body that was signed with the LiveKit key, checked without importing LiveKit's whole client (and aiohttp
-with it): LiveKit's webhooks, and what an agent reports.
+"""Verifies bodies signed with the LiveKit key (LiveKit's webhooks, agents' reports) without importing LiveKit's
+client and with it aiohttp.
 
 Source: livekit/protocol auth/ and webhook/; the Authorization header carries a JWT (HS256) whose issuer is the
 API key and whose claim `sha256` is the base64 SHA-256 of the body as sent.
@@ -17,12 +17,12 @@ import jwt
 from shared.errors import RequestRefused
 from shared.livekit.secret import LiveKitSecret
 
-# As LiveKit's own receivers: clocks may differ by a minute.
+# As in LiveKit's own receivers: clocks may differ by a minute.
 LEEWAY_SECONDS = 60
 
 
 def signed_claims(body: bytes, token: str | None, secret: LiveKitSecret) -> dict[str, Any]:
-    """The token's claims, if the secret's holder signed this body. Raises RequestRefused (401)."""
+    """The token's claims. Raises RequestRefused (401) unless this body was signed with the secret's key."""
     try:
         claims: dict[str, Any] = jwt.decode(
             token or "",
