@@ -57,6 +57,7 @@ HANDLERS_ENVIRONMENT = {
     "PUBLIC_API_URL": "https://api.example.com",
     "POWERTOOLS_SERVICE_NAME": "none",
     "POWERTOOLS_METRICS_NAMESPACE": "none",
+    "PYDANTIC_DISABLE_PLUGINS": "1",
     # The artifact's bytecode is used, and no other is written beside it.
     "PYTHONDONTWRITEBYTECODE": "1",
 }

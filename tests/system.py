@@ -427,7 +427,9 @@ class System:
     def sent_by_accepting(self) -> AbstractContextManager[list[str]]:
         """What the route that places calls asks of AWS meanwhile: the operations' names."""
         parts = self.modules["initiate_call"].parts
-        return aws_requests(*{parts.calls._client, parts.workspaces._store._client, parts.dial_queue._client})
+        return aws_requests(
+            *{parts.calls._client, parts.workspaces._store._table.client, parts.dial_queue._client}
+        )
 
     # ── how it is made ──────────────────────────────────────────────────────────────────────────
 
