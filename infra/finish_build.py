@@ -37,6 +37,8 @@ UNUSED = (
     "google/protobuf/testdata",
     "aws_lambda_powertools/event_handler",  # only its logger and its metrics are used
     "aws_lambda_powertools/utilities/[!_j]*",  # ... which need jmespath_utils
+    "pydantic/v1",  # the API of its first version
+    "pydantic/mypy.py",  # a plugin for type checking
     "phonenumbers/shortdata/region_*",  # emergency numbers and the like
 )
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
 
-from calls_api.reports import WELL_KNOWN, ReportBody
-from initiate_call.request import CallRequest
-from tests.openapi_page import PAGE
+from calls_api.reports import WELL_KNOWN, ReportBody, parse_report
+from initiate_call.request import CallRequest, parse_request, read_body
+from shared.callback_url import Policy
+from shared.errors import RequestRefused
+from tests.openapi_page import PAGE, validator
 
 SCHEMAS = PAGE["components"]["schemas"]
 _FOR_PEOPLE = ("description", "title", "examples", "$defs")
@@ -111,3 +114,130 @@ def test_an_agents_own_report_of_the_page_is_that_of_the_model() -> None:
 def test_the_common_form_keeps_schemas_apart(one: dict[str, Any], other: dict[str, Any]) -> None:
     """The other tests would pass as well if it dropped what differs."""
     assert normal(one, {}) != normal(other, {})
+
+
+# ── what the models take is what the page takes ─────────────────────────────────────────────────
+
+# Only values on which JSON Schema has the whole rule: no numbering plans, no names of reserved hosts, no sizes.
+TEXTS = ("", " ", "a", "agent-1", "a\n", "a b", "é", "📞", "\x00", "x" * 129, "agent", "callee", "started", "40")
+ANY_VALUES: tuple[Any, ...] = (
+    *TEXTS,
+    *(None, True, False, 0, 1, -1, 9, 10, 10.0, 10.5, 30, 60, 60.0, 61, 1e400, 14_400, 14_401, 10**30),
+    *(
+        [],
+        [1],
+        ["a"],
+        {},
+        {"a": 1},
+        {"a": None, "b": "c", "d": 1.5, "e": False},
+        {"a": []},
+        {"": 1},
+        {"a": "\x1b"},
+    ),
+)
+NAMES = (
+    "to",
+    "from",
+    "from_number",
+    "type",
+    "data",
+    "x",
+    "",
+    "callAgentId",
+    "x\n",
+    "{x}",
+    "turns",
+    "text",
+    "more",
+)
+CALL_VALUES: dict[str, tuple[Any, ...]] = {
+    "to": ("+12025550123", " +1 (202) 555-0123", "12025550123", "+1", "+12025550123\n", "+1202555012a"),
+    "call_agent_id": ("agent-1", "a" * 128, "agent.1"),
+    "callback_url": (
+        "https://example.com/a?b",
+        "HTTPS://example.com:443",
+        "http://example.com",
+        "https://1.2.3.4/",
+    ),
+    "dynamic_variables": ({f"k{n}": n for n in range(100)}, {f"k{n}": n for n in range(101)}, {"k" * 129: 1}),
+    "metadata": ({"a": {"b": [None]}},),
+    "from": ("+12025550199", "+0123456789"),
+    "ring_timeout_seconds": (10, 60, 40.0, "40"),
+    "max_duration_seconds": (30, 14_400, 1800.0),
+}
+REPORT_VALUES: dict[str, tuple[Any, ...]] = {
+    "turns": ([{"speaker": "agent", "text": "a"}], [{"speaker": "agent"}], [{"speaker": "x", "text": "a"}, 1]),
+    "text": ("a",),
+    "to": ("sip:a@example.com",),
+    "status": ("started", "done"),
+    "said": ("no",),
+    "messageLeft": (True, False),
+}
+
+
+def some_fields(choose: random.Random, values: dict[str, tuple[Any, ...]], strange: float) -> dict[str, Any]:
+    """Most of these fields, in any order: the first of its values or one of the others. strange: in what part of
+    the cases it is any value at all, and another field comes along.
+    """
+    fields = {}
+    for name, known in values.items():
+        if choose.random() < 0.8:
+            pool = ANY_VALUES if choose.random() < strange else known if choose.random() < 0.2 else known[:1]
+            fields[name] = choose.choice(pool)
+    fields |= {choose.choice(NAMES): choose.choice(ANY_VALUES) for _ in range(2) if choose.random() < strange}
+    return dict(choose.sample(list(fields.items()), len(fields)))
+
+
+def fields_of_page(body: dict[str, Any]) -> set[str]:
+    """The fields of a call's request that are wrong by the page's schema."""
+    wrong: set[str] = set()
+    for error in validator("/components/schemas/CallRequest").iter_errors(body):
+        if error.absolute_path:
+            wrong.add(str(error.absolute_path[0]))
+        elif error.validator == "required":
+            wrong |= set(error.validator_value) - set(body)
+        else:
+            wrong |= set(body) - set(SCHEMAS["CallRequest"]["properties"])
+    return wrong
+
+
+def test_random_call_requests_have_the_wrong_fields_that_the_page_says() -> None:
+    choose = random.Random(15)
+    accepted = 0
+    for _ in range(2_000):
+        body = some_fields(choose, CALL_VALUES, choose.choice((0, 0.1, 0.5)))
+        text = json.dumps(body).replace("Infinity", "1e400").encode()
+        wrong: set[str] = set()
+        try:
+            request = parse_request(read_body(text), Policy())
+        except RequestRefused as refused:
+            wrong = {error.field for error in refused.errors}
+        else:
+            assert request.ring_timeout_seconds == (body.get("ring_timeout_seconds") or 40)
+            accepted += 1
+        assert wrong == fields_of_page(body), text
+    assert 200 < accepted < 1_800
+
+
+def test_random_reports_are_taken_if_the_page_takes_them() -> None:
+    choose = random.Random(15)
+    page = validator("/components/schemas/Report")
+    accepted = 0
+    kinds = (*WELL_KNOWN, "agent.note", "agent.Note", "agent.1", "agent.", "note", 1, None)
+    for _ in range(2_000):
+        strange = choose.choice((0, 0.1, 0.5))
+        body = {"type": choose.choice(kinds)} | some_fields(
+            choose, {"data": (None, {})}, 1 if choose.random() < 0.2 else 0
+        )
+        if choose.random() < 0.8:
+            body["data"] = some_fields(choose, REPORT_VALUES, strange)
+        text = json.dumps(body).replace("Infinity", "1e400").encode()
+        try:
+            report = parse_report(text)
+        except RequestRefused:
+            assert not page.is_valid(body), text
+        else:
+            assert page.is_valid(body), text
+            assert json.loads(report.data) == (body.get("data") or {})
+            accepted += 1
+    assert 200 < accepted < 1_800
