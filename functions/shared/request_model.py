@@ -1,6 +1,6 @@
 """What the models of request bodies have in common, and pydantic's errors as the API's own.
 
-pydantic takes a third of a cold start: only the functions that read a client's body import this.
+pydantic adds a quarter to a cold start: only the functions that read a client's or an agent's body import this.
 """
 
 from __future__ import annotations
