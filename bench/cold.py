@@ -22,13 +22,13 @@ ROUNDS = 11
 
 # Module and clients of each function, and the most it should take of its floor.
 HANDLERS: dict[str, tuple[str, tuple[str, ...], float | None]] = {
-    "initiate_call": ("initiate_call.handler", ("dynamodb", "sqs"), 1.3),
+    "initiate_call": ("initiate_call.handler", ("dynamodb", "sqs"), 1.6),
     "dial_worker": ("dial_worker.handler", ("dynamodb", "sqs", "secretsmanager"), 1.6),
     "livekit_events": ("livekit_events.handler", ("dynamodb", "secretsmanager"), 1.3),
     "fan_out": ("webhook_dispatch.fan_out_handler", ("dynamodb", "sqs"), 1.2),
     "deliver": ("webhook_dispatch.deliver_handler", ("dynamodb", "sqs"), None),
     "reconcile_calls": ("reconcile_calls.handler", ("dynamodb", "sqs", "secretsmanager"), None),
-    "calls_api": ("calls_api.handler", ("dynamodb", "sqs", "secretsmanager"), None),
+    "calls_api": ("calls_api.handler", ("dynamodb", "sqs", "secretsmanager"), 1.6),
 }
 MEMORY_MB = 110
 

@@ -37,6 +37,8 @@ UNUSED = (
     "google/protobuf/testdata",
     "aws_lambda_powertools/event_handler",  # only its logger and its metrics are used
     "aws_lambda_powertools/utilities/[!_j]*",  # ... which need jmespath_utils
+    "pydantic/v1",  # the API of its first version
+    "pydantic/mypy.py",  # a plugin for type checking
     "phonenumbers/shortdata/region_*",  # emergency numbers and the like
 )
 
@@ -57,6 +59,7 @@ HANDLERS_ENVIRONMENT = {
     "PUBLIC_API_URL": "https://api.example.com",
     "POWERTOOLS_SERVICE_NAME": "none",
     "POWERTOOLS_METRICS_NAMESPACE": "none",
+    "PYDANTIC_DISABLE_PLUGINS": "1",
     # The artifact's bytecode is used, and no other is written beside it.
     "PYTHONDONTWRITEBYTECODE": "1",
 }

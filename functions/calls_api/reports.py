@@ -9,59 +9,93 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from shared.call import Call, event, event_id
 from shared.call_store import CallStore
 from shared.durations import Durations
 from shared.errors import FieldError, RequestRefused
-from shared.fields import Fields, Wrong, below, boolean, json_object, objects, one_of, string, text
 from shared.http_api import check_idempotency_key
 from shared.livekit.secret import LiveKitSecretCache
 from shared.livekit.signature import LEEWAY_SECONDS, signed_claims
-from shared.raw_json import LONG_NUMBER, holds_long_number, members
+from shared.raw_json import LONG_NUMBER, holds_long_number, json_text, members
+from shared.request_model import ErrorMessage, RequestModel, validate
 from shared.table_keys import CALL_ID
 
 MAXIMUM_REPORT_BYTES = 32 * 1024
 # A token that leaks is soon worth nothing, and LiveKit's own for a room's participants live for hours.
 MAXIMUM_TOKEN_SECONDS = 600
 
-_KIND = re.compile(r"agent\.[a-z][a-z0-9_]{0,63}")
+NotEmpty = Annotated[str, Field(min_length=1)]
 
 
-def _kind(value: Any) -> str:
-    if not (isinstance(value, str) and _KIND.fullmatch(value)):
-        raise Wrong("must be agent. and 1 to 64 of a-z, 0-9 and _, the first a letter")
-    return value
+class ReportBody(RequestModel, extra="forbid"):
+    type: Annotated[
+        str,
+        Field(pattern=r"^agent\.[a-z][a-z0-9_]{0,63}$"),
+        ErrorMessage("must be agent. and 1 to 64 of a-z, 0-9 and _, the first a letter"),
+    ]
+    data: dict[str, Any] | None = None
 
 
-_BODY = Fields(
-    {"type": _kind, "data": json_object},
-    required=frozenset({"type"}),
-    unknown="is not a field of a report",
-)
+class RingingData(RequestModel):
+    """The agent saw that the phone rings."""
 
-# One thing that was said.
-_TURN = Fields({"speaker": one_of("agent", "callee"), "text": text}, required=frozenset({"speaker", "text"}))
+
+class VoicemailData(RequestModel):
+    """A machine answered. message_left: whether the agent spoke to it."""
+
+    message_left: Annotated[bool | None, Field(alias="messageLeft")] = None
+
+
+class Turn(RequestModel):
+    """One thing that was said."""
+
+    speaker: Annotated[Literal["agent", "callee"], ErrorMessage("must be one of agent, callee")]
+    text: NotEmpty
+
+
+class TranscriptData(RequestModel):
+    """What was said, in order. A long conversation comes in several reports."""
+
+    turns: Annotated[list[Turn], Field(min_length=1)]
+
+
+class SummaryData(RequestModel):
+    """What came of the conversation, for people."""
+
+    text: NotEmpty
+
+
+class OptOutData(RequestModel):
+    """The callee wants no more calls. said: in which words."""
+
+    said: str | None = None
+
+
+class TransferData(RequestModel):
+    """The callee is handed to somebody else. to: a number or a SIP address."""
+
+    to: NotEmpty
+    status: (
+        Annotated[
+            Literal["started", "completed", "failed"], ErrorMessage("must be one of started, completed, failed")
+        ]
+        | None
+    ) = None
+
 
 # The `data` of a well-known report: what must be right of it. Whatever else it holds is the agent's own.
-WELL_KNOWN: dict[str, Fields] = {
-    # The agent saw that the phone rings.
-    "agent.ringing": Fields({}),
-    # A machine answered. messageLeft: whether the agent spoke to it.
-    "agent.voicemail": Fields({"messageLeft": boolean}),
-    # What was said, in order. A long conversation comes in several reports.
-    "agent.transcript": Fields({"turns": objects(_TURN)}, required=frozenset({"turns"})),
-    # What came of the conversation, for people.
-    "agent.summary": Fields({"text": text}, required=frozenset({"text"})),
-    # The callee wants no more calls. said: in which words.
-    "agent.opt_out": Fields({"said": string}),
-    # The callee is handed to somebody else. to: a number or a SIP address.
-    "agent.transfer": Fields(
-        {"to": text, "status": one_of("started", "completed", "failed")}, required=frozenset({"to"})
-    ),
+WELL_KNOWN: dict[str, type[RequestModel]] = {
+    "agent.ringing": RingingData,
+    "agent.voicemail": VoicemailData,
+    "agent.transcript": TranscriptData,
+    "agent.summary": SummaryData,
+    "agent.opt_out": OptOutData,
+    "agent.transfer": TransferData,
 }
 
 
@@ -167,13 +201,18 @@ def _report_id(idempotency_key: str | None, body: bytes) -> str:
 def parse_report(body: bytes) -> Report:
     """Raises RequestRefused (400) with every field that is wrong."""
     fields = members(body)
-    values, errors = _BODY.check({name: value for name, (value, _) in fields.items()})
-    if not errors and values["type"] in WELL_KNOWN:
-        errors = below("data", WELL_KNOWN[values["type"]].check(values.get("data", {}))[1])
-    value, written = fields.get("data", (None, ""))
-    if "data" in values and holds_long_number(written):
-        errors = [*errors, FieldError("data", LONG_NUMBER)]
-    if errors:
+    given, errors = validate(
+        ReportBody,
+        {name: value for name, (value, _) in fields.items()},
+        unknown="is not a field of a report",
+    )
+    if given is not None and given.type in WELL_KNOWN:
+        _, errors = validate(WELL_KNOWN[given.type], given.data or {}, below="data")
+    value, _ = fields.get("data", (None, ""))
+    written = json_text(fields, "data")
+    if written is not None and isinstance(value, dict) and holds_long_number(written):
+        errors.append(FieldError("data", LONG_NUMBER))
+    if given is None or errors:
         message = "; ".join(f"{error.field} {error.message}" for error in errors)
         raise RequestRefused(400, "invalid_request", message, errors)
-    return Report(values["type"], "{}" if value is None else written)
+    return Report(given.type, "{}" if written is None else written)

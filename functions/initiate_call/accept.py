@@ -25,7 +25,7 @@ from shared.http_api import check_idempotency_key
 from shared.messages import dial_message
 from shared.number_policy import in_allowed_country, is_special
 from shared.queues import Queue
-from shared.raw_json import Members
+from shared.raw_json import Members, json_text
 from shared.workspaces import Workspace, WorkspaceCache
 
 _ROOM_ALPHABET = string.ascii_lowercase + string.digits
@@ -155,8 +155,8 @@ def _place(
         status="queued",
         events=(event("call.queued", now),),
         callbackUrl=request.callback_url,
-        dynamicVariables=request.dynamic_variables,
-        metadata=request.metadata,
+        dynamicVariables=json_text(fields, "dynamic_variables"),
+        metadata=json_text(fields, "metadata"),
         requestHash=request_hash,
         ringTimeoutSeconds=request.ring_timeout_seconds,
         maxDurationSeconds=request.max_duration_seconds,

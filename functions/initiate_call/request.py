@@ -2,95 +2,138 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
 import re
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from shared.callback_url import AddressRefused, Policy, check_url
 from shared.errors import FieldError, RequestRefused
-from shared.fields import Fields, Wrong, json_object, string, whole_number
 from shared.phone_number import e164
-from shared.raw_json import LONG_NUMBER, Members, holds_long_number, members
+from shared.raw_json import LONG_NUMBER, Members, holds_long_number, json_text, members
+from shared.request_model import ErrorMessage, NullIsAbsent, RequestModel, validate
 
 MAXIMUM_BODY_BYTES = 64 * 1024
 MAXIMUM_CONTEXT_BYTES = 32 * 1024
 
-_AGENT = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_MAXIMUM_URL_CHARACTERS = 2048
+_MAXIMUM_VARIABLES = 100
+_MAXIMUM_VARIABLE_NAME = 128
+# No control characters other than tab and line breaks.
+_PLAIN_TEXT = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f]*$"
+_plain_text = re.compile(_PLAIN_TEXT)
+
+# For the JSON Schema alone: as much of the rules of shared/phone_number.py and shared/callback_url.py as a pattern
+# can say.
+_NUMBER_PATTERN = r"^[ .()-]*\+[ .()-]*(1[ .()-]*[2-9]([ .()-]*[0-9]){5,13}|[2-9]([ .()-]*[0-9]){6,14})[ .()-]*$"
+_URL_PATTERN = (
+    r"^[Hh][Tt][Tt][Pp][Ss]://([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)+"
+    r"[A-Za-z]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(:443)?([/?#][^\u0000-\u0020\u007f\\]*)?$"
+)
 
 
-def _number(value: Any) -> str:
-    text = string(value)
+def _phone_number(text: str) -> str:
     try:
         return e164(text)
     except ValueError as exc:
-        raise Wrong(str(exc), "invalid_number") from exc
+        raise PydanticCustomError("invalid_number", str(exc)) from exc
 
 
-def _agent(value: Any) -> str:
-    if not (isinstance(value, str) and _AGENT.fullmatch(value)):
-        raise Wrong("must be a string of 1 to 128 of A-Z, a-z, 0-9, _ and -")
-    return value
-
-
-def _url(callbacks: Policy, value: Any) -> str | None:
-    url = string(value)
+def _callback_url(url: str | None, info: ValidationInfo) -> str | None:
+    """info.context: the Policy for callback URLs; without one, public addresses only."""
     if not url:
         return None
-    if len(url) > 2048:
-        raise Wrong("must be at most 2,048 characters", "invalid_url")
+    if len(url) > _MAXIMUM_URL_CHARACTERS:
+        raise PydanticCustomError("invalid_url", f"must be at most {_MAXIMUM_URL_CHARACTERS:,} characters")
     try:
-        check_url(url, callbacks)
+        check_url(url, info.context or Policy())
     except AddressRefused as exc:
-        raise Wrong(str(exc), "invalid_url") from exc
+        raise PydanticCustomError("invalid_url", str(exc)) from exc
     return url
 
 
-def _variables(value: Any) -> dict[str, Any]:
-    variables = json_object(value)
-    if len(variables) > 100:
-        raise Wrong("must have at most 100 keys", "invalid_variables")
-    for key, entry in variables.items():
-        if not 1 <= len(key) <= 128:
-            raise Wrong("keys must have 1 to 128 characters", "invalid_variables")
-        if not isinstance(entry, str | int | float | bool | None):
-            raise Wrong(f"'{key}' must be a string, a number, a boolean or null", "invalid_variables")
-        if _CONTROL.search(key) or (isinstance(entry, str) and _CONTROL.search(entry)):
-            raise Wrong(f"'{key}' holds a control character", "invalid_variables")
+def _variables(variables: dict[str, Any]) -> dict[str, Any]:
+    if len(variables) > _MAXIMUM_VARIABLES:
+        raise PydanticCustomError("invalid_variables", f"must have at most {_MAXIMUM_VARIABLES} keys")
+    for key, value in variables.items():
+        if not 1 <= len(key) <= _MAXIMUM_VARIABLE_NAME:
+            raise PydanticCustomError(
+                "invalid_variables", f"keys must have 1 to {_MAXIMUM_VARIABLE_NAME} characters"
+            )
+        if not isinstance(value, str | int | float | bool | None):
+            raise PydanticCustomError(
+                "invalid_variables", f"'{key}' must be a string, a number, a boolean or null"
+            )
+        if not (_plain_text.fullmatch(key) and (not isinstance(value, str) or _plain_text.fullmatch(value))):
+            raise PydanticCustomError("invalid_variables", f"'{key}' holds a control character")
     return variables
 
 
-def _fields(callbacks: Policy) -> Fields:
-    return Fields(
+def _integer(value: Any) -> Any:
+    # JSON has one kind of number: 40.0 is 40, and some languages write it so.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+PhoneNumber = Annotated[str, AfterValidator(_phone_number), Field(json_schema_extra={"pattern": _NUMBER_PATTERN})]
+AgentId = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_-]{1,128}$"),
+    ErrorMessage("must be a string of 1 to 128 of A-Z, a-z, 0-9, _ and -"),
+]
+CallbackUrl = Annotated[
+    str | None,
+    AfterValidator(_callback_url),
+    WithJsonSchema(
         {
-            "to": _number,
-            "call_agent_id": _agent,
-            "callback_url": functools.partial(_url, callbacks),
-            "dynamic_variables": _variables,
-            "metadata": json_object,
-            "from": _number,
-            "ring_timeout_seconds": whole_number(10, 60),
-            "max_duration_seconds": whole_number(30, 14_400),
-        },
-        required=frozenset({"to", "call_agent_id"}),
-        unknown="is not a field of this request",
-    )
+            "anyOf": [
+                {"type": "null"},
+                {"const": ""},
+                {"type": "string", "maxLength": _MAXIMUM_URL_CHARACTERS, "pattern": _URL_PATTERN},
+            ]
+        }
+    ),
+]
+Variables = Annotated[
+    dict[str, Any],
+    AfterValidator(_variables),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": _MAXIMUM_VARIABLES,
+            "propertyNames": {"minLength": 1, "maxLength": _MAXIMUM_VARIABLE_NAME, "pattern": _PLAIN_TEXT},
+            "additionalProperties": {"type": ["string", "number", "boolean", "null"], "pattern": _PLAIN_TEXT},
+        }
+    ),
+]
+RingTimeout = Annotated[
+    int,
+    Field(ge=10, le=60),
+    BeforeValidator(_integer),
+    ErrorMessage("must be a whole number from 10 to 60"),
+    NullIsAbsent(),
+]
+MaximumDuration = Annotated[
+    int,
+    Field(ge=30, le=14_400),
+    BeforeValidator(_integer),
+    ErrorMessage("must be a whole number from 30 to 14400"),
+    NullIsAbsent(),
+]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class CallRequest:
-    """A valid request. `dynamic_variables` and `metadata` are the JSON texts as the client wrote them."""
+class CallRequest(RequestModel, extra="forbid"):
+    """The body. What goes on of `dynamic_variables` and `metadata` is their text as written (`json_text`)."""
 
-    to: str
-    call_agent_id: str
-    callback_url: str | None
-    dynamic_variables: str | None
-    metadata: str | None
-    from_number: str | None
-    ring_timeout_seconds: int
-    max_duration_seconds: int
+    to: PhoneNumber
+    call_agent_id: AgentId
+    callback_url: CallbackUrl = None
+    dynamic_variables: Variables | None = None
+    metadata: dict[str, Any] | None = None
+    from_number: Annotated[PhoneNumber | None, Field(alias="from")] = None
+    ring_timeout_seconds: RingTimeout = 40
+    max_duration_seconds: MaximumDuration = 1800
 
 
 def read_body(body: bytes) -> Members:
@@ -104,38 +147,40 @@ def read_body(body: bytes) -> Members:
 
 def parse_request(fields: Members, callbacks: Policy) -> CallRequest:
     """callbacks: where webhooks may go. Raises RequestRefused (400) with every wrong field."""
-    values, errors = _fields(callbacks).check({name: value for name, (value, _) in fields.items()})
-    texts = {
-        name: fields[name][1]
-        for name in ("dynamic_variables", "metadata")
-        if name in fields and fields[name][0] is not None
-    }
-    for name, text in texts.items():
-        if holds_long_number(text) and name in values:
-            code = "invalid_variables" if name == "dynamic_variables" else "invalid_request"
-            errors.append(FieldError(name, LONG_NUMBER, code))
-    if sum(len(text.encode()) for text in texts.values()) > MAXIMUM_CONTEXT_BYTES:
-        message = "is too large: dynamic_variables and metadata together may have at most 32 KiB as JSON"
-        errors += [FieldError(name, message) for name in texts]
-    if errors:
-        only = {error.code for error in errors}
-        code = only.pop() if len(only) == 1 else "invalid_request"
+    request, errors = validate(
+        CallRequest,
+        {name: value for name, (value, _) in fields.items()},
+        unknown="is not a field of this request",
+        context=callbacks,
+    )
+    errors += _text_errors(fields, {error.field for error in errors})
+    if request is None or errors:
+        codes = {error.code for error in errors}
         raise RequestRefused(
             400,
-            code if code.startswith("invalid_") else "invalid_request",
+            codes.pop() if len(codes) == 1 else "invalid_request",
             "; ".join(f"{error.field} {error.message}" for error in errors),
             errors,
         )
-    return CallRequest(
-        to=values["to"],
-        call_agent_id=values["call_agent_id"],
-        callback_url=values.get("callback_url"),
-        dynamic_variables=texts.get("dynamic_variables"),
-        metadata=texts.get("metadata"),
-        from_number=values.get("from"),
-        ring_timeout_seconds=values.get("ring_timeout_seconds", 40),
-        max_duration_seconds=values.get("max_duration_seconds", 1800),
-    )
+    return request
+
+
+def _text_errors(fields: Members, wrong: set[str]) -> list[FieldError]:
+    """What is wrong with `dynamic_variables` and `metadata` as they are written. wrong: fields that need no check
+    of their numbers.
+    """
+    texts = {
+        name: text for name in ("dynamic_variables", "metadata") if (text := json_text(fields, name)) is not None
+    }
+    errors = [
+        FieldError(name, LONG_NUMBER, "invalid_variables" if name == "dynamic_variables" else "invalid_request")
+        for name, text in texts.items()
+        if name not in wrong and holds_long_number(text)
+    ]
+    if sum(len(text.encode()) for text in texts.values()) > MAXIMUM_CONTEXT_BYTES:
+        message = "is too large: dynamic_variables and metadata together may have at most 32 KiB as JSON"
+        errors += [FieldError(name, message) for name in texts]
+    return errors
 
 
 def canonical(fields: Members) -> str:

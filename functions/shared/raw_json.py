@@ -74,6 +74,12 @@ def members(body: bytes) -> Members:
     return {key: (value, written) for key, value, written in pairs}
 
 
+def json_text(fields: Members, name: str) -> str | None:
+    """A member's text as written; None when it is absent or null."""
+    value, text = fields.get(name, (None, ""))
+    return None if value is None else text
+
+
 def holds_long_number(text: str) -> bool:
     """Whether the JSON text contains, at any depth, a number of more than MAXIMUM_DIGITS digits."""
     return any(len(digits) > MAXIMUM_DIGITS for digits in _DIGITS.findall(_STRINGS.sub("", text)))

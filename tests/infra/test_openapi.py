@@ -132,8 +132,8 @@ def codes_of_the_code() -> set[str]:
         found |= strings(call.args[1])
     for call in calls_of("FieldError"):
         found |= strings(call.args[2]) if len(call.args) > 2 else set()
-    for call in calls_of("Wrong"):
-        found |= strings(call.args[1]) if len(call.args) > 1 else set()
+    for call in calls_of("PydanticCustomError"):
+        found |= strings(call.args[0])
     return found
 
 

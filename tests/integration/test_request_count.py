@@ -131,7 +131,7 @@ def test_a_repeat_that_lost_against_the_first_gives_its_permit_back(system: Syst
 
 
 def test_a_rate_that_cannot_be_told_is_a_503_and_nothing_is_sent(system: System) -> None:
-    client = system.modules["initiate_call"].parts.workspaces._store._client
+    client = system.modules["initiate_call"].parts.workspaces._store._table.client
     system.post(EXAMPLE | {"to": "1"})  # The workspace is known from here on.
 
     def lose(**_: Any) -> None:
