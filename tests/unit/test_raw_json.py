@@ -111,8 +111,8 @@ def test_an_object_has_as_many_levels_as_are_allowed() -> None:
 @pytest.mark.parametrize("written", ['"\\ud800"', '"\\udc00\\ud800"', '{"k": ["\\ud83d"]}', '{"\\udfff": 1}'])
 def test_half_of_a_surrogate_pair_is_refused_in_a_value_and_in_a_key(written: str) -> None:
     """It could be stored and sent nowhere."""
-    with pytest.raises(RequestRefused, match="half of a surrogate pair"):
+    with pytest.raises(RequestRefused, match="a lone surrogate"):
         members(f'{{"a": {written}}}'.encode())
-    with pytest.raises(RequestRefused, match="half of a surrogate pair"):
+    with pytest.raises(RequestRefused, match="a lone surrogate"):
         members(b'{"\\ud800": 1}')
     assert members(b'{"a": "\\ud83d\\ude00"}')["a"][0] == "\U0001f600"
