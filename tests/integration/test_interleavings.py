@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from shared.call_store import CallStore
+from shared.limits import LimitStore
 from shared.livekit.client import LiveKit
-from shared.workspaces import WorkspaceStore
 from tests.interleaving import (
     change,
     change_durations,
@@ -183,9 +183,9 @@ def test_a_room_that_finished_says_nothing_of_a_phone_that_nobody_saw(silent: Sy
     ("owner", "method", "number", "rings", "status"),
     [
         (CallStore, "take_lease", ANSWERS, 0, "canceled"),
-        (WorkspaceStore, "take_slot", ANSWERS, 0, "canceled"),
+        (LimitStore, "take_slot", ANSWERS, 0, "canceled"),
         (LiveKit, "create_room", ANSWERS, 0, "canceled"),
-        (WorkspaceStore, "reserve_trunk", ANSWERS, 0, "canceled"),
+        (LimitStore, "reserve_trunk", ANSWERS, 0, "canceled"),
         (CallStore, "fence", ANSWERS, 0, "canceled"),
         (LiveKit, "dial", RINGS, 1, "canceled"),
         (LiveKit, "dial", TALKS_ON, 1, "canceled"),
@@ -239,7 +239,7 @@ def test_a_cancel_while_nothing_rang_yet_wins_over_the_next_attempt(
     ("owner", "method"),
     [
         (CallStore, "take_lease"),
-        (WorkspaceStore, "take_slot"),
+        (LimitStore, "take_slot"),
         (LiveKit, "create_room"),
         (CallStore, "fence"),
         (LiveKit, "dial"),

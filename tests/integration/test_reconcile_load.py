@@ -487,7 +487,7 @@ def test_a_switch_that_cannot_be_read_expires_no_call_and_stops_nothing_else(
     def fails() -> bool:
         raise StoreError("down")
 
-    monkeypatch.setattr(world.workspaces, "paused", fails)
+    monkeypatch.setattr(world.limits, "paused", fails)
     assert world.reconcile() == {"sent_again": 1, "alive": 1, "deliveries_sent_again": 1}
     assert world.call(late).status == "queued"
     monkeypatch.undo()

@@ -9,8 +9,8 @@ import pytest
 
 from shared.call_store import CallStore
 from shared.errors import LiveKitUnclear
+from shared.limits import LimitStore
 from shared.livekit.client import LiveKit
-from shared.workspaces import WorkspaceStore
 from tests.interleaving import change, change_durations, once, other_worker, requests
 from tests.system import Context, System
 
@@ -126,10 +126,10 @@ def test_a_dial_that_cannot_finish_in_time_is_not_begun(system: System) -> None:
 @pytest.mark.parametrize(
     ("owner", "method"),
     [
-        (WorkspaceStore, "take_slot"),
+        (LimitStore, "take_slot"),
         (LiveKit, "create_room"),
         (LiveKit, "view_room"),
-        (WorkspaceStore, "reserve_trunk"),
+        (LimitStore, "reserve_trunk"),
         (CallStore, "fence"),
         (LiveKit, "dial"),
         (CallStore, "answered"),
