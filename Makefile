@@ -63,7 +63,7 @@ ARTIFACT_TEST := tests/e2e/test_artifact.py
 test: $(DEV) $(AWS) $(SAM) $(AGENT) $(RUNTIME) $(PACKAGES) browser ## Runs every test: unit and model, integration and infra, schedules, the agent's, then the whole stack
 	.venv/bin/python -m pytest $(WORKING) tests/unit tests/model
 	.venv/bin/python -m pytest $(WAITING) tests/infra tests/integration
-	.venv/bin/python -m pytest tests/fault_schedules
+	.venv/bin/python -m pytest $(WORKING) tests/fault_schedules
 	cd examples/agent && $(CURDIR)/.venv-agent/bin/python -m pytest
 	if [ -x .venv-runtime/bin/python ]; then .venv/bin/python -m pytest -m e2e; else \
 		.venv/bin/python -m pytest -m e2e --ignore $(ARTIFACT_TEST); \
