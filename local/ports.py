@@ -11,7 +11,7 @@ from local.errors import StackError
 
 @contextlib.contextmanager
 def reserved_port(port: int = 0) -> Iterator[int]:
-    """A port that nobody else is given in the meantime: bound here, but not listening, so that a server may
+    """A port that no other process is given in the meantime: bound here, but not listening, so that a server may
     take it with SO_REUSEADDR, as they all do. Raises StackError when `port` is in use."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

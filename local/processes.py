@@ -125,8 +125,8 @@ def _signal_group(group: int, number: int) -> bool:
 
 
 def _lives(group: int) -> bool:
-    """Whether anybody of a group still runs. The dead that nobody has collected yet, as in a container without an
-    init, would get signals too."""
+    """Whether a process of a group still runs. One that has ended and is not yet waited for, as in a container
+    without an init, would get signals too."""
     if not _signal_group(group, 0):
         return False
     if not Path("/proc/self/stat").exists():

@@ -77,7 +77,7 @@ class OptOutData(RequestModel):
 
 
 class TransferData(RequestModel):
-    """The callee is handed to somebody else. to: a number or a SIP address."""
+    """The callee is transferred. to: a number or a SIP address."""
 
     to: NotEmpty
     status: (

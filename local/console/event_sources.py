@@ -181,7 +181,7 @@ class EventSources:
         return history if history is not None and history.item else None
 
     def history(self, call_id: str) -> CallHistory:
-        """The call's history, begun if need be. What belongs to a forgotten call is told to nobody."""
+        """The call's history, begun if need be. That of a forgotten call is a new one, which no page shows."""
         if call_id in self._forgotten:
             return CallHistory(call_id)
         return self.histories.setdefault(call_id, CallHistory(call_id))

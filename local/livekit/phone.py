@@ -37,7 +37,7 @@ def choose_script(livekit: LiveKit, number: str) -> Script:
 
 
 async def dial(livekit: LiveKit, request: sip.CreateSIPParticipantRequest, script: Script, limit: float) -> Call:
-    """Sends the INVITE; the call then lives on its own, whatever becomes of the request that asked for it.
+    """Sends the INVITE; the call then lives on its own, also when the request that asked for it is cut.
     `limit`: seconds until the server gives up.
 
     Raises TwirpError, and rings nothing, when the participant is removed before its audio is published."""
