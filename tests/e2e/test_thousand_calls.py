@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.client import Client
 from tests.e2e.launch import eventually, launched
 
-CALLS = int(os.environ.get("RINGONCE_CALLS", "400"))
+CALLS = int(os.environ.get("RINGONCE_CALLS", "200"))
 FAULTS = (
     "busy", "no_answer", "rejected", "invalid_number", "carrier_error", "agent_never_joins", "cut_after_answer",
     "cut_while_ringing", "unavailable", "unavailable_once", "bad_gateway", "trunk_auth", "unknown_trunk",
