@@ -377,3 +377,23 @@ def test_loopback_counts_only_where_aws_itself_is_on_loopback(environment: dict[
 def test_the_operators_ports_are_read(text: str | None, ports: set[int]) -> None:
     environment = {} if text is None else {"CALLBACK_PORTS": text}
     assert callback_policy(environment).ports == ports
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        (f"{'a' * 63}.example", True),
+        (f"{'a' * 64}.example", False),
+        (".".join(["a" * 61] * 4) + ".aaaaa", True),
+        (".".join(["a" * 61] * 4) + ".aaaaaa", False),
+    ],
+)
+def test_a_host_is_as_long_as_dns_allows(host: str, allowed: bool) -> None:
+    """A label has up to 63 characters, a name up to 253 (RFC 1035)."""
+    assert (len(host) <= 253) or not allowed
+    url = f"https://{host}/!"
+    if allowed:
+        callback_url.check_url(url, callback_url.Policy())
+    else:
+        with pytest.raises(callback_url.AddressRefused, match="public host"):
+            callback_url.check_url(url, callback_url.Policy())
