@@ -1,4 +1,4 @@
-"""The end of a call: by whoever comes first, with the reason that stands; then its slot, its room, its place."""
+"""The end of a call is written once, with the reason that takes precedence; then its slot and room are freed."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ AGENT = participant("agent", kind=KIND.AGENT)
         ([participant("+15550000002")], RoomView(None, False, other_present=True)),
         ([participant("person", kind=KIND.STANDARD)], RoomView(None, False, other_present=True)),
         ([participant("person", STATE.JOINED, KIND.STANDARD)], RoomView(None, False)),
-        # What records a call speaks to nobody.
+        # An egress participant records the call and cannot talk to the callee.
         ([participant("recorder", kind=KIND.EGRESS)], RoomView(None, False)),
     ],
 )  # fmt: skip
