@@ -20,6 +20,8 @@ from livekit.protocol.sip import CreateSIPParticipantRequest, SIPParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
 
 from local.livekit import Faults, Settings, create_app
+from local.livekit.control import LIVEKIT
+from tests.loop_time import time_passes
 
 KEY, SECRET = "devkey", "a secret that is long enough for HS256 to accept"
 DEADLINE_SECONDS = 60.0
@@ -72,6 +74,13 @@ class Bench:
     http: aiohttp.ClientSession
     hook: Hook
     second_hook: Hook
+    app: web.Application
+
+    async def time_passes(self, seconds: float) -> None:
+        """Advances the clock when every event queued so far is told: an event that waits for more than 30 s is
+        lost, as with LiveKit."""
+        await until(lambda: not self.app[LIVEKIT].notifier.is_sending)
+        time_passes(seconds)
 
     async def control(self, method: str, path: str, body: Any = None, status: int = 200) -> Any:
         async with self.http.request(method, f"{self.url}/_standin/{path}", json=body) as answer:
@@ -153,10 +162,11 @@ async def bench(
         urls = tuple(str(hook_server.make_url(path)) for path in ("/one", "/two")[:hooks])
         faults = Faults(agent_join_seconds=0, ring_seconds=ring, talk_seconds=talk)
         settings = Settings(KEY, SECRET, urls, scale, faults)
-        async with TestServer(create_app(settings)) as server, aiohttp.ClientSession() as http:
+        app = create_app(settings)
+        async with TestServer(app) as server, aiohttp.ClientSession() as http:
             url = str(server.make_url("")).rstrip("/")
             async with api.LiveKitAPI(url, KEY, SECRET, failover=False) as livekit:
-                yield Bench(url, livekit, http, hook, second_hook)
+                yield Bench(url, livekit, http, hook, second_hook, app)
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:

@@ -69,6 +69,11 @@ class Notifier:
         self._held: dict[asyncio.Task[None], tuple[str, Signed]] = {}
         self._session: aiohttp.ClientSession | None = None
 
+    @property
+    def is_sending(self) -> bool:
+        """Events wait in a queue or are on their way."""
+        return bool(self._queues)
+
     def forget(self) -> None:
         """Drops what is queued. The tasks that deliver have been ended before."""
         for kept in (self._queues, self._deliveries, self._held):

@@ -23,7 +23,6 @@ from livekit.protocol.models import DisconnectReason, ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
 
 from tests.livekit_bench import LONG, SECRET, Bench, bench, run, token, until
-from tests.loop_time import time_passes
 
 FOLDER = Path(__file__).parents[1] / "livekit_recorded"
 RECORDED: dict[str, dict[str, Any]] = json.loads((FOLDER / "answers.json").read_text())
@@ -244,7 +243,7 @@ async def requests(b: Bench) -> Answers:
 
     asking = Asked(b, "short")
     await create(api.CreateRoomRequest(name="short", empty_timeout=5))
-    time_passes(8)
+    await b.time_passes(8)
     await asking.told_of("room_finished")
     rows["empty_timeout 5, after 8 s"] = {"n": len(await asking.rooms()), "hooks": asking.hooks()}
     return rows
@@ -361,12 +360,12 @@ def ringing(what: str) -> Callable[[Bench], Awaitable[Answers]]:
             rows[f"{what}: second"] = {"dial": await second}
         rows |= {f"{what}, 1 s later {name}": row for name, row in (await asking.looks()).items()}
         if what == "RemoveParticipant while ringing":
-            time_passes(26)
+            await b.time_passes(26)
             await asking.told_of("room_finished")
             rows |= {f"{what}, 26 s later {name}": row for name, row in (await asking.looks()).items()}
         elif what == "client disconnects while ringing":
             await asking.told_of("track_published")
-            time_passes(100)
+            await b.time_passes(100)
         await asking.told_of("participant_left", 2 if second else 1)
         if what == "DeleteRoom while ringing":
             await asking.told_of("room_finished")
@@ -402,7 +401,7 @@ def answered(what: str) -> Callable[[Bench], Awaitable[Answers]]:
             await b.control("POST", "hangup", {"identity": "call-x"})
         else:
             await asking.told_of("track_published")
-            time_passes(6 if more else 30)
+            await b.time_passes(6 if more else 30)
         await asking.told_of("participant_left", lefts)
         rows[what] = {
             "dial": "ok" if "sipCallId" in dialled else dialled,
@@ -411,7 +410,7 @@ def answered(what: str) -> Callable[[Bench], Awaitable[Answers]]:
         }
         rows[f"{what}: room afterwards"] = {"n": len(await asking.rooms())}
         if what == "answered callee hangs up":
-            time_passes(22)
+            await b.time_passes(22)
             await asking.told_of("room_finished")
             rows[f"{what}: room 22 s later"] = {"n": len(await asking.rooms()), "hooks": asking.hooks()}
         return rows
@@ -425,7 +424,7 @@ async def rings_too_long(b: Bench) -> Answers:
     await b.placed()
     await b.one_call_is(callStatus="ringing")
     await asking.told_of("track_published")
-    time_passes(80)
+    await b.time_passes(80)
     rows = {"ring 95 s, waiting": {"r": await dial}}
     await asking.told_of("participant_left")
     return rows | {"ring 95 s hooks": {"hooks": asking.hooks()}}
@@ -518,7 +517,7 @@ class Call(Asked):
         dial = asyncio.create_task(self.dial(digits, ringing_timeout=Duration(seconds=100)))
         await self.told_of("track_published")
         if status == "ringing":
-            time_passes(0.2 * LONG)
+            await self.b.time_passes(0.2 * LONG)
         await self.b.one_call_is(callStatus=status)
         if status == "active":
             await self.told_of("track_published", 2)
@@ -556,7 +555,7 @@ async def callee_hangs_up(call: Call) -> None:
 async def callee_hangs_up_and_the_room_closes(call: Call) -> None:
     await call.placed("0012")
     await call.hang_up()
-    time_passes(20)
+    await call.b.time_passes(20)
     await call.told_of("room_finished")
 
 
@@ -564,7 +563,7 @@ async def drains(call: Call) -> None:
     await call.placed("0012")
     await call.b.control("PUT", "faults", {"draining": True})
     await call.hang_up()
-    time_passes(20)
+    await call.b.time_passes(20)
     await call.told_of("room_finished")
 
 
@@ -572,7 +571,7 @@ def unanswered(digits: str, status: str = "dialing", rings_out: bool = False) ->
     async def episode(call: Call) -> None:
         if rings_out:
             dial = await call.placed(digits, status)
-            time_passes(100)
+            await call.b.time_passes(100)
         else:
             await call.create()
             await call.told_of("participant_joined")
@@ -602,7 +601,7 @@ async def no_agent(call: Call) -> None:
 async def agent_dies(call: Call) -> None:
     await call.placed("0012")
     await call.control("agent-death")
-    time_passes(22)
+    await call.b.time_passes(22)
     await call.told_of("participant_left")
     await call.ends()
 
@@ -610,16 +609,16 @@ async def agent_dies(call: Call) -> None:
 async def sip_dies(call: Call) -> None:
     await call.placed("0012")
     await call.control("sip-death")
-    time_passes(22)
+    await call.b.time_passes(22)
     await call.told_of("participant_left")
 
 
 async def sip_dies_ringing(call: Call) -> None:
     dial = await call.placed("0002", "ringing")
     await call.control("sip-death")
-    time_passes(22)
+    await call.b.time_passes(22)
     await call.told_of("participant_left", 2)
-    time_passes(20)
+    await call.b.time_passes(20)
     await call.told_of("room_finished")
     dial.cancel()
 
@@ -629,7 +628,7 @@ def all_die(digits: str, status: str) -> Callable[[Call], Awaitable[None]]:
         dial = await call.placed(digits, status)
         await call.control("crash")
         await asyncio.gather(dial, return_exceptions=True)
-        time_passes(1000)
+        await call.b.time_passes(1000)
         assert len((await call.looks())["ListParticipants"]["r"]) == 2
 
     return episode
@@ -638,9 +637,9 @@ def all_die(digits: str, status: str) -> Callable[[Call], Awaitable[None]]:
 async def livekit_dies_talking(call: Call) -> None:
     await call.placed("0012")
     await call.control("restart")
-    time_passes(7)
+    await call.b.time_passes(7)
     await call.told_of("track_published", 3)
-    time_passes(2)
+    await call.b.time_passes(2)
     await call.told_of("track_published", 4)
 
 
@@ -656,7 +655,7 @@ async def livekit_dies_twice(call: Call) -> None:
     await call.b.control("PUT", "faults", {"agentJoinSeconds": 20})
     await call.create()
     await call.ends()
-    time_passes(20)
+    await call.b.time_passes(20)
     await call.told_of("participant_joined", 5)
 
 
@@ -665,10 +664,10 @@ async def livekit_dies_ringing_and_the_callee_answers(call: Call) -> None:
     dial = await call.placed("0012", "ringing")
     await call.control("restart", phoneRejoinSeconds=2 * LONG, agentRejoinSeconds=3 * LONG)
     await asyncio.gather(dial, return_exceptions=True)
-    time_passes(LONG)
+    await call.b.time_passes(LONG)
     await call.b.one_call_is(callStatus="active")
     for joined in (3, 4):
-        time_passes(LONG)
+        await call.b.time_passes(LONG)
         await call.told_of("participant_joined", joined)
     await call.hang_up()
     await call.told_of("participant_left", 2)
@@ -681,9 +680,9 @@ async def livekit_dies_ringing(call: Call) -> None:
     await call.control("agent-death")
     await call.control("restart")
     await asyncio.gather(dial, return_exceptions=True)
-    time_passes(9)
+    await call.b.time_passes(9)
     await call.told_of("track_published", 2)
-    time_passes(100)
+    await call.b.time_passes(100)
     await call.told_of("participant_left")
     await call.ends()
 

@@ -226,7 +226,7 @@ def test_rooms_are_listed_by_name_and_a_room_made_again_has_another_sid() -> Non
             old = await b.create_room("a")
             await b.create_room("b", "agents do not count")
             await b.dial("0012", room="b")
-            time_passes(5)
+            await b.time_passes(5)
             listed = (await b.livekit.room.list_rooms(api.ListRoomsRequest(names=["b", "c"]))).rooms
             assert [(room.name, room.num_participants) for room in listed] == [("b", 1)]
             assert len((await b.livekit.room.list_rooms(api.ListRoomsRequest())).rooms) == 2
@@ -243,7 +243,7 @@ def test_a_room_that_nobody_but_an_agent_joins_closes_after_its_empty_timeout() 
         async with bench() as b:
             await b.create_room("r", "", empty_timeout=200)
             await until(lambda: bool(b.hook.named("participant_joined")))
-            time_passes(200)
+            await b.time_passes(200)
             await until(lambda: bool(b.hook.named("room_finished")))
             assert b.hook.names("r") == [
                 "room_started",
@@ -282,7 +282,7 @@ def test_an_answered_call_is_reported_in_livekits_order_and_its_room_closes_by_i
                 "SCL_",
             )
             await until(lambda: bool(b.hook.named("participant_left", "call-1")))
-            time_passes(20)
+            await b.time_passes(20)
             await until(lambda: bool(b.hook.named("room_finished")))
             gone = ["track_unpublished", "participant_left"]
             assert b.hook.names("r", without_tracks=False) == [
@@ -332,7 +332,7 @@ def test_get_participant_shows_dialing_then_ringing_then_active() -> None:
 
             seen = [await status()]
             for part in (0.2, 0.8):
-                time_passes(part * LONG)
+                await b.time_passes(part * LONG)
                 await until(changed)
                 seen.append(await status())
             assert seen == ["dialing", "ringing", "active"]
@@ -481,7 +481,7 @@ def test_a_client_that_goes_away_does_not_stop_the_call() -> None:
             dial.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await dial
-            time_passes(LONG)
+            await b.time_passes(LONG)
             await b.one_call_is(outcome="completed", callStatus="hangup")
 
     run(check())
@@ -505,7 +505,7 @@ def test_a_dial_that_does_not_wait_returns_at_once_and_fails_only_in_the_room() 
         async with bench(scale=0.002, ring=LONG) as b:
             await b.dial("0001", wait_until_answered=False)
             assert (await b.calls())[0]["outcome"] is None
-            time_passes(LONG)
+            await b.time_passes(LONG)
             await b.one_call_is(outcome="busy", disconnectReason="USER_REJECTED")
 
     run(check())
@@ -573,7 +573,7 @@ def test_a_call_goes_on_when_the_answer_to_its_request_is_lost(digits: str, erro
         async with bench(ring=LONG, talk=LONG) as b:
             dial = asyncio.create_task(b.dial(digits))
             await b.placed()
-            time_passes(LONG if digits == "0007" else 0.2 * LONG)
+            await b.time_passes(LONG if digits == "0007" else 0.2 * LONG)
             with pytest.raises(error) as caught:
                 await dial
             (call,) = await b.calls()
@@ -581,9 +581,9 @@ def test_a_call_goes_on_when_the_answer_to_its_request_is_lost(digits: str, erro
             if isinstance(caught.value, api.ServerError):
                 assert (caught.value.code, caught.value.status) == ("unknown", 502)
             if digits != "0007":
-                time_passes(LONG)
+                await b.time_passes(LONG)
                 await b.one_call_is(callStatus="active")
-            time_passes(LONG)
+            await b.time_passes(LONG)
             await b.one_call_is(outcome="completed", callStatus="hangup")
 
     run(check())

@@ -14,7 +14,6 @@ from livekit.protocol import agent
 from livekit.protocol.models import DisconnectReason, ParticipantInfo
 
 from tests.livekit_bench import LONG, Bench, bench, run, until
-from tests.loop_time import time_passes
 
 AGENT = ParticipantInfo.AGENT
 ME = api.RoomParticipantIdentity(room="r", identity="call-1")
@@ -45,12 +44,12 @@ def test_a_dial_can_be_answered_an_error_while_the_phone_rings_on() -> None:
             await b.control("PUT", "faults", {"numbers": {"+491": knobs}})
             dial = asyncio.create_task(b.dial("+491"))
             await b.placed()
-            time_passes(0.2 * LONG)
+            await b.time_passes(0.2 * LONG)
             with pytest.raises(api.ServerError) as caught:
                 await dial
             assert caught.value.code == "unavailable"
             await b.one_call_is(callStatus="ringing")
-            time_passes(LONG)
+            await b.time_passes(LONG)
             await b.one_call_is(callStatus="active", outcome=None)
 
     run(check())
@@ -116,7 +115,7 @@ def test_after_a_crash_rooms_stay_as_they_were_and_nothing_happens_in_them(digit
                 with pytest.raises(aiohttp.ClientError):
                     await dial
             seen = len(b.hook.events)
-            time_passes(4000)
+            await b.time_passes(4000)
             await b.one_call_is(outcome="cut", callStatus=status)
             assert [room["orphan"] for room in (await b.control("GET", "rooms"))["rooms"]] == [True]
             (listed,) = (await b.livekit.room.list_rooms(api.ListRoomsRequest(names=["r"]))).rooms
@@ -162,7 +161,7 @@ def test_an_orphan_room_is_cleared_by_making_and_deleting_it_and_its_agent_comes
             assert [one["metadata"] for one in (await b.control("GET", "dispatches"))["dispatches"]] == [
                 '{"to": "+15550000012"}'
             ] * 2
-            time_passes(LONG)
+            await b.time_passes(LONG)
             await until(lambda: b.hook.names("r")[-2:] == ["room_started", "participant_joined"])
             (agent,) = await b.participants()
             assert agent.kind == ParticipantInfo.AGENT
@@ -185,7 +184,7 @@ def test_a_server_that_is_down_cuts_every_request_and_what_it_had_to_tell_is_los
             await b.control("POST", "crash", {"downSeconds": LONG})
             with pytest.raises(aiohttp.ClientError):
                 await b.participants()
-            time_passes(LONG)
+            await b.time_passes(LONG)
             assert await b.participants() == []
             lost = [(one["event"], one["why"]) for one in await b.log("webhook_lost")]
             assert lost == [("room_started", "the server died"), ("room_finished", "the server died")]
@@ -226,9 +225,9 @@ def test_after_a_restart_those_who_outlived_it_join_again_and_the_phone_is_diali
             assert (await b.livekit.room.get_participant(ME)).attributes["sip.callStatus"] == "active"
             assert (await refused(b.livekit.room.remove_participant(ME)))[1] == 503
             seen = len(b.hook.events)
-            time_passes(7)
+            await b.time_passes(7)
             await until(lambda: len(b.hook.events) == seen + 3)
-            time_passes(2)
+            await b.time_passes(2)
             await until(lambda: len(b.hook.events) == seen + 5)
             again = [(e.event, e.participant.kind, e.room.sid) for e in b.hook.events[seen:]]
             sid = b.hook.events[0].room.sid
@@ -255,14 +254,14 @@ def test_a_phone_that_rings_when_the_server_restarts_rings_on_and_its_room_can_b
         async with bench(ring=LONG) as b:
             dial = asyncio.create_task(b.dial("0012"))
             await b.placed()
-            time_passes(0.2 * LONG)
+            await b.time_passes(0.2 * LONG)
             await b.one_call_is(callStatus="ringing")
             await b.control("POST", "restart", {"phoneRejoinSeconds": 0})
             with pytest.raises(aiohttp.ClientError):
                 await dial
             await until(lambda: len(b.hook.named("participant_joined", "call-1")) == 2)
             assert (await b.livekit.room.get_participant(ME)).attributes["sip.callStatus"] == "dialing"
-            time_passes(LONG)
+            await b.time_passes(LONG)
             await b.one_call_is(callStatus="active")
             assert (await b.livekit.room.get_participant(ME)).attributes["sip.callStatus"] == "active"
             await b.livekit.room.delete_room(api.DeleteRoomRequest(room="r"))
@@ -278,7 +277,7 @@ def test_a_call_that_ends_before_its_server_is_back_leaves_an_orphan() -> None:
             await b.control("POST", "restart", {"phoneRejoinSeconds": LONG})
             await b.control("POST", "hangup", {"identity": "call-1"})
             await b.one_call_is(outcome="completed", callStatus="hangup")
-            time_passes(LONG)
+            await b.time_passes(LONG)
             (me,) = await b.participants()
             assert (me.state, me.attributes["sip.callStatus"]) == (ParticipantInfo.ACTIVE, "active")
             assert (await refused(b.livekit.room.delete_room(api.DeleteRoomRequest(room="r"))))[0] == "unknown"
@@ -301,7 +300,7 @@ def test_an_agent_dies_in_a_call_that_goes_on(at_once: bool) -> None:
             await b.control("POST", "agent-death", chosen, status=404)
             if not at_once:
                 assert len(await b.participants()) == 2
-                time_passes(22)
+                await b.time_passes(22)
             await until(lambda: bool(b.hook.named("participant_left")))
             (left,) = b.hook.named("participant_left")
             assert (left.participant.kind, DisconnectReason.Name(left.participant.disconnect_reason)) == (
@@ -326,14 +325,14 @@ def test_the_sip_service_dies_and_its_participant_is_put_out_by_its_silence(digi
             assert await b.control("POST", "sip-death", {"roomName": "r"}) == {"died": 1}
             await b.one_call_is(outcome="cut", callStatus=status)
             assert len(await b.participants()) == 1
-            time_passes(22)
+            await b.time_passes(22)
             await until(lambda: bool(b.hook.named("participant_left")))
             (left,) = b.hook.named("participant_left")
             assert left.participant.disconnect_reason == DisconnectReason.CONNECTION_TIMEOUT
             assert left.participant.attributes["sip.callStatus"] == status
             if status == "ringing":
                 assert not dial.done()
-                time_passes(80)
+                await b.time_passes(80)
                 assert (await refused(dial))[:2] == ("deadline_exceeded", 408)
             await b.control("POST", "sip-death", {}, status=404)
 
@@ -344,7 +343,7 @@ def test_a_phone_without_sound_is_put_out_while_it_is_active() -> None:
     async def check() -> None:
         async with bench() as b:
             await b.dial("0025", max_call_duration=Duration(seconds=300))
-            time_passes(30)
+            await b.time_passes(30)
             await until(lambda: bool(b.hook.named("participant_left", "call-1")))
             (left,) = b.hook.named("participant_left", "call-1")
             assert left.participant.disconnect_reason == DisconnectReason.CLIENT_INITIATED
@@ -403,7 +402,7 @@ def test_a_late_agent_is_told_from_one_that_never_comes_by_its_job() -> None:
             assert status == agent.JS_RUNNING
 
             assert await b.participants("late") == []
-            time_passes(LONG)
+            await b.time_passes(LONG)
             await until(lambda: "participant_joined" in b.hook.names("late"))
             assert [one.identity for one in await b.participants("late")] == [identity]
 
@@ -480,7 +479,7 @@ def test_the_counts_of_a_room_lag_behind() -> None:
             await with_agent(b)
             await b.dial("0012")
             assert await counts() == (0, 0)
-            time_passes(5)
+            await b.time_passes(5)
             assert await counts() == (1, 2)
             await b.control("PUT", "faults", {"roomCountSeconds": 0})
             await b.control("POST", "hangup", {"identity": "call-1"})
@@ -503,7 +502,7 @@ def test_a_phone_removed_before_its_audio_is_published_is_not_dialled(how: str) 
             else:
                 await b.livekit.room.delete_room(api.DeleteRoomRequest(room="r"))
             await until(lambda: bool(b.hook.named("participant_left", "call-1")))
-            time_passes(10)
+            await b.time_passes(10)
             assert (await refused(dial))[:2] == ("internal", 500)
             assert await b.calls() == []
 
@@ -518,7 +517,7 @@ def test_track_events_can_come_after_the_participant_has_left() -> None:
             await b.dial("0000")
             await until(lambda: bool(b.hook.named("participant_left", "call-1")))
             assert b.hook.named("track_published") == []
-            time_passes(LONG)
+            await b.time_passes(LONG)
             await until(lambda: {"track_published", "track_unpublished"} <= {e.event for e in b.hook.events})
 
     run(check())
