@@ -16,7 +16,7 @@ from admin import deliveries, keys, restore, switch, target, webhook_secrets, we
 from admin.terminal import AdminError, Terminal, UsageError
 from shared import phone_number
 from shared.clock import now_ms
-from shared.errors import StoreError, StoreUnclear
+from shared.errors import StoreError, StoreUnclearError
 
 _EXAMPLES = f"""\
 examples:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     except StoreError as exc:
         if not isinstance(exc.__cause__, ClientError | BotoCoreError):
             return _failed(terminal, str(exc))
-        unclear = isinstance(exc, StoreUnclear) and not _never_sent(exc.__cause__)
+        unclear = isinstance(exc, StoreUnclearError) and not _never_sent(exc.__cause__)
         advice = " If this was a change, look whether it was made before you repeat it." if unclear else ""
         return _failed(terminal, target.explain(exc.__cause__, where) + advice)
     except (ClientError, BotoCoreError) as exc:
@@ -183,9 +183,11 @@ def parser() -> argparse.ArgumentParser:
 
     command = group("restore", "After calls were lost: docs/operations.md has the whole procedure.")
     seal = command(
-        "seal", restore.seal, "Restores calls from a backup and ends the open ones without dialling.",
+        "seal",
+        restore.seal,
+        "Restores calls from a backup and ends the open ones without dialling.",
         on_workspace=False,
-    )  # fmt: skip
+    )
     seal.add_argument("restored", metavar="TABLE", help="into which the backup was restored; it is only read")
     return top
 

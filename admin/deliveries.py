@@ -38,9 +38,9 @@ def redrive(target: Target, terminal: Terminal, arguments: argparse.Namespace) -
     if until < arguments.since:
         raise UsageError("--until is before --since")
     if arguments.workspace:
-        workspaces = [target.existing(arguments.workspace).workspaceId]
+        workspaces = [target.existing(arguments.workspace).workspace_id]
     else:
-        workspaces = [workspace.workspaceId for workspace in target.store.all()]
+        workspaces = [workspace.workspace_id for workspace in target.store.all()]
     between = (iso(arguments.since), iso(until))
     found, seen = _find(target.calls, target.deliveries, terminal, workspaces, between)
     given = {"since": between[0], "until": between[1], "workspaces": workspaces, "found": dict(seen)}
@@ -80,7 +80,7 @@ def _find(
     with ThreadPoolExecutor(THREADS) as threads:
         for workspace_id in workspaces:
             for page in _pages(calls, workspace_id, between):
-                with_webhooks = [call for call in page if call.callbackUrl is not None]
+                with_webhooks = [call for call in page if call.callback_url is not None]
                 seen["calls"] += len(with_webhooks)
                 now = now_ms()
                 for rows in threads.map(partial(_deliveries, deliveries, now), with_webhooks):
@@ -105,13 +105,13 @@ def _pages(calls: CallStore, workspace_id: str, between: tuple[str, str]) -> Ite
 
 
 def _deliveries(deliveries: DeliveryStore, now: int, call: Call) -> list[tuple[str, Delivery]]:
-    rows = {row.sequence: row for row in deliveries.of_call(call.callId)}
+    rows = {row.sequence: row for row in deliveries.of_call(call.call_id)}
     return [
         (_state(call, rows[n], now), rows[n])
         if n in rows
         else (
-            NEVER_MADE if call.webhooksStoppedAt is None else STOPPED,
-            Delivery(call.callId, call.workspaceId, n, "pending", 0, now),
+            NEVER_MADE if call.webhooks_stopped_at_ms is None else STOPPED,
+            Delivery(call.call_id, call.workspace_id, n, "pending", 0, now),
         )
         for n in range(1, len(call.events) + 1)
     ]
@@ -120,11 +120,11 @@ def _deliveries(deliveries: DeliveryStore, now: int, call: Call) -> list[tuple[s
 def _state(call: Call, row: Delivery, now: int) -> str:
     if row.state == "delivered":
         return DELIVERED
-    if row.state == "stopped" or call.webhooksStoppedAt is not None:
+    if row.state == "stopped" or call.webhooks_stopped_at_ms is not None:
         return STOPPED
-    if row.leaseUntil >= now:
+    if row.lease_until_ms >= now:
         return UNDER_WAY
-    if row.state == "pending" and row.nextAttemptAt <= now:
+    if row.state == "pending" and row.next_attempt_at_ms <= now:
         return DUE
     return DEAD if row.state == "dead" else WAITING
 
@@ -136,10 +136,10 @@ def _make_due(calls: CallStore, deliveries: DeliveryStore, found: list[Delivery]
 
     def one(row: Delivery) -> bool:
         now = now_ms()
-        if not calls.keep(row.callId, now // 1000 + RETENTION_SECONDS):
+        if not calls.keep(row.call_id, now // 1000 + RETENTION_SECONDS):
             return False
-        if deliveries.get(row.callId, row.sequence) is None:
-            deliveries.create(row.callId, row.workspaceId, row.sequence, now, now)
+        if deliveries.get(row.call_id, row.sequence) is None:
+            deliveries.create(row.call_id, row.workspace_id, row.sequence, now, now)
             return True
         return deliveries.make_due(row, now)
 

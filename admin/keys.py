@@ -18,7 +18,7 @@ def create(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
     confirmed = target.existing(arguments.workspace)
     if confirmed.open:
         terminal.confirm(
-            f"{confirmed.workspaceId} is open. With a key, requests without one are refused, within a minute.",
+            f"{confirmed.workspace_id} is open. With a key, requests without one are refused, within a minute.",
             "Make a key?",
         )
     key = new_key()
@@ -27,19 +27,19 @@ def create(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
     def change(seen: Workspace) -> Workspace:
         if seen.open and not confirmed.open:
             raise changed_meanwhile(seen)
-        return dataclasses.replace(seen, apiKeyHashes=seen.apiKeyHashes | {hashed}, open=False)
+        return dataclasses.replace(seen, api_key_hashes=seen.api_key_hashes | {hashed}, open=False)
 
-    workspace = target.updated(confirmed.workspaceId, change)
+    workspace = target.updated(confirmed.workspace_id, change)
     given = {
-        "workspaceId": workspace.workspaceId,
+        "workspaceId": workspace.workspace_id,
         "apiKey": key,
         "keyId": _id(hashed),
         "apiKeyIds": key_ids(workspace),
     }
     terminal.give(given, key)
     terminal.say(
-        f"\nKey {_id(hashed)} of {workspace.workspaceId}, one of {len(workspace.apiKeyHashes)}. Keep it now: only "
-        "its hash is stored. Running processes know it within a minute."
+        f"\nKey {_id(hashed)} of {workspace.workspace_id}, one of {len(workspace.api_key_hashes)}. Keep it now: "
+        "only its hash is stored. Running processes know it within a minute."
     )
 
 
@@ -47,42 +47,42 @@ def list_all(target: Target, terminal: Terminal, arguments: argparse.Namespace) 
     workspace = target.existing(arguments.workspace)
     ids = key_ids(workspace)
     if ids:
-        text = table(("key", "sha-256"), [(_id(hashed), hashed) for hashed in sorted(workspace.apiKeyHashes)])
+        text = table(("key", "sha-256"), [(_id(hashed), hashed) for hashed in sorted(workspace.api_key_hashes)])
     elif workspace.open:
-        text = f"{workspace.workspaceId} has no keys and is open: a request needs only its id."
+        text = f"{workspace.workspace_id} has no keys and is open: a request needs only its id."
     else:
-        text = f"{workspace.workspaceId} has no keys: every request is refused."
-    terminal.give({"workspaceId": workspace.workspaceId, "apiKeyIds": ids, "open": workspace.open}, text)
+        text = f"{workspace.workspace_id} has no keys: every request is refused."
+    terminal.give({"workspaceId": workspace.workspace_id, "apiKeyIds": ids, "open": workspace.open}, text)
 
 
 def revoke(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
     confirmed = target.existing(arguments.workspace)
     hashed = _only(confirmed, arguments.key)
-    others = len(confirmed.apiKeyHashes) - 1
+    others = len(confirmed.api_key_hashes) - 1
     if arguments.open and others:
-        raise AdminError(f"--open goes with the last key only, and {confirmed.workspaceId} has {others} more")
+        raise AdminError(f"--open goes with the last key only, and {confirmed.workspace_id} has {others} more")
     if arguments.open:
-        consequence = f"{_id(hashed)} is the last key. {opened(confirmed.workspaceId)}"
+        consequence = f"{_id(hashed)} is the last key. {opened(confirmed.workspace_id)}"
     elif others:
         consequence = f"Within a minute requests with the key {_id(hashed)} are refused."
     else:
         consequence = (
-            f"{_id(hashed)} is the last key. Within a minute every request of {confirmed.workspaceId} is refused, "
-            "until there is a new key."
+            f"{_id(hashed)} is the last key. Within a minute every request of {confirmed.workspace_id} is "
+            "refused, until there is a new key."
         )
     terminal.confirm(consequence, "Revoke it?")
 
     def change(seen: Workspace) -> Workspace:
-        if hashed in seen.apiKeyHashes and seen.apiKeyHashes != confirmed.apiKeyHashes:
+        if hashed in seen.api_key_hashes and seen.api_key_hashes != confirmed.api_key_hashes:
             # Whether it is the last key may have changed.
             raise changed_meanwhile(seen)
-        rest = seen.apiKeyHashes - {hashed}
-        return dataclasses.replace(seen, apiKeyHashes=rest, open=seen.open or (arguments.open and not rest))
+        rest = seen.api_key_hashes - {hashed}
+        return dataclasses.replace(seen, api_key_hashes=rest, open=seen.open or (arguments.open and not rest))
 
-    workspace = target.updated(confirmed.workspaceId, change)
-    given = {"workspaceId": workspace.workspaceId, "apiKeyIds": key_ids(workspace), "open": workspace.open}
+    workspace = target.updated(confirmed.workspace_id, change)
+    given = {"workspaceId": workspace.workspace_id, "apiKeyIds": key_ids(workspace), "open": workspace.open}
     left = ", ".join(key_ids(workspace)) or ("none, it is open" if workspace.open else "none, all is refused")
-    terminal.give(given, f"Revoked {_id(hashed)}. Keys of {workspace.workspaceId} now: {left}.")
+    terminal.give(given, f"Revoked {_id(hashed)}. Keys of {workspace.workspace_id} now: {left}.")
 
 
 def new_key() -> str:
@@ -91,7 +91,7 @@ def new_key() -> str:
 
 
 def key_ids(workspace: Workspace) -> list[str]:
-    return sorted(_id(hashed) for hashed in workspace.apiKeyHashes)
+    return sorted(_id(hashed) for hashed in workspace.api_key_hashes)
 
 
 def opened(workspace_id: str) -> str:
@@ -104,7 +104,7 @@ def opened(workspace_id: str) -> str:
 
 def changed_meanwhile(workspace: Workspace) -> AdminError:
     return AdminError(
-        f"{workspace.workspaceId} was changed by another command meanwhile; nothing was changed: check and repeat"
+        f"{workspace.workspace_id} was changed by another command meanwhile; nothing was changed: check and repeat"
     )
 
 
@@ -114,9 +114,9 @@ def _id(hashed: str) -> str:
 
 def _only(workspace: Workspace, beginning: str) -> str:
     """The only hash that begins so. Raises AdminError when there is none or more than one."""
-    found = [hashed for hashed in workspace.apiKeyHashes if hashed.startswith(beginning)]
+    found = [hashed for hashed in workspace.api_key_hashes if hashed.startswith(beginning)]
     if not found:
-        raise AdminError(f"{workspace.workspaceId} has no key {beginning}; `key list` shows them")
+        raise AdminError(f"{workspace.workspace_id} has no key {beginning}; `key list` shows them")
     if len(found) > 1:
         raise AdminError(
             f"{len(found)} keys begin with {beginning}: give more of the SHA-256 that `key list` shows"

@@ -72,7 +72,7 @@ def restored_and_open(calls: CallStore) -> Iterator[Call]:
     for shard in range(SHARDS):
         for page in calls.due(shard, FOR_EVER):
             found = calls.get_many(call_id for call_id, sort_key in page if sort_key == "CALL")
-            yield from (call for call in found if call.restoredAt is not None and not call.ended)
+            yield from (call for call in found if call.restored_at_ms is not None and not call.ended)
 
 
 def _end(calls: CallStore, call: Call) -> bool:
@@ -82,7 +82,7 @@ def _end(calls: CallStore, call: Call) -> bool:
         outcome = Outcome("failed", "outcome_unknown", inferred=True)
         if end_call(calls, seen, outcome, Durations(), now_ms, report=_say_nothing) is not None:
             return True
-        seen = calls.get(call.callId)
+        seen = calls.get(call.call_id)
     return False
 
 
@@ -94,10 +94,10 @@ def free_lost_slots(target: Target, calls: CallStore) -> int:
     """Frees the slots of calls without a record, or with one that is cleared already. Returns their number."""
     freed = 0
     for workspace in target.store.all():
-        for call_id in sorted(target.limits.active_calls(workspace.workspaceId)):
+        for call_id in sorted(target.limits.active_calls(workspace.workspace_id)):
             call = calls.get(call_id)
-            if call is None or (call.ended and call.dueShard is None):
-                target.limits.free_slot(workspace.workspaceId, call_id)
+            if call is None or (call.ended and call.due_shard is None):
+                target.limits.free_slot(workspace.workspace_id, call_id)
                 freed += 1
     return freed
 
@@ -155,6 +155,6 @@ def _marked(item: dict[str, Any], paused_at: int) -> dict[str, Any]:
     if item["sk"] != {"S": "CALL"}:
         return item
     call = Call.from_item(from_wire(item))
-    if call.ended or call.createdAt >= iso(paused_at):
+    if call.ended or call.created_at >= iso(paused_at):
         return item
     return item | to_wire({"restoredAt": now_ms()})

@@ -19,37 +19,37 @@ from shared.workspaces import Workspace
 
 def rotate(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
     confirmed = target.existing(arguments.workspace)
-    kept = () if arguments.drop_old else confirmed.webhookSecrets[:1]
-    lost = len(confirmed.webhookSecrets) - len(kept)
+    kept = () if arguments.drop_old else confirmed.webhook_secrets[:1]
+    lost = len(confirmed.webhook_secrets) - len(kept)
     if lost:
         terminal.confirm(
-            f"Within a minute {_secrets(lost)} of {confirmed.workspaceId} will no longer sign: receivers without "
+            f"Within a minute {_secrets(lost)} of {confirmed.workspace_id} will no longer sign: receivers without "
             "a newer one will refuse its webhooks.",
             "Rotate?",
         )
     secret = new_secret()
     workspace = _set(target, confirmed, (secret, *kept))
-    given = {"workspaceId": workspace.workspaceId, "webhookSecret": secret, "webhookSecretCount": 1 + len(kept)}
+    given = {"workspaceId": workspace.workspace_id, "webhookSecret": secret, "webhookSecretCount": 1 + len(kept)}
     terminal.give(given, secret)
     terminal.say("\nKeep it now: it is not shown again.")
     if kept:
         terminal.say(
             "Webhooks are signed with this one and the previous one. When the receivers have it: "
-            + target.command(f"webhook-secret drop-old {workspace.workspaceId}")
+            + target.command(f"webhook-secret drop-old {workspace.workspace_id}")
         )
 
 
 def drop_old(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
     confirmed = target.existing(arguments.workspace)
-    lost = len(confirmed.webhookSecrets[1:])
+    lost = len(confirmed.webhook_secrets[1:])
     if lost:
         terminal.confirm(
-            f"Within a minute {_secrets(lost)} of {confirmed.workspaceId} will no longer sign.", "Drop the old?"
+            f"Within a minute {_secrets(lost)} of {confirmed.workspace_id} will no longer sign.", "Drop the old?"
         )
-    workspace = _set(target, confirmed, confirmed.webhookSecrets[:1])
-    left = len(workspace.webhookSecrets)
-    given = {"workspaceId": workspace.workspaceId, "webhookSecretCount": left}
-    terminal.give(given, f"{_secrets(lost)} dropped; {workspace.workspaceId} signs with {left or 'none'}.")
+    workspace = _set(target, confirmed, confirmed.webhook_secrets[:1])
+    left = len(workspace.webhook_secrets)
+    given = {"workspaceId": workspace.workspace_id, "webhookSecretCount": left}
+    terminal.give(given, f"{_secrets(lost)} dropped; {workspace.workspace_id} signs with {left or 'none'}.")
 
 
 def new_secret() -> str:
@@ -60,11 +60,11 @@ def new_secret() -> str:
 def _set(target: Target, confirmed: Workspace, to: tuple[str, ...]) -> Workspace:
     def change(seen: Workspace) -> Workspace:
         # `to` may be stored already, if this repeats a write that succeeded.
-        if seen.webhookSecrets not in (confirmed.webhookSecrets, to):
+        if seen.webhook_secrets not in (confirmed.webhook_secrets, to):
             raise changed_meanwhile(seen)
-        return dataclasses.replace(seen, webhookSecrets=to)
+        return dataclasses.replace(seen, webhook_secrets=to)
 
-    return target.updated(confirmed.workspaceId, change)
+    return target.updated(confirmed.workspace_id, change)
 
 
 def _secrets(number: int) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 from admin.target import Target
 from admin.terminal import AdminError, Terminal, card
 from shared.call import compact, iso, json_object
-from shared.callback_url import AddressRefused, callback_policy, check_url
+from shared.callback_url import AddressRefusedError, callback_policy, check_url
 from shared.clock import now_ms
 from shared.durations import Durations
-from webhook_dispatch.attempt import Attempted, SecretMissing, post, signed_headers
+from webhook_dispatch.attempt import Attempted, SecretMissingError, post, signed_headers
 from webhook_dispatch.transport import GuardedTransport, webhook_client
 
 
@@ -28,14 +28,14 @@ def send(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> N
     policy = dataclasses.replace(callback_policy(os.environ), loopback=target.local)
     try:
         check_url(arguments.url, policy)
-    except AddressRefused as exc:
+    except AddressRefusedError as exc:
         raise AdminError(f"the URL {exc}; no call with it would be accepted") from exc
     message_id = f"evt_test_{secrets.token_hex(12)}"
-    body = event_body(message_id, workspace.workspaceId)
+    body = event_body(message_id, workspace.workspace_id)
     try:
-        headers = signed_headers(workspace.webhookSecrets, message_id, _now(), body, None)
-    except SecretMissing as exc:
-        raise AdminError(f"{exc}: {target.command(f'webhook-secret rotate {workspace.workspaceId}')}") from exc
+        headers = signed_headers(workspace.webhook_secrets, message_id, _now(), body, None)
+    except SecretMissingError as exc:
+        raise AdminError(f"{exc}: {target.command(f'webhook-secret rotate {workspace.workspace_id}')}") from exc
     seen: dict[str, Any] = {"address": None, "tls": None, "headers": None}
     attempted, milliseconds = asyncio.run(_post(GuardedTransport(policy), arguments.url, body, headers, seen))
     given = {

@@ -14,29 +14,29 @@ from admin.terminal import AdminError, Terminal, UsageError, card, table
 from admin.webhook_secrets import new_secret
 from shared.call import iso
 from shared.clock import now_ms
-from shared.workspaces import Workspace, key_hash
+from shared.workspaces import WORKSPACE_ATTRIBUTES, Workspace, key_hash
 
 
 def create(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
     key = None if arguments.no_key else new_key()
     secret = new_secret()
     workspace = Workspace(
-        workspaceId=arguments.workspace,
+        workspace_id=arguments.workspace,
         name=arguments.name or arguments.workspace,
-        agentName=arguments.agent_name,
-        sipTrunkId=arguments.trunk,
-        fromNumbers=tuple(dict.fromkeys(arguments.from_numbers)),
-        apiKeyHashes=frozenset({key_hash(key)} if key else ()),
+        agent_name=arguments.agent_name,
+        sip_trunk_id=arguments.trunk,
+        from_numbers=tuple(dict.fromkeys(arguments.from_numbers)),
+        api_key_hashes=frozenset({key_hash(key)} if key else ()),
         open=key is None,
         agents=frozenset(arguments.agents),
-        allowedCallingCodes=frozenset(arguments.allow),
-        webhookSecrets=(secret,),
-        createdAt=iso(now_ms()),
+        allowed_calling_codes=frozenset(arguments.allow),
+        webhook_secrets=(secret,),
+        created_at=iso(now_ms()),
         version=1,
     )
     workspace = dataclasses.replace(workspace, **_scalars(arguments))
     if not target.store.create(workspace):
-        raise AdminError(f"the workspace {workspace.workspaceId} exists already; `workspace update` changes it")
+        raise AdminError(f"the workspace {workspace.workspace_id} exists already; `workspace update` changes it")
     given: dict[str, Any] = {"workspace": as_json(workspace), "apiKey": key, "webhookSecret": secret}
     shown = [("API key", key)] if key else []
     terminal.give(given, as_text(workspace) + "\n\n" + card([*shown, ("Webhook secret", secret)]))
@@ -51,8 +51,8 @@ def create(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
 
 def show(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
     workspace = target.existing(arguments.workspace)
-    calls = sorted(target.limits.active_calls(workspace.workspaceId))
-    under_way = f"{len(calls)} of {workspace.maxConcurrentCalls}"
+    calls = sorted(target.limits.active_calls(workspace.workspace_id))
+    under_way = f"{len(calls)} of {workspace.max_concurrent_calls}"
     terminal.give(
         as_json(workspace) | {"activeCalls": calls}, as_text(workspace, [("Calls under way", under_way)])
     )
@@ -63,13 +63,13 @@ def list_all(target: Target, terminal: Terminal, arguments: argparse.Namespace) 
     header = ("workspace", "name", "state", "access", "may call", "at a time", "a minute")
     rows = [
         (
-            workspace.workspaceId,
+            workspace.workspace_id,
             workspace.name,
             _state(workspace),
             _access(workspace),
-            _listed(workspace.allowedCallingCodes) or "none",
-            str(workspace.maxConcurrentCalls),
-            str(workspace.callsPerMinute),
+            _listed(workspace.allowed_calling_codes) or "none",
+            str(workspace.max_concurrent_calls),
+            str(workspace.calls_per_minute),
         )
         for workspace in workspaces
     ]
@@ -89,12 +89,12 @@ def update(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
         raise UsageError("--any-agent goes without --agent and --remove-agent")
 
     def change(seen: Workspace) -> Workspace:
-        if arguments.open and seen.apiKeyHashes:
+        if arguments.open and seen.api_key_hashes:
             raise AdminError(
-                f"{seen.workspaceId} has {_access(seen)}: revoke every one, the last with `key revoke --open`"
+                f"{seen.workspace_id} has {_access(seen)}: revoke every one, the last with `key revoke --open`"
             )
-        from_numbers = _with(seen.fromNumbers, arguments.from_numbers, arguments.remove_from_numbers, "number")
-        codes = _with(seen.allowedCallingCodes, arguments.allow, arguments.disallow, "allowed calling code")
+        from_numbers = _with(seen.from_numbers, arguments.from_numbers, arguments.remove_from_numbers, "number")
+        codes = _with(seen.allowed_calling_codes, arguments.allow, arguments.disallow, "allowed calling code")
         agents = _with(seen.agents, arguments.agents, arguments.remove_agents, "agent id")
         if arguments.any_agent:
             agents = []
@@ -104,8 +104,8 @@ def update(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
             )
         return dataclasses.replace(
             seen,
-            fromNumbers=tuple(from_numbers),
-            allowedCallingCodes=frozenset(codes),
+            from_numbers=tuple(from_numbers),
+            allowed_calling_codes=frozenset(codes),
             agents=frozenset(agents),
             open=seen.open if arguments.open is None else arguments.open,
             **scalars,
@@ -130,12 +130,12 @@ def disable(target: Target, terminal: Terminal, arguments: argparse.Namespace) -
         "Disable it?",
     )
     workspace = target.updated(arguments.workspace, lambda seen: dataclasses.replace(seen, disabled=True))
-    terminal.give(as_json(workspace), f"{workspace.workspaceId} is disabled.")
+    terminal.give(as_json(workspace), f"{workspace.workspace_id} is disabled.")
 
 
 def enable(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
     workspace = target.updated(arguments.workspace, lambda seen: dataclasses.replace(seen, disabled=False))
-    terminal.give(as_json(workspace), f"{workspace.workspaceId} is enabled.")
+    terminal.give(as_json(workspace), f"{workspace.workspace_id} is enabled.")
     _warn(target, terminal, workspace)
 
 
@@ -143,35 +143,37 @@ def enable(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
 
 
 def as_json(workspace: Workspace) -> dict[str, Any]:
-    """The workspace for scripts, without hashes and secrets."""
-    fields = dataclasses.asdict(workspace)
-    del fields["apiKeyHashes"], fields["webhookSecrets"]
+    """The workspace for scripts, by its stored names, without hashes and secrets."""
+    secret = ("api_key_hashes", "webhook_secrets")
+    fields = {
+        name: getattr(workspace, field) for field, name in WORKSPACE_ATTRIBUTES.items() if field not in secret
+    }
     return {
         name: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value
         for name, value in fields.items()
-    } | {"apiKeyIds": key_ids(workspace), "webhookSecretCount": len(workspace.webhookSecrets)}
+    } | {"apiKeyIds": key_ids(workspace), "webhookSecretCount": len(workspace.webhook_secrets)}
 
 
 def as_text(workspace: Workspace, more: Sequence[tuple[str, str]] = ()) -> str:
     secrets = {0: "none: webhooks cannot be sent", 1: "1", 2: "2, a rotation is under way"}
     return card(
         [
-            ("Workspace", workspace.workspaceId),
+            ("Workspace", workspace.workspace_id),
             ("Name", workspace.name),
             ("State", _state(workspace)),
             ("Access", _access(workspace)),
             ("API keys", ", ".join(key_ids(workspace)) or "none"),
-            ("May call", _listed(workspace.allowedCallingCodes) or "none"),
-            ("Special numbers", "allowed" if workspace.allowSpecialNumbers else "refused"),
-            ("From", ", ".join(workspace.fromNumbers) or "the trunk's own"),
-            ("Agent worker", workspace.agentName),
+            ("May call", _listed(workspace.allowed_calling_codes) or "none"),
+            ("Special numbers", "allowed" if workspace.allow_special_numbers else "refused"),
+            ("From", ", ".join(workspace.from_numbers) or "the trunk's own"),
+            ("Agent worker", workspace.agent_name),
             ("Agents", _listed(workspace.agents) or "any"),
-            ("SIP trunk", workspace.sipTrunkId),
-            ("Calls at a time", str(workspace.maxConcurrentCalls)),
-            ("Calls a minute", str(workspace.callsPerMinute)),
-            ("Dials a second", str(workspace.callsPerSecond)),
-            ("Webhook secrets", secrets.get(len(workspace.webhookSecrets), str(len(workspace.webhookSecrets)))),
-            ("Created", workspace.createdAt),
+            ("SIP trunk", workspace.sip_trunk_id),
+            ("Calls at a time", str(workspace.max_concurrent_calls)),
+            ("Calls a minute", str(workspace.calls_per_minute)),
+            ("Dials a second", str(workspace.calls_per_second)),
+            ("Webhook secrets", secrets.get(len(workspace.webhook_secrets), str(len(workspace.webhook_secrets)))),
+            ("Created", workspace.created_at),
             *more,
         ]
     )
@@ -184,12 +186,12 @@ def _scalars(arguments: argparse.Namespace) -> dict[str, Any]:
     """The scalar attributes that were given."""
     given = {
         "name": arguments.name,
-        "agentName": arguments.agent_name,
-        "sipTrunkId": arguments.trunk,
-        "allowSpecialNumbers": arguments.allow_special_numbers,
-        "maxConcurrentCalls": arguments.max_concurrent_calls,
-        "callsPerMinute": arguments.calls_per_minute,
-        "callsPerSecond": arguments.calls_per_second,
+        "agent_name": arguments.agent_name,
+        "sip_trunk_id": arguments.trunk,
+        "allow_special_numbers": arguments.allow_special_numbers,
+        "max_concurrent_calls": arguments.max_concurrent_calls,
+        "calls_per_minute": arguments.calls_per_minute,
+        "calls_per_second": arguments.calls_per_second,
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -204,27 +206,27 @@ def _with(there: Sequence[str] | frozenset[str], add: list[str], remove: list[st
 
 def _warn(target: Target, terminal: Terminal, workspace: Workspace) -> None:
     """Warns of settings that may not be intended."""
-    if not workspace.allowedCallingCodes:
+    if not workspace.allowed_calling_codes:
         terminal.say(
             "\nIt may call no number until countries are named: "
-            + target.command(f"workspace update {workspace.workspaceId} --allow +1 --allow +44")
+            + target.command(f"workspace update {workspace.workspace_id} --allow +1 --allow +44")
         )
-    if not workspace.apiKeyHashes:
+    if not workspace.api_key_hashes:
         terminal.say(
-            f"\nOPEN. {opened(workspace.workspaceId)}"
+            f"\nOPEN. {opened(workspace.workspace_id)}"
             if workspace.open
             else "\nIt has no key, so every request is refused: "
-            + target.command(f"key create {workspace.workspaceId}")
+            + target.command(f"key create {workspace.workspace_id}")
         )
 
 
 def _curl(target: Target, workspace: Workspace, key: str | None) -> str:
     # On AWS a placeholder: a copied line must not call a stranger.
-    to = "+15550000000" if target.local and "+1" in workspace.allowedCallingCodes else "NUMBER"
+    to = "+15550000000" if target.local and "+1" in workspace.allowed_calling_codes else "NUMBER"
     agent = min(workspace.agents, default="a1b2c3d4e5f6a7b8c9d0e1f2")
     lines = [
         f"curl {target.api_url or 'https://YOUR_API'}/v1/api/call",
-        f"-H 'x-workspace-id: {workspace.workspaceId}'",
+        f"-H 'x-workspace-id: {workspace.workspace_id}'",
         *([f"-H 'x-api-key: {key}'"] if key else []),
         "-H 'content-type: application/json'",
         f"-d '{json.dumps({'to': to, 'call_agent_id': agent})}'",
@@ -237,8 +239,8 @@ def _state(workspace: Workspace) -> str:
 
 
 def _access(workspace: Workspace) -> str:
-    if workspace.apiKeyHashes:
-        return "1 key" if len(workspace.apiKeyHashes) == 1 else f"{len(workspace.apiKeyHashes)} keys"
+    if workspace.api_key_hashes:
+        return "1 key" if len(workspace.api_key_hashes) == 1 else f"{len(workspace.api_key_hashes)} keys"
     return "open: no key required" if workspace.open else "closed: no key"
 
 

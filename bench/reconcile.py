@@ -111,18 +111,40 @@ def _items(number: int) -> list[dict[str, Any]]:
         due = {"dueShard": due_shard(call_id), "checkAt": now - number + n}
         if n % 32 < 16:
             call = Call(
-                callId=call_id, workspaceId="demo", callAgentId="agent-1", to="+15550000000", roomName=f"room-{n}",
-                jobId="job", createdAt=iso(now), status="in_progress", events=(*calls_own, *reports),
-                ringTimeoutSeconds=40, maxDurationSeconds=1800, queueDeadline=now, leaseId="lease", leaseUntil=1,
-                attempts=1, roomSid="RM_1", dialedAt=now, answeredAt=now, callbackUrl="https://hooks.example/in",
-                dynamicVariables=context, metadata='{"n": 1}',
-            )  # fmt: skip
+                call_id=call_id,
+                workspace_id="demo",
+                call_agent_id="agent-1",
+                to="+15550000000",
+                room_name=f"room-{n}",
+                job_id="job",
+                created_at=iso(now),
+                status="in_progress",
+                events=(*calls_own, *reports),
+                ring_timeout_seconds=40,
+                max_duration_seconds=1800,
+                queue_deadline_ms=now,
+                lease_id="lease",
+                lease_until_ms=1,
+                attempts=1,
+                room_sid="RM_1",
+                dialed_at_ms=now,
+                answered_at_ms=now,
+                callback_url="https://hooks.example/in",
+                dynamic_variables=context,
+                metadata='{"n": 1}',
+            )
             made.append(call_key(call_id) | to_wire(call.to_item() | due))
         else:
             row = {
-                "callId": call_id, "workspaceId": "demo", "sequence": 1, "state": "pending", "attempt": 3,
-                "nextAttemptAt": now, "attempts": attempts, **due,
-            }  # fmt: skip
+                "callId": call_id,
+                "workspaceId": "demo",
+                "sequence": 1,
+                "state": "pending",
+                "attempt": 3,
+                "nextAttemptAt": now,
+                "attempts": attempts,
+                **due,
+            }
             made.append(call_key(call_id, sort_key(1)) | to_wire(row))
     return made
 
@@ -199,7 +221,7 @@ def _serve(items: int) -> None:
 def _measure(how: str, items: int) -> None:
     if how == "allocated":
         tracemalloc.start()
-    from reconcile_calls.reconcile import Reconciling, reconcile
+    from reconcile_calls.reconcile import Reconciler
     from shared import aws
     from shared.call_store import CallStore
     from shared.clock import now_ms
@@ -235,7 +257,7 @@ def _measure(how: str, items: int) -> None:
 
     dynamodb.meta.events.register("before-call.dynamodb.UpdateItem", note_write)
     queue = Nowhere(aws.client("sqs"), "")
-    parts = Reconciling(
+    reconciler = Reconciler(
         calls=CallStore(dynamodb, "CallsTable"),
         deliveries=DeliveryStore(dynamodb, "CallsTable"),
         limits=NotPaused(dynamodb, "WorkspacesTable"),
@@ -247,7 +269,7 @@ def _measure(how: str, items: int) -> None:
         time_left=lambda: True,
     )
     began = time.perf_counter()
-    done = asyncio.run(reconcile(parts))
+    done = asyncio.run(reconciler.run())
     assert sum(done.values()) == items, done
     found = {"first_write": writes[0] - began, "all_written": time.perf_counter() - began} if writes else {}
     if how == "allocated":

@@ -124,12 +124,28 @@ def call_item(call_id: str, now: int, events: int = 3) -> dict[str, Any]:
 
     kinds = ("call.queued", "call.dialing", "call.answered", "call.ended")
     call = Call(
-        callId=call_id, workspaceId="demo", callAgentId="agent-1", to="+15550000000", roomName=f"room-{call_id}",
-        jobId="job", createdAt=iso(now), status="in_progress",
-        events=tuple(event(kind, now) for kind in kinds[:events]), ringTimeoutSeconds=40, maxDurationSeconds=1800,
-        queueDeadline=now, leaseId="lease", leaseUntil=1, attempts=1, roomSid="RM_1", dialedAt=now, answeredAt=now,
-        callbackUrl="https://hooks.example/in", dynamicVariables='{"firstName":"Ada"}', metadata="{}",
-    )  # fmt: skip
+        call_id=call_id,
+        workspace_id="demo",
+        call_agent_id="agent-1",
+        to="+15550000000",
+        room_name=f"room-{call_id}",
+        job_id="job",
+        created_at=iso(now),
+        status="in_progress",
+        events=tuple(event(kind, now) for kind in kinds[:events]),
+        ring_timeout_seconds=40,
+        max_duration_seconds=1800,
+        queue_deadline_ms=now,
+        lease_id="lease",
+        lease_until_ms=1,
+        attempts=1,
+        room_sid="RM_1",
+        dialed_at_ms=now,
+        answered_at_ms=now,
+        callback_url="https://hooks.example/in",
+        dynamic_variables='{"firstName":"Ada"}',
+        metadata="{}",
+    )
     return call.to_item()
 
 
@@ -159,7 +175,7 @@ def _from_afar(*clients: Any) -> None:
 
 def _reconcile() -> dict[str, float]:
     from reconcile_calls import handler
-    from reconcile_calls.reconcile import Reconciling, reconcile
+    from reconcile_calls.reconcile import Reconciler
     from shared.livekit.client import LiveKit, Presence
 
     class AllWell(LiveKit):
@@ -171,7 +187,7 @@ def _reconcile() -> dict[str, float]:
 
     _from_afar(handler.dynamodb, handler.sqs)
     durations = handler.settings.durations
-    parts = Reconciling(
+    reconciler = Reconciler(
         calls=handler.calls,
         deliveries=handler.deliveries,
         limits=handler.limits,
@@ -186,7 +202,7 @@ def _reconcile() -> dict[str, float]:
     _warm(handler.calls)
 
     def run() -> int:
-        done = handler.runner.run(reconcile(parts))
+        done = handler.runner.run(reconciler.run())
         assert done.total() == ROWS, done
         return ROWS
 
@@ -201,8 +217,8 @@ def _fan_out() -> dict[str, float]:
     from shared.table_keys import call_key
     from webhook_dispatch import fan_out_handler
 
-    _warm(CallStore(fan_out_handler.parts.deliveries._client, "CallsTable"))
-    _from_afar(fan_out_handler.parts.deliveries._client, fan_out_handler.sqs)
+    _warm(CallStore(fan_out_handler.fan_out.deliveries._client, "CallsTable"))
+    _from_afar(fan_out_handler.fan_out.deliveries._client, fan_out_handler.sqs)
     now = now_ms()
     records = []
     for n in range(BATCHES * BATCH // 7 + 1):

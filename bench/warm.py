@@ -97,7 +97,7 @@ def _measure(workspace_id: str, api_key: str) -> dict[str, float]:
         "requestContext": {"requestId": "bench"},
         "body": json.dumps(BODY),
     }
-    dynamodb, sqs = handler.dynamodb, handler.parts.dial_queue._client
+    dynamodb, sqs = handler.dynamodb, handler.acceptor.dial_queue._client
 
     def place() -> None:
         answered = handler.lambda_handler(event, None)

@@ -28,7 +28,7 @@ from shared.clock import now_ms
 from shared.delivery_store import Delivery
 from tests.webhook_simulation import MemoryDeliveries, World
 from webhook_dispatch.batch import deliver_batch
-from webhook_dispatch.deliver import Delivering
+from webhook_dispatch.deliver import Deliverer
 from webhook_dispatch.transport import GuardedTransport, webhook_client
 
 ROOT = Path(__file__).parents[1]
@@ -120,14 +120,16 @@ class _Forgetting(MemoryDeliveries):
         finished = super().finish(delivery, *given)
         assert finished is not None
         assert finished.state == "delivered", finished
-        del self._rows[delivery.callId, delivery.sequence]
+        del self._rows[delivery.call_id, delivery.sequence]
         return finished
 
 
 async def _measure(url: str) -> None:
     world = World(transport=GuardedTransport(Policy(loopback=True)))
-    client = webhook_client(world.delivering().client._transport, world.durations)
-    parts = dataclasses.replace(world.delivering(client=client), deliveries=_Forgetting(world.table), clock=now_ms)
+    client = webhook_client(world.deliverer().client._transport, world.durations)
+    deliverer = dataclasses.replace(
+        world.deliverer(client=client), deliveries=_Forgetting(world.table), clock=now_ms
+    )
     # Each delivery is one of a call of its own, so that none waits for the one before it.
     call_ids = [f"{n:024x}" for n in range(PER_ROUND)]
     for call_id in call_ids:
@@ -140,13 +142,13 @@ async def _measure(url: str) -> None:
                 answers = await asyncio.gather(*(bare.post(url, content=body) for _ in range(BATCH)))
                 assert all(answer.status_code == 204 for answer in answers)
 
-        await _round(parts, call_ids)
+        await _round(deliverer, call_ids)
         await post_bare()
         rates: dict[str, list[float]] = {"deliver": [], "bare": []}
         memory = {}
         delivered = PER_ROUND
         while delivered < max(LOOKS) or len(rates["bare"]) < ROUNDS:
-            rates["deliver"].append(await _rate(lambda: _round(parts, call_ids)))
+            rates["deliver"].append(await _rate(lambda: _round(deliverer, call_ids)))
             delivered += PER_ROUND
             if delivered in LOOKS:
                 memory[delivered] = _resident_mb()
@@ -157,14 +159,14 @@ async def _measure(url: str) -> None:
     print(json.dumps({"deliver": ours, "bare": bares, "memory": memory}), file=sys.stderr)
 
 
-async def _round(parts: Delivering, call_ids: list[str]) -> None:
+async def _round(deliverer: Deliverer, call_ids: list[str]) -> None:
     for start in range(0, len(call_ids), BATCH):
         records = []
         for call_id in call_ids[start : start + BATCH]:
             now = now_ms()
-            parts.deliveries.create(call_id, "demo", 4, now, now)
+            deliverer.deliveries.create(call_id, "demo", 4, now, now)
             records.append({"messageId": call_id, "body": json.dumps({"callId": call_id, "sequence": 4})})
-        assert await deliver_batch(parts, records) == {"batchItemFailures": []}
+        assert await deliver_batch(deliverer, records) == {"batchItemFailures": []}
 
 
 async def _rate(work: Callable[[], Awaitable[None]]) -> float:

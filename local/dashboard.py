@@ -25,6 +25,8 @@ from local.state_folder import state_folder
 
 # How many points a line has at most; a run of seconds is drawn as finely as one of hours.
 POINTS = 60
+# An en dash, as CloudWatch shows it.
+NO_VALUE = "\N{EN DASH}"
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#17becf")
 
 
@@ -230,7 +232,7 @@ def _widget(widget: Mapping[str, Any], points: Sequence[Point]) -> str:
 
 def _numbers(metrics: Sequence[Metric], points: Sequence[Point]) -> str:
     shown = [
-        f"<div>{html.escape(metric.label)}<b>{'–' if value is None else f'{value:,.0f}'}</b></div>"  # noqa: RUF001
+        f"<div>{html.escape(metric.label)}<b>{NO_VALUE if value is None else f'{value:,.0f}'}</b></div>"
         for metric, value in zip(metrics, values_of(metrics, points), strict=True)
         if metric.options.get("visible", True)
     ]

@@ -24,7 +24,7 @@ from typing import Any
 from local.errors import StackError
 from local.livekit_settings import real_livekit
 from local.processes import ANSWER_SECONDS, Running, tail
-from local.signals import Stopped, pause, stop_on_signals
+from local.signals import StoppedError, pause, stop_on_signals
 from local.stack import stack
 from local.state_folder import state_folder
 
@@ -48,7 +48,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-class DemoFailed(Exception):
+class DemoError(Exception):
     """Something is missing. `suspects`: the functions whose logs may tell why."""
 
     def __init__(self, what: str, *suspects: str) -> None:
@@ -137,7 +137,7 @@ def credentials(info: dict[str, Any]) -> dict[str, str]:
 def ask_record(info: dict[str, Any], watched: Watched) -> None:
     status, call = fetch(f"{info['apiUrl']}/v1/api/call/{watched.call_id}", credentials(info))
     if status != 200:
-        raise DemoFailed(f"GET /v1/api/call/{watched.call_id}: {status} {call}", "CallsApi")
+        raise DemoError(f"GET /v1/api/call/{watched.call_id}: {status} {call}", "CallsApi")
     for event in call["events"][len(watched.record.get("events", ())) :]:
         at = datetime.datetime.fromisoformat(event["timestamp"])
         detail = ""
@@ -181,9 +181,9 @@ def ask_receiver(info: dict[str, Any], watched: Watched, metadata: object) -> No
     _, answer = fetch(f"{info['receiverUrl']}/_receiver/events?callId={watched.call_id}")
     for hook in answer["events"][len(watched.hooks) :]:
         if not hook["verified"]:
-            raise DemoFailed(f"the signature of {hook['type']} is not genuine: {hook['error']}", "Deliver")
+            raise DemoError(f"the signature of {hook['type']} is not genuine: {hook['error']}", "Deliver")
         if json.loads(hook["body"])["metadata"] != metadata:
-            raise DemoFailed(f"{hook['type']} came without the request's metadata", "Deliver")
+            raise DemoError(f"{hook['type']} came without the request's metadata", "Deliver")
         detail = f"{hook['id']}  signature verified"
         watched.waiting.append((hook["receivedAtMs"], "webhook", hook["type"], detail))
     watched.hooks = answer["events"]
@@ -204,30 +204,30 @@ def place(info: dict[str, Any], scene: Scene, in_full: bool) -> tuple[Watched, o
     headers = {**credentials(info), "content-type": "application/json"}
     status, answer = fetch(f"{info['apiUrl']}/v1/api/call", headers, json.dumps(body).encode())
     if status != 200:
-        raise DemoFailed(f"POST /v1/api/call: {status} {answer}", "InitiateCall")
+        raise DemoError(f"POST /v1/api/call: {status} {answer}", "InitiateCall")
     watched = Watched(started, answer["callId"], answer["roomName"])
     watched.waiting.append((now(), "client", "200 accepted", f"callId {answer['callId']}"))
     return watched, body["metadata"]
 
 
-def missing(watched: Watched) -> DemoFailed | None:
+def missing(watched: Watched) -> DemoError | None:
     """What has not happened yet, and whose part it was; None when the call is over and told of in full."""
     status = watched.record.get("status", "queued")
     if status == "queued":
-        return DemoFailed("the call was not dialled", "DialWorker")
+        return DemoError("the call was not dialled", "DialWorker")
     if status == "dialing":
-        return DemoFailed("the dial has no outcome", "DialWorker", "LivekitEvents")
+        return DemoError("the dial has no outcome", "DialWorker", "LivekitEvents")
     if not watched.record.get("endedAt"):
-        return DemoFailed("the call has not ended", "LivekitEvents" if watched.hung_up else "DialWorker")
+        return DemoError("the call has not ended", "LivekitEvents" if watched.hung_up else "DialWorker")
     told = {hook["sequence"] for hook in watched.hooks}
     silent = [event["type"] for event in watched.record["events"] if event["sequence"] not in told]
     if silent:
-        return DemoFailed(f"no webhook for {', '.join(silent)}", "FanOut", "Deliver")
+        return DemoError(f"no webhook for {', '.join(silent)}", "FanOut", "Deliver")
     return None
 
 
 def watch(running: Running, scene: Scene, deadline_seconds: float, in_full: bool) -> None:
-    """Places the scene's call and shows it until its end. Raises DemoFailed when something is missing."""
+    """Places the scene's call and shows it until its end. Raises DemoError when something is missing."""
     info = running.info
     simulated = not real_livekit()
     watched, metadata = place(info, scene, in_full)
@@ -243,7 +243,7 @@ def watch(running: Running, scene: Scene, deadline_seconds: float, in_full: bool
             break
         if time.monotonic() > until:
             show_due(watched, everything=True)
-            raise gap or DemoFailed("the room was not closed", "DialWorker", "LivekitEvents")
+            raise gap or DemoError("the room was not closed", "DialWorker", "LivekitEvents")
         running.check()
         pause(ASK_EVERY_SECONDS)
     judge(info, scene, watched, simulated)
@@ -254,9 +254,9 @@ def judge(info: dict[str, Any], scene: Scene, watched: Watched, simulated: bool)
     call = watched.record
     ends = [event for event in call["events"] if event["type"] == "call.ended"]
     if len(ends) != 1:
-        raise DemoFailed(f"the call ended {len(ends)} times", "DialWorker", "LivekitEvents")
+        raise DemoError(f"the call ended {len(ends)} times", "DialWorker", "LivekitEvents")
     if scene.status and (call["status"], call["endReason"]) != (scene.status, scene.reason):
-        raise DemoFailed(
+        raise DemoError(
             f"expected {scene.status}: {scene.reason}, got {call['status']}: {call['endReason']}", "DialWorker"
         )
     rang = ""
@@ -264,7 +264,7 @@ def judge(info: dict[str, Any], scene: Scene, watched: Watched, simulated: bool)
         _, placed = fetch(f"{info['liveKitUrl']}/_standin/calls")
         invites = sum(one["roomName"] == watched.room for one in placed["calls"])
         if invites != 1:
-            raise DemoFailed(f"the phone was rung {invites} times", "DialWorker")
+            raise DemoError(f"the phone was rung {invites} times", "DialWorker")
         rang = "rang once, "
     show(
         f"\n{'':>9}  {call['status']}: {rang}ended once, {len(watched.hooks)} of {len(call['events'])}"
@@ -297,8 +297,8 @@ def perform(state: Path) -> None:
         try:
             for scene in wanted:
                 watch(running, scene, 300 if real_livekit() else SCENE_SECONDS, in_full=scene is wanted[0])
-        except (DemoFailed, OSError) as exc:
-            suspects = exc.suspects if isinstance(exc, DemoFailed) else ()
+        except (DemoError, OSError) as exc:
+            suspects = exc.suspects if isinstance(exc, DemoError) else ()
             show(coloured(f"\nfailed: {exc}", "bad"))
             for name in (*suspects, *(["stream"] if "FanOut" in suspects else []), "aws"):
                 show(f"\n── end of {running.state}/logs/{name}.log")
@@ -312,13 +312,13 @@ def main() -> int:
     try:
         # A folder of its own: a stack that `make run` started is left alone.
         perform(state_folder(".local/demo"))
-    except Stopped:
+    except StoppedError:
         show("\nstopped")
         return 130
     except StackError as exc:
         show(f"\nfailed: {exc}")
         return 1
-    except (DemoFailed, OSError):
+    except (DemoError, OSError):
         return 1
     return 0
 

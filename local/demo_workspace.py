@@ -19,17 +19,17 @@ def write_workspace(running: Running) -> None:
     store = WorkspaceStore(aws_client("dynamodb", info["awsEndpointUrl"]), info["resources"]["WorkspacesTable"])
     store.put(
         Workspace(
-            workspaceId=info["workspaceId"],
+            workspace_id=info["workspaceId"],
             name="Demo",
-            agentName=os.environ.get("AGENT_NAME", "outbound-caller"),
-            sipTrunkId=os.environ["SIP_TRUNK_ID"] if real_livekit() else "ST_localstandin",
-            fromNumbers=from_numbers(),
-            apiKeyHashes=frozenset({hashlib.sha256(info["apiKey"].encode()).hexdigest()}),
-            allowedCallingCodes=frozenset((listed("CALLING_CODES") if real_livekit() else []) or ["+1"]),
-            maxConcurrentCalls=50,
-            callsPerMinute=60_000,
-            callsPerSecond=10,
-            webhookSecrets=(info["webhookSecret"],),
-            createdAt=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            agent_name=os.environ.get("AGENT_NAME", "outbound-caller"),
+            sip_trunk_id=os.environ["SIP_TRUNK_ID"] if real_livekit() else "ST_localstandin",
+            from_numbers=from_numbers(),
+            api_key_hashes=frozenset({hashlib.sha256(info["apiKey"].encode()).hexdigest()}),
+            allowed_calling_codes=frozenset((listed("CALLING_CODES") if real_livekit() else []) or ["+1"]),
+            max_concurrent_calls=50,
+            calls_per_minute=60_000,
+            calls_per_second=10,
+            webhook_secrets=(info["webhookSecret"],),
+            created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
     )

@@ -46,10 +46,10 @@ def poll_stream(running: Running, mapping: StreamMapping) -> None:
         try:
             answer = functions.invoke(FunctionName=function, Payload=json.dumps(event).encode())
         except (ClientError, BotoCoreError) as exc:
-            raise stream_poller.NotInvoked(str(exc)) from exc
+            raise stream_poller.NotInvokedError(str(exc)) from exc
         payload = answer["Payload"].read()
         if "FunctionError" in answer:
-            raise stream_poller.FunctionFailed(payload.decode(errors="replace"))
+            raise stream_poller.FunctionFailedError(payload.decode(errors="replace"))
         return json.loads(payload) if payload else None
 
     def batches(shard_id: str) -> stream_poller.Batches:

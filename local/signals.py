@@ -10,7 +10,7 @@ from types import FrameType
 stopping = threading.Event()
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """A signal asked for the end."""
 
 
@@ -25,6 +25,6 @@ def stop_on_signals() -> None:
 
 
 def pause(seconds: float) -> None:
-    """Sleeps. Raises Stopped as soon as a signal asks for the end."""
+    """Sleeps. Raises StoppedError as soon as a signal asks for the end."""
     if stopping.wait(seconds):
-        raise Stopped
+        raise StoppedError

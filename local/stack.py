@@ -45,7 +45,7 @@ from local.livekit_settings import check_real_livekit, livekit_settings, real_li
 from local.paths import AWS_PYTHON, FUNCTIONS, PACKAGES, ROOT
 from local.ports import reserved_port
 from local.processes import ANSWER_SECONDS, Child, Running, child_environment, ready_line, wait_for
-from local.signals import Stopped, pause, stop_on_signals
+from local.signals import StoppedError, pause, stop_on_signals
 from local.stack_lock import locked, stop
 from local.state_folder import clear, state_folder, temporary_folder, write_info
 from local.warm_up import warm_up
@@ -68,7 +68,7 @@ def check_packages() -> None:
 def stack(state: Path, port: int = 0, progress: Callable[[str], None] = say) -> Iterator[Running]:
     """A running stack; all of it ends with the context.
 
-    progress: told what is being done. Raises StackError when something does not start, Stopped when a signal
+    progress: told what is being done. Raises StackError when something does not start, StoppedError when a signal
     comes before it is ready.
     """
     check_packages()
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         stop_on_signals()
         run(state, int(os.environ.get("PORT") or 0), sys.stdout)
-    except Stopped:
+    except StoppedError:
         say("stopped")
     except StackError as exc:
         say(f"local stack: {exc}")

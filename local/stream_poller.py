@@ -40,11 +40,11 @@ LONGEST_RETRY_SECONDS = 60.0
 Record = dict[str, Any]
 
 
-class FunctionFailed(Exception):
+class FunctionFailedError(Exception):
     """The invocation ended with a function error. `args[0]` is what the function or the runtime said."""
 
 
-class NotInvoked(Exception):
+class NotInvokedError(Exception):
     """The function was not reached (throttled, no connection): tried again without costing a retry."""
 
 
@@ -147,7 +147,7 @@ def first_failure(answer: object, records: Sequence[Record]) -> int | None:
 class Batches:
     """Hands records to a function until each has been processed or given up.
 
-    invoke: takes {"Records": [...]}, returns the function's answer, raises FunctionFailed.
+    invoke: takes {"Records": [...]}, returns the function's answer, raises FunctionFailedError.
     give_up: takes the records, the condition and the number of invocations.
     wait: sleeps for so many seconds; returns True when the poller is to stop.
     clock: epoch seconds.
@@ -184,10 +184,10 @@ class Batches:
                 log.warning(
                     "a batch of %d failed from its record %d on, says the function", len(batch), failed + 1
                 )
-            except FunctionFailed as exc:
+            except FunctionFailedError as exc:
                 log.warning("a batch of %d failed: %s", len(batch), exc)
                 failed = 0
-            except NotInvoked as exc:
+            except NotInvokedError as exc:
                 log.warning("a batch of %d waits: %s", len(batch), exc)
                 attempts -= 1
                 if self.wait(_pause(failures)):

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
-from dial_worker.dial import Dialling, dial_call
-from reconcile_calls.reconcile import Reconciling, reconcile
+from dial_worker.dial import Dialler
+from reconcile_calls.reconcile import Reconciler
 from shared.call import Call, event, iso
 from shared.call_store import CallStore
 from shared.delivery_store import DeliveryStore
 from shared.durations import Durations
-from shared.errors import LiveKitError, LiveKitUnclear
+from shared.errors import LiveKitError, LiveKitUnclearError
 from shared.limits import LimitStore
-from shared.livekit.client import ROOMS_PER_REQUEST, LiveKit, OrphanRoom, Presence, RoomView
+from shared.livekit.client import ROOMS_PER_REQUEST, LiveKit, OrphanRoomError, Presence, RoomView
 from shared.messages import DialMessage
 from shared.queues import Queue
 from shared.workspaces import WorkspaceCache, WorkspaceStore
@@ -61,7 +61,7 @@ class RoomsInMemory(LiveKit):
     async def delete_room(self, name: str) -> None:
         self._request("DeleteRoom")
         if name in self.orphans:
-            raise OrphanRoom("unknown", 500)
+            raise OrphanRoomError("unknown", 500)
         if name not in self.keeps:
             self.rooms.pop(name, None)
 
@@ -145,8 +145,8 @@ class Clocked:
         self.deliveries = DeliveryStore(system.dynamodb, "CallsTable")
         self._numbers = itertools.count()
 
-    def reconciling(self, **changes: Any) -> Reconciling:
-        parts = Reconciling(
+    def reconciler(self, **changes: Any) -> Reconciler:
+        reconciler = Reconciler(
             calls=self.calls,
             deliveries=self.deliveries,
             limits=self.limits,
@@ -157,12 +157,12 @@ class Clocked:
             clock=lambda: self.now,
             time_left=lambda: True,
         )
-        return dataclasses.replace(parts, **changes)
+        return dataclasses.replace(reconciler, **changes)
 
-    def dialling(self, seconds: float = 120) -> Dialling:
+    def dialler(self, seconds: float = 120) -> Dialler:
         """A worker that has so many seconds left while the clock does not move."""
         deadline = self.now + int(seconds * 1000)
-        return Dialling(
+        return Dialler(
             calls=self.calls,
             limits=self.limits,
             workspace_cache=WorkspaceCache(self.workspaces, 0),
@@ -175,7 +175,7 @@ class Clocked:
         )
 
     def reconcile(self, **changes: Any) -> dict[str, int]:
-        return dict(asyncio.run(reconcile(self.reconciling(**changes))))
+        return dict(asyncio.run(self.reconciler(**changes).run()))
 
     def dial(self, seconds: float = 120) -> int:
         """Works on every message that is due; how many there were. seconds: what each worker has left.
@@ -185,7 +185,7 @@ class Clocked:
         due = self.dial_queue.due()
         for body in due:
             since = body.get("since", self.now)
-            work = dial_call(self.dialling(seconds), DialMessage(body["callId"], body["workspaceId"], since))
+            work = self.dialler(seconds).dial(DialMessage(body["callId"], body["workspaceId"], since))
             with mock.patch("asyncio.sleep", self._passes):
                 asyncio.run(work)
         return len(due)
@@ -197,44 +197,54 @@ class Clocked:
         """A call as initiate_call leaves it, with its message, or as `fields` say."""
         number = next(self._numbers)
         call = Call(
-            callId=f"{number % 16:x}{number:023x}",
-            workspaceId="demo",
-            callAgentId="agent-1",
+            call_id=f"{number % 16:x}{number:023x}",
+            workspace_id="demo",
+            call_agent_id="agent-1",
             to="+15550000000",
-            roomName=f"agent-1-{number:010}",
-            jobId="message",
-            createdAt=iso(self.now),
+            room_name=f"agent-1-{number:010}",
+            job_id="message",
+            created_at=iso(self.now),
             status="queued",
             events=(event("call.queued", self.now),),
-            ringTimeoutSeconds=40,
-            maxDurationSeconds=1800,
-            queueDeadline=self.now + int(self.durations.queue_ttl * 1000),
-            checkAt=self.now + int(self.durations.queued_check * 1000),
+            ring_timeout_seconds=40,
+            max_duration_seconds=1800,
+            queue_deadline_ms=self.now + int(self.durations.queue_ttl * 1000),
+            check_at_ms=self.now + int(self.durations.queued_check * 1000),
         )
         call = dataclasses.replace(call, **fields)
         self.calls.create(call)
         if call.status == "queued":
-            self.dial_queue.send({"callId": call.callId, "workspaceId": "demo"})
-        return call.callId
+            self.dial_queue.send({"callId": call.call_id, "workspaceId": "demo"})
+        return call.call_id
 
     def place_dialing(self, **fields: Any) -> str:
         """Fenced by a worker that is dead: its lease ends after its own two minutes and the margin."""
         until = self.now + int((120 + self.durations.lease_margin) * 1000)
         given: dict[str, Any] = {
-            "status": "dialing", "attempts": 1, "leaseId": "dead", "leaseUntil": until, "dialedAt": self.now,
-            "roomSid": "RM_1", "checkAt": until,
-        }  # fmt: skip
+            "status": "dialing",
+            "attempts": 1,
+            "lease_id": "dead",
+            "lease_until_ms": until,
+            "dialed_at_ms": self.now,
+            "room_sid": "RM_1",
+            "check_at_ms": until,
+        }
         return self.place(**given | fields)
 
     def place_answered(self, **fields: Any) -> str:
         """An answered call as the worker leaves it; phone and agent are in the room."""
         given: dict[str, Any] = {
-            "status": "in_progress", "attempts": 1, "leaseId": "done", "leaseUntil": self.now, "roomSid": "RM_1",
-            "dialedAt": self.now, "answeredAt": self.now,
-            "checkAt": self.now + int(self.durations.second_look * 1000),
-        }  # fmt: skip
+            "status": "in_progress",
+            "attempts": 1,
+            "lease_id": "done",
+            "lease_until_ms": self.now,
+            "room_sid": "RM_1",
+            "dialed_at_ms": self.now,
+            "answered_at_ms": self.now,
+            "check_at_ms": self.now + int(self.durations.second_look * 1000),
+        }
         call_id = self.place(**given | fields)
-        self.livekit.rooms[self.call(call_id).roomName] = RoomView("active", True)
+        self.livekit.rooms[self.call(call_id).room_name] = RoomView("active", True)
         return call_id
 
     def call(self, call_id: str) -> Call:
@@ -255,4 +265,4 @@ class Clocked:
         raise AssertionError(f"not ended after {limit} minutes: {self.call(call_id)}")
 
 
-DOWN = LiveKitUnclear(502)
+DOWN = LiveKitUnclearError(502)

@@ -17,6 +17,7 @@ from typing import Any
 import jwt
 import pytest
 
+from shared.call import CALL_ATTRIBUTES
 from shared.dynamo import to_wire
 from shared.table_keys import call_key
 from tests.system import DEADLINE_SECONDS, LIVEKIT_KEY, LIVEKIT_SECRET, Context, System, http_event
@@ -101,9 +102,11 @@ def tell_bytes(system: System, body: bytes) -> int:
     """As `tell`, with a body that need not be an event."""
     now = int(time.time())
     claims = {
-        "iss": LIVEKIT_KEY, "nbf": now, "exp": now + 300,
+        "iss": LIVEKIT_KEY,
+        "nbf": now,
+        "exp": now + 300,
         "sha256": base64.b64encode(hashlib.sha256(body).digest()).decode(),
-    }  # fmt: skip
+    }
     headers = {"authorization": jwt.encode(claims, LIVEKIT_SECRET, algorithm="HS256")}
     answer = system.handlers["livekit_events"](
         http_event("POST /v1/livekit/events", body, headers, in_base64=True), Context(10)
@@ -149,8 +152,10 @@ def requests(system: System) -> dict[str, int]:
     return counts
 
 
-def change(system: System, call_id: str, **attributes: Any) -> None:
-    """Puts the record into a state that a crash or elapsed time would have left. None removes an attribute."""
+def change(system: System, call_id: str, **fields: Any) -> None:
+    """Puts the record into a state that a crash or elapsed time would have left. None removes a field. fields:
+    of Call; `expiresAt` is an attribute that Call does not have."""
+    attributes = {CALL_ATTRIBUTES.get(field, field): value for field, value in fields.items()}
     sets = {name: value for name, value in attributes.items() if value is not None}
     removes = [f"#{name}" for name, value in attributes.items() if value is None]
     request: dict[str, Any] = {"ExpressionAttributeNames": {f"#{name}": name for name in attributes}}

@@ -47,9 +47,19 @@ TIME_SCALE = 0.05
 # Durations that are waited for are scaled. Time limits are not: production's must hold on the slowest machine. A
 # test in which one of these is to run out sets it itself.
 BOUNDS = (
-    "workspace_cache", "name_lookup", "orphan_drop", "agent_wait", "answer_margin", "left_wait", "livekit_request",
-    "livekit_look", "webhook_connect", "webhook_attempt", "webhook_lease", "webhook_order",
-)  # fmt: skip
+    "workspace_cache",
+    "name_lookup",
+    "orphan_drop",
+    "agent_wait",
+    "answer_margin",
+    "left_wait",
+    "livekit_request",
+    "livekit_look",
+    "webhook_connect",
+    "webhook_attempt",
+    "webhook_lease",
+    "webhook_order",
+)
 # Longer than anything takes, on any machine.
 DEADLINE_SECONDS = 120.0
 API_KEY = "rk_test_key"
@@ -178,9 +188,14 @@ class Servers:
 
 
 def http_event(
-    route: str, body: bytes = b"", headers: dict[str, str] | None = None, *,
-    path: dict[str, str] | None = None, query: dict[str, str] | None = None, in_base64: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    route: str,
+    body: bytes = b"",
+    headers: dict[str, str] | None = None,
+    *,
+    path: dict[str, str] | None = None,
+    query: dict[str, str] | None = None,
+    in_base64: bool = False,
+) -> dict[str, Any]:
     """An event of API Gateway's HTTP API, payload format 2.0."""
     return {
         "version": "2.0",
@@ -233,7 +248,7 @@ class System:
     def close(self) -> None:
         self.http.close()
         deliver = self.modules["deliver"]
-        deliver.runner.run(deliver.parts.client.aclose())
+        deliver.runner.run(deliver.deliverer.client.aclose())
         deliver.runner.close()
         self.modules["dial_worker"].runner.close()
         self.modules["reconcile_calls"].runner.close()
@@ -255,9 +270,11 @@ class System:
             for name in ("workspace_cache", "livekit_secret"):
                 if hasattr(module, name):
                     forget(getattr(module, name))
-            for name in ("workspaces", "rate_limit"):
-                if hasattr(module, "parts") and hasattr(module.parts, name):
-                    forget(getattr(module.parts, name))
+        for holder, name in (("initiate_call", "acceptor"), ("deliver", "deliverer")):
+            held = getattr(self.modules[holder], name)
+            for cache in (held.workspaces, getattr(held, "rate_limit", None)):
+                if cache is not None:
+                    forget(cache)
 
     # ── what a client does ──────────────────────────────────────────────────────────────────────
 
@@ -269,9 +286,14 @@ class System:
         return self.handlers["initiate_call"](sent, Context(10))
 
     def api(
-        self, route: str, call_id: str | None = None, *, query: dict[str, str] | None = None,
-        headers: dict[str, str] | None = None, path: dict[str, str] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        route: str,
+        call_id: str | None = None,
+        *,
+        query: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+        path: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
         """Any other route of a client's; the answer with its body parsed under `json`."""
         all_headers = {"x-workspace-id": "demo", "x-api-key": API_KEY} | (headers or {})
         parameters = ({"callId": call_id} if call_id else {}) | (path or {})
@@ -307,11 +329,11 @@ class System:
     def stopped_clock(self) -> Iterator[Clock]:
         """Stops the clock of the route that places calls."""
         module, clock = self.modules["initiate_call"], Clock()
-        before, module.parts = module.parts, dataclasses.replace(module.parts, clock=clock)
+        before, module.acceptor = module.acceptor, dataclasses.replace(module.acceptor, clock=clock)
         try:
             yield clock
         finally:
-            module.parts = before
+            module.acceptor = before
 
     # ── what AWS does ───────────────────────────────────────────────────────────────────────────
 
@@ -426,9 +448,9 @@ class System:
 
     def sent_by_accepting(self) -> AbstractContextManager[list[str]]:
         """The names of the AWS operations that the route that places calls requests meanwhile."""
-        parts = self.modules["initiate_call"].parts
+        acceptor = self.modules["initiate_call"].acceptor
         # All its stores have one client of DynamoDB.
-        return aws_requests(parts.calls._client, parts.dial_queue._client)
+        return aws_requests(acceptor.calls._client, acceptor.dial_queue._client)
 
     # ── how it is made ──────────────────────────────────────────────────────────────────────────
 
@@ -476,12 +498,12 @@ class System:
         # The receiver is on loopback, which the environment allows only beside an emulated AWS.
         policy = Policy(loopback=True)
         accepting, delivering = self.modules["initiate_call"], self.modules["deliver"]
-        accepting.parts = dataclasses.replace(
-            accepting.parts, callback_policy=policy, look_up=lambda host, port: []
+        accepting.acceptor = dataclasses.replace(
+            accepting.acceptor, callback_policy=policy, look_up=lambda host, port: []
         )
-        delivering.runner.run(delivering.parts.client.aclose())
+        delivering.runner.run(delivering.deliverer.client.aclose())
         client = webhook_client(GuardedTransport(policy), self.durations)
-        delivering.parts = dataclasses.replace(delivering.parts, client=client)
+        delivering.deliverer = dataclasses.replace(delivering.deliverer, client=client)
         return {name: module.lambda_handler for name, module in self.modules.items()}
 
 
@@ -513,16 +535,16 @@ def table_definition(name: str) -> Any:
 
 def demo_workspace(**changes: Any) -> Workspace:
     workspace = Workspace(
-        workspaceId="demo",
+        workspace_id="demo",
         name="Demo",
-        agentName="outbound",
-        sipTrunkId="ST_demo",
-        fromNumbers=("+15550009999",),
-        apiKeyHashes=frozenset({hashlib.sha256(API_KEY.encode()).hexdigest()}),
-        allowedCallingCodes=frozenset({"+1"}),
-        callsPerMinute=3000,
-        callsPerSecond=50,
-        webhookSecrets=(WEBHOOK_SECRET,),
+        agent_name="outbound",
+        sip_trunk_id="ST_demo",
+        from_numbers=("+15550009999",),
+        api_key_hashes=frozenset({hashlib.sha256(API_KEY.encode()).hexdigest()}),
+        allowed_calling_codes=frozenset({"+1"}),
+        calls_per_minute=3000,
+        calls_per_second=50,
+        webhook_secrets=(WEBHOOK_SECRET,),
     )
     return dataclasses.replace(workspace, **changes)
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import httpx
 
-from reconcile_calls.reconcile import Reconciling, reconcile
+from reconcile_calls.reconcile import Reconciler
 from shared.call import Call, event, iso
 from shared.call_store import CallStore, Due
 from shared.delivery_store import ATTEMPTS_LISTED, Delivery, DeliveryStore, State, sort_key
@@ -27,8 +27,8 @@ from shared.queues import Queue
 from shared.table_keys import due_shard
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
 from webhook_dispatch.batch import deliver_batch
-from webhook_dispatch.deliver import Delivering
-from webhook_dispatch.fan_out import FanningOut, fan_out
+from webhook_dispatch.deliver import Deliverer
+from webhook_dispatch.fan_out import FanOut
 from webhook_dispatch.transport import webhook_client
 
 START = 1_800_000_000_000
@@ -119,7 +119,7 @@ class MemoryDeliveries(DeliveryStore):
         due_shard(call_id)
 
         def create() -> None:
-            row = Delivery(call_id, workspace_id, sequence, "pending", 0, now, checkAt=check_at)
+            row = Delivery(call_id, workspace_id, sequence, "pending", 0, now, check_at_ms=check_at)
             self._rows.setdefault((call_id, sequence), row)
 
         self._process.run(create)
@@ -131,67 +131,65 @@ class MemoryDeliveries(DeliveryStore):
         return self._change(
             call_id,
             sequence,
-            lambda row: row.state == "pending" and row.nextAttemptAt <= now and row.leaseUntil < now,
+            lambda row: row.state == "pending" and row.next_attempt_at_ms <= now and row.lease_until_ms < now,
             lambda row: dataclasses.replace(
-                row, leaseId=lease, leaseUntil=until, checkAt=until, begun=row.begun + 1
+                row, lease_id=lease, lease_until_ms=until, check_at_ms=until, begun=row.begun + 1
             ),
         )
 
     def release(self, delivery: Delivery) -> None:
         self._change(
-            delivery.callId,
+            delivery.call_id,
             delivery.sequence,
-            lambda row: row.leaseId == delivery.leaseId,
-            lambda row: dataclasses.replace(row, leaseId=None, leaseUntil=0, begun=row.begun - 1),
+            lambda row: row.lease_id == delivery.lease_id,
+            lambda row: dataclasses.replace(row, lease_id=None, lease_until_ms=0, begun=row.begun - 1),
         )
 
     def finish(
         self, delivery: Delivery, attempt: dict[str, Any], state: State, next_attempt_at: int, check_at: int
     ) -> Delivery | None:
         return self._change(
-            delivery.callId,
+            delivery.call_id,
             delivery.sequence,
-            lambda row: row.leaseId == delivery.leaseId,
+            lambda row: row.lease_id == delivery.lease_id,
             lambda row: dataclasses.replace(
                 row,
                 state=state,
                 attempt=delivery.attempt + 1,
                 begun=0,
                 attempts=(*delivery.attempts, attempt)[-ATTEMPTS_LISTED:],
-                nextAttemptAt=next_attempt_at,
-                leaseId=None,
-                leaseUntil=0,
-                checkAt=check_at if state == "pending" else None,
+                next_attempt_at_ms=next_attempt_at,
+                lease_id=None,
+                lease_until_ms=0,
+                check_at_ms=check_at if state == "pending" else None,
             ),
         )
 
-    def replay(
-        self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int
-    ) -> Delivery | None:  # fmt: skip
+    def replay(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> Delivery | None:
         new = Delivery(call_id, workspace_id, sequence, "pending", 0, now)
         with self._table_lock:
             self._rows.setdefault((call_id, sequence), new)
         return self._change(
             call_id,
             sequence,
-            lambda row: row.leaseUntil < now,
-            lambda row: dataclasses.replace(new, attempts=row.attempts, checkAt=check_at, replayed=True),
+            lambda row: row.lease_until_ms < now,
+            lambda row: dataclasses.replace(new, attempts=row.attempts, check_at_ms=check_at, replayed=True),
         )
 
     def make_due(self, seen: Delivery, now: int) -> bool:
         made = self._change(
-            seen.callId,
+            seen.call_id,
             seen.sequence,
-            lambda row: (row.state, row.attempt) == (seen.state, seen.attempt) and row.leaseUntil < now,
+            lambda row: (row.state, row.attempt) == (seen.state, seen.attempt) and row.lease_until_ms < now,
             lambda row: dataclasses.replace(
                 row,
                 state="pending",
                 attempt=0,
                 begun=0,
-                nextAttemptAt=now,
-                checkAt=now,
-                leaseId=None,
-                leaseUntil=0,
+                next_attempt_at_ms=now,
+                check_at_ms=now,
+                lease_id=None,
+                lease_until_ms=0,
             ),
         )
         return made is not None
@@ -201,10 +199,10 @@ class MemoryDeliveries(DeliveryStore):
 
     def postpone(self, seen: Delivery, check_at: int) -> bool:
         moved = self._change(
-            seen.callId,
+            seen.call_id,
             seen.sequence,
-            lambda row: row.state == "pending" and row.checkAt == seen.checkAt,
-            lambda row: dataclasses.replace(row, checkAt=check_at),
+            lambda row: row.state == "pending" and row.check_at_ms == seen.check_at_ms,
+            lambda row: dataclasses.replace(row, check_at_ms=check_at),
         )
         return moved is not None
 
@@ -243,17 +241,17 @@ class MemoryCalls(CallStore):
         def stop() -> None:
             call = self._memory.calls[call_id]
             self._memory.calls[call_id] = dataclasses.replace(
-                call, webhooksStoppedAt=call.webhooksStoppedAt or now
+                call, webhooks_stopped_at_ms=call.webhooks_stopped_at_ms or now
             )
 
         self._process.run(stop)
 
     def due(self, shard: int, now: int) -> Iterator[list[tuple[str, str]]]:
-        rows = sorted(self._memory.rows.values(), key=lambda row: row.checkAt or 0)
+        rows = sorted(self._memory.rows.values(), key=lambda row: row.check_at_ms or 0)
         yield [
-            (row.callId, sort_key(row.sequence))
+            (row.call_id, sort_key(row.sequence))
             for row in rows
-            if row.checkAt is not None and row.checkAt <= now and due_shard(row.callId) == shard
+            if row.check_at_ms is not None and row.check_at_ms <= now and due_shard(row.call_id) == shard
         ]
 
     def read_due(self, keys: list[tuple[str, str]]) -> Due:
@@ -265,7 +263,7 @@ class MemoryWorkspaces(WorkspaceStore):
     """Workspaces in memory."""
 
     def __init__(self, *workspaces: Workspace) -> None:
-        self.by_id = {workspace.workspaceId: workspace for workspace in workspaces}
+        self.by_id = {workspace.workspace_id: workspace for workspace in workspaces}
         self.reads = 0
 
     def get(self, workspace_id: str) -> Workspace | None:
@@ -405,7 +403,7 @@ class World:
         self.dead_letters = MemoryQueue(self.clock)
         self.receivers = Receivers(self.clock)
         self.workspaces = MemoryWorkspaces(
-            Workspace("demo", "Demo", "outbound", "ST_demo", ("+15550009999",), webhookSecrets=(SECRET,))
+            Workspace("demo", "Demo", "outbound", "ST_demo", ("+15550009999",), webhook_secrets=(SECRET,))
         )
         self._transport = transport
 
@@ -429,19 +427,19 @@ class World:
                 fields = {"data": json.dumps({"n": place})}
             listed.append(event(kind, START + 1000 * place, **fields))
         self.table.calls[call_id] = Call(
-            callId=call_id,
-            workspaceId="demo",
-            callAgentId="agent-1",
+            call_id=call_id,
+            workspace_id="demo",
+            call_agent_id="agent-1",
             to="+15550000000",
-            roomName="agent-1-x7k2m9p4q1",
-            jobId="job-1",
-            createdAt=iso(START),
+            room_name="agent-1-x7k2m9p4q1",
+            job_id="job-1",
+            created_at=iso(START),
             status="completed",
             events=tuple(listed),
-            ringTimeoutSeconds=40,
-            maxDurationSeconds=1800,
-            queueDeadline=START,
-            callbackUrl=url,
+            ring_timeout_seconds=40,
+            max_duration_seconds=1800,
+            queue_deadline_ms=START,
+            callback_url=url,
             metadata='{"n": 1.0}',
         )
         return [stream_record(call_id, listed[:count], count) for count in range(1, len(listed) + 1)]
@@ -451,19 +449,19 @@ class World:
     def fan_out(self, records: Sequence[dict[str, Any]], process: Process | None = None) -> int | None:
         """One invocation: the place of the first record that failed, or None. Raises Death."""
         process = process or Process()
-        parts = FanningOut(
+        fan_out = FanOut(
             MemoryDeliveries(self.table, process),
             MemoryQueue(self.clock, process, self.queue),
             self.durations,
             self.clock,
         )
-        return fan_out(parts, MemoryQueue(self.clock, process, self.dead_letters), records)
+        return fan_out.process(MemoryQueue(self.clock, process, self.dead_letters), records)
 
-    def delivering(self, process: Process | None = None, client: httpx.AsyncClient | None = None) -> Delivering:
+    def deliverer(self, process: Process | None = None, client: httpx.AsyncClient | None = None) -> Deliverer:
         process = process or Process()
         limit_ms = round(self.durations.webhook_attempt * 1000)
         transport = self._transport or _OfProcess(self.receivers, process, limit_ms)
-        return Delivering(
+        return Deliverer(
             calls=MemoryCalls(self.table, process),
             deliveries=MemoryDeliveries(self.table, process),
             workspaces=WorkspaceCache(self.workspaces, 60, lambda: self.clock() / 1000),
@@ -485,8 +483,8 @@ class World:
                 messages.append(message)
         if messages:
             records = [{"messageId": str(message.number), "body": message.body} for message in messages]
-            parts = self.delivering(process)
-            answer = await deliver_batch(parts, records)
+            deliverer = self.deliverer(process)
+            answer = await deliver_batch(deliverer, records)
             if not process.dead:
                 failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
                 for message in messages:
@@ -496,19 +494,17 @@ class World:
 
     async def reconcile(self) -> collections.Counter[str]:
         """What AWS starts every minute."""
-        return await reconcile(
-            Reconciling(
-                calls=MemoryCalls(self.table),
-                deliveries=MemoryDeliveries(self.table),
-                limits=NeverPaused(),
-                dial_queue=self.queue,
-                webhook_queue=self.queue,
-                livekit=cast(Any, None),
-                durations=self.durations,
-                clock=self.clock,
-                time_left=lambda: True,
-            )
-        )
+        return await Reconciler(
+            calls=MemoryCalls(self.table),
+            deliveries=MemoryDeliveries(self.table),
+            limits=NeverPaused(),
+            dial_queue=self.queue,
+            webhook_queue=self.queue,
+            livekit=cast(Any, None),
+            durations=self.durations,
+            clock=self.clock,
+            time_left=lambda: True,
+        ).run()
 
     async def run(self, until: Callable[[], bool], days: float = 12) -> None:
         """Time goes on: messages are worked on as they get visible, and everything that is due every minute.
@@ -527,7 +523,7 @@ class World:
                 continue
             coming = [message.visible_at for message in self.queue.messages]
             # Nothing can happen before the next message or the next row is due: go there in one step.
-            due = [row.checkAt for row in self.table.rows.values() if row.checkAt is not None]
+            due = [row.check_at_ms for row in self.table.rows.values() if row.check_at_ms is not None]
             tick = max(next_minute, min(due)) if due else next_minute
             next_minute = max(next_minute, tick)
             self.clock.now = max(self.clock.now + 1, min([tick, *coming]))
@@ -539,7 +535,7 @@ class World:
 
     def settled(self) -> bool:
         """Every event of every call has a delivery that is over."""
-        wanted = {(call.callId, n) for call in self.table.calls.values() for n in range(1, len(call.events) + 1)}
+        wanted = {(call.call_id, n) for call in self.table.calls.values() for n in range(1, len(call.events) + 1)}
         return self.table.rows.keys() >= wanted and "pending" not in self.states().values()
 
     def check_never_two_at_a_time(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from ringonce_agent import Dispatch, ReportFailed, ReportRefused, report
+from ringonce_agent import Dispatch, ReportFailedError, ReportRefusedError, report
 
 logger = logging.getLogger("ringonce.agent")
 
@@ -48,7 +48,7 @@ class Reports:
             kind, data = await self._waiting.get()
             try:
                 await self._send(kind, data)
-            except (ReportRefused, ReportFailed, aiohttp.ClientError) as exc:
+            except (ReportRefusedError, ReportFailedError, aiohttp.ClientError) as exc:
                 logger.warning("not reported: %s: %s", kind, exc)
             except Exception:
                 logger.exception("not reported: %s", kind)

@@ -28,7 +28,7 @@ WAITS = (0.5, 1, 2, 4, 8)
 TRY_SECONDS = 15
 
 
-class ReportRefused(Exception):
+class ReportRefusedError(Exception):
     """Ringonce does not take this report, and repeating it will not help."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -37,7 +37,7 @@ class ReportRefused(Exception):
         self.code = code
 
 
-class ReportFailed(Exception):
+class ReportFailedError(Exception):
     """Ringonce could not be reached, or could not take the report, in any try."""
 
 
@@ -99,8 +99,8 @@ async def report(
 
     It is tried for about a minute and counts once, however often it gets through. key: gives a report of your own
     the same name at every call of this function; without one each call is a report of its own. The LiveKit key
-    comes from LIVEKIT_API_KEY and LIVEKIT_API_SECRET when it is not given. Raises ReportRefused or ReportFailed.
-    """
+    comes from LIVEKIT_API_KEY and LIVEKIT_API_SECRET when it is not given. Raises ReportRefusedError or
+    ReportFailedError."""
     body = json.dumps({"type": kind, "data": data or {}}, ensure_ascii=False, allow_nan=False).encode()
     headers = {"content-type": "application/json", "idempotency-key": key or uuid.uuid4().hex}
     failure = ""
@@ -121,13 +121,13 @@ async def report(
                     if answer.status == 200:
                         return int(told["sequence"])
                     if answer.status < 500 and answer.status != 429:
-                        raise ReportRefused(answer.status, told.get("code", ""), told.get("message", ""))
+                        raise ReportRefusedError(answer.status, told.get("code", ""), told.get("message", ""))
                     failure = f"HTTP {answer.status}"
             except (aiohttp.ClientError, TimeoutError) as exc:
                 failure = type(exc).__name__
             if wait is not None:
                 await asyncio.sleep(wait)
-    raise ReportFailed(f"{kind} was not taken: {failure}")
+    raise ReportFailedError(f"{kind} was not taken: {failure}")
 
 
 def signed(body: bytes, room: str, api_key: str | None = None, api_secret: str | None = None) -> str:

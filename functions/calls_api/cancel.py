@@ -10,7 +10,7 @@ from shared.call import Call, Outcome
 from shared.call_store import CallStore
 from shared.durations import Durations
 from shared.ending import clear, end_call
-from shared.errors import LiveKitError, RequestRefused, StoreError
+from shared.errors import LiveKitError, RequestRefusedError, StoreError
 from shared.limits import LimitStore
 from shared.livekit.secret import LiveKitSecretCache
 from shared.telemetry import logger
@@ -19,8 +19,8 @@ REASON = "canceled_by_api"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Cancelling:
-    """The dependencies of canceling. clock: epoch milliseconds."""
+class Canceler:
+    """Cancels calls. clock: epoch milliseconds."""
 
     calls: CallStore
     limits: LimitStore
@@ -28,60 +28,57 @@ class Cancelling:
     durations: Durations
     clock: Callable[[], int]
 
+    def cancel(self, call: Call) -> None:
+        """Returns once the call is canceled or its request to hang up is stored. Idempotent.
 
-def cancel(parts: Cancelling, call: Call) -> None:
-    """Returns once the call is canceled or its request to hang up is stored. Idempotent.
-
-    Raises RequestRefused (409) when the call has ended for another reason, StoreError when nothing could be
-    written.
-    """
-    seen: Call | None = call
-    # Each iteration is lost to a change of the call, and a call changes its status only a few times.
-    for _ in range(10):
-        if seen is None:
-            raise StoreError("the call is gone")
-        if seen.ended:
-            if seen.end_event.get("reason") != REASON and (seen.hangup or {}).get("reason") != REASON:
-                raise RequestRefused(409, "call_ended", f"The call has already ended: {seen.status}")
-            return
-        if seen.status == "queued":
-            ended = end_call(
-                parts.calls, seen, Outcome("canceled", "canceled_by_api"), parts.durations, parts.clock
-            )
-            if ended is not None:
-                if not ended.attempts:
-                    # No process has taken its lease: it has neither room nor slot.
-                    clear(parts.calls, parts.limits, ended)
+        Raises RequestRefusedError (409) when the call has ended for another reason, StoreError when nothing could
+        be written."""
+        seen: Call | None = call
+        # Each iteration is lost to a change of the call, and a call changes its status only a few times.
+        for _ in range(10):
+            if seen is None:
+                raise StoreError("the call is gone")
+            if seen.ended:
+                if seen.end_event.get("reason") != REASON and (seen.hangup or {}).get("reason") != REASON:
+                    raise RequestRefusedError(409, "call_ended", f"The call has already ended: {seen.status}")
                 return
-        else:
-            if seen.hangup is not None or parts.calls.ask_to_hang_up(seen, REASON, parts.clock()).won:
-                hang_up_now(parts, seen)
-                return
-        seen = parts.calls.get(call.callId)
-    raise StoreError("the call changed at every attempt")
-
-
-def hang_up_now(parts: Cancelling, call: Call) -> None:
-    """Best effort: the request to hang up is stored, and the reconciler repeats it until the phone is gone."""
-    # Imported here: importing the LiveKit client takes longer than any other route takes to answer.
-    from shared.hang_up import hang_up_phone
-    from shared.livekit.client import connect
-
-    async def hang_up() -> None:
-        async with connect(parts.livekit_secret.get, parts.durations.livekit_request) as livekit:
-            seen: Call | None = call
-            give_up = parts.clock() + parts.durations.hang_up_patience * 1000
-            while seen is not None and not seen.ended:
-                answered = seen.status == "in_progress"
-                if await hang_up_phone(parts.calls, livekit, seen, answered=answered) or answered:
+            if seen.status == "queued":
+                ended = end_call(
+                    self.calls, seen, Outcome("canceled", "canceled_by_api"), self.durations, self.clock
+                )
+                if ended is not None:
+                    if not ended.attempts:
+                        # No process has taken its lease: it has neither room nor slot.
+                        clear(self.calls, self.limits, ended)
                     return
-                if parts.clock() >= give_up:
+            else:
+                if seen.hangup is not None or self.calls.ask_to_hang_up(seen, REASON, self.clock()).won:
+                    self.hang_up_now(seen)
                     return
-                # LiveKit has the dial, and the phone is not in the room yet.
-                await asyncio.sleep(parts.durations.agent_step)
-                seen = await asyncio.to_thread(parts.calls.get, call.callId)
+            seen = self.calls.get(call.call_id)
+        raise StoreError("the call changed at every attempt")
 
-    try:
-        asyncio.run(hang_up())
-    except (LiveKitError, StoreError) as exc:
-        logger.warning("not hung up at once", extra={"call_id": call.callId, "reason": str(exc)})
+    def hang_up_now(self, call: Call) -> None:
+        """Best effort: the request to hang up is stored, and the reconciler repeats it until the phone is gone."""
+        # Imported here: importing the LiveKit client takes longer than any other route takes to answer.
+        from shared.hang_up import hang_up_phone
+        from shared.livekit.client import connect
+
+        async def hang_up() -> None:
+            async with connect(self.livekit_secret.get, self.durations.livekit_request) as livekit:
+                seen: Call | None = call
+                give_up = self.clock() + self.durations.hang_up_patience * 1000
+                while seen is not None and not seen.ended:
+                    answered = seen.status == "in_progress"
+                    if await hang_up_phone(self.calls, livekit, seen, answered=answered) or answered:
+                        return
+                    if self.clock() >= give_up:
+                        return
+                    # LiveKit has the dial, and the phone is not in the room yet.
+                    await asyncio.sleep(self.durations.agent_step)
+                    seen = await asyncio.to_thread(self.calls.get, call.call_id)
+
+        try:
+            asyncio.run(hang_up())
+        except (LiveKitError, StoreError) as exc:
+            logger.warning("not hung up at once", extra={"call_id": call.call_id, "reason": str(exc)})

@@ -9,7 +9,7 @@ from shared.call import Call, compact, event_id_of, iso
 from shared.call_store import CallStore
 from shared.delivery_store import Delivery, DeliveryStore
 from shared.durations import Durations
-from shared.errors import RequestRefused
+from shared.errors import RequestRefusedError
 from shared.messages import delivery_message
 from shared.queues import Queue
 from shared.table_keys import RETENTION_SECONDS
@@ -21,34 +21,38 @@ def deliveries_view(deliveries: DeliveryStore, call: Call) -> str:
     An event whose delivery does not exist yet is `pending` without attempts; a call without a callback URL
     has no deliveries.
     """
-    rows = {row.sequence: row for row in deliveries.of_call(call.callId)} if call.callbackUrl else {}
+    rows = {row.sequence: row for row in deliveries.of_call(call.call_id)} if call.callback_url else {}
     shown = [
         _delivery_view(call, sequence, rows.get(sequence))
         for sequence in range(1, len(call.events) + 1)
-        if call.callbackUrl
+        if call.callback_url
     ]
-    return compact({"status": "success", "callId": call.callId, "deliveries": shown})
+    return compact({"status": "success", "callId": call.call_id, "deliveries": shown})
 
 
 def replay(
-    calls: CallStore, deliveries: DeliveryStore, webhook_queue: Queue, call: Call, sequence: str,
-    durations: Durations, now: int,
-) -> None:  # fmt: skip
+    calls: CallStore,
+    deliveries: DeliveryStore,
+    webhook_queue: Queue,
+    call: Call,
+    sequence: str,
+    durations: Durations,
+    now: int,
+) -> None:
     """Sends one event again, from the beginning of its schedule, with the same id and the same bytes.
 
-    Raises RequestRefused: 404 when the delivery does not exist or the call's record has expired meanwhile, 409
-    while an attempt is under way.
-    """
+    Raises RequestRefusedError: 404 when the delivery does not exist or the call's record has expired meanwhile,
+    409 while an attempt is under way."""
     number = int(sequence) if re.fullmatch("[0-9]{1,6}", sequence) else 0
-    if call.callbackUrl is None or not 1 <= number <= len(call.events):
-        raise RequestRefused(404, "delivery_not_found", "This call has no such delivery")
+    if call.callback_url is None or not 1 <= number <= len(call.events):
+        raise RequestRefusedError(404, "delivery_not_found", "This call has no such delivery")
     # First, so that an accepted replay always has its call's record until the schedule ends.
-    if not calls.keep(call.callId, now // 1000 + RETENTION_SECONDS):
-        raise RequestRefused(404, "call_not_found", "This call has expired")
+    if not calls.keep(call.call_id, now // 1000 + RETENTION_SECONDS):
+        raise RequestRefusedError(404, "call_not_found", "This call has expired")
     check_at = now + int(durations.webhook_grace * 1000)
-    if deliveries.replay(call.callId, call.workspaceId, number, now, check_at) is None:
-        raise RequestRefused(409, "attempt_under_way", "An attempt is under way")
-    webhook_queue.send(delivery_message(call.callId, number), group=call.workspaceId)
+    if deliveries.replay(call.call_id, call.workspace_id, number, now, check_at) is None:
+        raise RequestRefusedError(409, "attempt_under_way", "An attempt is under way")
+    webhook_queue.send(delivery_message(call.call_id, number), group=call.workspace_id)
 
 
 def _delivery_view(call: Call, sequence: int, row: Delivery | None) -> dict[str, Any]:
@@ -58,7 +62,7 @@ def _delivery_view(call: Call, sequence: int, row: Delivery | None) -> dict[str,
         "sequence": sequence,
         "type": call.events[sequence - 1]["type"],
         "state": "pending" if row is None else row.state,
-        "nextAttemptAt": iso(row.nextAttemptAt) if row is not None and pending else None,
+        "nextAttemptAt": iso(row.next_attempt_at_ms) if row is not None and pending else None,
         "attempts": [
             {
                 "at": iso(attempt["at"]),

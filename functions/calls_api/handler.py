@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from calls_api.cancel import Cancelling, cancel
+from calls_api.cancel import Canceler
 from calls_api.deliveries import deliveries_view, replay
 from calls_api.queries import call_of_workspace, call_view, list_calls, list_query
-from calls_api.reports import Reporting, report
+from calls_api.reports import ReportReceiver
 from calls_api.settings import Settings
 from shared import aws
 from shared.authorization import api_key, authorized_workspace, bearer_token
@@ -34,12 +34,15 @@ workspace_cache = WorkspaceCache(workspaces, settings.durations.workspace_cache)
 livekit_secret = LiveKitSecretCache(
     aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
 )
-cancelling = Cancelling(
+canceler = Canceler(
     calls=calls,
     limits=LimitStore(dynamodb, settings.workspaces_table),
     livekit_secret=livekit_secret,
     durations=settings.durations,
     clock=now_ms,
+)
+report_receiver = ReportReceiver(
+    calls=calls, livekit_secret=livekit_secret, durations=settings.durations, clock=now_ms
 )
 
 
@@ -61,10 +64,10 @@ def get_calls(event: Event) -> Answer:
 
 def post_cancel(event: Event) -> Answer:
     call = _call(event)
-    cancel(cancelling, call)
-    logger.info("cancel accepted", extra={"call_id": call.callId})
+    canceler.cancel(call)
+    logger.info("cancel accepted", extra={"call_id": call.call_id})
     return answer(
-        200, {"status": "success", "message": "The call is canceled or being hung up", "callId": call.callId}
+        200, {"status": "success", "message": "The call is canceled or being hung up", "callId": call.call_id}
     )
 
 
@@ -76,21 +79,20 @@ def post_replay(event: Event) -> Answer:
     call = _call(event)
     sequence = event["pathParameters"]["sequence"]
     replay(calls, deliveries, webhook_queue, call, sequence, settings.durations, now_ms())
-    logger.info("replay accepted", extra={"call_id": call.callId, "sequence": sequence})
+    logger.info("replay accepted", extra={"call_id": call.call_id, "sequence": sequence})
     return answer(
         200,
         {
             "status": "success",
             "message": "The event is sent again",
-            "callId": call.callId,
+            "callId": call.call_id,
             "sequence": int(sequence),
         },
     )
 
 
 def post_event(event: Event) -> Answer:
-    reported = report(
-        Reporting(calls=calls, livekit_secret=livekit_secret, durations=settings.durations, clock=now_ms),
+    reported = report_receiver.receive(
         call_id=event["pathParameters"]["callId"],
         token=bearer_token(event),
         idempotency_key=header(event, "idempotency-key"),
@@ -116,7 +118,7 @@ ROUTES: dict[str, Callable[[Event], Answer]] = {
 
 def _workspace_id(event: Event) -> str:
     given = header(event, "x-workspace-id")
-    return authorized_workspace(workspace_cache, given, api_key(event)).workspaceId
+    return authorized_workspace(workspace_cache, given, api_key(event)).workspace_id
 
 
 def _call(event: Event) -> Call:

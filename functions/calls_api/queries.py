@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from shared.call import Call, Status, compact, event_id_of, iso, json_object, snapshot
 from shared.call_store import CallStore
-from shared.errors import FieldError, RequestRefused
+from shared.errors import FieldError, RequestRefusedError
 from shared.http_api import Event
 from shared.phone_number import e164
 from shared.table_keys import CALL_ID
@@ -27,10 +27,10 @@ _PARTITION_KEY = re.compile(r"CALL#[0-9a-f]{24}")
 
 
 def call_of_workspace(calls: CallStore, workspace_id: str, call_id: str) -> Call:
-    """Raises RequestRefused (404) when the call does not exist or belongs to another workspace."""
+    """Raises RequestRefusedError (404) when the call does not exist or belongs to another workspace."""
     call = calls.get(call_id) if CALL_ID.fullmatch(call_id) else None
-    if call is None or call.workspaceId != workspace_id:
-        raise RequestRefused(404, "call_not_found", "This workspace has no such call")
+    if call is None or call.workspace_id != workspace_id:
+        raise RequestRefusedError(404, "call_not_found", "This workspace has no such call")
     return call
 
 
@@ -38,8 +38,8 @@ def call_view(call: Call) -> str:
     """A call as JSON text: the data of its latest webhook, its events, and the request's context, verbatim."""
     fields = {name: compact(value) for name, value in snapshot(call, len(call.events)).items()}
     fields |= {
-        "callbackUrl": compact(call.callbackUrl),
-        "dynamicVariables": call.dynamicVariables or "null",
+        "callbackUrl": compact(call.callback_url),
+        "dynamicVariables": call.dynamic_variables or "null",
         "metadata": call.metadata or "null",
         "events": "[" + ",".join(_event_view(call, n) for n in range(1, len(call.events) + 1)) + "]",
     }
@@ -73,7 +73,7 @@ class ListQuery:
 
 
 def list_query(event: Event) -> ListQuery:
-    """Raises RequestRefused (400) with every invalid or unknown parameter."""
+    """Raises RequestRefusedError (400) with every invalid or unknown parameter."""
     given: Mapping[str, str] = event.get("queryStringParameters") or {}
     readers: dict[str, Callable[[str], Any]] = {
         "status": _status,
@@ -102,7 +102,7 @@ def list_query(event: Event) -> ListQuery:
         errors.append(FieldError("cursor", "belongs to a query with other times"))
     if errors:
         message = "; ".join(f"{error.field} {error.message}" for error in errors)
-        raise RequestRefused(400, "invalid_request", message, errors)
+        raise RequestRefusedError(400, "invalid_request", message, errors)
     return query
 
 

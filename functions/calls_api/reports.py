@@ -17,7 +17,7 @@ from pydantic import Field
 from shared.call import Call, event, event_id
 from shared.call_store import CallStore
 from shared.durations import Durations
-from shared.errors import FieldError, RequestRefused
+from shared.errors import FieldError, RequestRefusedError
 from shared.http_api import check_idempotency_key
 from shared.livekit.secret import LiveKitSecretCache
 from shared.livekit.signature import LEEWAY_SECONDS, signed_claims
@@ -100,13 +100,53 @@ WELL_KNOWN: dict[str, type[RequestModel]] = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Reporting:
-    """What taking a report needs. clock: epoch milliseconds."""
+class ReportReceiver:
+    """Receives agents' reports. clock: epoch milliseconds."""
 
     calls: CallStore
     livekit_secret: LiveKitSecretCache
     durations: Durations
     clock: Callable[[], int]
+
+    def receive(self, call_id: str, token: str | None, idempotency_key: str | None, body: bytes) -> Reported:
+        """Raises RequestRefusedError (4xx), StoreError (nothing known to be written: repeat it)."""
+        if len(body) > MAXIMUM_REPORT_BYTES:
+            raise RequestRefusedError(413, "too_large", "A report may have at most 32 KiB")
+        now = self.clock()
+        room = _signed_room(body, token, self.livekit_secret, now)
+        report_id = _report_id(idempotency_key, body)
+        given = parse_report(body)
+        write = None
+        if CALL_ID.fullmatch(call_id):
+            write = self.calls.append_report(
+                call_id,
+                room,
+                report_id,
+                event(given.kind, now, data=given.data),
+                len(body),
+                ended_since=now - int(self.durations.report_grace * 1000),
+            )
+        if write is None or write.call is None or write.call.room_name != room:
+            # One answer for both: who may speak for one room learns nothing of any other call.
+            raise RequestRefusedError(404, "call_not_found", "No such call is in the room that the token names")
+        if write.won:
+            return Reported(call_id, given.kind, len(write.call.events))
+        return self._not_appended(write.call, report_id, given, now)
+
+    def _not_appended(self, call: Call, report_id: str, given: Report, now: int) -> Reported:
+        """Why the record did not take the report: it has it already, is over for too long, or has too many."""
+        for sequence, entry in enumerate(call.events, 1):
+            if entry.get("reportId") == report_id:
+                if (entry["type"], entry["data"]) != (given.kind, given.data):
+                    raise RequestRefusedError(
+                        422,
+                        "idempotency_key_reused",
+                        "This Idempotency-Key was used with another report of this call",
+                    )
+                return Reported(call.call_id, given.kind, sequence, replayed=True)
+        if call.ended_at_ms is not None and call.ended_at_ms < now - int(self.durations.report_grace * 1000):
+            raise RequestRefusedError(409, "call_ended", f"The call has ended, too long ago: {call.status}")
+        raise RequestRefusedError(409, "reports_full", "A call takes at most 50 reports of together 128 KiB")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,57 +176,15 @@ class Reported:
         }
 
 
-def report(
-    parts: Reporting, call_id: str, token: str | None, idempotency_key: str | None, body: bytes
-) -> Reported:
-    """Raises RequestRefused (4xx), StoreError (nothing known to be written: repeat it)."""
-    if len(body) > MAXIMUM_REPORT_BYTES:
-        raise RequestRefused(413, "too_large", "A report may have at most 32 KiB")
-    now = parts.clock()
-    room = _signed_room(body, token, parts.livekit_secret, now)
-    report_id = _report_id(idempotency_key, body)
-    given = parse_report(body)
-    write = None
-    if CALL_ID.fullmatch(call_id):
-        write = parts.calls.append_report(
-            call_id,
-            room,
-            report_id,
-            event(given.kind, now, data=given.data),
-            len(body),
-            ended_since=now - int(parts.durations.report_grace * 1000),
-        )
-    if write is None or write.call is None or write.call.roomName != room:
-        # One answer for both: who may speak for one room learns nothing of any other call.
-        raise RequestRefused(404, "call_not_found", "No such call is in the room that the token names")
-    if write.won:
-        return Reported(call_id, given.kind, len(write.call.events))
-    return _not_appended(parts, write.call, report_id, given, now)
-
-
-def _not_appended(parts: Reporting, call: Call, report_id: str, given: Report, now: int) -> Reported:
-    """Why the record did not take the report: it has it already, is over for too long, or has too many."""
-    for sequence, entry in enumerate(call.events, 1):
-        if entry.get("reportId") == report_id:
-            if (entry["type"], entry["data"]) != (given.kind, given.data):
-                raise RequestRefused(
-                    422, "idempotency_key_reused", "This Idempotency-Key was used with another report of this call"
-                )
-            return Reported(call.callId, given.kind, sequence, replayed=True)
-    if call.endedAt is not None and call.endedAt < now - int(parts.durations.report_grace * 1000):
-        raise RequestRefused(409, "call_ended", f"The call has ended, too long ago: {call.status}")
-    raise RequestRefused(409, "reports_full", "A call takes at most 50 reports of together 128 KiB")
-
-
 def _signed_room(body: bytes, token: str | None, secret: LiveKitSecretCache, now: int) -> str:
-    """The room that the token speaks for. Raises RequestRefused (401)."""
+    """The room that the token speaks for. Raises RequestRefusedError (401)."""
     claims = signed_claims(body, token, secret.get())
     video = claims.get("video")
     room = video.get("room") if isinstance(video, dict) else None
     if not isinstance(room, str) or not room:
-        raise RequestRefused(401, "invalid_signature", "The token names no room")
+        raise RequestRefusedError(401, "invalid_signature", "The token names no room")
     if int(claims["exp"]) > now / 1000 + MAXIMUM_TOKEN_SECONDS + LEEWAY_SECONDS:
-        raise RequestRefused(401, "invalid_signature", "The token is valid for more than 10 minutes")
+        raise RequestRefusedError(401, "invalid_signature", "The token is valid for more than 10 minutes")
     return room
 
 
@@ -199,7 +197,7 @@ def _report_id(idempotency_key: str | None, body: bytes) -> str:
 
 
 def parse_report(body: bytes) -> Report:
-    """Raises RequestRefused (400) with every field that is wrong."""
+    """Raises RequestRefusedError (400) with every field that is wrong."""
     fields = members(body)
     given, errors = validate(
         ReportBody,
@@ -214,5 +212,5 @@ def parse_report(body: bytes) -> Report:
         errors.append(FieldError("data", LONG_NUMBER))
     if given is None or errors:
         message = "; ".join(f"{error.field} {error.message}" for error in errors)
-        raise RequestRefused(400, "invalid_request", message, errors)
+        raise RequestRefusedError(400, "invalid_request", message, errors)
     return Report(given.type, "{}" if written is None else written)

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from dial_worker.agent_left import look_for_agent
-from dial_worker.dial import Dialling, dial_call
+from dial_worker.dial import Dialler
 from dial_worker.settings import Settings
 from shared import aws
 from shared.call_store import CallStore
@@ -42,7 +42,7 @@ def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
 async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, Any]:
     """Dials every message's call. A message that raises is reported by its id and does not affect the others."""
     async with connect(livekit_secret.get, settings.durations.livekit_request) as livekit:
-        parts = Dialling(
+        dialler = Dialler(
             calls=calls,
             limits=limits,
             workspace_cache=workspace_cache,
@@ -53,7 +53,9 @@ async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, A
             clock=now_ms,
             remaining=lambda: context.get_remaining_time_in_millis() / 1000,
         )
-        results = await asyncio.gather(*(dial_record(parts, record) for record in records), return_exceptions=True)
+        results = await asyncio.gather(
+            *(dial_record(dialler, record) for record in records), return_exceptions=True
+        )
     failed = []
     for record, result in zip(records, results, strict=True):
         if isinstance(result, BaseException):
@@ -62,10 +64,10 @@ async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, A
     return {"batchItemFailures": failed}
 
 
-async def dial_record(parts: Dialling, record: dict[str, Any]) -> None:
+async def dial_record(dialler: Dialler, record: dict[str, Any]) -> None:
     """Raises ValueError, KeyError or TypeError when the record is not a dial message."""
     message = read_dial_message(record)
     if message.agent_left:
-        await look_for_agent(parts, message.call_id)
+        await look_for_agent(dialler, message.call_id)
     else:
-        await dial_call(parts, message)
+        await dialler.dial(message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from initiate_call.accept import Accepting, accept
+from initiate_call.accept import Acceptor
 from initiate_call.rate_limit import RateLimit
 from initiate_call.settings import Settings
 from shared import aws
@@ -21,7 +21,7 @@ from shared.workspaces import WorkspaceCache, WorkspaceStore
 
 settings = Settings.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")
-parts = Accepting(
+acceptor = Acceptor(
     calls=CallStore(dynamodb, settings.calls_table),
     workspaces=WorkspaceCache(
         WorkspaceStore(dynamodb, settings.workspaces_table), settings.durations.workspace_cache
@@ -40,8 +40,7 @@ def lambda_handler(event: Event, context: Any) -> Answer:
 
 
 def initiate_call(event: Event) -> Answer:
-    accepted = accept(
-        parts,
+    accepted = acceptor.accept(
         workspace_id=header(event, "x-workspace-id"),
         api_key=api_key(event),
         idempotency_key=header(event, "idempotency-key"),
@@ -50,7 +49,7 @@ def initiate_call(event: Event) -> Answer:
     call = accepted.call
     logger.info(
         "accepted" if not accepted.replayed else "replayed",
-        extra={"call_id": call.callId, "job_id": call.jobId, "to": masked(call.to)},
+        extra={"call_id": call.call_id, "job_id": call.job_id, "to": masked(call.to)},
     )
     count("CallsReplayed" if accepted.replayed else "CallsAccepted")
     return answer(200, accepted.body(), {"idempotency-replayed": "true"} if accepted.replayed else None)

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import threading
 
-from shared.errors import RequestRefused
+from shared.errors import RequestRefusedError
 from shared.limits import LimitStore, Permits
 from shared.workspaces import Workspace
 
@@ -30,31 +30,31 @@ class RateLimit:
     def spend(self, workspace: Workspace, now: int) -> int:
         """Spends one permit of the minute of `now` (epoch milliseconds). Returns the permit's epoch minute.
 
-        Raises RequestRefused (429) when the minute has none left, StoreError if the counter is unavailable.
+        Raises RequestRefusedError (429) when the minute has none left, StoreError if the counter is unavailable.
         """
         minute = now // _MINUTE_MS
         with self._lock:
-            held = self._held.get(workspace.workspaceId)
+            held = self._held.get(workspace.workspace_id)
             # A minute ahead of this clock was opened by a process with a faster clock.
             if held is None or held.minute < minute or not held.left:
-                held = self._store.take_permits(workspace.workspaceId, minute, workspace.callsPerMinute, held)
-                self._held[workspace.workspaceId] = held
+                held = self._store.take_permits(workspace.workspace_id, minute, workspace.calls_per_minute, held)
+                self._held[workspace.workspace_id] = held
             if held.left:
-                self._held[workspace.workspaceId] = dataclasses.replace(held, left=held.left - 1)
+                self._held[workspace.workspace_id] = dataclasses.replace(held, left=held.left - 1)
                 return held.minute
-        raise _refusal(workspace.callsPerMinute, math.ceil(((held.minute + 1) * _MINUTE_MS - now) / 1000))
+        raise _refusal(workspace.calls_per_minute, math.ceil(((held.minute + 1) * _MINUTE_MS - now) / 1000))
 
     def give_back(self, workspace: Workspace, minute: int) -> None:
         """Returns a permit that was not used for a call."""
         with self._lock:
-            held = self._held[workspace.workspaceId]
+            held = self._held[workspace.workspace_id]
             if held.minute == minute:
-                self._held[workspace.workspaceId] = dataclasses.replace(held, left=held.left + 1)
+                self._held[workspace.workspace_id] = dataclasses.replace(held, left=held.left + 1)
 
 
-def _refusal(limit: int, seconds: int) -> RequestRefused:
+def _refusal(limit: int, seconds: int) -> RequestRefusedError:
     """The 429 answer. Header fields: draft-ietf-httpapi-ratelimit-headers-10."""
-    return RequestRefused(
+    return RequestRefusedError(
         429,
         "rate_limited",
         f"This workspace may place {limit} calls a minute; the next minute begins in {seconds} s",

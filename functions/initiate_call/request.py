@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from shared.callback_url import AddressRefused, Policy, check_url
-from shared.errors import FieldError, RequestRefused
+from shared.callback_url import AddressRefusedError, Policy, check_url
+from shared.errors import FieldError, RequestRefusedError
 from shared.phone_number import e164
 from shared.raw_json import LONG_NUMBER, Members, holds_long_number, json_text, members
 from shared.request_model import ErrorMessage, NullIsAbsent, RequestModel, validate
@@ -49,7 +49,7 @@ def _callback_url(url: str | None, info: ValidationInfo) -> str | None:
         raise PydanticCustomError("invalid_url", f"must be at most {_MAXIMUM_URL_CHARACTERS:,} characters")
     try:
         check_url(url, info.context or Policy())
-    except AddressRefused as exc:
+    except AddressRefusedError as exc:
         raise PydanticCustomError("invalid_url", str(exc)) from exc
     return url
 
@@ -137,16 +137,16 @@ class CallRequest(RequestModel, extra="forbid"):
 
 
 def read_body(body: bytes) -> Members:
-    """The members of the JSON object. Raises RequestRefused: 413 when too large, 400 when it is none."""
+    """The members of the JSON object. Raises RequestRefusedError: 413 when too large, 400 when it is none."""
     if len(body) > MAXIMUM_BODY_BYTES:
-        raise RequestRefused(413, "too_large", "The body may have at most 64 KiB")
+        raise RequestRefusedError(413, "too_large", "The body may have at most 64 KiB")
     if not body.strip():
-        raise RequestRefused(400, "invalid_json", "The body is empty; a JSON object is expected")
+        raise RequestRefusedError(400, "invalid_json", "The body is empty; a JSON object is expected")
     return members(body)
 
 
 def parse_request(fields: Members, callbacks: Policy) -> CallRequest:
-    """callbacks: where webhooks may go. Raises RequestRefused (400) with every wrong field."""
+    """callbacks: where webhooks may go. Raises RequestRefusedError (400) with every wrong field."""
     request, errors = validate(
         CallRequest,
         {name: value for name, (value, _) in fields.items()},
@@ -156,7 +156,7 @@ def parse_request(fields: Members, callbacks: Policy) -> CallRequest:
     errors += _text_errors(fields, {error.field for error in errors})
     if request is None or errors:
         codes = {error.code for error in errors}
-        raise RequestRefused(
+        raise RequestRefusedError(
             400,
             codes.pop() if len(codes) == 1 else "invalid_request",
             "; ".join(f"{error.field} {error.message}" for error in errors),

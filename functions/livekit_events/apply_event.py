@@ -33,12 +33,12 @@ _STATUS_CHARACTERS = 64
 # Reasons of a participant that left because its room ended.
 WITH_THE_ROOM = frozenset({"ROOM_DELETED", "ROOM_CLOSED"})
 
-Settled = Literal["ignored", "unknown_call", "noted", "ended", "cleared"]
+Applied = Literal["ignored", "unknown_call", "noted", "ended", "cleared"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Settling:
-    """The dependencies of `settle`. clock: epoch milliseconds."""
+class EventApplier:
+    """Applies events of LiveKit's to calls. clock: epoch milliseconds."""
 
     calls: CallStore
     limits: LimitStore
@@ -46,28 +46,94 @@ class Settling:
     durations: Durations
     clock: Callable[[], int]
 
+    def apply(self, event: WebhookEvent) -> tuple[Applied, str | None]:
+        """Applies the event. Returns what was done and the call's id. Idempotent.
 
-def settle(parts: Settling, event: WebhookEvent) -> tuple[Settled, str | None]:
-    """Applies the event. Returns what was done and the call's id. Idempotent.
+        Raises StoreError or QueueError when the event could not be stored: LiveKit then sends it again.
+        """
+        call_id = call_id_of(event)
+        if call_id is None:
+            return "ignored", None
+        call = self.calls.get(call_id)
+        if call is None or call.room_name != event.room.name:
+            return "unknown_call", call_id
+        if call.room_sid is not None and event.room.sid and call.room_sid != event.room.sid:
+            # A late event of an earlier attempt's room, which has the same name.
+            return "ignored", call_id
+        if event.event == "room_finished":
+            return self._room_finished(call), call_id
+        if event.event == "participant_joined":
+            return self._phone_joined(call, event), call_id
+        if event.participant.identity != call.identity:
+            return self._agent_left(call, event), call_id
+        return self._phone_left(call, event), call_id
 
-    Raises StoreError or QueueError when the event could not be stored: LiveKit then sends it again.
-    """
-    call_id = call_id_of(event)
-    if call_id is None:
-        return "ignored", None
-    call = parts.calls.get(call_id)
-    if call is None or call.roomName != event.room.name:
-        return "unknown_call", call_id
-    if call.roomSid is not None and event.room.sid and call.roomSid != event.room.sid:
-        # A late event of an earlier attempt's room, which has the same name.
-        return "ignored", call_id
-    if event.event == "room_finished":
-        return _room_finished(parts, call), call_id
-    if event.event == "participant_joined":
-        return _phone_joined(parts, call, event), call_id
-    if event.participant.identity != call.identity:
-        return _agent_left(parts, call, event), call_id
-    return _phone_left(parts, call, event), call_id
+    def _phone_joined(self, call: Call, event: WebhookEvent) -> Applied:
+        """Stores that LiveKit has sent the dial to a phone: from then on the dial is never un-fenced."""
+        if call.status != "dialing" or call.phone_seen_at_ms is not None:
+            return "ignored"
+        return "noted" if self.calls.note_joined(call, event.created_at * 1000).won else "ignored"
+
+    def _agent_left(self, call: Call, event: WebhookEvent) -> Applied:
+        """Stores that the agent left, and sends the message that makes the dial worker look for another
+        participant.
+        """
+        if call.status not in ("dialing", "in_progress"):
+            return "ignored"
+        write = self.calls.note_agent_left(call, self.clock())
+        if write.won and write.call is not None and write.call.status == "in_progress":
+            send_agent_left(self.dial_queue, write.call, self.durations)
+        return "noted" if write.won else "ignored"
+
+    def _phone_left(self, call: Call, event: WebhookEvent) -> Applied:
+        if call.dialed_at_ms is None:
+            # No phone may be dialled before the fence: this one violates "rings at most once".
+            logger.error("a phone rang without a fence", extra={"call_id": call.call_id})
+            count("RingsWithoutFence")
+        reason = _reason(event.participant.disconnect_reason)
+        left = {
+            "reason": reason,
+            "callStatus": event.participant.attributes.get(CALL_STATUS, "dialing")[:_STATUS_CHARACTERS],
+            "at": event.created_at * 1000,
+        }
+        if call.status == "dialing" and reason not in NOT_AN_END:
+            write = self.calls.note_left(call, left)
+            answered = _answered_meanwhile(call, write)
+            if answered is None:
+                return "noted" if write.won else "ignored"
+            call = answered
+        if call.status != "in_progress":
+            return "ignored"
+        if reason in NOT_AN_END:
+            # It may rejoin; if it does not, two looks show that.
+            self.calls.postpone(call, self.clock() + int(self.durations.second_look * 1000))
+            return "noted"
+        return self._end(call, answered_outcome(left))
+
+    def _room_finished(self, call: Call) -> Applied:
+        if call.status == "dialing":
+            left = {"reason": ROOM_CLOSED, "callStatus": "dialing", "at": self.clock()}
+            write = self.calls.note_left(call, left)
+            answered = _answered_meanwhile(call, write)
+            if answered is None:
+                return "noted" if write.won else "ignored"
+            call = answered
+        if call.status == "in_progress":
+            return self._end(call, answered_outcome(None))
+        # The room of a call that was never fenced may be an earlier attempt's, and an orphan room may be recreated
+        # by its agent: the reconciler clears such calls.
+        if call.ended and call.due_shard is not None and call.dialed_at_ms is not None and not call.orphan_room:
+            clear(self.calls, self.limits, call)
+            return "cleared"
+        return "ignored"
+
+    def _end(self, call: Call, outcome: Outcome) -> Applied:
+        ended = end_call(self.calls, call, outcome, self.durations, self.clock)
+        if ended is None:
+            return "ignored"
+        # LiveKit closes the room; its room_finished, or the reconciler, takes the call out of the index.
+        self.limits.free_slot(ended.workspace_id, ended.call_id)
+        return "ended"
 
 
 def call_id_of(event: WebhookEvent) -> str | None:
@@ -104,83 +170,11 @@ def _reason(number: int) -> str:
         return DisconnectReason.Name(DisconnectReason.UNKNOWN_REASON)
 
 
-def _phone_joined(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
-    """Stores that LiveKit has sent the dial to a phone: from then on the dial is never un-fenced."""
-    if call.status != "dialing" or call.phoneSeenAt is not None:
-        return "ignored"
-    return "noted" if parts.calls.note_joined(call, event.created_at * 1000).won else "ignored"
-
-
-def _agent_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
-    """Stores that the agent left, and sends the message that makes the dial worker look for another
-    participant.
-    """
-    if call.status not in ("dialing", "in_progress"):
-        return "ignored"
-    write = parts.calls.note_agent_left(call, parts.clock())
-    if write.won and write.call is not None and write.call.status == "in_progress":
-        send_agent_left(parts.dial_queue, write.call, parts.durations)
-    return "noted" if write.won else "ignored"
-
-
-def _phone_left(parts: Settling, call: Call, event: WebhookEvent) -> Settled:
-    if call.dialedAt is None:
-        # No phone may be dialled before the fence: this one violates "rings at most once".
-        logger.error("a phone rang without a fence", extra={"call_id": call.callId})
-        count("RingsWithoutFence")
-    reason = _reason(event.participant.disconnect_reason)
-    left = {
-        "reason": reason,
-        "callStatus": event.participant.attributes.get(CALL_STATUS, "dialing")[:_STATUS_CHARACTERS],
-        "at": event.created_at * 1000,
-    }
-    if call.status == "dialing" and reason not in NOT_AN_END:
-        write = parts.calls.note_left(call, left)
-        answered = _answered_meanwhile(call, write)
-        if answered is None:
-            return "noted" if write.won else "ignored"
-        call = answered
-    if call.status != "in_progress":
-        return "ignored"
-    if reason in NOT_AN_END:
-        # It may rejoin; if it does not, two looks show that.
-        parts.calls.postpone(call, parts.clock() + int(parts.durations.second_look * 1000))
-        return "noted"
-    return _end(parts, call, answered_outcome(left))
-
-
-def _room_finished(parts: Settling, call: Call) -> Settled:
-    if call.status == "dialing":
-        left = {"reason": ROOM_CLOSED, "callStatus": "dialing", "at": parts.clock()}
-        write = parts.calls.note_left(call, left)
-        answered = _answered_meanwhile(call, write)
-        if answered is None:
-            return "noted" if write.won else "ignored"
-        call = answered
-    if call.status == "in_progress":
-        return _end(parts, call, answered_outcome(None))
-    # The room of a call that was never fenced may be an earlier attempt's, and an orphan room may be recreated by
-    # its agent: the reconciler clears such calls.
-    if call.ended and call.dueShard is not None and call.dialedAt is not None and not call.orphanRoom:
-        clear(parts.calls, parts.limits, call)
-        return "cleared"
-    return "ignored"
-
-
 def _answered_meanwhile(seen: Call, write: Write) -> Call | None:
     """The current call if the worker stored its answer since `seen`, in the event's room: the call is over
     then.
     """
     now = write.call
-    if write.won or now is None or now.status != "in_progress" or now.roomSid != seen.roomSid:
+    if write.won or now is None or now.status != "in_progress" or now.room_sid != seen.room_sid:
         return None
     return now
-
-
-def _end(parts: Settling, call: Call, outcome: Outcome) -> Settled:
-    ended = end_call(parts.calls, call, outcome, parts.durations, parts.clock)
-    if ended is None:
-        return "ignored"
-    # LiveKit closes the room; its room_finished, or the reconciler, takes the call out of the index.
-    parts.limits.free_slot(ended.workspaceId, ended.callId)
-    return "ended"

@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.json_format import Parse, ParseError
 from livekit.protocol.webhook import WebhookEvent
 
-from livekit_events.apply_event import Settling, settle
+from livekit_events.apply_event import EventApplier
 from livekit_events.settings import Settings
 from shared import aws
 from shared.call_store import CallStore
@@ -27,7 +27,7 @@ dynamodb = aws.client("dynamodb")
 livekit_secret = LiveKitSecretCache(
     aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
 )
-parts = Settling(
+event_applier = EventApplier(
     calls=CallStore(dynamodb, settings.calls_table),
     limits=LimitStore(dynamodb, settings.workspaces_table),
     dial_queue=Queue(aws.client("sqs"), settings.dial_queue_url),
@@ -52,14 +52,14 @@ def receive(event: Event) -> Answer:
         logger.warning("livekit event not understood", extra={"bytes": len(body), "request_id": request_id(event)})
         count("LiveKitEventsNotUnderstood")
         return answer(200, {"status": "success"})
-    settled, call_id = settle(parts, livekit_event)
+    applied, call_id = event_applier.apply(livekit_event)
     logger.info(
         "livekit event",
         extra={
             "call_id": call_id,
             "event": livekit_event.event[:_LOGGED_CHARACTERS],
             "id": livekit_event.id[:_LOGGED_CHARACTERS],
-            "settled": settled,
+            "applied": applied,
         },
     )
     return answer(200, {"status": "success"})

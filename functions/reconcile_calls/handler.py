@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from reconcile_calls.reconcile import ROUND_SECONDS, WRITE_SECONDS, Reconciling, reconcile, requests_of
+from reconcile_calls.reconcile import ROUND_SECONDS, WRITE_SECONDS, Reconciler, requests_of
 from reconcile_calls.settings import Settings
 from shared import aws
 from shared.call_store import CallStore
@@ -42,12 +42,12 @@ def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, int]:
 
 
 async def run(context: Any, shards: Sequence[int] = range(SHARDS)) -> dict[str, int]:
-    def left() -> float:
+    def remaining() -> float:
         return float(context.get_remaining_time_in_millis() / 1000)
 
     look = settings.durations.livekit_look
     async with connect(livekit_secret.get, look) as livekit:
-        parts = Reconciling(
+        reconciler = Reconciler(
             calls=calls,
             deliveries=deliveries,
             limits=limits,
@@ -56,9 +56,9 @@ async def run(context: Any, shards: Sequence[int] = range(SHARDS)) -> dict[str, 
             livekit=livekit,
             durations=settings.durations,
             clock=now_ms,
-            time_left=lambda: left() > ROUND_SECONDS,
-            answers_in_time=lambda requests: left() > requests * look + WRITE_SECONDS,
+            time_left=lambda: remaining() > ROUND_SECONDS,
+            answers_in_time=lambda requests: remaining() > requests * look + WRITE_SECONDS,
             shards=shards,
             requests_left=requests_of(shards),
         )
-        return dict(await reconcile(parts))
+        return dict(await reconciler.run())

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
-import functools
 import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -58,13 +57,13 @@ FIRST_SHARD = 0
 LIVEKIT_REQUESTS = 500
 
 
-class RequestsSpent(RingonceError):
+class RequestsSpentError(RingonceError):
     """This run has used up its requests to LiveKit, or its time for them; the rest stays due."""
 
 
 @dataclasses.dataclass(slots=True)
-class Reconciling:
-    """A run's dependencies and state. clock: epoch ms. time_left: whether another portion may begin.
+class Reconciler:
+    """One run of the reconciler. clock: epoch ms. time_left: whether another portion may begin.
     answers_in_time: whether this many sequential requests to LiveKit finish before the run must end. shards: the
     run's part of the index.
     """
@@ -86,10 +85,335 @@ class Reconciling:
     done: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def spend_requests(self, number: int = 1) -> None:
-        """Counts requests to LiveKit. Raises RequestsSpent when too few, or too little time, remain."""
+        """Counts requests to LiveKit. Raises RequestsSpentError when too few, or too little time, remain."""
         if self.requests_left < number or not self.answers_in_time(number):
-            raise RequestsSpent
+            raise RequestsSpentError
         self.requests_left -= number
+
+    async def run(self) -> collections.Counter[str]:
+        """One run. Returns the number of times of each action."""
+        paused = await self._paused()
+        due = _DueKeys(self)
+
+        async def work() -> None:
+            while self.time_left() and (keys := await due.portion()):
+                await self._round(keys, paused)
+
+        await asyncio.gather(*(work() for _ in range(PORTIONS)))
+        repairs = self.clock() % int(self.durations.slot_repair * 1000) < int(60_000 * self.durations.scale)
+        if repairs and FIRST_SHARD in self.shards:
+            # About every fifth minute, in one of the minute's runs.
+            await asyncio.to_thread(
+                self.repair_slots,
+            )
+        logger.info("reconciled", extra={"done": dict(self.done), "requests_left": self.requests_left})
+        measure("DueLateness", self.lateness)
+        return self.done
+
+    async def _paused(self) -> bool:
+        """Whether dialling is stopped. A switch that cannot be read counts as set, so that no call expires by
+        mistake.
+        """
+        try:
+            return await asyncio.to_thread(self.limits.paused)
+        except Exception:
+            _count_error("the switch cannot be read")
+            return True
+
+    async def _round(self, keys: list[tuple[str, str]], paused: bool) -> None:
+        """Reads the items with these keys and processes them concurrently."""
+        try:
+            found = await asyncio.to_thread(self.calls.read_due, keys)
+        except Exception:
+            # Not postponed: nothing is known of the items, and the next run reads them again.
+            _count_error("a portion cannot be read")
+            return
+        now = self.clock()
+        calls = [call for call in found.calls if call.check_at_ms is not None and call.check_at_ms <= now]
+        rows = [row for row in found.deliveries if row.check_at_ms is not None and row.check_at_ms <= now]
+        since = [call.check_at_ms or now for call in calls] + [row.check_at_ms or now for row in rows]
+        self.lateness = max(self.lateness, now - min(since, default=now))
+        rooms = asyncio.create_task(self._rooms(calls))
+
+        async def looked_at(call: Call) -> str:
+            # Items that need no room do not wait for LiveKit's response.
+            room = (await rooms).get(call.room_name) if _in_room(call) else None
+            return await self._call(call, room, paused)
+
+        work = [self._guarded(call, looked_at(call)) for call in calls]
+        due: list[Delivery] = []
+        work += [self._apart((row.call_id, sort_key(row.sequence)), self._delivery(row, due)) for row in rows]
+        work += [self._put_off(key, self.durations.live_check) for key in found.unreadable]
+        await asyncio.gather(rooms, *work)
+        await self._send_again(due)
+
+    async def _rooms(self, calls: list[Call]) -> dict[str, Presence]:
+        """The presence in these calls' rooms: few concurrent requests for many calls.
+
+        Rooms whose request failed are omitted and looked at one by one.
+        """
+        names = [call.room_name for call in calls if _in_room(call)]
+
+        async def listed(some: list[str]) -> dict[str, Presence]:
+            try:
+                self.spend_requests()
+                return await self.livekit.rooms_present(some)
+            except (LiveKitError, RequestsSpentError) as exc:
+                logger.warning("rooms not listed", extra={"livekit": str(exc)})
+            except Exception:
+                _count_error("rooms cannot be listed")
+            return {}
+
+        starts = range(0, len(names), ROOMS_PER_REQUEST)
+        answers = await asyncio.gather(*(listed(names[start : start + ROOMS_PER_REQUEST]) for start in starts))
+        return {name: presence for answer in answers for name, presence in answer.items()}
+
+    async def _guarded(self, call: Call, work: Coroutine[Any, Any, str]) -> None:
+        """Processes a call; one that fails for lack of LiveKit is postponed, behind those that do not need
+        LiveKit.
+        """
+
+        async def guarded() -> None:
+            try:
+                self.done[await work] += 1
+            except (LiveKitError, RequestsSpentError) as exc:
+                logger.warning("LiveKit not asked", extra={"call_id": call.call_id, "livekit": str(exc)})
+                await self._postpone(call, self.durations.second_look)
+                self.done["postponed"] += 1
+
+        await self._apart((call.call_id, "CALL"), guarded())
+
+    async def _apart(self, key: tuple[str, str], work: Awaitable[None]) -> None:
+        """Processes one item; any exception is logged and postpones this item only."""
+        try:
+            await work
+        except Exception:
+            _count_error("not reconciled", key)
+            await self._put_off(key, self.durations.second_look)
+
+    async def _put_off(self, key: tuple[str, str], seconds: float) -> None:
+        """Postpones an item by its key, without relying on its content."""
+        now = self.clock()
+        try:
+            await asyncio.to_thread(self.calls.put_off, key, now + int(seconds * 1000), now)
+        except Exception:
+            _count_error("not put off", key)
+
+    async def _call(self, call: Call, room: Presence | None, paused: bool) -> str:
+        """Processes a due call. room: None when its presence is unknown."""
+        match call.status:
+            case "queued":
+                return await self._queued(call, paused)
+            case "dialing":
+                return await self._dialing(call)
+            case "in_progress":
+                return await self._in_progress(call, room)
+            case _:
+                return await self._ended(call, room)
+
+    async def _queued(self, call: Call, paused: bool) -> str:
+        now = self.clock()
+        if call.lease_until_ms >= now:
+            return await self._postpone_to(call, call.lease_until_ms)
+        if now >= call.queue_deadline_ms and not paused:
+            return await self._end(call, Outcome("expired", "expired", retryable=True))
+        if await self._postpone(call, self.durations.queued_check) == "lost":
+            return "lost"
+        await asyncio.to_thread(
+            self.dial_queue.send,
+            dial_message(call.call_id, call.workspace_id),
+            group=call.workspace_id,
+        )
+        count("DialMessagesRepeated")
+        return "sent_again"
+
+    async def _dialing(self, call: Call) -> str:
+        """While its worker may be alive only a request to hang up is carried out; after the lease the dial is
+        settled.
+        """
+        now = self.clock()
+        if call.lease_until_ms >= now:
+            if call.hangup is None:
+                return await self._postpone_to(call, call.lease_until_ms)
+            self.spend_requests()
+            await hang_up_phone(self.calls, self.livekit, call, answered=False)
+            return await self._postpone(call, self.durations.second_look)
+        longest = (call.ring_timeout_seconds + call.max_duration_seconds) * self.durations.scale
+        if now >= (call.dialed_at_ms or 0) + int((longest + self.durations.end_margin) * 1000):
+            # LiveKit was unreachable for longer than any call lasts.
+            return await self._end(call, left_outcome(call.phone_left))
+        self.spend_requests()
+        view = await self.livekit.view_room(call.room_name, call.identity)
+        status = self._credible_status(call, view)
+        if status is not None and call.hangup is not None:
+            self.spend_requests()
+            if await hang_up_phone(self.calls, self.livekit, call, answered=status in ANSWERED):
+                return await self._postpone(call, self.durations.second_look)
+            status = None
+        if status is None:
+            if call.phone_left is not None or self._missing_long_enough(call.phone_missing_since_ms):
+                return await self._end(call, left_outcome(call.phone_left))
+            return await self._missing(call)
+        if status in ANSWERED and call.lease_id is not None:
+            check_at = now + int(self.durations.second_look * 1000)
+            write = await asyncio.to_thread(
+                self.calls.answered, call.call_id, call.lease_id, check_at, now, inferred=True
+            )
+            if not write.won or write.call is None:
+                return "lost"
+            count("CallsAnswered")
+            if write.call.phone_left is not None:
+                # The phone left before the answer was written.
+                return await self._end(write.call, answered_outcome(write.call.phone_left))
+            return "answered"
+        # It still rings; LiveKit ends that after the ring time.
+        return await self._note(call, self.durations.second_look, phone_missing_since_ms=None)
+
+    def _credible_status(self, call: Call, view: RoomView) -> str | None:
+        """The phone's `sip.callStatus`, corrected for crashed and restarted servers; None when there is no phone.
+
+        LiveKit gives up a dial within `dial_limit` of its ring time. A phone that is `dialing` or `ringing` after
+        that is a stale entry of a crashed server; unless it has joined again since: then a server restarted during
+        the call, which reset the status, and the phone counts as `active`."""
+        dialed_at = call.dialed_at_ms or 0
+        ring = call.ring_timeout_seconds * self.durations.scale
+        if view.call_status is None or view.call_status in ANSWERED:
+            return view.call_status
+        if self.clock() < dialed_at + int((ring + self.durations.dial_limit) * 1000):
+            return view.call_status
+        first_joined = min(call.phone_seen_at_ms or math.inf, dialed_at + self.durations.second_look * 1000)
+        # LiveKit's event has a resolution of one second.
+        return "active" if view.joined_at // 1000 > first_joined // 1000 else None
+
+    async def _in_progress(self, call: Call, room: Presence | None) -> str:
+        now = self.clock()
+        limit = (call.answered_at_ms or 0) + int(call.max_duration_seconds * self.durations.scale * 1000)
+        if now >= limit + int(self.durations.end_margin * 1000):
+            # The published bound holds independent of LiveKit.
+            return await self._end(call, Outcome("failed", "outcome_unknown", inferred=True))
+        if call.hangup is not None:
+            return await self._hang_up(call, call.hangup["reason"])
+        if now >= limit:
+            return await self._hang_up(call, "max_duration")
+        if room == "both":
+            return await self._alive(call, limit)
+        if room != "absent":
+            self.spend_requests()
+            view = await self.livekit.view_room(call.room_name, call.identity)
+            if view.call_status is not None and view.accompanied:
+                return await self._alive(call, limit)
+            if view.call_status is not None:
+                if self._missing_long_enough(call.agent_missing_since_ms):
+                    return await self._hang_up(call, "agent_left")
+                return await self._note(
+                    call,
+                    self.durations.second_look,
+                    phone_missing_since_ms=None,
+                    agent_missing_since_ms=call.agent_missing_since_ms or now,
+                )
+        if self._missing_long_enough(call.phone_missing_since_ms):
+            return await self._end(call, answered_outcome(None))
+        return await self._missing(call)
+
+    async def _alive(self, call: Call, limit: int) -> str:
+        seconds = min(self.durations.live_check, max(0.0, (limit - self.clock()) / 1000))
+        await self._note(call, seconds, phone_missing_since_ms=None, agent_missing_since_ms=None)
+        return "alive"
+
+    async def _hang_up(self, call: Call, reason: str) -> str:
+        self.spend_requests(HANG_UP_REQUESTS)
+        hung_up = await hang_up_call(self.calls, self.livekit, call, reason, self.clock)
+        if hung_up is None:
+            return await self._postpone(call, self.durations.second_look)
+        return await self._end(*hung_up)
+
+    async def _ended(self, call: Call, room: Presence | None) -> str:
+        if call.dialed_at_ms is None and call.lease_until_ms >= self.clock():
+            # Its worker may still create the room.
+            return await self._postpone_to(call, call.lease_until_ms)
+        if room == "absent":
+            await asyncio.to_thread(clear, self.calls, self.limits, call)
+            return "cleared"
+        return await self._clear(call)
+
+    async def _delivery(self, row: Delivery, due: list[Delivery]) -> None:
+        """Postpones a delivery that is still due and adds it to `due`, whose messages are repeated."""
+        check_at = self.clock() + int(self.durations.webhook_grace * 1000)
+        if await asyncio.to_thread(self.deliveries.postpone, row, check_at):
+            due.append(row)
+
+    async def _send_again(self, rows: list[Delivery]) -> None:
+        """Sends the deliveries' messages in batches. An unconfirmed one is repeated when its row is due again."""
+        messages = [(delivery_message(row.call_id, row.sequence), row.workspace_id) for row in rows]
+        lost = await asyncio.to_thread(self.webhook_queue.send_batch, messages)
+        for place in lost:
+            logger.error(
+                "not sent again", extra={"call_id": rows[place].call_id, "sequence": rows[place].sequence}
+            )
+            count("ReconcileErrors")
+        if sent := len(rows) - len(lost):
+            self.done["deliveries_sent_again"] += sent
+
+    # ── slots ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def repair_slots(self) -> None:
+        """Frees the slots of calls that have ended or have no record.
+
+        The end of a call frees its slot; but the request that took it may be executed again later (the SDK repeats
+        it when the first response is lost), or by a worker that stalled past its lease."""
+        try:
+            for workspace_id, call_ids in self.limits.slots():
+                for call_id in call_ids - self.calls.not_ended(call_ids):
+                    self.limits.free_slot(workspace_id, call_id)
+                    logger.warning("slot of an ended call freed", extra={"call_id": call_id})
+                    count("SlotsRepaired")
+        except Exception:
+            # Repeated at the next repair; the rest of this run is done.
+            _count_error("slots not repaired")
+
+    # ── what several of them do ─────────────────────────────────────────────────────────────────────────
+
+    async def _end(self, call: Call, outcome: Outcome) -> str:
+        ended = await asyncio.to_thread(end_call, self.calls, call, outcome, self.durations, self.clock)
+        if ended is None:
+            return "lost"
+        if ended.hangup is None:
+            # Without a request to hang up this means that a process died or an event was lost.
+            count("CallsEndedByReconciler")
+        await self._clear(ended)
+        return "ended"
+
+    async def _clear(self, call: Call) -> str:
+        """Clears an ended call. With an orphan room it stays due: the removal dispatched the agent once more."""
+        if await clear_with_room(self.calls, self.limits, call, self._delete_room):
+            return "cleared"
+        return await self._postpone(call, self.durations.second_look)
+
+    async def _delete_room(self, call: Call) -> bool:
+        self.spend_requests()
+        return await delete_room(self.calls, self.livekit, call)
+
+    def _missing_long_enough(self, since: int | None) -> bool:
+        return since is not None and self.clock() - since >= self.durations.second_look * 1000
+
+    async def _missing(self, call: Call) -> str:
+        return await self._note(
+            call,
+            self.durations.second_look,
+            phone_missing_since_ms=call.phone_missing_since_ms or self.clock(),
+        )
+
+    async def _note(self, call: Call, seconds: float, **since: int | None) -> str:
+        check_at = self.clock() + int(seconds * 1000)
+        write = await asyncio.to_thread(self.calls.note_missing, call, check_at, **since)
+        return "noted" if write.won else "lost"
+
+    async def _postpone(self, call: Call, seconds: float) -> str:
+        return await self._postpone_to(call, self.clock() + int(seconds * 1000))
+
+    async def _postpone_to(self, call: Call, check_at: int) -> str:
+        write = await asyncio.to_thread(self.calls.postpone, call, check_at)
+        return "postponed" if write.won else "lost"
 
 
 def requests_of(shards: Sequence[int]) -> int:
@@ -97,42 +421,12 @@ def requests_of(shards: Sequence[int]) -> int:
     return LIVEKIT_REQUESTS * len(shards) // SHARDS
 
 
-async def reconcile(parts: Reconciling) -> collections.Counter[str]:
-    """One run. Returns the number of times of each action."""
-    paused = await _paused(parts)
-    due = _DueKeys(parts)
-
-    async def work() -> None:
-        while parts.time_left() and (keys := await due.portion()):
-            await _round(parts, keys, paused)
-
-    await asyncio.gather(*(work() for _ in range(PORTIONS)))
-    repairs = parts.clock() % int(parts.durations.slot_repair * 1000) < int(60_000 * parts.durations.scale)
-    if repairs and FIRST_SHARD in parts.shards:
-        # About every fifth minute, in one of the minute's runs.
-        await asyncio.to_thread(repair_slots, parts)
-    logger.info("reconciled", extra={"done": dict(parts.done), "requests_left": parts.requests_left})
-    measure("DueLateness", parts.lateness)
-    return parts.done
-
-
-async def _paused(parts: Reconciling) -> bool:
-    """Whether dialling is stopped. A switch that cannot be read counts as set, so that no call expires by
-    mistake.
-    """
-    try:
-        return await asyncio.to_thread(parts.limits.paused)
-    except Exception:
-        _count_error("the switch cannot be read")
-        return True
-
-
 class _DueKeys:
     """Keys of due items, in portions: the oldest of each of the run's shards first, page by page."""
 
-    def __init__(self, parts: Reconciling) -> None:
-        now = parts.clock()
-        self._pages = [parts.calls.due(shard, now) for shard in parts.shards]
+    def __init__(self, reconciler: Reconciler) -> None:
+        now = reconciler.clock()
+        self._pages = [reconciler.calls.due(shard, now) for shard in reconciler.shards]
         self._keys: list[tuple[str, str]] = []
         self._reading = asyncio.Lock()
 
@@ -161,327 +455,11 @@ def _next_page(pages: Iterator[list[tuple[str, str]]]) -> list[tuple[str, str]] 
         return None
 
 
-async def _round(parts: Reconciling, keys: list[tuple[str, str]], paused: bool) -> None:
-    """Reads the items with these keys and processes them concurrently."""
-    try:
-        found = await asyncio.to_thread(parts.calls.read_due, keys)
-    except Exception:
-        # Not postponed: nothing is known of the items, and the next run reads them again.
-        _count_error("a portion cannot be read")
-        return
-    now = parts.clock()
-    calls = [call for call in found.calls if call.checkAt is not None and call.checkAt <= now]
-    rows = [row for row in found.deliveries if row.checkAt is not None and row.checkAt <= now]
-    since = [call.checkAt or now for call in calls] + [row.checkAt or now for row in rows]
-    parts.lateness = max(parts.lateness, now - min(since, default=now))
-    rooms = asyncio.create_task(_rooms(parts, calls))
-
-    async def looked_at(call: Call) -> str:
-        # Items that need no room do not wait for LiveKit's response.
-        room = (await rooms).get(call.roomName) if _in_room(call) else None
-        return await _call(parts, call, room, paused)
-
-    work = [_guarded(parts, call, looked_at(call)) for call in calls]
-    due: list[Delivery] = []
-    work += [_apart(parts, (row.callId, sort_key(row.sequence)), _delivery(parts, row, due)) for row in rows]
-    work += [_put_off(parts, key, parts.durations.live_check) for key in found.unreadable]
-    await asyncio.gather(rooms, *work)
-    await _send_again(parts, due)
-
-
 def _in_room(call: Call) -> bool:
     return call.status == "in_progress" or call.ended
-
-
-async def _rooms(parts: Reconciling, calls: list[Call]) -> dict[str, Presence]:
-    """The presence in these calls' rooms: few concurrent requests for many calls.
-
-    Rooms whose request failed are omitted and looked at one by one.
-    """
-    names = [call.roomName for call in calls if _in_room(call)]
-
-    async def listed(some: list[str]) -> dict[str, Presence]:
-        try:
-            parts.spend_requests()
-            return await parts.livekit.rooms_present(some)
-        except (LiveKitError, RequestsSpent) as exc:
-            logger.warning("rooms not listed", extra={"livekit": str(exc)})
-        except Exception:
-            _count_error("rooms cannot be listed")
-        return {}
-
-    starts = range(0, len(names), ROOMS_PER_REQUEST)
-    answers = await asyncio.gather(*(listed(names[start : start + ROOMS_PER_REQUEST]) for start in starts))
-    return {name: presence for answer in answers for name, presence in answer.items()}
-
-
-async def _guarded(parts: Reconciling, call: Call, work: Coroutine[Any, Any, str]) -> None:
-    """Processes a call; one that fails for lack of LiveKit is postponed, behind those that do not need LiveKit."""
-
-    async def guarded() -> None:
-        try:
-            parts.done[await work] += 1
-        except (LiveKitError, RequestsSpent) as exc:
-            logger.warning("LiveKit not asked", extra={"call_id": call.callId, "livekit": str(exc)})
-            await _postpone(parts, call, parts.durations.second_look)
-            parts.done["postponed"] += 1
-
-    await _apart(parts, (call.callId, "CALL"), guarded())
-
-
-async def _apart(parts: Reconciling, key: tuple[str, str], work: Awaitable[None]) -> None:
-    """Processes one item; any exception is logged and postpones this item only."""
-    try:
-        await work
-    except Exception:
-        _count_error("not reconciled", key)
-        await _put_off(parts, key, parts.durations.second_look)
-
-
-async def _put_off(parts: Reconciling, key: tuple[str, str], seconds: float) -> None:
-    """Postpones an item by its key, without relying on its content."""
-    now = parts.clock()
-    try:
-        await asyncio.to_thread(parts.calls.put_off, key, now + int(seconds * 1000), now)
-    except Exception:
-        _count_error("not put off", key)
 
 
 def _count_error(message: str, key: tuple[str, str] | None = None) -> None:
     """Logs and counts an exception; called in its handler."""
     logger.exception(message, extra={"call_id": key[0], "sort_key": key[1]} if key else None)
     count("ReconcileErrors")
-
-
-async def _call(parts: Reconciling, call: Call, room: Presence | None, paused: bool) -> str:
-    """Processes a due call. room: None when its presence is unknown."""
-    match call.status:
-        case "queued":
-            return await _queued(parts, call, paused)
-        case "dialing":
-            return await _dialing(parts, call)
-        case "in_progress":
-            return await _in_progress(parts, call, room)
-        case _:
-            return await _ended(parts, call, room)
-
-
-async def _queued(parts: Reconciling, call: Call, paused: bool) -> str:
-    now = parts.clock()
-    if call.leaseUntil >= now:
-        return await _postpone_to(parts, call, call.leaseUntil)
-    if now >= call.queueDeadline and not paused:
-        return await _end(parts, call, Outcome("expired", "expired", retryable=True))
-    if await _postpone(parts, call, parts.durations.queued_check) == "lost":
-        return "lost"
-    await asyncio.to_thread(
-        parts.dial_queue.send,
-        dial_message(call.callId, call.workspaceId),
-        group=call.workspaceId,
-    )
-    count("DialMessagesRepeated")
-    return "sent_again"
-
-
-async def _dialing(parts: Reconciling, call: Call) -> str:
-    """While its worker may be alive only a request to hang up is carried out; after the lease the dial is
-    settled.
-    """
-    now = parts.clock()
-    if call.leaseUntil >= now:
-        if call.hangup is None:
-            return await _postpone_to(parts, call, call.leaseUntil)
-        parts.spend_requests()
-        await hang_up_phone(parts.calls, parts.livekit, call, answered=False)
-        return await _postpone(parts, call, parts.durations.second_look)
-    longest = (call.ringTimeoutSeconds + call.maxDurationSeconds) * parts.durations.scale
-    if now >= (call.dialedAt or 0) + int((longest + parts.durations.end_margin) * 1000):
-        # LiveKit was unreachable for longer than any call lasts.
-        return await _end(parts, call, left_outcome(call.left))
-    parts.spend_requests()
-    view = await parts.livekit.view_room(call.roomName, call.identity)
-    status = _credible_status(parts, call, view)
-    if status is not None and call.hangup is not None:
-        parts.spend_requests()
-        if await hang_up_phone(parts.calls, parts.livekit, call, answered=status in ANSWERED):
-            return await _postpone(parts, call, parts.durations.second_look)
-        status = None
-    if status is None:
-        if call.left is not None or _missing_long_enough(parts, call.missingSince):
-            return await _end(parts, call, left_outcome(call.left))
-        return await _missing(parts, call)
-    if status in ANSWERED and call.leaseId is not None:
-        check_at = now + int(parts.durations.second_look * 1000)
-        write = await asyncio.to_thread(
-            parts.calls.answered, call.callId, call.leaseId, check_at, now, inferred=True
-        )
-        if not write.won or write.call is None:
-            return "lost"
-        count("CallsAnswered")
-        if write.call.left is not None:
-            # The phone left before the answer was written.
-            return await _end(parts, write.call, answered_outcome(write.call.left))
-        return "answered"
-    # It still rings; LiveKit ends that after the ring time.
-    return await _note(parts, call, parts.durations.second_look, missingSince=None)
-
-
-def _credible_status(parts: Reconciling, call: Call, view: RoomView) -> str | None:
-    """The phone's `sip.callStatus`, corrected for crashed and restarted servers; None when there is no phone.
-
-    LiveKit gives up a dial within `dial_limit` of its ring time. A phone that is `dialing` or `ringing` after that
-    is a stale entry of a crashed server; unless it has joined again since: then a server restarted during the
-    call, which reset the status, and the phone counts as `active`.
-    """
-    dialed_at = call.dialedAt or 0
-    ring = call.ringTimeoutSeconds * parts.durations.scale
-    if view.call_status is None or view.call_status in ANSWERED:
-        return view.call_status
-    if parts.clock() < dialed_at + int((ring + parts.durations.dial_limit) * 1000):
-        return view.call_status
-    first_joined = min(call.phoneSeenAt or math.inf, dialed_at + parts.durations.second_look * 1000)
-    # LiveKit's event has a resolution of one second.
-    return "active" if view.joined_at // 1000 > first_joined // 1000 else None
-
-
-async def _in_progress(parts: Reconciling, call: Call, room: Presence | None) -> str:
-    now = parts.clock()
-    limit = (call.answeredAt or 0) + int(call.maxDurationSeconds * parts.durations.scale * 1000)
-    if now >= limit + int(parts.durations.end_margin * 1000):
-        # The published bound holds independent of LiveKit.
-        return await _end(parts, call, Outcome("failed", "outcome_unknown", inferred=True))
-    if call.hangup is not None:
-        return await _hang_up(parts, call, call.hangup["reason"])
-    if now >= limit:
-        return await _hang_up(parts, call, "max_duration")
-    if room == "both":
-        return await _alive(parts, call, limit)
-    if room != "absent":
-        parts.spend_requests()
-        view = await parts.livekit.view_room(call.roomName, call.identity)
-        if view.call_status is not None and view.accompanied:
-            return await _alive(parts, call, limit)
-        if view.call_status is not None:
-            if _missing_long_enough(parts, call.agentMissingSince):
-                return await _hang_up(parts, call, "agent_left")
-            return await _note(
-                parts,
-                call,
-                parts.durations.second_look,
-                missingSince=None,
-                agentMissingSince=call.agentMissingSince or now,
-            )
-    if _missing_long_enough(parts, call.missingSince):
-        return await _end(parts, call, answered_outcome(None))
-    return await _missing(parts, call)
-
-
-async def _alive(parts: Reconciling, call: Call, limit: int) -> str:
-    seconds = min(parts.durations.live_check, max(0.0, (limit - parts.clock()) / 1000))
-    await _note(parts, call, seconds, missingSince=None, agentMissingSince=None)
-    return "alive"
-
-
-async def _hang_up(parts: Reconciling, call: Call, reason: str) -> str:
-    parts.spend_requests(HANG_UP_REQUESTS)
-    hung_up = await hang_up_call(parts.calls, parts.livekit, call, reason, parts.clock)
-    if hung_up is None:
-        return await _postpone(parts, call, parts.durations.second_look)
-    return await _end(parts, *hung_up)
-
-
-async def _ended(parts: Reconciling, call: Call, room: Presence | None) -> str:
-    if call.dialedAt is None and call.leaseUntil >= parts.clock():
-        # Its worker may still create the room.
-        return await _postpone_to(parts, call, call.leaseUntil)
-    if room == "absent":
-        await asyncio.to_thread(clear, parts.calls, parts.limits, call)
-        return "cleared"
-    return await _clear(parts, call)
-
-
-async def _delivery(parts: Reconciling, row: Delivery, due: list[Delivery]) -> None:
-    """Postpones a delivery that is still due and adds it to `due`, whose messages are repeated."""
-    check_at = parts.clock() + int(parts.durations.webhook_grace * 1000)
-    if await asyncio.to_thread(parts.deliveries.postpone, row, check_at):
-        due.append(row)
-
-
-async def _send_again(parts: Reconciling, rows: list[Delivery]) -> None:
-    """Sends the deliveries' messages in batches. An unconfirmed one is repeated when its row is due again."""
-    messages = [(delivery_message(row.callId, row.sequence), row.workspaceId) for row in rows]
-    lost = await asyncio.to_thread(parts.webhook_queue.send_batch, messages)
-    for place in lost:
-        logger.error("not sent again", extra={"call_id": rows[place].callId, "sequence": rows[place].sequence})
-        count("ReconcileErrors")
-    if sent := len(rows) - len(lost):
-        parts.done["deliveries_sent_again"] += sent
-
-
-# ── slots ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-def repair_slots(parts: Reconciling) -> None:
-    """Frees the slots of calls that have ended or have no record.
-
-    The end of a call frees its slot; but the request that took it may be executed again later (the SDK repeats it
-    when the first response is lost), or by a worker that stalled past its lease.
-    """
-    try:
-        for workspace_id, call_ids in parts.limits.slots():
-            for call_id in call_ids - parts.calls.not_ended(call_ids):
-                parts.limits.free_slot(workspace_id, call_id)
-                logger.warning("slot of an ended call freed", extra={"call_id": call_id})
-                count("SlotsRepaired")
-    except Exception:
-        # Repeated at the next repair; the rest of this run is done.
-        _count_error("slots not repaired")
-
-
-# ── what several of them do ─────────────────────────────────────────────────────────────────────────
-
-
-async def _end(parts: Reconciling, call: Call, outcome: Outcome) -> str:
-    ended = await asyncio.to_thread(end_call, parts.calls, call, outcome, parts.durations, parts.clock)
-    if ended is None:
-        return "lost"
-    if ended.hangup is None:
-        # Without a request to hang up this means that a process died or an event was lost.
-        count("CallsEndedByReconciler")
-    await _clear(parts, ended)
-    return "ended"
-
-
-async def _clear(parts: Reconciling, call: Call) -> str:
-    """Clears an ended call. With an orphan room it stays due: the removal has dispatched the agent once more."""
-    if await clear_with_room(parts.calls, parts.limits, call, functools.partial(_delete_room, parts)):
-        return "cleared"
-    return await _postpone(parts, call, parts.durations.second_look)
-
-
-async def _delete_room(parts: Reconciling, call: Call) -> bool:
-    parts.spend_requests()
-    return await delete_room(parts.calls, parts.livekit, call)
-
-
-def _missing_long_enough(parts: Reconciling, since: int | None) -> bool:
-    return since is not None and parts.clock() - since >= parts.durations.second_look * 1000
-
-
-async def _missing(parts: Reconciling, call: Call) -> str:
-    return await _note(parts, call, parts.durations.second_look, missingSince=call.missingSince or parts.clock())
-
-
-async def _note(parts: Reconciling, call: Call, seconds: float, **since: int | None) -> str:
-    check_at = parts.clock() + int(seconds * 1000)
-    write = await asyncio.to_thread(parts.calls.note_missing, call, check_at, **since)
-    return "noted" if write.won else "lost"
-
-
-async def _postpone(parts: Reconciling, call: Call, seconds: float) -> str:
-    return await _postpone_to(parts, call, parts.clock() + int(seconds * 1000))
-
-
-async def _postpone_to(parts: Reconciling, call: Call, check_at: int) -> str:
-    write = await asyncio.to_thread(parts.calls.postpone, call, check_at)
-    return "postponed" if write.won else "lost"

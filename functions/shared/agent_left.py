@@ -13,5 +13,5 @@ from shared.queues import Queue
 
 def send_agent_left(dial_queue: Queue, call: Call, durations: Durations) -> None:
     """Raises QueueError."""
-    message = agent_left_message(call.callId, call.workspaceId)
-    dial_queue.send(message, group=call.workspaceId, delay_seconds=durations.agent_return)
+    message = agent_left_message(call.call_id, call.workspace_id)
+    dial_queue.send(message, group=call.workspace_id, delay_seconds=durations.agent_return)

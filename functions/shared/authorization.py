@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import hmac
 
-from shared.errors import RequestRefused
+from shared.errors import RequestRefusedError
 from shared.http_api import Event, header
 from shared.workspaces import Workspace, WorkspaceCache, key_hash
 
 
 def authorized_workspace(workspaces: WorkspaceCache, workspace_id: str | None, api_key: str | None) -> Workspace:
-    """The workspace this request may act for. Raises RequestRefused: 400 no id, 401 key, 403 workspace."""
+    """The workspace this request may act for. Raises RequestRefusedError: 400 no id, 401 key, 403 workspace."""
     if not workspace_id:
-        raise RequestRefused(400, "missing_workspace", "The header x-workspace-id is required")
+        raise RequestRefusedError(400, "missing_workspace", "The header x-workspace-id is required")
     known = workspace_id.isascii() and workspace_id.isprintable() and len(workspace_id) <= 64
     workspace = workspaces.get(workspace_id) if known and "#" not in workspace_id else None
     if workspace is None or workspace.disabled:
-        raise RequestRefused(403, "workspace_not_allowed", "This workspace is unknown or disabled")
-    if workspace.apiKeyHashes or not workspace.open:
+        raise RequestRefusedError(403, "workspace_not_allowed", "This workspace is unknown or disabled")
+    if workspace.api_key_hashes or not workspace.open:
         given = key_hash(api_key or "")
         # Every hash is compared, each in constant time: the response time reveals nothing about a key.
-        if sum(hmac.compare_digest(given, known) for known in workspace.apiKeyHashes) == 0:
-            raise RequestRefused(401, "invalid_api_key", "The API key is missing or wrong")
+        if sum(hmac.compare_digest(given, known) for known in workspace.api_key_hashes) == 0:
+            raise RequestRefusedError(401, "invalid_api_key", "The API key is missing or wrong")
     return workspace
 
 

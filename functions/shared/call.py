@@ -18,9 +18,17 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 Status = Literal[
-    "queued", "dialing", "in_progress", "completed", "no_answer", "busy", "rejected", "failed", "canceled",
+    "queued",
+    "dialing",
+    "in_progress",
+    "completed",
+    "no_answer",
+    "busy",
+    "rejected",
+    "failed",
+    "canceled",
     "expired",
-]  # fmt: skip
+]
 
 ENDED: frozenset[Status] = frozenset(
     {"completed", "no_answer", "busy", "rejected", "failed", "canceled", "expired"}
@@ -75,50 +83,50 @@ class Outcome:
 class Call:
     """The record of a call. Times that order work are epoch milliseconds; JSON texts are as received."""
 
-    callId: str
-    workspaceId: str
-    callAgentId: str
+    call_id: str
+    workspace_id: str
+    call_agent_id: str
     to: str
-    roomName: str
-    jobId: str
-    createdAt: str
+    room_name: str
+    job_id: str
+    created_at: str
     status: Status
     events: tuple[dict[str, Any], ...]
-    ringTimeoutSeconds: int
-    maxDurationSeconds: int
-    queueDeadline: int
-    fromNumber: str | None = None
-    callbackUrl: str | None = None
-    dynamicVariables: str | None = None
+    ring_timeout_seconds: int
+    max_duration_seconds: int
+    queue_deadline_ms: int
+    from_number: str | None = None
+    callback_url: str | None = None
+    dynamic_variables: str | None = None
     metadata: str | None = None
-    requestHash: str | None = None
+    request_hash: str | None = None
     # Dialling: the process that holds the lease and until when, the number of attempts, the time of the next one.
-    leaseId: str | None = None
-    leaseUntil: int = 0
+    lease_id: str | None = None
+    lease_until_ms: int = 0
     attempts: int = 0
-    waitUntil: int = 0
+    wait_until_ms: int = 0
     # Time paused by an operator is counted into queueDeadline up to here.
-    pausedUntil: int = 0
-    roomSid: str | None = None
-    dialedAt: int | None = None
-    answeredAt: int | None = None
+    paused_until_ms: int = 0
+    room_sid: str | None = None
+    dialed_at_ms: int | None = None
+    answered_at_ms: int | None = None
     # Epoch ms at which LiveKit reported that the phone's participant joined the room, which precedes the INVITE.
-    phoneSeenAt: int | None = None
+    phone_seen_at_ms: int | None = None
     # The request to hang up; LiveKit's event that the phone left; since when (epoch ms) phone or agent are absent.
     hangup: dict[str, Any] | None = None
-    left: dict[str, Any] | None = None
-    missingSince: int | None = None
-    agentMissingSince: int | None = None
-    endedAt: int | None = None
+    phone_left: dict[str, Any] | None = None
+    phone_missing_since_ms: int | None = None
+    agent_missing_since_ms: int | None = None
+    ended_at_ms: int | None = None
     # Its room was left over from a LiveKit server that crashed; after its removal the agent may recreate it.
-    orphanRoom: bool = False
+    orphan_room: bool = False
     # Epoch ms: a receiver answered 410, no more webhooks of this call.
-    webhooksStoppedAt: int | None = None
+    webhooks_stopped_at_ms: int | None = None
     # Epoch ms at which it was restored from a backup, which lacks what happened since (admin/restore.py).
-    restoredAt: int | None = None
+    restored_at_ms: int | None = None
     # Keys of the index of what is due, set while there is anything to do.
-    dueShard: int | None = None
-    checkAt: int | None = None
+    due_shard: int | None = None
+    check_at_ms: int | None = None
 
     @property
     def ended(self) -> bool:
@@ -132,19 +140,61 @@ class Call:
     @property
     def identity(self) -> str:
         """The SIP participant's identity in the room; LiveKit's events carry it back."""
-        return f"call-{self.callId}"
+        return f"call-{self.call_id}"
 
     @classmethod
     def from_item(cls, item: dict[str, Any]) -> Call:
-        known = {name: item[name] for name in cls.__slots__ if name in item}
+        """Ignores unknown attributes. Raises KeyError or TypeError when a required one is missing."""
+        known = {field: item[name] for field, name in CALL_ATTRIBUTES.items() if name in item}
         known["events"] = tuple(item["events"])
         return cls(**known)
 
     def to_item(self) -> dict[str, Any]:
         """Every attribute that has a value, without the table's keys."""
-        item = {name: getattr(self, name) for name in type(self).__slots__}
+        item = {name: getattr(self, field) for field, name in CALL_ATTRIBUTES.items()}
         item["events"] = list(self.events)
         return {name: value for name, value in item.items() if value is not None and value != 0}
+
+
+# The stored attribute of each field.
+CALL_ATTRIBUTES = {
+    "call_id": "callId",
+    "workspace_id": "workspaceId",
+    "call_agent_id": "callAgentId",
+    "to": "to",
+    "room_name": "roomName",
+    "job_id": "jobId",
+    "created_at": "createdAt",
+    "status": "status",
+    "events": "events",
+    "ring_timeout_seconds": "ringTimeoutSeconds",
+    "max_duration_seconds": "maxDurationSeconds",
+    "queue_deadline_ms": "queueDeadline",
+    "from_number": "fromNumber",
+    "callback_url": "callbackUrl",
+    "dynamic_variables": "dynamicVariables",
+    "metadata": "metadata",
+    "request_hash": "requestHash",
+    "lease_id": "leaseId",
+    "lease_until_ms": "leaseUntil",
+    "attempts": "attempts",
+    "wait_until_ms": "waitUntil",
+    "paused_until_ms": "pausedUntil",
+    "room_sid": "roomSid",
+    "dialed_at_ms": "dialedAt",
+    "answered_at_ms": "answeredAt",
+    "phone_seen_at_ms": "phoneSeenAt",
+    "hangup": "hangup",
+    "phone_left": "left",
+    "phone_missing_since_ms": "missingSince",
+    "agent_missing_since_ms": "agentMissingSince",
+    "ended_at_ms": "endedAt",
+    "orphan_room": "orphanRoom",
+    "webhooks_stopped_at_ms": "webhooksStoppedAt",
+    "restored_at_ms": "restoredAt",
+    "due_shard": "dueShard",
+    "check_at_ms": "checkAt",
+}
 
 
 def iso(ms: int) -> str:
@@ -166,7 +216,7 @@ def event_id_of(call: Call, sequence: int) -> str:
     """The id of event number `sequence`. The end that a restore wrote has a distinct id (suffix `r`): before the
     loss the same place in the list may have held another event, which the receiver has seen under the plain id.
     """
-    return event_id(call.callId, sequence) + ("r" if call.events[sequence - 1].get("restored") else "")
+    return event_id(call.call_id, sequence) + ("r" if call.events[sequence - 1].get("restored") else "")
 
 
 def snapshot(call: Call, sequence: int) -> dict[str, Any]:
@@ -175,15 +225,15 @@ def snapshot(call: Call, sequence: int) -> dict[str, Any]:
     Only immutable fields and the first `sequence` events are read, so the result never changes.
     """
     view: dict[str, Any] = {
-        "callId": call.callId,
-        "jobId": call.jobId,
-        "workspaceId": call.workspaceId,
-        "callAgentId": call.callAgentId,
-        "roomName": call.roomName,
+        "callId": call.call_id,
+        "jobId": call.job_id,
+        "workspaceId": call.workspace_id,
+        "callAgentId": call.call_agent_id,
+        "roomName": call.room_name,
         "to": call.to,
-        "from": call.fromNumber,
+        "from": call.from_number,
         "status": "queued",
-        "createdAt": call.createdAt,
+        "createdAt": call.created_at,
         "dialedAt": None,
         "answeredAt": None,
         "endedAt": None,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from shared.call import ENDED, TRANSITIONS, Call, Outcome, Status, event
-from shared.delivery_store import Delivery, sort_key
+from shared.call import CALL_ATTRIBUTES, ENDED, TRANSITIONS, Call, Outcome, Status, event
+from shared.delivery_store import DELIVERY_ATTRIBUTES, Delivery, sort_key
 from shared.dynamo import from_wire, store_errors, to_wire
 from shared.errors import StoreError
 from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
@@ -42,8 +42,8 @@ DUE_PAGE = 25
 # determine: a few hundred large items of one tenant would fill the reconciler's memory.
 _KEY = ("pk", "sk")
 _NOT_OF_A_DUE_CALL = frozenset({"events", "dynamicVariables", "metadata", "callbackUrl", "requestHash"})
-_OF_A_DUE_CALL = (*_KEY, *(name for name in Call.__slots__ if name not in _NOT_OF_A_DUE_CALL))
-_OF_A_DUE_DELIVERY = (*_KEY, *(name for name in Delivery.__slots__ if name != "attempts"))
+_OF_A_DUE_CALL = (*_KEY, *(name for name in CALL_ATTRIBUTES.values() if name not in _NOT_OF_A_DUE_CALL))
+_OF_A_DUE_DELIVERY = (*_KEY, *(name for name in DELIVERY_ATTRIBUTES.values() if name != "attempts"))
 
 # The reason stored when a room finished without an event about the phone itself.
 ROOM_CLOSED = "ROOM_CLOSED"
@@ -69,7 +69,7 @@ class Due:
 
 
 class CallStore:
-    """The calls of one table. Every method raises StoreError or StoreUnclear when DynamoDB fails."""
+    """The calls of one table. Every method raises StoreError or StoreUnclearError when DynamoDB fails."""
 
     def __init__(self, client: DynamoDBClient, table: str) -> None:
         self._client = client
@@ -77,7 +77,7 @@ class CallStore:
 
     def create(self, call: Call) -> Write:
         """Writes a new call. Lost when a call with that id exists, which is returned."""
-        item = call_key(call.callId) | to_wire(call.to_item() | {"dueShard": due_shard(call.callId)})
+        item = call_key(call.call_id) | to_wire(call.to_item() | {"dueShard": due_shard(call.call_id)})
         try:
             with store_errors():
                 self._client.put_item(
@@ -88,7 +88,7 @@ class CallStore:
                 )
         except ClientError as exc:
             there = _call(exc.response.get("Item"))
-            return Write(there is not None and there.jobId == call.jobId, there)
+            return Write(there is not None and there.job_id == call.job_id, there)
         return Write(True, call)
 
     def get(self, call_id: str) -> Call | None:
@@ -98,10 +98,16 @@ class CallStore:
         return _call(answer.get("Item"))
 
     def page_of_workspace(
-        self, workspace_id: str, *, limit: int, agent: str | None = None, to: str | None = None,
-        created_after: str | None = None, created_before: str | None = None,
+        self,
+        workspace_id: str,
+        *,
+        limit: int,
+        agent: str | None = None,
+        to: str | None = None,
+        created_after: str | None = None,
+        created_before: str | None = None,
         start: tuple[str, str] | None = None,
-    ) -> tuple[list[Call], tuple[str, str] | None]:  # fmt: skip
+    ) -> tuple[list[Call], tuple[str, str] | None]:
         """Calls of one workspace, newest first, and where the next page starts (createdAt, partition key).
 
         `limit` index entries are read; filters may leave fewer. Times are ISO 8601 with milliseconds, both
@@ -131,7 +137,7 @@ class CallStore:
         with store_errors():
             answer = self._client.query(**request)
         call_ids = [item["pk"]["S"].removeprefix("CALL#") for item in answer["Items"]]
-        found = {call.callId: call for call in self.get_many(call_ids)}
+        found = {call.call_id: call for call in self.get_many(call_ids)}
         last = answer.get("LastEvaluatedKey")
         return (
             [found[call_id] for call_id in call_ids if call_id in found],
@@ -151,13 +157,20 @@ class CallStore:
             "attempts = if_not_exists(attempts, :zero) + :one REMOVE waitUntil",
             f"{QUEUED} AND {NO_LIVE_LEASE} AND {NOT_WAITING}",
             {":lease": lease, ":until": until, ":now": now, ":zero": 0, ":one": 1},
-            mine=lambda call: call.leaseId == lease,
+            mine=lambda call: call.lease_id == lease,
         )
 
     def wait(
-        self, call_id: str, wait_until: int, check_at: int, now: int, *, lease: str | None = None,
-        uncount: bool = False, extend_ms: int = 0,
-    ) -> Write:  # fmt: skip
+        self,
+        call_id: str,
+        wait_until: int,
+        check_at: int,
+        now: int,
+        *,
+        lease: str | None = None,
+        uncount: bool = False,
+        extend_ms: int = 0,
+    ) -> Write:
         """Makes a queued call wait until `wait_until` (epoch ms) and releases its lease.
 
         lease: the caller's; None when the call has no live lease, then the first writer wins, so that a duplicate
@@ -179,7 +192,7 @@ class CallStore:
             f"{counted} REMOVE leaseId, leaseUntil",
             f"{QUEUED} AND " + (f"{NO_LIVE_LEASE} AND {NOT_WAITING}" if lease is None else LEASE_MINE),
             values,
-            mine=lambda call: call.waitUntil == wait_until and call.leaseId is None,
+            mine=lambda call: call.wait_until_ms == wait_until and call.lease_id is None,
         )
 
     def fence(self, call_id: str, lease: str, room_sid: str, from_number: str | None, now: int) -> Write:
@@ -192,7 +205,7 @@ class CallStore:
             "dialedAt = :now, roomSid = :room",
             f"{LEASE_MINE} AND leaseUntil > :now AND {NO_HANGUP}",
             {":lease": lease, ":room": room_sid, ":now": now},
-            mine=lambda call: call.status == "dialing" and call.leaseId == lease,
+            mine=lambda call: call.status == "dialing" and call.lease_id == lease,
         )
 
     # ── a fenced call ───────────────────────────────────────────────────────────────────────────
@@ -208,7 +221,7 @@ class CallStore:
             f"{LEASE_MINE} AND {NO_HANGUP} AND attribute_not_exists(#left) AND attribute_not_exists(phoneSeenAt)",
             {":lease": lease, ":wait": wait_until, ":check": check_at},
             remove="leaseId, leaseUntil, roomSid, dialedAt",
-            mine=lambda call: call.status == "queued" and call.waitUntil == wait_until,
+            mine=lambda call: call.status == "queued" and call.wait_until_ms == wait_until,
         )
 
     def answered(self, call_id: str, lease: str, check_at: int, now: int, *, inferred: bool = False) -> Write:
@@ -224,7 +237,7 @@ class CallStore:
             f"{LEASE_MINE} AND {NO_HANGUP}",
             {":lease": lease, ":now": now, ":check": check_at},
             remove="missingSince",
-            mine=lambda call: call.status == "in_progress" and call.answeredAt == now,
+            mine=lambda call: call.status == "in_progress" and call.answered_at_ms == now,
         )
 
     def note_joined(self, seen: Call, at: int) -> Write:
@@ -233,20 +246,20 @@ class CallStore:
         Lost when it is stored already, or when the call has been fenced anew since it was read.
         """
         return self._update(
-            seen.callId,
+            seen.call_id,
             "SET phoneSeenAt = :at",
             "#status = :dialing AND roomSid = :room AND attribute_not_exists(phoneSeenAt)",
-            {":at": at, ":dialing": "dialing", ":room": seen.roomSid},
-            mine=lambda call: call.phoneSeenAt == at,
+            {":at": at, ":dialing": "dialing", ":room": seen.room_sid},
+            mine=lambda call: call.phone_seen_at_ms == at,
         )
 
     def note_agent_left(self, seen: Call, now: int) -> Write:
         """Stores since when (epoch ms) the agent of a fenced call is absent; an earlier value is kept."""
         return self._update(
-            seen.callId,
+            seen.call_id,
             "SET agentMissingSince = if_not_exists(agentMissingSince, :now)",
             "#status = :seen AND roomSid = :room",
-            {":now": now, ":seen": seen.status, ":room": seen.roomSid},
+            {":now": now, ":seen": seen.status, ":room": seen.room_sid},
         )
 
     def note_left(self, seen: Call, left: dict[str, Any]) -> Write:
@@ -256,31 +269,32 @@ class CallStore:
         since it was read: the event belongs to another room.
         """
         return self._update(
-            seen.callId,
+            seen.call_id,
             "SET #left = :left",
             "#status = :dialing AND roomSid = :room AND (attribute_not_exists(#left) OR #left.reason = :closed)",
-            {":left": left, ":dialing": "dialing", ":room": seen.roomSid, ":closed": ROOM_CLOSED},
-            mine=lambda call: call.left == left,
+            {":left": left, ":dialing": "dialing", ":room": seen.room_sid, ":closed": ROOM_CLOSED},
+            mine=lambda call: call.phone_left == left,
         )
 
     def note_missing(self, seen: Call, check_at: int, **since: int | None) -> Write:
-        """Stores what was absent at LiveKit: `missingSince`, `agentMissingSince` (epoch ms; None removes it).
+        """Stores what was absent at LiveKit: `phone_missing_since_ms`, `agent_missing_since_ms`; None removes it.
 
         Lost when another process has moved `checkAt` since: a request to hang up makes the call due at once, and
         that must not be overwritten.
         """
-        assigned = [name for name, value in since.items() if value is not None]
-        removed = [name for name, value in since.items() if value is None]
+        stored = {CALL_ATTRIBUTES[field]: value for field, value in since.items()}
+        assigned = {name: value for name, value in stored.items() if value is not None}
+        removed = [name for name, value in stored.items() if value is None]
         return self._update(
-            seen.callId,
+            seen.call_id,
             f"SET checkAt = :check{''.join(f', {name} = :{name}' for name in assigned)}"
             + (f" REMOVE {', '.join(removed)}" if removed else ""),
             "#status = :seen AND checkAt = :was",
             {
                 ":check": check_at,
                 ":seen": seen.status,
-                ":was": seen.checkAt,
-                **{f":{name}": since[name] for name in assigned},
+                ":was": seen.check_at_ms,
+                **{f":{name}": value for name, value in assigned.items()},
             },
             item_back=False,
         )
@@ -299,13 +313,13 @@ class CallStore:
             ":check": check_at,
             ":expires": now // 1000 + RETENTION_SECONDS,
         }
-        if seen.leaseId is None:
+        if seen.lease_id is None:
             condition += " AND attribute_not_exists(leaseId)"
         else:
             condition += f" AND {LEASE_MINE}"
-            values[":lease"] = seen.leaseId
+            values[":lease"] = seen.lease_id
         return self._transition(
-            seen.callId,
+            seen.call_id,
             seen.status,
             outcome.status,
             event(
@@ -316,13 +330,13 @@ class CallStore:
                 retryable=outcome.retryable,
                 sipStatusCode=outcome.sip_status_code,
                 inferred=outcome.inferred or None,
-                restored=seen.restoredAt is not None or None,
+                restored=seen.restored_at_ms is not None or None,
             ),
             "endedAt = :ended, checkAt = :check, expiresAt = :expires",
             condition,
             values,
             remove="waitUntil, missingSince, agentMissingSince",
-            mine=lambda call: call.endedAt == now and call.end_event.get("reason") == outcome.reason,
+            mine=lambda call: call.ended_at_ms == now and call.end_event.get("reason") == outcome.reason,
         )
 
     def ask_to_hang_up(self, seen: Call, reason: str, now: int) -> Write:
@@ -330,7 +344,7 @@ class CallStore:
         done.
         """
         return self._update(
-            seen.callId,
+            seen.call_id,
             "SET hangup = :hangup, checkAt = :now",
             f"#status = :seen AND {NO_HANGUP}",
             {":hangup": {"reason": reason, "at": now}, ":seen": seen.status, ":now": now},
@@ -348,18 +362,18 @@ class CallStore:
             "REMOVE dueShard, checkAt",
             "attribute_exists(endedAt)",
             {},
-            mine=lambda call: call.ended and call.dueShard is None,
+            mine=lambda call: call.ended and call.due_shard is None,
             item_back=False,
         )
 
     def postpone(self, seen: Call, check_at: int) -> Write:
         """Sets `checkAt`, unless another process has changed it since the call was read."""
         return self._update(
-            seen.callId,
+            seen.call_id,
             "SET checkAt = :check",
             "#status = :seen AND checkAt = :was",
-            {":check": check_at, ":seen": seen.status, ":was": seen.checkAt},
-            mine=lambda call: call.checkAt == check_at,
+            {":check": check_at, ":seen": seen.status, ":was": seen.check_at_ms},
+            mine=lambda call: call.check_at_ms == check_at,
             item_back=False,
         )
 
@@ -506,9 +520,17 @@ class CallStore:
     # ── one conditional UpdateItem ──────────────────────────────────────────────────────────────
 
     def _transition(
-        self, call_id: str, source: Status, to: Status, entry: dict[str, Any], assignments: str, condition: str,
-        values: dict[str, Any], mine: Callable[[Call], bool], remove: str = "",
-    ) -> Write:  # fmt: skip
+        self,
+        call_id: str,
+        source: Status,
+        to: Status,
+        entry: dict[str, Any],
+        assignments: str,
+        condition: str,
+        values: dict[str, Any],
+        mine: Callable[[Call], bool],
+        remove: str = "",
+    ) -> Write:
         """Changes the status and appends its event. Raises ValueError when TRANSITIONS lacks the change."""
         if to not in TRANSITIONS[source]:
             raise ValueError(f"a call cannot go from {source} to {to}")
@@ -522,10 +544,16 @@ class CallStore:
         )
 
     def _update(
-        self, call_id: str, update: str, condition: str, values: dict[str, Any],
-        mine: Callable[[Call], bool] | None = lambda call: False, *, item_back: bool = True,
+        self,
+        call_id: str,
+        update: str,
+        condition: str,
+        values: dict[str, Any],
+        mine: Callable[[Call], bool] | None = lambda call: False,
+        *,
+        item_back: bool = True,
         sort_key: str = "CALL",
-    ) -> Write:  # fmt: skip
+    ) -> Write:
         """mine: whether the item on which the condition failed shows that this write was made by an earlier try of
         the SDK; None: DynamoDB does not return that item. item_back: whether it returns the written item."""
         if ":queued" in condition:
@@ -564,7 +592,7 @@ _UNREADABLE = (KeyError, TypeError, ValueError)
 def _due_call(item: dict[str, Any]) -> Call:
     """Raises KeyError, TypeError or ValueError when the item is not a valid call."""
     call = Call.from_item(item | {"events": ()})
-    if call.status not in TRANSITIONS or item["pk"] != f"CALL#{call.callId}":
+    if call.status not in TRANSITIONS or item["pk"] != f"CALL#{call.call_id}":
         raise ValueError("not a call")
     return call
 
@@ -572,8 +600,8 @@ def _due_call(item: dict[str, Any]) -> Call:
 def _due_delivery(item: dict[str, Any]) -> Delivery:
     """Raises KeyError, TypeError or ValueError when the item is not a valid delivery."""
     row = Delivery.from_item(item)
-    over = row.checkAt is not None and row.state != "pending"
-    if over or (item["pk"], item["sk"]) != (f"CALL#{row.callId}", sort_key(row.sequence)):
+    over = row.check_at_ms is not None and row.state != "pending"
+    if over or (item["pk"], item["sk"]) != (f"CALL#{row.call_id}", sort_key(row.sequence)):
         raise ValueError("not a delivery")
     return row
 

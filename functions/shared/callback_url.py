@@ -36,7 +36,7 @@ _NOT_PUBLIC = (
 )
 
 
-class AddressRefused(ValueError):
+class AddressRefusedError(ValueError):
     """The URL or address may not be called; the message gives the reason."""
 
 
@@ -63,59 +63,59 @@ def callback_policy(environment: Mapping[str, str]) -> Policy:
 
 
 def check_url(url: str, policy: Policy) -> None:
-    """Raises AddressRefused when the URL may not be called; does not resolve its host name."""
+    """Raises AddressRefusedError when the URL may not be called; does not resolve its host name."""
     if any(ord(char) <= 32 or ord(char) == 127 for char in url) or "\\" in url:
-        raise AddressRefused("must not hold white space, control characters or backslashes")
+        raise AddressRefusedError("must not hold white space, control characters or backslashes")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as exc:
-        raise AddressRefused("is not a valid URL") from exc
+        raise AddressRefusedError("is not a valid URL") from exc
     host = parts.hostname
     if not host:
-        raise AddressRefused("must be an absolute https URL")
+        raise AddressRefusedError("must be an absolute https URL")
     if policy.loopback and _is_loopback(host):
         if parts.scheme not in ("http", "https"):
-            raise AddressRefused("must be an absolute https URL")
+            raise AddressRefusedError("must be an absolute https URL")
         return
     _check_public_url(parts, host, port, policy)
 
 
 def _check_public_url(parts: SplitResult, host: str, port: int | None, policy: Policy) -> None:
     if parts.scheme != "https":
-        raise AddressRefused("must be an absolute https URL")
+        raise AddressRefusedError("must be an absolute https URL")
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
-        raise AddressRefused("must not carry a user name or password")
+        raise AddressRefusedError("must not carry a user name or password")
     if (443 if port is None else port) not in policy.ports:
-        raise AddressRefused(f"must use port {', '.join(map(str, sorted(policy.ports)))}")
+        raise AddressRefusedError(f"must use port {', '.join(map(str, sorted(policy.ports)))}")
     if not host.isascii():
-        raise AddressRefused("must write its host name in ASCII (punycode)")
+        raise AddressRefusedError("must write its host name in ASCII (punycode)")
     if "[" in parts.netloc or _is_literal(host):
-        raise AddressRefused("must name a host, not an IP address")
+        raise AddressRefusedError("must name a host, not an IP address")
     labels = host.split(".")
     if len(labels) < 2 or len(host) > 253 or not all(_is_label(label) for label in labels):
-        raise AddressRefused("must name a public host")
+        raise AddressRefusedError("must name a public host")
     if labels[-1] in ("local", "localhost", "internal", "localdomain", "home", "lan", "arpa"):
-        raise AddressRefused("must name a public host")
+        raise AddressRefusedError("must name a public host")
 
 
 def check_addresses(addresses: Iterable[str], policy: Policy) -> list[str]:
     """The addresses of a host, if every one is public (one private among public ones is an attack).
 
-    Raises AddressRefused otherwise, and for an empty list.
+    Raises AddressRefusedError otherwise, and for an empty list.
     """
     found = list(addresses)
     if not found:
-        raise AddressRefused("names a host that has no address")
+        raise AddressRefusedError("names a host that has no address")
     for address in found:
         if not is_public(address) and not (policy.loopback and _is_loopback(address)):
-            raise AddressRefused("names a host with an address that is not public")
+            raise AddressRefusedError("names a host with an address that is not public")
     return found
 
 
 def check_name(url: str, policy: Policy, look_up: LookUp) -> None:
-    """Raises AddressRefused when the host name of this URL (which passed `check_url`) resolves to an address that
-    is not public.
+    """Raises AddressRefusedError when the host name of this URL (which passed `check_url`) resolves to an address
+    that is not public.
 
     A name that does not resolve in time passes: the decisive check is made at every connection.
     """

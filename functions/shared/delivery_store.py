@@ -36,24 +36,42 @@ class Delivery:
     replayed: a client asked for it, so it is sent even if the call's webhooks were stopped.
     """
 
-    callId: str
-    workspaceId: str
+    call_id: str
+    workspace_id: str
     sequence: int
     state: State
     attempt: int
-    nextAttemptAt: int
+    next_attempt_at_ms: int
     attempts: tuple[dict[str, Any], ...] = ()
     begun: int = 0
     replayed: bool = False
-    leaseId: str | None = None
-    leaseUntil: int = 0
-    checkAt: int | None = None
+    lease_id: str | None = None
+    lease_until_ms: int = 0
+    check_at_ms: int | None = None
 
     @classmethod
     def from_item(cls, item: dict[str, Any]) -> Delivery:
-        known = {name: item[name] for name in cls.__slots__ if name in item}
+        """Ignores unknown attributes. Raises KeyError or TypeError when a required one is missing."""
+        known = {field: item[name] for field, name in DELIVERY_ATTRIBUTES.items() if name in item}
         known["attempts"] = tuple(item.get("attempts", ())[-ATTEMPTS_LISTED:])
         return cls(**known)
+
+
+# The stored attribute of each field.
+DELIVERY_ATTRIBUTES = {
+    "call_id": "callId",
+    "workspace_id": "workspaceId",
+    "sequence": "sequence",
+    "state": "state",
+    "attempt": "attempt",
+    "next_attempt_at_ms": "nextAttemptAt",
+    "attempts": "attempts",
+    "begun": "begun",
+    "replayed": "replayed",
+    "lease_id": "leaseId",
+    "lease_until_ms": "leaseUntil",
+    "check_at_ms": "checkAt",
+}
 
 
 def sort_key(sequence: int) -> str:
@@ -62,7 +80,7 @@ def sort_key(sequence: int) -> str:
 
 
 class DeliveryStore:
-    """The deliveries in CallsTable. Every method raises StoreError or StoreUnclear when DynamoDB fails."""
+    """The deliveries in CallsTable. Every method raises StoreError or StoreUnclearError when DynamoDB fails."""
 
     def __init__(self, client: DynamoDBClient, table: str) -> None:
         self._client = client
@@ -108,7 +126,7 @@ class DeliveryStore:
             "#state = :pending AND nextAttemptAt <= :now AND "
             "(attribute_not_exists(leaseUntil) OR leaseUntil < :now)",
             {":lease": lease, ":until": until, ":now": now, ":zero": 0, ":one": 1, ":pending": "pending"},
-            mine=lambda there: there.leaseId == lease,
+            mine=lambda there: there.lease_id == lease,
         )
 
     def release(self, delivery: Delivery) -> None:
@@ -118,11 +136,11 @@ class DeliveryStore:
         changes.
         """
         self._update(
-            delivery.callId,
+            delivery.call_id,
             delivery.sequence,
             "SET begun = begun - :one REMOVE leaseId, leaseUntil",
             "leaseId = :lease",
-            {":lease": delivery.leaseId, ":one": 1},
+            {":lease": delivery.lease_id, ":one": 1},
         )
 
     def finish(
@@ -133,7 +151,7 @@ class DeliveryStore:
         The whole list of attempts is written, so that it can be truncated; only the lease's holder writes it.
         """
         values: dict[str, Any] = {
-            ":lease": delivery.leaseId,
+            ":lease": delivery.lease_id,
             ":state": state,
             ":count": delivery.attempt + 1,
             ":attempts": [*delivery.attempts, attempt][-ATTEMPTS_LISTED:],
@@ -149,7 +167,7 @@ class DeliveryStore:
             values[":expires"] = attempt["at"] // 1000 + RETENTION_SECONDS
             removed += ", dueShard, checkAt"
         return self._update(
-            delivery.callId,
+            delivery.call_id,
             delivery.sequence,
             f"SET {assignments} REMOVE {removed}",
             "leaseId = :lease",
@@ -190,7 +208,7 @@ class DeliveryStore:
         False: it changed since it was read, or an attempt is under way.
         """
         made = self._update(
-            seen.callId,
+            seen.call_id,
             seen.sequence,
             "SET #state = :pending, attempt = :zero, nextAttemptAt = :now, checkAt = :now, dueShard = :shard "
             "REMOVE expiresAt, leaseId, leaseUntil, begun",
@@ -199,11 +217,11 @@ class DeliveryStore:
                 ":pending": "pending",
                 ":zero": 0,
                 ":now": now,
-                ":shard": due_shard(seen.callId),
+                ":shard": due_shard(seen.call_id),
                 ":seen": seen.state,
                 ":attempts": seen.attempt,
             },
-            mine=lambda there: (there.state, there.attempt, there.nextAttemptAt) == ("pending", 0, now),
+            mine=lambda there: (there.state, there.attempt, there.next_attempt_at_ms) == ("pending", 0, now),
         )
         return made is not None
 
@@ -227,20 +245,26 @@ class DeliveryStore:
     def postpone(self, seen: Delivery, check_at: int) -> bool:
         """Sets a pending delivery's `checkAt`, unless another process has changed it since it was read."""
         moved = self._update(
-            seen.callId,
+            seen.call_id,
             seen.sequence,
             "SET checkAt = :check",
             "#state = :pending AND checkAt = :was",
-            {":check": check_at, ":was": seen.checkAt, ":pending": "pending"},
+            {":check": check_at, ":was": seen.check_at_ms, ":pending": "pending"},
             mine=None,
             instead=seen,
         )
         return moved is not None
 
     def _update(
-        self, call_id: str, sequence: int, update: str, condition: str, values: dict[str, Any],
-        mine: Callable[[Delivery], bool] | None = lambda there: False, instead: Delivery | None = None,
-    ) -> Delivery | None:  # fmt: skip
+        self,
+        call_id: str,
+        sequence: int,
+        update: str,
+        condition: str,
+        values: dict[str, Any],
+        mine: Callable[[Delivery], bool] | None = lambda there: False,
+        instead: Delivery | None = None,
+    ) -> Delivery | None:
         """The row as written, or None if the condition failed. mine: whether the row on which it failed shows that
         this write was made by an earlier try of the SDK; None: DynamoDB does not return that row. instead:
         returned after a successful write, then DynamoDB does not return the written row either.

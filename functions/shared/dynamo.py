@@ -9,7 +9,7 @@ from typing import Any
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
-from shared.errors import StoreError, StoreUnclear
+from shared.errors import StoreError, StoreUnclearError
 
 
 class _IntegerDeserializer(TypeDeserializer):
@@ -33,15 +33,15 @@ def from_wire(item: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turns botocore's errors into StoreError or StoreUnclear. A failed condition passes through."""
+    """Turns botocore's errors into StoreError or StoreUnclearError. A failed condition passes through."""
     try:
         yield
     except ClientError as exc:
         if exc.response["Error"]["Code"] == "ConditionalCheckFailedException":
             raise
         status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-        kind = StoreUnclear if status >= 500 else StoreError
+        kind = StoreUnclearError if status >= 500 else StoreError
         raise kind(exc.response["Error"]["Code"]) from exc
     except BotoCoreError as exc:
         # Even a refused connection may be the second try of a request whose first reached DynamoDB.
-        raise StoreUnclear(type(exc).__name__) from exc
+        raise StoreUnclearError(type(exc).__name__) from exc

@@ -16,7 +16,7 @@ def end_outcome(call: Call, outcome: Outcome) -> Outcome:
     """The outcome to store: the reason of a request to hang up, if there is one, takes precedence."""
     if call.hangup is None:
         return outcome
-    status: Status = "completed" if call.answeredAt else "canceled"
+    status: Status = "completed" if call.answered_at_ms else "canceled"
     return Outcome(status, call.hangup["reason"], inferred=outcome.inferred)
 
 
@@ -26,7 +26,7 @@ def report_end(call: Call) -> None:
     logger.info(
         "ended",
         extra={
-            "call_id": call.callId,
+            "call_id": call.call_id,
             "to": masked(call.to),
             "status": end["status"],
             "reason": end["reason"],
@@ -37,25 +37,29 @@ def report_end(call: Call) -> None:
 
 
 def end_call(
-    calls: CallStore, seen: Call, outcome: Outcome, durations: Durations, clock: Callable[[], int],
+    calls: CallStore,
+    seen: Call,
+    outcome: Outcome,
+    durations: Durations,
+    clock: Callable[[], int],
     report: Callable[[Call], None] = report_end,
-) -> Call | None:  # fmt: skip
+) -> Call | None:
     """Ends the call as it was read. Returns the ended call if this caller ended it, else None.
 
     None too when its status or its lease has changed since. The caller that gets the call clears its room, its
     slot and its index entry; until then it stays due. report: called with the ended call.
     """
-    status, lease = seen.status, seen.leaseId
+    status, lease = seen.status, seen.lease_id
     while True:
         now = clock()
         # A process that holds a live lease may still make the room or take the slot: clear after the lease's end.
-        held_until = seen.leaseUntil if seen.status == "queued" else 0
+        held_until = seen.lease_until_ms if seen.status == "queued" else 0
         check_at = max(now + int(durations.clear_check * 1000), held_until)
         write = calls.end(seen, end_outcome(seen, outcome), check_at, now)
         if write.won and write.call is not None:
             report(write.call)
             return write.call
-        if write.call is None or write.call.status != status or write.call.leaseId != lease:
+        if write.call is None or write.call.status != status or write.call.lease_id != lease:
             return None
         seen = write.call
 
@@ -65,8 +69,8 @@ def clear(calls: CallStore, limits: LimitStore, call: Call) -> None:
 
     In this order, so that the reconciler repeats it when the process dies in between. Idempotent.
     """
-    limits.free_slot(call.workspaceId, call.callId)
-    calls.leave_due(call.callId)
+    limits.free_slot(call.workspace_id, call.call_id)
+    calls.leave_due(call.call_id)
 
 
 async def clear_with_room(
@@ -77,9 +81,9 @@ async def clear_with_room(
     delete_room: returns False when the room must be deleted once more. Returns False when the call stays due for
     its room; an orphan room, which its agent may recreate, does until it is found absent.
     """
-    await asyncio.to_thread(limits.free_slot, call.workspaceId, call.callId)
+    await asyncio.to_thread(limits.free_slot, call.workspace_id, call.call_id)
     # Without an attempt there is no room. Thousands of calls may wait, and LiveKit's rate limit is low.
-    if call.attempts and (not await delete_room(call) or call.orphanRoom):
+    if call.attempts and (not await delete_room(call) or call.orphan_room):
         return False
-    await asyncio.to_thread(calls.leave_due, call.callId)
+    await asyncio.to_thread(calls.leave_due, call.call_id)
     return True

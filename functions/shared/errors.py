@@ -1,14 +1,14 @@
 """The project's own errors. Errors of AWS and LiveKit are translated into these where their clients are called.
 
 RingonceError
-├── RequestRefused        a client's request that cannot be accepted: status, code, field errors
-├── StoreError            a DynamoDB request failed
-│   └── StoreUnclear      ... and may have been executed (time-out, connection cut, 5xx)
-├── QueueError            SQS did not confirm a message
-└── LiveKitError          LiveKit answered with an error: Twirp code, HTTP status, SIP code
-    ├── LiveKitUnreachable    the request was never sent
-    │   └── LiveKitSecretUnreadable    ... as there are no keys to sign it with
-    └── LiveKitUnclear        it was sent, its outcome is unknown
+├── RequestRefusedError      a client's request that cannot be accepted: status, code, field errors
+├── StoreError               a DynamoDB request failed
+│   └── StoreUnclearError    ... and may have been executed (time-out, connection cut, 5xx)
+├── QueueError               SQS did not confirm a message
+└── LiveKitError             LiveKit answered with an error: Twirp code, HTTP status, SIP code
+    ├── LiveKitUnreachableError             the request was never sent
+    │   └── LiveKitSecretUnreadableError    ... as there are no keys to sign it with
+    └── LiveKitUnclearError                 it was sent, its outcome is unknown
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FieldError:
     code: str = "invalid_request"
 
 
-class RequestRefused(RingonceError):
+class RequestRefusedError(RingonceError):
     """Becomes the HTTP answer `{"status":"error","message","code","errors"}`."""
 
     def __init__(
@@ -53,7 +53,7 @@ class StoreError(RingonceError):
     """DynamoDB refused or could not be reached; nothing was written."""
 
 
-class StoreUnclear(StoreError):
+class StoreUnclearError(StoreError):
     """The outcome of a write is unknown: read before deciding."""
 
 
@@ -75,18 +75,18 @@ class LiveKitError(RingonceError):
         self.sip_status_code = sip_status_code
 
 
-class LiveKitUnreachable(LiveKitError):
+class LiveKitUnreachableError(LiveKitError):
     """No connection: the request was never sent."""
 
     def __init__(self) -> None:
         super().__init__("unreachable", 0)
 
 
-class LiveKitSecretUnreadable(LiveKitUnreachable):
+class LiveKitSecretUnreadableError(LiveKitUnreachableError):
     """The project's URL and keys cannot be read: no request could be made."""
 
 
-class LiveKitUnclear(LiveKitError):
+class LiveKitUnclearError(LiveKitError):
     """Time-out, connection cut after sending, or a proxy's answer instead of LiveKit's."""
 
     def __init__(self, http_status: int = 0) -> None:

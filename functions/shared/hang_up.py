@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from shared.call import Call, Outcome
 from shared.call_store import CallStore
-from shared.livekit.client import LiveKit, OrphanRoom
+from shared.livekit.client import LiveKit, OrphanRoomError
 
 # How many requests to LiveKit `hang_up_call` makes.
 HANG_UP_REQUESTS = 3
@@ -20,11 +20,11 @@ async def delete_room(calls: CallStore, livekit: LiveKit, call: Call) -> bool:
     Removing it dispatches its agent once more.
     """
     try:
-        await livekit.delete_room(call.roomName)
-    except OrphanRoom:
+        await livekit.delete_room(call.room_name)
+    except OrphanRoomError:
         # First, so that the removal's `room_finished` does not take the call out of the index of what is due.
-        await asyncio.to_thread(calls.note_orphan, call.callId)
-        await livekit.remove_orphan(call.roomName)
+        await asyncio.to_thread(calls.note_orphan, call.call_id)
+        await livekit.remove_orphan(call.room_name)
         return False
     return True
 
@@ -36,7 +36,7 @@ async def hang_up_phone(calls: CallStore, livekit: LiveKit, call: Call, *, answe
     """
     if answered:
         return await delete_room(calls, livekit, call)
-    return await livekit.remove_participant(call.roomName, call.identity)
+    return await livekit.remove_participant(call.room_name, call.identity)
 
 
 async def hang_up_call(
@@ -52,8 +52,8 @@ async def hang_up_call(
         if not write.won or write.call is None:
             return None
         call = write.call
-    was_on = (await livekit.view_room(call.roomName, call.identity)).call_status is not None
+    was_on = (await livekit.view_room(call.room_name, call.identity)).call_status is not None
     ended_it = await delete_room(calls, livekit, call)
-    if (await livekit.view_room(call.roomName, call.identity)).call_status is not None:
+    if (await livekit.view_room(call.room_name, call.identity)).call_status is not None:
         return None
     return call, Outcome("completed", "disconnected", inferred=not (was_on and ended_it))

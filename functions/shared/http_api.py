@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from shared.errors import QueueError, RequestRefused, StoreError
+from shared.errors import QueueError, RequestRefusedError, StoreError
 from shared.telemetry import count, logger
 
 Event = Mapping[str, Any]
@@ -25,13 +25,13 @@ _ROUTES_WITH_IDEMPOTENCY_KEY = frozenset({"POST /v1/api/call", "POST /v1/api/cal
 def body_bytes(event: Event) -> bytes:
     """The body as sent (API Gateway encodes most content types in base64); empty without a body.
 
-    Raises RequestRefused: 400 if the body is not valid base64, 415 if it has a content encoding.
+    Raises RequestRefusedError: 400 if the body is not valid base64, 415 if it has a content encoding.
     """
     # The content type's value is not checked: `curl -d` declares a form.
     header(event, "content-type")
     encoding = header(event, "content-encoding")
     if encoding and encoding.lower() != "identity":
-        raise RequestRefused(
+        raise RequestRefusedError(
             415,
             "unsupported_encoding",
             "A body with a Content-Encoding is not read; send it as it is, without that header",
@@ -42,7 +42,7 @@ def body_bytes(event: Event) -> bytes:
     try:
         return base64.b64decode(body, validate=True)
     except ValueError as exc:  # binascii.Error, or text that is not ASCII
-        raise RequestRefused(400, "invalid_body", "The body is not valid base64") from exc
+        raise RequestRefusedError(400, "invalid_body", "The body is not valid base64") from exc
 
 
 def header(event: Event, name: str) -> str | None:
@@ -50,7 +50,7 @@ def header(event: Event, name: str) -> str | None:
 
     Every header that this API reads has one value. API Gateway joins repeated headers with commas, and names may
     differ in case: equal values count once, empty ones are dropped. So no value contains a comma. Raises
-    RequestRefused (400) when the values differ.
+    RequestRefusedError (400) when the values differ.
     """
     sent = [
         value
@@ -61,7 +61,7 @@ def header(event: Event, name: str) -> str | None:
         return None
     values = {part.strip(" \t") for part in ",".join(sent).split(",")} - {""}
     if len(values) > 1:
-        raise RequestRefused(
+        raise RequestRefusedError(
             400,
             "conflicting_header",
             f"The header {name} came with several values, separated by commas; it has one",
@@ -70,9 +70,9 @@ def header(event: Event, name: str) -> str | None:
 
 
 def check_idempotency_key(key: str) -> None:
-    """Raises RequestRefused (400) when the Idempotency-Key is invalid. `header` refuses commas."""
+    """Raises RequestRefusedError (400) when the Idempotency-Key is invalid. `header` refuses commas."""
     if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
-        raise RequestRefused(
+        raise RequestRefusedError(
             400, "invalid_idempotency_key", "Idempotency-Key must have 1 to 255 printable ASCII characters"
         )
 
@@ -89,7 +89,7 @@ def answer(status: int, body: str | Mapping[str, Any], headers: Mapping[str, str
     }
 
 
-def refusal(refused: RequestRefused) -> Answer:
+def refusal(refused: RequestRefusedError) -> Answer:
     body: dict[str, Any] = {"status": "error", "message": refused.message, "code": refused.code}
     if refused.errors:
         body["errors"] = [{"field": error.field, "message": error.message} for error in refused.errors]
@@ -100,7 +100,7 @@ def respond(event: Event, function: Callable[[Event], Answer]) -> Answer:
     """Runs one request, turns its exceptions into HTTP answers and adds `x-request-id`."""
     try:
         result = function(event)
-    except RequestRefused as refused:
+    except RequestRefusedError as refused:
         logger.info("refused", extra={"code": refused.code, "request_id": request_id(event)})
         count("RequestsRefused")
         result = refusal(refused)
@@ -110,7 +110,7 @@ def respond(event: Event, function: Callable[[Event], Answer]) -> Answer:
         with_key = event.get("routeKey") in _ROUTES_WITH_IDEMPOTENCY_KEY
         repeat = "repeat it with the same Idempotency-Key" if with_key else "repeat it later"
         result = refusal(
-            RequestRefused(
+            RequestRefusedError(
                 503,
                 "unavailable",
                 f"The service cannot take this request now; {repeat}",

@@ -32,7 +32,7 @@ class Permits:
 
 
 class LimitStore:
-    """The limits of one table. Every method raises StoreError or StoreUnclear when DynamoDB fails."""
+    """The limits of one table. Every method raises StoreError or StoreUnclearError when DynamoDB fails."""
 
     def __init__(self, client: DynamoDBClient, table: str) -> None:
         self._table = WorkspacesTable(client, table)

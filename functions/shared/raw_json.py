@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from shared.errors import RequestRefused
+from shared.errors import RequestRefusedError
 
 MAXIMUM_DEPTH = 32
 # Python parses no integer of more digits: agents and receivers in Python would fail on a longer one. The limit
@@ -58,9 +58,8 @@ _decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant,
 def members(body: bytes) -> Members:
     """Parses a body that is one JSON object.
 
-    Raises RequestRefused (400, `invalid_json`) for anything but one JSON object in UTF-8: duplicate keys, NaN,
-    lone surrogates, more than 32 levels, data after the object.
-    """
+    Raises RequestRefusedError (400, `invalid_json`) for anything but one JSON object in UTF-8: duplicate keys,
+    NaN, lone surrogates, more than 32 levels, data after the object."""
     try:
         text = body.decode("utf-8")
         _check_depth(text)
@@ -70,7 +69,9 @@ def members(body: bytes) -> Members:
         for key, value, _ in pairs:
             json.dumps([key, value], ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
-        raise RequestRefused(400, "invalid_json", f"The body is not a valid JSON object: {_said(exc)}") from exc
+        raise RequestRefusedError(
+            400, "invalid_json", f"The body is not a valid JSON object: {_said(exc)}"
+        ) from exc
     return {key: (value, written) for key, value, written in pairs}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from shared.dynamo import from_wire, store_errors, to_wire
-from shared.errors import StoreError, StoreUnclear
+from shared.errors import StoreError, StoreUnclearError
 from shared.workspaces_table import WorkspacesTable
 
 if TYPE_CHECKING:
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 class Workspace:
     """One tenant.
 
-    apiKeyHashes: `key_hash` of the valid keys; if empty, every request is refused unless `open`. open: without
+    api_key_hashes: `key_hash` of the valid keys; if empty, every request is refused unless `open`. open: without
     keys, a request needs only the workspace's id. agents: the agent ids it may dispatch; empty means any.
-    allowedCallingCodes: `+1`, `+44`, ...; if empty, no number may be called. callsPerSecond: INVITEs its trunk
-    takes. webhookSecrets: one, or two during a rotation, the newest first. version: incremented by each update.
+    allowed_calling_codes: `+1`, `+44`, ...; if empty, no number may be called. calls_per_second: INVITEs its trunk
+    takes. webhook_secrets: one, or two during a rotation, the newest first. version: incremented by each update.
     """
 
-    workspaceId: str
+    workspace_id: str
     name: str
-    agentName: str
-    sipTrunkId: str
-    fromNumbers: tuple[str, ...]
-    apiKeyHashes: frozenset[str] = frozenset()
+    agent_name: str
+    sip_trunk_id: str
+    from_numbers: tuple[str, ...]
+    api_key_hashes: frozenset[str] = frozenset()
     open: bool = False
     agents: frozenset[str] = frozenset()
-    allowedCallingCodes: frozenset[str] = frozenset()
-    allowSpecialNumbers: bool = False
-    maxConcurrentCalls: int = 10
-    callsPerMinute: int = 60
-    callsPerSecond: int = 1
-    webhookSecrets: tuple[str, ...] = ()
+    allowed_calling_codes: frozenset[str] = frozenset()
+    allow_special_numbers: bool = False
+    max_concurrent_calls: int = 10
+    calls_per_minute: int = 60
+    calls_per_second: int = 1
+    webhook_secrets: tuple[str, ...] = ()
     disabled: bool = False
-    createdAt: str = ""
+    created_at: str = ""
     version: int = 0
 
     @classmethod
@@ -52,18 +52,18 @@ class Workspace:
         missing = [name for name in ("name", "agentName", "sipTrunkId") if name not in item]
         if missing:
             raise StoreError(f"workspace {item['workspaceId']} has no {', '.join(missing)}")
-        known = {name: item[name] for name in cls.__slots__ if name in item}
-        for name in ("fromNumbers", "webhookSecrets"):
-            known[name] = tuple(known.get(name, ()))
-        for name in ("apiKeyHashes", "agents", "allowedCallingCodes"):
-            known[name] = frozenset(known.get(name, ()))
+        known = {field: item[name] for field, name in WORKSPACE_ATTRIBUTES.items() if name in item}
+        for field in ("from_numbers", "webhook_secrets"):
+            known[field] = tuple(known.get(field, ()))
+        for field in ("api_key_hashes", "agents", "allowed_calling_codes"):
+            known[field] = frozenset(known.get(field, ()))
         return cls(**known)
 
     def to_item(self) -> dict[str, Any]:
         """The stored item; DynamoDB has no empty set, so an empty one is omitted."""
         item: dict[str, Any] = {}
-        for name in type(self).__slots__:
-            value = getattr(self, name)
+        for field, name in WORKSPACE_ATTRIBUTES.items():
+            value = getattr(self, field)
             if isinstance(value, frozenset):
                 if value:
                     item[name] = set(value)
@@ -72,13 +72,35 @@ class Workspace:
         return item
 
 
+# The stored attribute of each field.
+WORKSPACE_ATTRIBUTES = {
+    "workspace_id": "workspaceId",
+    "name": "name",
+    "agent_name": "agentName",
+    "sip_trunk_id": "sipTrunkId",
+    "from_numbers": "fromNumbers",
+    "api_key_hashes": "apiKeyHashes",
+    "open": "open",
+    "agents": "agents",
+    "allowed_calling_codes": "allowedCallingCodes",
+    "allow_special_numbers": "allowSpecialNumbers",
+    "max_concurrent_calls": "maxConcurrentCalls",
+    "calls_per_minute": "callsPerMinute",
+    "calls_per_second": "callsPerSecond",
+    "webhook_secrets": "webhookSecrets",
+    "disabled": "disabled",
+    "created_at": "createdAt",
+    "version": "version",
+}
+
+
 def key_hash(api_key: str) -> str:
     """The stored hash of an API key. A key has 256 random bits, so one round of SHA-256 cannot be reversed."""
     return hashlib.sha256(api_key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class WorkspaceStore:
-    """The workspaces of one table. Every method raises StoreError or StoreUnclear when DynamoDB fails."""
+    """The workspaces of one table. Every method raises StoreError or StoreUnclearError when DynamoDB fails."""
 
     def __init__(self, client: DynamoDBClient, table: str) -> None:
         self._table = WorkspacesTable(client, table)
@@ -103,10 +125,10 @@ class WorkspaceStore:
                     Item=to_wire(workspace.to_item()),
                     ConditionExpression="attribute_not_exists(workspaceId)",
                 )
-        except (ClientError, StoreUnclear) as exc:
+        except (ClientError, StoreUnclearError) as exc:
             # A repeat by the SDK fails against its own first try: the stored item shows which one wrote it.
-            there = self.get(workspace.workspaceId)
-            if there is None and isinstance(exc, StoreUnclear):
+            there = self.get(workspace.workspace_id)
+            if there is None and isinstance(exc, StoreUnclearError):
                 raise
             return there == workspace
         return True
@@ -129,7 +151,7 @@ class WorkspaceStore:
             try:
                 if self._change(seen, changed):
                     return changed
-            except StoreUnclear:
+            except StoreUnclearError:
                 # Whether it was written shows in the next iteration.
                 continue
         raise StoreError(f"workspace {workspace_id} is changed by others again and again")
@@ -144,7 +166,7 @@ class WorkspaceStore:
             items = [from_wire(item) for item in page["Items"]]
             found += [Workspace.from_item(item) for item in items if "#" not in item["workspaceId"]]
             if "LastEvaluatedKey" not in page:
-                return sorted(found, key=lambda workspace: workspace.workspaceId)
+                return sorted(found, key=lambda workspace: workspace.workspace_id)
             request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
     def _change(self, seen: Workspace, changed: Workspace) -> bool:
@@ -156,7 +178,7 @@ class WorkspaceStore:
         removes = [f"#{name}" for name in differing if name not in after]
         unchanged = "#version = :seen" if seen.version else "(#version = :seen OR attribute_not_exists(#version))"
         return self._table.update_item(
-            seen.workspaceId,
+            seen.workspace_id,
             f"SET {', '.join(sets)}" + (f" REMOVE {', '.join(removes)}" if removes else ""),
             f"attribute_exists(workspaceId) AND {unchanged}",
             {f":{name}": after[name] for name in differing if name in after} | {":seen": seen.version},

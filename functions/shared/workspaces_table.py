@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class WorkspacesTable:
-    """Every method raises StoreError or StoreUnclear when DynamoDB fails."""
+    """Every method raises StoreError or StoreUnclearError when DynamoDB fails."""
 
     def __init__(self, client: DynamoDBClient, name: str) -> None:
         self.client = client

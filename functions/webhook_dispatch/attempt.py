@@ -17,7 +17,7 @@ import httpcore
 import httpx
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
-from shared.callback_url import AddressRefused
+from shared.callback_url import AddressRefusedError
 from shared.raw_json import ascii_compact
 from shared.telemetry import logger
 from webhook_dispatch.transport import LOCATION
@@ -48,7 +48,7 @@ class Attempted:
     location: str | None = None
 
 
-class SecretMissing(ValueError):
+class SecretMissingError(ValueError):
     """There is no valid secret to sign with; the message gives the reason."""
 
 
@@ -57,14 +57,14 @@ def signed_headers(
 ) -> dict[str, str]:
     """The headers of one attempt, with a signature for each secret (two during a rotation).
 
-    Raises SecretMissing without a secret or with an invalid one.
+    Raises SecretMissingError without a secret or with an invalid one.
     """
     if not webhook_secrets:
-        raise SecretMissing("the workspace has no webhook secret")
+        raise SecretMissingError("the workspace has no webhook secret")
     try:
         signatures = [Webhook(secret).sign(message_id, at, body) for secret in webhook_secrets]
     except (ValueError, EmptyWebhookSecretError) as exc:
-        raise SecretMissing("the workspace's webhook secret is not valid") from exc
+        raise SecretMissingError("the workspace's webhook secret is not valid") from exc
     headers = {
         "accept-encoding": "identity",
         "content-type": "application/json",
@@ -81,9 +81,14 @@ def signed_headers(
 
 
 async def post(
-    client: httpx.AsyncClient, url: str, body: str, headers: dict[str, str], seconds: float,
-    now: Callable[[], datetime.datetime], extensions: dict[str, Any] | None = None,
-) -> Attempted:  # fmt: skip
+    client: httpx.AsyncClient,
+    url: str,
+    body: str,
+    headers: dict[str, str],
+    seconds: float,
+    now: Callable[[], datetime.datetime],
+    extensions: dict[str, Any] | None = None,
+) -> Attempted:
     """Posts once, with a total time limit in seconds. Never raises: an exception becomes the result's `error`.
 
     The status alone decides. The response's body is kept for people: at most 8 KiB are read, fewer if they do not
@@ -107,7 +112,7 @@ async def post(
                     break
     except TimeoutError:
         error = "no answer in time"
-    except AddressRefused as exc:
+    except AddressRefusedError as exc:
         error = f"callback_url {exc}"
     except (httpx.HTTPError, httpx.InvalidURL, OSError, *_HTTPCORE_ERRORS) as exc:
         error = _said(exc)

@@ -10,15 +10,15 @@ from typing import Any
 
 from shared.messages import DeliveryMessage, read_delivery_message
 from shared.telemetry import logger
-from webhook_dispatch.deliver import Delivering, deliver
-from webhook_dispatch.fan_out import FanningOut, deliver_all
+from webhook_dispatch.deliver import Deliverer
+from webhook_dispatch.fan_out import FanOut
 
 
-async def deliver_batch(parts: Delivering, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+async def deliver_batch(deliverer: Deliverer, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Attempts every message's delivery. A message that raises is reported by its id and does not affect the
     others.
     """
-    results = await asyncio.gather(*in_order(parts, records), return_exceptions=True)
+    results = await asyncio.gather(*in_order(deliverer, records), return_exceptions=True)
     failed = []
     for record, result in zip(records, results, strict=True):
         if isinstance(result, BaseException):
@@ -29,13 +29,13 @@ async def deliver_batch(parts: Delivering, records: Sequence[dict[str, Any]]) ->
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
-    """One record's turn among those of its call. left: its POST has begun, or there will be none."""
+    """One record's turn among those of its call. started: its POST has begun, or there will be none."""
 
-    left: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    started: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     done: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
 
-def in_order(parts: Delivering, records: Sequence[dict[str, Any]]) -> list[asyncio.Task[None]]:
+def in_order(deliverer: Deliverer, records: Sequence[dict[str, Any]]) -> list[asyncio.Task[None]]:
     """Starts a task for each record. One call's events in a batch are posted in their order: each when the
     previous one is done, or `webhook_order` after that one's POST began, so that a slow endpoint delays its own
     events only briefly.
@@ -48,29 +48,31 @@ def in_order(parts: Delivering, records: Sequence[dict[str, Any]]) -> list[async
         call_id = message.call_id if message else ""
         before, turn = last_of_call.get(call_id), Turn()
         last_of_call[call_id] = turn
-        tasks[place] = asyncio.create_task(deliver_after(parts, before, turn, message))
+        tasks[place] = asyncio.create_task(deliver_after(deliverer, before, turn, message))
     return [tasks[place] for place in range(len(records))]
 
 
 async def deliver_after(
-    parts: Delivering, before: Turn | None, turn: Turn, message: DeliveryMessage | None
+    deliverer: Deliverer, before: Turn | None, turn: Turn, message: DeliveryMessage | None
 ) -> None:
     """Raises ValueError when the record is not a delivery message (None)."""
     try:
         if before is not None:
-            await before.left.wait()
+            await before.started.wait()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(before.done.wait(), parts.durations.webhook_order)
+                await asyncio.wait_for(before.done.wait(), deliverer.durations.webhook_order)
         match message:
             case DeliveryMessage(call_id=call_id, sequence=int(sequence)):
-                await deliver(parts, call_id, sequence, turn.left.set)
+                await deliverer.deliver(call_id, sequence, turn.started.set)
             case DeliveryMessage(call_id=call_id):
-                fanning_out = FanningOut(parts.deliveries, parts.webhook_queue, parts.durations, parts.clock)
-                await asyncio.to_thread(deliver_all, fanning_out, parts.calls, call_id)
+                fan_out = FanOut(
+                    deliverer.deliveries, deliverer.webhook_queue, deliverer.durations, deliverer.clock
+                )
+                await asyncio.to_thread(fan_out.deliver_all, deliverer.calls, call_id)
             case _:
                 raise ValueError("not a delivery message")
     finally:
-        turn.left.set()
+        turn.started.set()
         turn.done.set()
 
 

@@ -21,7 +21,7 @@ from shared.messages import delivery_message
 from shared.queues import Queue
 from shared.telemetry import count, logger, measure
 from shared.workspaces import Workspace, WorkspaceCache
-from webhook_dispatch.attempt import Attempted, SecretMissing, post, signed_headers
+from webhook_dispatch.attempt import Attempted, SecretMissingError, post, signed_headers
 
 GONE = 410
 # 4xx that are worth a retry: time-out, conflict, too early, too many requests.
@@ -35,8 +35,8 @@ DEATHS_FORGIVEN = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Delivering:
-    """The dependencies of delivering. clock: epoch milliseconds."""
+class Deliverer:
+    """Delivers webhooks. clock: epoch milliseconds."""
 
     calls: CallStore
     deliveries: DeliveryStore
@@ -46,93 +46,132 @@ class Delivering:
     durations: Durations
     clock: Callable[[], int]
 
+    async def deliver(self, call_id: str, sequence: int, on_post: Callable[[], None] = lambda: None) -> None:
+        """Makes the attempt that is due now, if there is one. Returning acknowledges the message.
 
-async def deliver(
-    parts: Delivering, call_id: str, sequence: int, leaving: Callable[[], None] = lambda: None
-) -> None:
-    """Makes the attempt that is due now, if there is one. Returning acknowledges the message.
+        on_post: called when the POST begins, if there is one.
+        Raises StoreError or QueueError when AWS fails; the row stays due and its message is repeated.
+        """
+        # All AWS requests before the POST run in one thread, all after it in another: boto3 blocks.
+        taken = await asyncio.to_thread(self._take, call_id, sequence)
+        if taken is None:
+            logger.info("nothing to deliver", extra={"call_id": call_id, "sequence": sequence})
+            return
+        delivery, call, workspace = taken
+        began = self.clock()
+        state: State
+        if _given_up(delivery):
+            state, attempted = (
+                "dead",
+                Attempted(error="given up: attempt after attempt died before it could be noted"),
+            )
+        elif call is None or call.callback_url is None or sequence > len(call.events):
+            state, attempted = "dead", Attempted(error="the call's record is gone")
+        elif call.webhooks_stopped_at_ms is not None and not delivery.replayed:
+            state, attempted = "stopped", Attempted(error="the receiver answered 410 to an earlier event")
+        elif began + self.durations.webhook_attempt * 1000 >= delivery.lease_until_ms:
+            # AWS was slow. A POST that outlives its lease could overlap with the next attempt.
+            await asyncio.to_thread(self._release, delivery)
+            raise StoreError(f"no time is left for delivery {sequence} of call {call_id}")
+        else:
+            attempted = await self._attempt(call, call.callback_url, sequence, workspace, on_post)
+            await asyncio.to_thread(self._conclude, delivery, attempted, began, call.events[sequence - 1]["at"])
+            return
+        await asyncio.to_thread(self._finish, delivery, attempted, state, None, began)
 
-    leaving: called when the POST begins, if there is one.
-    Raises StoreError or QueueError when AWS fails; the row stays due and its message is repeated.
-    """
-    # All AWS requests before the POST run in one thread, all after it in another: boto3 blocks.
-    taken = await asyncio.to_thread(_take, parts, call_id, sequence)
-    if taken is None:
-        logger.info("nothing to deliver", extra={"call_id": call_id, "sequence": sequence})
-        return
-    delivery, call, workspace = taken
-    began = parts.clock()
-    state: State
-    if _given_up(delivery):
-        state, attempted = "dead", Attempted(error="given up: attempt after attempt died before it could be noted")
-    elif call is None or call.callbackUrl is None or sequence > len(call.events):
-        state, attempted = "dead", Attempted(error="the call's record is gone")
-    elif call.webhooksStoppedAt is not None and not delivery.replayed:
-        state, attempted = "stopped", Attempted(error="the receiver answered 410 to an earlier event")
-    elif began + parts.durations.webhook_attempt * 1000 >= delivery.leaseUntil:
-        # AWS was slow. A POST that outlives its lease could overlap with the next attempt.
-        await asyncio.to_thread(_release, parts, delivery)
-        raise StoreError(f"no time is left for delivery {sequence} of call {call_id}")
-    else:
-        attempted = await _attempt(parts, call, call.callbackUrl, sequence, workspace, leaving)
-        await asyncio.to_thread(_conclude, parts, delivery, attempted, began, call.events[sequence - 1]["at"])
-        return
-    await asyncio.to_thread(_finish, parts, delivery, attempted, state, None, began)
+    def _take(self, call_id: str, sequence: int) -> tuple[Delivery, Call | None, Workspace | None] | None:
+        now = self.clock()
+        lease_until = now + int(self.durations.webhook_lease * 1000)
+        delivery = self.deliveries.take(call_id, sequence, secrets.token_hex(8), now, lease_until)
+        if delivery is None:
+            return None
+        if _given_up(delivery):
+            # The call's record itself may cause the crash, so it is not read when giving up.
+            return delivery, None, None
+        try:
+            call = self.calls.get(call_id)
+            return delivery, call, self.workspaces.get(call.workspace_id) if call is not None else None
+        except RingonceError:
+            self._release(delivery)
+            raise
 
+    def _release(self, delivery: Delivery) -> None:
+        """Gives the row back: a failing table must not count as an event that crashes its process."""
+        with contextlib.suppress(RingonceError):
+            self.deliveries.release(delivery)
 
-def _take(parts: Delivering, call_id: str, sequence: int) -> tuple[Delivery, Call | None, Workspace | None] | None:
-    now = parts.clock()
-    lease_until = now + int(parts.durations.webhook_lease * 1000)
-    delivery = parts.deliveries.take(call_id, sequence, secrets.token_hex(8), now, lease_until)
-    if delivery is None:
-        return None
-    if _given_up(delivery):
-        # The call's record itself may cause the crash, so it is not read when giving up.
-        return delivery, None, None
-    try:
-        call = parts.calls.get(call_id)
-        return delivery, call, parts.workspaces.get(call.workspaceId) if call is not None else None
-    except RingonceError:
-        _release(parts, delivery)
-        raise
+    async def _attempt(
+        self,
+        call: Call,
+        url: str,
+        sequence: int,
+        workspace: Workspace | None,
+        on_post: Callable[[], None],
+    ) -> Attempted:
+        def now() -> datetime.datetime:
+            return datetime.datetime.fromtimestamp(self.clock() // 1000, datetime.UTC)
 
+        body = webhook_body(call, sequence)
+        webhook_secrets = workspace.webhook_secrets if workspace is not None else ()
+        try:
+            headers = signed_headers(webhook_secrets, event_id_of(call, sequence), now(), body, call.metadata)
+        except SecretMissingError as exc:
+            return Attempted(error=str(exc))
+        on_post()
+        return await post(self.client, url, body, headers, self.durations.webhook_attempt, now)
 
-def _release(parts: Delivering, delivery: Delivery) -> None:
-    """Gives the row back: a failing table must not count as an event that crashes its process."""
-    with contextlib.suppress(RingonceError):
-        parts.deliveries.release(delivery)
+    def _conclude(self, delivery: Delivery, attempted: Attempted, began: int, happened: int) -> None:
+        if attempted.status == GONE:
+            # Before the row: after a crash in between the webhooks are stopped, and the next attempt sees that.
+            self.calls.stop_webhooks(delivery.call_id, self.clock())
+        earlier = [attempt.get("status") for attempt in delivery.attempts]
+        state, delay = what_follows(attempted, delivery.attempt + 1, earlier, self.durations)
+        self._finish(delivery, attempted, state, delay, began)
+        if state == "delivered" and not delivery.replayed:
+            measure("WebhookDelay", self.clock() - happened)
+
+    def _finish(
+        self, delivery: Delivery, attempted: Attempted, state: State, delay: float | None, began: int
+    ) -> None:
+        now = self.clock()
+        next_at = now + int((delay or 0) * 1000)
+        by_message = delay is not None and delay < self.durations.webhook_message
+        check_at = next_at + int(self.durations.webhook_grace * 1000) if by_message else next_at
+        told = {
+            "status": attempted.status,
+            "error": attempted.error,
+            "answer": attempted.answer or None,
+            "location": attempted.location,
+        }
+        attempt = {"at": began, "ms": now - began} | {
+            name: value for name, value in told.items() if value is not None
+        }
+        extra = {
+            "call_id": delivery.call_id,
+            "sequence": delivery.sequence,
+            "attempt": delivery.attempt + 1,
+            "http_status": attempted.status,
+            "error": attempted.error,
+            "state": state,
+        }
+        if self.deliveries.finish(delivery, attempt, state, next_at, check_at) is None:
+            logger.warning("delivery taken over by another process", extra=extra)
+            return
+        logger.info("webhook", extra=extra)
+        count("WebhookAttempts", outcome=state)
+        if state == "dead":
+            # A separate metric for an alarm: an operator must look into it and may redrive.
+            count("WebhooksDead")
+        if by_message:
+            self.webhook_queue.send(
+                delivery_message(delivery.call_id, delivery.sequence),
+                group=delivery.workspace_id,
+                delay_seconds=delay or 0,
+            )
 
 
 def _given_up(delivery: Delivery) -> bool:
     return delivery.begun > DEATHS_FORGIVEN
-
-
-async def _attempt(
-    parts: Delivering, call: Call, url: str, sequence: int, workspace: Workspace | None,
-    leaving: Callable[[], None],
-) -> Attempted:  # fmt: skip
-    def now() -> datetime.datetime:
-        return datetime.datetime.fromtimestamp(parts.clock() // 1000, datetime.UTC)
-
-    body = webhook_body(call, sequence)
-    webhook_secrets = workspace.webhookSecrets if workspace is not None else ()
-    try:
-        headers = signed_headers(webhook_secrets, event_id_of(call, sequence), now(), body, call.metadata)
-    except SecretMissing as exc:
-        return Attempted(error=str(exc))
-    leaving()
-    return await post(parts.client, url, body, headers, parts.durations.webhook_attempt, now)
-
-
-def _conclude(parts: Delivering, delivery: Delivery, attempted: Attempted, began: int, happened: int) -> None:
-    if attempted.status == GONE:
-        # Before the row: after a crash in between the webhooks are stopped, and the next attempt sees that.
-        parts.calls.stop_webhooks(delivery.callId, parts.clock())
-    earlier = [attempt.get("status") for attempt in delivery.attempts]
-    state, delay = what_follows(attempted, delivery.attempt + 1, earlier, parts.durations)
-    _finish(parts, delivery, attempted, state, delay, began)
-    if state == "delivered" and not delivery.replayed:
-        measure("WebhookDelay", parts.clock() - happened)
 
 
 def what_follows(
@@ -160,41 +199,3 @@ def what_follows(
 
 def _is_refusal(status: int | None) -> bool:
     return status is not None and 400 <= status < 500 and status not in WORTH_REPEATING
-
-
-def _finish(
-    parts: Delivering, delivery: Delivery, attempted: Attempted, state: State, delay: float | None, began: int
-) -> None:
-    now = parts.clock()
-    next_at = now + int((delay or 0) * 1000)
-    by_message = delay is not None and delay < parts.durations.webhook_message
-    check_at = next_at + int(parts.durations.webhook_grace * 1000) if by_message else next_at
-    told = {
-        "status": attempted.status,
-        "error": attempted.error,
-        "answer": attempted.answer or None,
-        "location": attempted.location,
-    }
-    attempt = {"at": began, "ms": now - began} | {name: value for name, value in told.items() if value is not None}
-    extra = {
-        "call_id": delivery.callId,
-        "sequence": delivery.sequence,
-        "attempt": delivery.attempt + 1,
-        "http_status": attempted.status,
-        "error": attempted.error,
-        "state": state,
-    }
-    if parts.deliveries.finish(delivery, attempt, state, next_at, check_at) is None:
-        logger.warning("delivery taken over by another process", extra=extra)
-        return
-    logger.info("webhook", extra=extra)
-    count("WebhookAttempts", outcome=state)
-    if state == "dead":
-        # A separate metric for an alarm: an operator must look into it and may redrive.
-        count("WebhooksDead")
-    if by_message:
-        parts.webhook_queue.send(
-            delivery_message(delivery.callId, delivery.sequence),
-            group=delivery.workspaceId,
-            delay_seconds=delay or 0,
-        )

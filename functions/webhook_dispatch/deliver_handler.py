@@ -17,7 +17,7 @@ from shared.durations import Durations
 from shared.queues import Queue
 from shared.workspaces import WorkspaceCache, WorkspaceStore
 from webhook_dispatch.batch import deliver_batch
-from webhook_dispatch.deliver import Delivering
+from webhook_dispatch.deliver import Deliverer
 from webhook_dispatch.transport import GuardedTransport, webhook_client
 
 # httpx logs every request with its URL, and a callback URL may contain the customer's token.
@@ -25,7 +25,7 @@ logging.getLogger("httpx").setLevel(logging.WARNING)
 
 durations = Durations.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")
-parts = Delivering(
+deliverer = Deliverer(
     calls=CallStore(dynamodb, os.environ["CALLS_TABLE"]),
     deliveries=DeliveryStore(dynamodb, os.environ["CALLS_TABLE"]),
     workspaces=WorkspaceCache(WorkspaceStore(dynamodb, os.environ["WORKSPACES_TABLE"]), durations.workspace_cache),
@@ -41,4 +41,4 @@ runner.get_loop().set_default_executor(ThreadPoolExecutor(20, thread_name_prefix
 
 
 def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    return runner.run(deliver_batch(parts, event["Records"]))
+    return runner.run(deliver_batch(deliverer, event["Records"]))

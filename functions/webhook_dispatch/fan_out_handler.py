@@ -10,10 +10,10 @@ from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
 from shared.durations import Durations
 from shared.queues import Queue
-from webhook_dispatch.fan_out import FanningOut, fan_out
+from webhook_dispatch.fan_out import FanOut
 
 sqs = aws.client("sqs")
-parts = FanningOut(
+fan_out = FanOut(
     deliveries=DeliveryStore(aws.client("dynamodb"), os.environ["CALLS_TABLE"]),
     webhook_queue=Queue(sqs, os.environ["WEBHOOK_QUEUE_URL"]),
     durations=Durations.from_environment(os.environ),
@@ -25,7 +25,7 @@ dead_letters = Queue(sqs, os.environ["WEBHOOK_DEAD_LETTER_QUEUE_URL"])
 def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Reports the first record that failed: Lambda repeats the stream from there."""
     records = event["Records"]
-    failed = fan_out(parts, dead_letters, records)
+    failed = fan_out.process(dead_letters, records)
     if failed is None:
         return {"batchItemFailures": []}
     return {"batchItemFailures": [{"itemIdentifier": records[failed]["dynamodb"]["SequenceNumber"]}]}

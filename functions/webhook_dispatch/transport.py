@@ -130,7 +130,7 @@ class _AnswerStream(httpx.AsyncByteStream):
 
 
 class GuardedTransport(httpx.AsyncBaseTransport):
-    """Raises AddressRefused for a URL or address that may not be called, and httpcore's errors.
+    """Raises AddressRefusedError for a URL or address that may not be called, and httpcore's errors.
 
     ssl_context: the default trusts certifi's authorities. look_up: the default is the system's resolver.
     """

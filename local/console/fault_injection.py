@@ -26,7 +26,7 @@ from local.livekit.scripts import SCRIPTS, Script
 TRIES = 2
 
 
-class FateRefused(Exception):
+class FaultRefusedError(Exception):
     """The fate asked for cannot be had. `str()` says why."""
 
 
@@ -80,7 +80,7 @@ FATES = {
              "What was not sent stays listed and can be sent again.",
              behaviour={"status": 410, "times": 1}),
     )
-}  # fmt: skip
+}  # a table: name and kind, words, how  # fmt: skip
 
 
 def choices(stand_in: bool) -> list[Json]:
@@ -131,7 +131,9 @@ async def numbers_in_force(client: aiohttp.ClientSession, stack: Stack) -> dict[
 
 async def _set_behaviour(client: aiohttp.ClientSession, stack: Stack, url: str, behaviour: Json) -> None:
     if not url.startswith(stack.receiver_url + "/"):
-        raise FateRefused("only the local receiver can be told how to answer: use its address as callback URL")
+        raise FaultRefusedError(
+            "only the local receiver can be told how to answer: use its address as callback URL"
+        )
     told = {urlsplit(url).path: behaviour}
     async with client.put(f"{stack.receiver_url}/_receiver/behaviour", json=told) as answer:
         answer.raise_for_status()
@@ -141,12 +143,12 @@ async def place(client: aiohttp.ClientSession, sources: EventSources, text: str,
     """Places a call through the API with the fate of that name ("": none).
 
     text: the request's body, passed on as it is. Returns the API's last answer: status, body, and the call's id.
-    Raises FateRefused; aiohttp.ClientError when a part of the stack does not answer.
+    Raises FaultRefusedError; aiohttp.ClientError when a part of the stack does not answer.
     """
     stack = sources.stack
     fate = FATES.get(fate_name)
     if fate_name and (fate is None or (fate.outcome and not stack.stand_in)):
-        raise FateRefused(f"there is no fate {fate_name!r} here")
+        raise FaultRefusedError(f"there is no fate {fate_name!r} here")
     asked_for = _decoded(text)
     key = f"console-{uuid.uuid4()}"
     call_id = call_id_of(stack.workspace_id, key)

@@ -227,7 +227,7 @@ async def place(request: web.Request) -> web.Response:
             request.app[CLIENT], request.app[SOURCES], asked["request"], asked["fate"]
         )
         return web.json_response(answer)
-    except fault_injection.FateRefused as exc:
+    except fault_injection.FaultRefusedError as exc:
         return _refuse(400, str(exc))
 
 

@@ -175,8 +175,14 @@ def _request_rows(history: CallHistory) -> Iterator[Row]:
         if "status" in asked:
             good = 200 <= asked["status"] < 300
             answered = asked["at"] + asked["ms"]
-            yield Row(answered, "client", f"answer {asked['status']}", f"after {asked['ms']} ms",
-                      minor=good, tone="" if good else "bad")  # fmt: skip
+            yield Row(
+                answered,
+                "client",
+                f"answer {asked['status']}",
+                f"after {asked['ms']} ms",
+                minor=good,
+                tone="" if good else "bad",
+            )
 
 
 # The step whose write appends an event, so that the event's row can say whose it was.
@@ -208,8 +214,13 @@ def _record_rows(history: CallHistory) -> Iterator[Row]:
                 yield Row(entry["at"], who, "queued again", "LiveKit refused before anything rang")
             case "call.ended":
                 code = f", SIP {entry['sipStatusCode']}" if entry.get("sipStatusCode") else ""
-                yield Row(entry["at"], who, "ended", f"{entry['status']}: {entry['reason']}{code}",
-                          tone="good" if entry["status"] == "completed" else "")  # fmt: skip
+                yield Row(
+                    entry["at"],
+                    who,
+                    "ended",
+                    f"{entry['status']}: {entry['reason']}{code}",
+                    tone="good" if entry["status"] == "completed" else "",
+                )
             case _:
                 yield Row(entry["at"], who, kind, "the agent's report")
 
@@ -312,8 +323,13 @@ def _attempt_rows(history: CallHistory) -> Iterator[Row]:
             told = f"attempt {n}, {attempt['ms']} ms"
             if n == len(row["attempts"]) and row["state"] in ("dead", "stopped"):
                 told += f"; {row['state']}"
-            yield Row(attempt["at"] + attempt["ms"], "Deliver", f"{kind} → {answer}", told,
-                      tone="good" if good else "bad")  # fmt: skip
+            yield Row(
+                attempt["at"] + attempt["ms"],
+                "Deliver",
+                f"{kind} → {answer}",
+                told,
+                tone="good" if good else "bad",
+            )
 
 
 def _hook_rows(history: CallHistory) -> Iterator[Row]:

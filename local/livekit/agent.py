@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from examples.agent.ringonce_agent import ReportFailed, ReportRefused, read_dispatch, report
+from examples.agent.ringonce_agent import ReportFailedError, ReportRefusedError, read_dispatch, report
 from local.livekit.faults import Faults
 from local.livekit.rooms import Call, Room, Settings
 from local.livekit.scripts import OUTCOMES, Script, script_of
@@ -82,7 +82,7 @@ async def work(server: Server, room: Room, job_metadata: str) -> None:
             await tell("agent.transcript", {"turns": turns})
             await asyncio.wait({call.end}, timeout=server.faults.durations(call.number)[1])
             await tell("agent.summary", {"text": f"{name} said hello"})
-        except (ReportRefused, ReportFailed) as exc:
+        except (ReportRefusedError, ReportFailedError) as exc:
             server.note("report_failed", roomName=room.info.name, error=str(exc))
 
 

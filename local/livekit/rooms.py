@@ -27,7 +27,7 @@ class Settings:
     api_secret: str
     webhook_urls: tuple[str, ...] = ()
     time_scale: float = 1.0
-    faults: Faults = Faults()  # noqa: RUF009 (frozen)
+    faults: Faults = Faults()  # noqa: RUF009 - it is frozen
     slack: float = 0
 
 

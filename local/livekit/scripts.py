@@ -144,7 +144,7 @@ SCRIPTS = (
         "0025", "no_rtp", "is answered, but sends no sound: LiveKit ends it after 30 s",
         hangs_up=False, silent=True,
     ),
-)  # fmt: skip
+)  # a table: digits, name, what it does  # fmt: skip
 SIP_SCRIPTS = {status: sip_script(status) for status in range(300, 700)}
 BY_DIGITS = {f"{status:04}": script for status, script in SIP_SCRIPTS.items()} | {s.digits: s for s in SCRIPTS}
 OUTCOMES = {script.outcome: script for script in (*SCRIPTS, *SIP_SCRIPTS.values())}

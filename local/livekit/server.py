@@ -19,7 +19,7 @@ from local.livekit.faults import TRANSPORT_FAILURES
 from local.livekit.rooms import Settings
 from local.livekit.state import DIAL_LIMIT, LiveKit
 from local.livekit.wire import (
-    BadToken,
+    BadTokenError,
     Failure,
     TwirpError,
     json_response,
@@ -41,7 +41,7 @@ OTHER_ANSWERS = {
 }
 
 
-class TransportFailure(Exception):
+class TransportError(Exception):
     """The request fails below Twirp, in one of the ways of `faults.TRANSPORT_FAILURES`."""
 
 
@@ -169,10 +169,10 @@ async def create_sip_participant(
         await call.rang.wait()
         raise _failure(number.fail)
     if script.reply == "never":
-        raise TransportFailure("hang")
+        raise TransportError("hang")
     if script.reply in ("cut while ringing", "502 while ringing"):
         await call.rang.wait()
-        raise TransportFailure("cut" if script.reply == "cut while ringing" else "html502")
+        raise TransportError("cut" if script.reply == "cut while ringing" else "html502")
     if asked.wait_until_answered:
         failure = await asyncio.shield(call.answered)
         if number and number.fail:
@@ -180,7 +180,7 @@ async def create_sip_participant(
         if failure:
             raise TwirpError(replace(failure, meta={}) if number and number.without_meta else failure)
         if script.reply == "cut when answered":
-            raise TransportFailure("cut")
+            raise TransportError("cut")
     return sip.SIPParticipantInfo(
         participant_id=call.participant_id,
         participant_identity=call.identity,
@@ -273,11 +273,11 @@ async def _answer(livekit: LiveKit, request: web.Request) -> web.Response:
         answer = await method.does(livekit, message, request)
         if failure := await _failure_of_method(livekit, name, after=True):
             raise failure
-    except BadToken as error:
+    except BadTokenError as error:
         return web.Response(status=401, text=str(error))
     except TwirpError as error:
         return error.failure.response(version)
-    except TransportFailure as error:
+    except TransportError as error:
         return await _fail_below_twirp(livekit, request, str(error))
     if request.content_type == "application/json":
         told = MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
@@ -324,7 +324,7 @@ async def _failure_of_method(livekit: LiveKit, name: str, after: bool) -> Except
 
 def _failure(kind: str) -> Exception:
     if kind in TRANSPORT_FAILURES:
-        return TransportFailure(kind)
+        return TransportError(kind)
     return TwirpError(Failure(kind, "fault of the stand-in"))
 
 

@@ -40,8 +40,15 @@ PUBLISH_LIMIT = 10
 AGENT_LEAVES_SECONDS = 0.02
 # What a server without settings of its own allows (livekit `pkg/config/config.go`).
 ENABLED_CODECS = (
-    "audio/opus", "audio/red", "video/VP8", "video/H264", "video/VP9", "video/AV1", "video/H265", "video/rtx",
-)  # fmt: skip
+    "audio/opus",
+    "audio/red",
+    "video/VP8",
+    "video/H264",
+    "video/VP9",
+    "video/AV1",
+    "video/H265",
+    "video/rtx",
+)
 # The number of the trunk, used when a dial names no caller.
 TRUNK_NUMBER = "+15550009999"
 

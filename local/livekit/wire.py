@@ -23,12 +23,12 @@ HTTP_STATUS = {
     "not_found": 404, "bad_route": 404, "already_exists": 409, "permission_denied": 403,
     "unauthenticated": 401, "resource_exhausted": 429, "failed_precondition": 412, "aborted": 409,
     "out_of_range": 400, "unimplemented": 501, "internal": 500, "unavailable": 503, "data_loss": 500,
-}  # fmt: skip
+}  # pairs of a table  # fmt: skip
 GRPC_CODE = {
     "canceled": 1, "invalid_argument": 3, "deadline_exceeded": 4, "not_found": 5, "permission_denied": 7,
     "resource_exhausted": 8, "failed_precondition": 9, "aborted": 10, "out_of_range": 11,
     "unauthenticated": 16,
-}  # fmt: skip
+}  # pairs of a table  # fmt: skip
 # SIP answers by Twirp code; any other 5xx is failed_precondition, anything else invalid_argument. 401 and 407 are
 # not told: the SIP service answers them itself, and fails by itself when it has no credentials that help.
 SIP_CODES = {
@@ -44,7 +44,7 @@ SIP_CODES = {
 }
 SIP_REASONS = {
     404: "Not Found", 500: "Server Internal Error", 504: "Server Time-out", 600: "Busy Everywhere", 603: "Decline",
-}  # fmt: skip
+}  # pairs of a table  # fmt: skip
 CLOCK_LEEWAY_SECONDS = 60
 # As golang-jwt words them.
 GO_JWT_ERRORS: dict[type[Exception], str] = {
@@ -92,7 +92,7 @@ class TwirpError(Exception):
         self.failure = failure
 
 
-class BadToken(Exception):
+class BadTokenError(Exception):
     """The access token is malformed, forged or expired: HTTP 401 with the reason as plain text."""
 
 
@@ -152,16 +152,16 @@ def _length_delimited(number: int, payload: bytes) -> bytes:
 def read_token(header: str | None, api_key: str, api_secret: str, version: Version) -> dict[str, Any]:
     """Checks an Authorization header and returns the token's claims; none when there is no header at all.
 
-    Raises BadToken."""
+    Raises BadTokenError."""
     if header is None:
         return {}
     if not header.startswith("Bearer "):
-        raise BadToken("invalid authorization header. Must start with Bearer ")
+        raise BadTokenError("invalid authorization header. Must start with Bearer ")
     token = header.removeprefix("Bearer ")
     try:
         issuer = jwt.decode(token, options={"verify_signature": False}).get("iss")
         if issuer != api_key:
-            raise BadToken(f"invalid API key: {issuer}" if version == "1.13.5" else "invalid API key")
+            raise BadTokenError(f"invalid API key: {issuer}" if version == "1.13.5" else "invalid API key")
         claims: dict[str, Any] = jwt.decode(
             token,
             api_secret,
@@ -171,7 +171,7 @@ def read_token(header: str | None, api_key: str, api_secret: str, version: Versi
         )
     except jwt.InvalidTokenError as error:
         told = GO_JWT_ERRORS.get(type(error), str(error))
-        raise BadToken(
+        raise BadTokenError(
             f"invalid token: {token}, error: {told}"
             if version == "1.13.5"
             else f"invalid authorization token: {told}"

@@ -65,7 +65,7 @@ if stack_pid := os.environ.get("RINGONCE_STACK_PID"):
     threading.Thread(target=watch, args=(int(stack_pid),), daemon=True, name="watch").start()
 if log_path := os.environ.get("RINGONCE_FUNCTION_LOG"):
     # Line by line and appending, so that the processes of one function share the file.
-    function_log = open(log_path, "a", buffering=1)  # noqa: SIM115  (open as long as the process)
+    function_log = open(log_path, "a", buffering=1)  # noqa: SIM115 - open as long as the process
     sys.stderr = Copied(sys.stderr, function_log)
     sys.stdout = Answers(sys.stdout, function_log)
 if os.environ.get("RINGONCE_DEATHS"):

@@ -27,17 +27,33 @@ if TYPE_CHECKING:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 PICTURES = ROOT / ".local" / "screenshots"
 WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 END_MS = END_SECONDS * 1000
 HOSTILE = '<script>window.pwned = 1</script><img src=x onerror="window.pwned = 2">'
 MILESTONES = [
-    "POST", "accepted", "queued", "claimed", "room made", "agent joined", "fenced", "INVITE", "ringing",
-    "picked up", "answered", "hung up", "ended",
-]  # fmt: skip
+    "POST",
+    "accepted",
+    "queued",
+    "claimed",
+    "room made",
+    "agent joined",
+    "fenced",
+    "INVITE",
+    "ringing",
+    "picked up",
+    "answered",
+    "hung up",
+    "ended",
+]
 WEBHOOKS = ["call.queued → 204", "call.dialing → 204", "call.answered → 204", "call.ended → 204"]
 
 

@@ -112,7 +112,7 @@ DEATHS = [
     Death("the delivery is taken", "Deliver", "DeliveryStore.take", "after"),
     Death("posted, not noted", "Deliver", "GuardedTransport.handle_async_request", "after"),
     Death("the attempt is noted", "Deliver", "DeliveryStore.finish", "after"),
-]  # fmt: skip
+]  # a row for each death  # fmt: skip
 
 
 @dataclass

@@ -21,13 +21,17 @@ def test_many_processes_accept_no_more_than_the_limit_in_any_minute(stack: dict[
         store = WorkspaceStore(operator.aws("dynamodb"), stack["resources"]["WorkspacesTable"])
     assert store.create(
         Workspace(
-            "rate", "Rate", "outbound", "ST_rate", (),
-            apiKeyHashes=frozenset({key_hash(KEY)}),
-            allowedCallingCodes=frozenset({"+1"}),
-            callsPerMinute=LIMIT,
-            callsPerSecond=100,
+            "rate",
+            "Rate",
+            "outbound",
+            "ST_rate",
+            (),
+            api_key_hashes=frozenset({key_hash(KEY)}),
+            allowed_calling_codes=frozenset({"+1"}),
+            calls_per_minute=LIMIT,
+            calls_per_second=100,
         )
-    )  # fmt: skip
+    )
     headers = {"x-workspace-id": "rate", "x-api-key": KEY}
     with httpx.Client(base_url=stack["apiUrl"], headers=headers, timeout=END_SECONDS) as client:
 

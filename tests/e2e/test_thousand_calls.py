@@ -20,10 +20,23 @@ from tests.e2e.launch import eventually, launched
 
 CALLS = int(os.environ.get("RINGONCE_CALLS", "200"))
 FAULTS = (
-    "busy", "no_answer", "rejected", "invalid_number", "carrier_error", "agent_never_joins", "cut_after_answer",
-    "cut_while_ringing", "unavailable", "unavailable_once", "bad_gateway", "trunk_auth", "unknown_trunk",
-    "cps_limit", "rate_limited_once", "never_responds",
-)  # fmt: skip
+    "busy",
+    "no_answer",
+    "rejected",
+    "invalid_number",
+    "carrier_error",
+    "agent_never_joins",
+    "cut_after_answer",
+    "cut_while_ringing",
+    "unavailable",
+    "unavailable_once",
+    "bad_gateway",
+    "trunk_auth",
+    "unknown_trunk",
+    "cps_limit",
+    "rate_limited_once",
+    "never_responds",
+)
 SHARE = 0.05
 NUMBERS = [f"+1555020{n:04d}" for n in range(CALLS)]
 # For a call that never ends; a slow machine takes some minutes for all of them.

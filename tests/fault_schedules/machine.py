@@ -17,7 +17,7 @@ OUTCOMES = (
     "answer", "talks_on", "no_rtp", "busy", "no_answer", "rejected", "carrier_error", "cps_limit", "trunk_auth",
     "codec_mismatch", "unavailable_once", "rate_limited_once", "unavailable", "agent_never_joins",
     "cut_after_answer", "cut_while_ringing", "bad_gateway", "never_responds",
-)  # fmt: skip
+)  # lists of words  # fmt: skip
 
 # What else a number does. An error that answers its dial `whileRinging`, or `after` the phone has answered or not,
 # is none that tells what became of it.
@@ -28,18 +28,18 @@ NUMBERS: tuple[dict[str, Any], ...] = (
         for error in ("unavailable", "resource_exhausted", "failed_precondition", "internal")
         for when in ("whileRinging", "after")
     ),
-)  # fmt: skip
+)  # lists of words  # fmt: skip
 
 # How a request to LiveKit fails, and whether after it has done its work.
 LIVEKIT_FAILURES = (
     ("cut", False), ("cut", True), ("html502", False), ("html502", True), ("hang", False), ("hang", True),
     ("unavailable", False), ("unavailable", True), ("resource_exhausted", False), ("resource_exhausted", True),
     ("deadline_exceeded", True), ("internal", False), ("unauthenticated", False), ("text503", False),
-)  # fmt: skip
+)  # lists of words  # fmt: skip
 LIVEKIT_METHODS = (
     "createRoom", "deleteRoom", "listRooms", "listParticipants", "removeParticipant", "createSIPParticipant",
     "createDispatch", "listDispatch", "deleteDispatch",
-)  # fmt: skip
+)  # lists of words  # fmt: skip
 # What LiveKit is like from now on.
 LIVEKIT_KNOBS: dict[str, dict[str, Any]] = {
     "dispatches are lost": {"dispatches": {"lose": 1, "times": 3}},
@@ -64,7 +64,7 @@ WEATHER = (
     "kill switch: on", "kill switch: off", "receiver: ok", "receiver: fails", "receiver: refuses",
     "receiver: hangs", "receiver: forgets to answer", "callees: hang up", "LiveKit's events: processed",
     *(f"LiveKit's events: {fault}" for fault in LIVEKIT_EVENTS), *(f"LiveKit: {knob}" for knob in LIVEKIT_KNOBS),
-)  # fmt: skip
+)  # lists of words  # fmt: skip
 
 FAULTS: st.SearchStrategy[Fault] = st.sampled_from(get_args(Fault))
 # Which outside call of a process is hit by what. A dial makes about nineteen, a delivery four.

@@ -21,9 +21,16 @@ T = TypeVar("T")
 # comes_late: the process hears of a time-out, and all of it is carried out later. The last five only happen to
 # requests to AWS: LiveKit's stand-in and the receiver have faults of their own.
 Fault = Literal[
-    "dies_before", "dies_after", "stalls_before", "stalls_after", "throttled", "answer_lost", "sent_twice",
-    "sent_late", "comes_late",
-]  # fmt: skip
+    "dies_before",
+    "dies_after",
+    "stalls_before",
+    "stalls_after",
+    "throttled",
+    "answer_lost",
+    "sent_twice",
+    "sent_late",
+    "comes_late",
+]
 Faults = Mapping[int, Fault]
 
 # What an outside call takes before it is carried out, seconds: what others do falls between any two.

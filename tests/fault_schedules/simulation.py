@@ -65,7 +65,7 @@ from tests.system import (
     forget,
     http_event,
     table_definition,
-)  # fmt: skip
+)
 
 T = TypeVar("T")
 
@@ -88,9 +88,14 @@ HANDLERS = {
     "deliver": "webhook_dispatch.deliver_handler",
 }
 RESOURCES = {
-    "initiate_call": "InitiateCall", "dial_worker": "DialWorker", "livekit_events": "LivekitEvents",
-    "fan_out": "FanOut", "reconcile_calls": "ReconcileCalls", "calls_api": "CallsApi", "deliver": "Deliver",
-}  # fmt: skip
+    "initiate_call": "InitiateCall",
+    "dial_worker": "DialWorker",
+    "livekit_events": "LivekitEvents",
+    "fan_out": "FanOut",
+    "reconcile_calls": "ReconcileCalls",
+    "calls_api": "CallsApi",
+    "deliver": "Deliver",
+}
 
 
 class Stage:
@@ -162,7 +167,7 @@ class Stage:
 
     def close(self) -> None:
         deliver = self.modules["deliver"]
-        deliver.runner.run(deliver.parts.client.aclose())
+        deliver.runner.run(deliver.deliverer.client.aclose())
         deliver.runner.close()
         self._undo.close()
         self.folder.cleanup()
@@ -266,7 +271,7 @@ class World:
         aws.empty("WorkspacesTable")
         self.workspaces = WorkspaceStore(stage.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
         self.limits = LimitStore(stage.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
-        self.workspaces.put(demo_workspace(maxConcurrentCalls=LIMIT, callsPerSecond=2))
+        self.workspaces.put(demo_workspace(max_concurrent_calls=LIMIT, calls_per_second=2))
         stage.dynamodb.wrote = self._wrote
         self.sqs = stage.sqs
         self.sqs.sent = self._news.set
@@ -330,19 +335,23 @@ class World:
         """Nothing of an earlier world is remembered; caches age in virtual time; webhooks go to this receiver."""
         modules = self.stage.modules
         found = [value for module in modules.values() for value in vars(module).values()]
-        for parts in (modules["initiate_call"].parts, modules["deliver"].parts, modules["calls_api"].cancelling):
-            found += [getattr(parts, name) for name in parts.__slots__]
+        for holder in (
+            modules["initiate_call"].acceptor,
+            modules["deliver"].deliverer,
+            modules["calls_api"].canceler,
+        ):
+            found += [getattr(holder, name) for name in holder.__slots__]
         for cache in found:
             if isinstance(cache, (WorkspaceCache, LiveKitSecretCache)):
                 cache._clock = self.loop.time
                 forget(cache)
         accepting, deliver = modules["initiate_call"], modules["deliver"]
         permits: Any = PermitsOfEachProcess(self.limits)
-        accepting.parts = dataclasses.replace(
-            accepting.parts, callback_policy=Policy(), look_up=lambda host, port: [], rate_limit=permits
+        accepting.acceptor = dataclasses.replace(
+            accepting.acceptor, callback_policy=Policy(), look_up=lambda host, port: [], rate_limit=permits
         )
         client = httpx.AsyncClient(transport=httpx.MockTransport(self._on_webhook), timeout=15)
-        deliver.parts = dataclasses.replace(deliver.parts, client=client)
+        deliver.deliverer = dataclasses.replace(deliver.deliverer, client=client)
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────
 
@@ -500,7 +509,7 @@ class World:
             if queue == DIAL:
                 answer = await module.dial_batch(records, context)
             else:
-                answer = await module.deliver_batch(module.parts, records)
+                answer = await module.deliver_batch(module.deliverer, records)
             self._acknowledge(queue, records, answer)
             return answer
 
@@ -683,7 +692,7 @@ class World:
             self._check_step(self.calls.get(item["callId"]), Call.from_item(item))
 
     def _check_step(self, before: Call | None, now: Call) -> None:
-        self.calls[now.callId] = now
+        self.calls[now.call_id] = now
         types = [entry["type"] for entry in now.events]
         assert types.count("call.ended") == (1 if now.ended else 0), now.events
         assert not now.ended or types[-1] == "call.ended", now.events
@@ -691,14 +700,14 @@ class World:
             assert now.events[: len(before.events)] == before.events, (before, now)
             assert not before.ended or now.status == before.status, (before, now)
             if (before.status, now.status) == ("dialing", "queued") and self._untraceable(before):
-                self.untraceable[now.callId] += bool(self._placed(before))
+                self.untraceable[now.call_id] += bool(self._placed(before))
 
     def _untraceable(self, call: Call) -> bool:
         """Whether its dial was `unavailable`, no event of LiveKit's reported a phone, and no look at its room
         showed one for half a minute: then no code could distinguish it from a dial that rang nothing."""
-        looks = self._looks.get(call.roomName, [])
+        looks = self._looks.get(call.room_name, [])
         return (
-            (call.phoneSeenAt, call.left) == (None, None)
+            (call.phone_seen_at_ms, call.phone_left) == (None, None)
             and bool(looks)
             and not any(seen for _, seen in looks)
             and looks[-1][0] - looks[0][0] >= 29_900
@@ -725,7 +734,7 @@ class World:
         return [
             placed
             for placed in self.livekit.calls
-            if placed.identity == call.identity and placed.at_ms >= (call.dialedAt or 0)
+            if placed.identity == call.identity and placed.at_ms >= (call.dialed_at_ms or 0)
         ]
 
     def active_calls(self) -> frozenset[str]:
@@ -738,7 +747,7 @@ class World:
         """What holds at any time."""
         for broken in self._broken:
             raise broken
-        assert all(call.status in ENDED or call.dueShard is not None for call in self.calls.values()), self.calls
+        assert all(call.status in ENDED or call.due_shard is not None for call in self.calls.values()), self.calls
         for call_id, call in self.calls.items():
             rings = self.rings(call_id)
             assert rings <= 1 + self.untraceable[call_id], (rings, call.events)
@@ -760,14 +769,14 @@ class World:
             each.wake()
         began = self.now_ms()
         durations = self.stage.modules["dial_worker"].settings.durations
-        last_dial = max([began, *(call.queueDeadline for call in self.calls.values())])
+        last_dial = max([began, *(call.queue_deadline_ms for call in self.calls.values())])
         bound = (last_dial - began) / 1000 + 40 + MAX_DURATION + durations.end_margin + 300
         self.run(bound, [], done=lambda: all(call.ended for call in self.calls.values()))
         self.check()
         assert all(call.ended for call in self.calls.values()), self.calls
         for call in self.calls.values():
             last_sign = max([began, *(placed.ended_at_ms or 0 for placed in self._placed(call))])
-            assert not self._placed(call) or (call.endedAt or 0) <= last_sign + LAST_SIGN * 1000, call
+            assert not self._placed(call) or (call.ended_at_ms or 0) <= last_sign + LAST_SIGN * 1000, call
         for request in self.requests.values():
             assert not request.accepted or request.call_id in self.calls, request
         # Now that nothing is due any more that could mend what they do.
@@ -781,10 +790,10 @@ class World:
         assert self.active_calls() == frozenset()
         assert [call.as_json() for call in self.livekit.calls if call.outcome is None] == []
         expected = {
-            event_id(call.callId, sequence)
+            event_id(call.call_id, sequence)
             for call in self.calls.values()
             for sequence in range(1, len(call.events) + 1)
-            if call.callbackUrl is not None
+            if call.callback_url is not None
         }
         assert set(self.received) == expected
 

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from dial_worker import dial
-from reconcile_calls import reconcile
-from reconcile_calls.reconcile import Reconciling
+import dial_worker.dial
+from dial_worker.dial import Dialler
+from reconcile_calls.reconcile import Reconciler
 from shared.call import Call, Outcome, Status, event
 from shared.call_store import CallStore, Write
-from shared.errors import LiveKitError, LiveKitUnclear
+from shared.errors import LiveKitError, LiveKitUnclearError
 from shared.limits import LimitStore
 from shared.livekit.client import LiveKit, Presence, RoomView
 from shared.livekit.outcomes import Verdict, verdict
@@ -186,7 +186,7 @@ def test_a_worker_that_wakes_after_its_lease_takes_no_slot(
         world.place("answer", callback=False, faults={})
         world.run(0.2, [{place: "stalls_after"}])
         world.run(400, [])
-        assert [(call.ended, call.dueShard) for call in world.calls.values()] == [(True, None)]
+        assert [(call.ended, call.due_shard) for call in world.calls.values()] == [(True, None)]
         monkeypatch.setattr(LimitStore, "take_slot", lambda self, *given, **named: taken.append("slot"))
         [stalled] = world.running()
         stalled.wake()
@@ -245,7 +245,7 @@ def fenced_without_condition(
 def ended_without_condition(self: CallStore, seen: Call, outcome: Outcome, check_at: int, now: int) -> Write:
     return changed_without_condition(
         self,
-        seen.callId,
+        seen.call_id,
         outcome.status,
         event("call.ended", now, status=outcome.status, reason=outcome.reason, retryable=outcome.retryable),
         "endedAt = :now, checkAt = :check",
@@ -259,20 +259,20 @@ dialled_once = LiveKit.dial
 async def dialled_again_when_unclear(self: LiveKit, **given: Any) -> None:
     try:
         await dialled_once(self, **given)
-    except LiveKitUnclear:
+    except LiveKitUnclearError:
         await dialled_once(self, **given)
 
 
-found_out = dial._find_out
+found_out = Dialler._find_out
 
 
 async def un_fenced_without_a_look(
-    parts: dial.Dialling, call: Call, error: LiveKitError, *, unsent: bool = False
+    dialler: Dialler, call: Call, error: LiveKitError, *, unsent: bool = False
 ) -> None:
     if unsent:
-        await dial._un_fence(parts, call, error)
+        await dialler._un_fence(call, error)
     else:
-        await found_out(parts, call, error)
+        await found_out(dialler, call, error)
 
 
 def un_fenced_without_condition(
@@ -298,7 +298,7 @@ def refused_when_exhausted(error: LiveKitError) -> Verdict:
 
 Patch = tuple[Any, str, Callable[..., Any]]
 UN_FENCED_AT_ONCE: tuple[Patch, ...] = (
-    (dial, "_find_out", un_fenced_without_a_look),
+    (Dialler, "_find_out", un_fenced_without_a_look),
     (CallStore, "unfence", un_fenced_without_condition),
 )
 PLANTED: dict[str, tuple[Patch, ...]] = {
@@ -306,7 +306,10 @@ PLANTED: dict[str, tuple[Patch, ...]] = {
     "a slot that is not freed": ((LimitStore, "free_slot", lambda self, workspace_id, call_id: None),),
     "an ended call that stays due": ((CallStore, "leave_due", lambda self, call_id: None),),
     "a dial un-fenced on unavailable alone": UN_FENCED_AT_ONCE,
-    "a dial un-fenced on resource_exhausted": (*UN_FENCED_AT_ONCE, (dial, "verdict", refused_when_exhausted)),
+    "a dial un-fenced on resource_exhausted": (
+        *UN_FENCED_AT_ONCE,
+        (dial_worker.dial, "verdict", refused_when_exhausted),
+    ),
 }
 
 
@@ -332,7 +335,7 @@ def test_a_stall_finds_a_fence_without_its_condition(
 
 
 def test_a_late_write_finds_that_slots_are_not_repaired(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "repair_slots", lambda parts: None)
+    monkeypatch.setattr(Reconciler, "repair_slots", lambda reconciler: None)
     with pytest.raises(AssertionError):
         one_fault_anywhere(stage, "sent_late", cancelled=False)
 
@@ -353,7 +356,7 @@ def test_a_restart_finds_that_its_rooms_are_not_believed(stage: Stage, monkeypat
         world.close()
 
 
-def believed(parts: Reconciling, call: Call, view: RoomView) -> str | None:
+def believed(reconciler: Reconciler, call: Call, view: RoomView) -> str | None:
     return view.call_status
 
 
@@ -363,7 +366,7 @@ async def not_removed(self: LiveKit, name: str) -> None:
 
 @pytest.mark.parametrize(
     "planted",
-    [(reconcile, "_credible_status", believed), (LiveKit, "remove_orphan", not_removed)],
+    [(Reconciler, "_credible_status", believed), (LiveKit, "remove_orphan", not_removed)],
     ids=["believed for ever", "never removed"],
 )
 def test_a_crash_finds_that_an_orphan_room_is(

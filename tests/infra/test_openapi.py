@@ -113,7 +113,7 @@ def sources() -> Iterator[ast.AST]:
 
 def calls_of(name: str) -> Iterator[ast.Call]:
     for node in sources():
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
+        if isinstance(node, ast.Call) and ast.unparse(node.func).removeprefix("self.") == name:
             yield node
 
 
@@ -128,7 +128,7 @@ def strings(node: ast.AST | None) -> set[str]:
 
 def codes_of_the_code() -> set[str]:
     found = {"invalid_request"}  # FieldError's default.
-    for call in calls_of("RequestRefused"):
+    for call in calls_of("RequestRefusedError"):
         found |= strings(call.args[1])
     for call in calls_of("FieldError"):
         found |= strings(call.args[2]) if len(call.args) > 2 else set()
@@ -597,7 +597,7 @@ def test_refusals_are_as_the_page_says(system: System, answers: Answers) -> None
     key = {"idempotency-key": "a"}
     system.post(good, key)
     answers.check(POST_CALL, system.post(good | {"metadata": {}}, key), 422)
-    system.workspaces.put(demo_workspace(workspaceId="slow", callsPerMinute=0))
+    system.workspaces.put(demo_workspace(workspace_id="slow", calls_per_minute=0))
     answers.check(POST_CALL, system.post(good, {"x-workspace-id": "slow"}), 429)
     event = http_event(POST_CALL, headers={"x-workspace-id": "demo", "x-api-key": API_KEY})
     broken = event | {"body": "not base64!", "isBase64Encoded": True}

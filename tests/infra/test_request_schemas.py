@@ -11,7 +11,7 @@ import pytest
 from calls_api.reports import WELL_KNOWN, ReportBody, parse_report
 from initiate_call.request import CallRequest, parse_request, read_body
 from shared.callback_url import Policy
-from shared.errors import RequestRefused
+from shared.errors import RequestRefusedError
 from tests.openapi_page import PAGE, validator
 
 SCHEMAS = PAGE["components"]["schemas"]
@@ -210,7 +210,7 @@ def test_random_call_requests_have_the_wrong_fields_that_the_page_says() -> None
         wrong: set[str] = set()
         try:
             request = parse_request(read_body(text), Policy())
-        except RequestRefused as refused:
+        except RequestRefusedError as refused:
             wrong = {error.field for error in refused.errors}
         else:
             assert request.ring_timeout_seconds == (body.get("ring_timeout_seconds") or 40)
@@ -234,7 +234,7 @@ def test_random_reports_are_taken_if_the_page_takes_them() -> None:
         text = json.dumps(body).replace("Infinity", "1e400").encode()
         try:
             report = parse_report(text)
-        except RequestRefused:
+        except RequestRefusedError:
             assert not page.is_valid(body), text
         else:
             assert page.is_valid(body), text

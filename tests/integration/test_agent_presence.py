@@ -106,7 +106,7 @@ def test_a_callee_left_alone_is_hung_up_by_the_message_that_livekits_event_sends
 def test_the_reconciler_hangs_up_where_the_message_was_lost(system: System) -> None:
     call_id = talking(system)
     agent_dies(system, call_id)
-    change(system, call_id, agentMissingSince=1, checkAt=1)
+    change(system, call_id, agent_missing_since_ms=1, check_at_ms=1)
     system.reconcile()
     item = system.item(call_id)
     assert (item["status"], item["events"][-1]["reason"]) == ("completed", "agent_left")
@@ -129,7 +129,7 @@ def test_two_people_talk_on_without_an_agent(system: System) -> None:
     agent_dies(system, call_id)
     system.run_until(lambda: "agentMissingSince" not in system.item(call_id))
     for _ in range(3):
-        change(system, call_id, checkAt=1)
+        change(system, call_id, check_at_ms=1)
         system.reconcile()
     assert system.item(call_id)["status"] == "in_progress"
     assert requests(system).get("DeleteRoom", 0) == 0
@@ -176,7 +176,13 @@ def second_phone(system: System, call_id: str) -> None:
     in_livekit(
         system,
         lambda livekit: livekit.dial(
-            room=room, identity="second", trunk_id="ST_demo", to="+15550420002", from_number=None, ring=10,
-            longest=600, timeout=60,
+            room=room,
+            identity="second",
+            trunk_id="ST_demo",
+            to="+15550420002",
+            from_number=None,
+            ring=10,
+            longest=600,
+            timeout=60,
         ),
-    )  # fmt: skip
+    )

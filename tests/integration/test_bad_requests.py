@@ -19,10 +19,10 @@ def strict_system(whole_system: System) -> Iterator[System]:
     """As on AWS: webhooks go to public addresses only. One serves all these tests, and is at last as it was."""
     whole_system.reset()
     module = whole_system.modules["initiate_call"]
-    before, untouched = module.parts, state(whole_system)
-    module.parts = dataclasses.replace(before, callback_policy=Policy())
+    before, untouched = module.acceptor, state(whole_system)
+    module.acceptor = dataclasses.replace(before, callback_policy=Policy())
     yield whole_system
-    module.parts = before
+    module.acceptor = before
     assert state(whole_system) == untouched
 
 

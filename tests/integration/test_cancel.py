@@ -41,7 +41,7 @@ def test_a_call_that_a_worker_holds_stays_due_with_its_slot_until_the_lease_is_o
     """The worker is about to create the room: after clearing now, room and slot would stay for ever."""
     call_id = system.place()
     until = int(time.time() * 1000) + 600_000
-    change(system, call_id, leaseId="other", leaseUntil=until, attempts=1)
+    change(system, call_id, lease_id="other", lease_until_ms=until, attempts=1)
     system.limits.take_slot("demo", call_id, 10)
     for _ in range(2):
         assert system.api(CANCEL, call_id)["statusCode"] == 200

@@ -40,8 +40,8 @@ def test_a_cancel_that_finds_no_phone_yet_looks_again(
     change_durations(monkeypatch, system, "dial_worker", scale=1)
     system.faults(createSIPParticipant={"delaySeconds": 0.5}, numbers={number: {"ringSeconds": 60}})
     module = system.modules["calls_api"]
-    patient = dataclasses.replace(module.cancelling.durations, hang_up_patience=60)
-    monkeypatch.setattr(module, "cancelling", dataclasses.replace(module.cancelling, durations=patient))
+    patient = dataclasses.replace(module.canceler.durations, hang_up_patience=60)
+    monkeypatch.setattr(module, "canceler", dataclasses.replace(module.canceler, durations=patient))
     call_id = system.place(number, ring_timeout_seconds=60)
     with dialling(system):
         system.wait_until(lambda: requests(system).get("CreateSIPParticipant", 0) == 1)

@@ -62,10 +62,19 @@ def test_nothing_is_told_before_all_have_answered_and_then_all_of_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     down = Stack(
-        api_url="", workspace_id="demo", api_key="", livekit_url="", stand_in=False,
-        receiver_url="http://127.0.0.1:1", aws_url="", calls_table="", functions={"physical": "DialWorker"},
-        logs=tmp_path, deaths=tmp_path, time_scale=1,
-    )  # fmt: skip
+        api_url="",
+        workspace_id="demo",
+        api_key="",
+        livekit_url="",
+        stand_in=False,
+        receiver_url="http://127.0.0.1:1",
+        aws_url="",
+        calls_table="",
+        functions={"physical": "DialWorker"},
+        logs=tmp_path,
+        deaths=tmp_path,
+        time_scale=1,
+    )
     rows = [[("CALL", {"callId": "c1", "roomName": "r1", "createdAt": "2026-11-25T09:00:00.000Z"})]]
     monkeypatch.setattr(EventSources, "_read_table", lambda sources: rows.pop() if rows else [])
     (tmp_path / "steps.log").write_text(json.dumps({"call": "c1", "function": "physical"}) + "\n")

@@ -156,7 +156,7 @@ def test_another_workspaces_deliveries_are_not_there(system: System) -> None:
 def test_no_hostile_url_is_accepted_with_a_call(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the policy of AWS: the system's own allows its receiver on loopback."""
     module = system.modules["initiate_call"]
-    monkeypatch.setattr(module, "parts", dataclasses.replace(module.parts, callback_policy=Policy()))
+    monkeypatch.setattr(module, "acceptor", dataclasses.replace(module.acceptor, callback_policy=Policy()))
     for url in filter(None, HOSTILE_URLS):
         body = {"to": "+15550000000", "call_agent_id": "agent-1", "callback_url": url}
         answer = system.post(body)

@@ -165,13 +165,13 @@ def test_a_connection_is_used_again_and_tls_is_spoken_to_the_name() -> None:
         async with endpoints() as found:
             world = World(DURATIONS)
             client = webhook_client(found.transport(), DURATIONS)
-            parts = world.delivering(client=client)
+            deliverer = world.deliverer(client=client)
             ids = call_ids()
             for _ in range(20):
                 call_id = next(ids)
                 world.fan_out(world.call(call_id, events=1, url=found.url["good"]))
                 record = {"messageId": "m", "body": json.dumps({"callId": call_id, "sequence": 1})}
-                assert await deliver_batch(parts, [record]) == {"batchItemFailures": []}
+                assert await deliver_batch(deliverer, [record]) == {"batchItemFailures": []}
             await client.aclose()
             assert len(found.posts["good"]) == 20
             assert found.connections["good"] == 1
@@ -241,7 +241,7 @@ def test_deliveries_that_hang_hold_up_none_of_their_batch(report_table: list[tup
             for call_id, kind in keys:
                 world.fan_out(world.call(call_id, events=1, url=found.url[kind]))
             client = webhook_client(found.transport(), durations)
-            parts = world.delivering(client=client)
+            deliverer = world.deliverer(client=client)
             taken: list[float] = []
             for batch in (keys[n : n + 10] for n in range(0, len(keys), 10)):
                 records = [
@@ -251,13 +251,13 @@ def test_deliveries_that_hang_hold_up_none_of_their_batch(report_table: list[tup
                 good = [call_id for call_id, kind in batch if kind == "good"]
                 found.let_go.clear()
                 began = time.perf_counter()
-                task = asyncio.create_task(deliver_batch(parts, records))
+                task = asyncio.create_task(deliver_batch(deliverer, records))
                 while any(world.table.rows[call_id, 1].state != "delivered" for call_id in good):
                     assert time.perf_counter() - began < 30, "the good ones wait for those that hang"
                     await asyncio.sleep(0.001)
                 taken.append((time.perf_counter() - began) * 1000)
                 # All of the good ones are through while each of the others still hangs.
-                assert all(world.table.rows[call_id, 1].leaseId for call_id, kind in batch if kind == "hangs")
+                assert all(world.table.rows[call_id, 1].lease_id for call_id, kind in batch if kind == "hangs")
                 found.let_go.set()
                 assert await task == {"batchItemFailures": []}
             await client.aclose()

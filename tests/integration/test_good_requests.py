@@ -151,12 +151,12 @@ def test_agent_ids_of_every_allowed_shape(system: System, agent: str) -> None:
 )
 def test_public_https_urls_are_accepted_where_loopback_is_not(system: System, url: str) -> None:
     module = system.modules["initiate_call"]
-    before = module.parts
-    module.parts = dataclasses.replace(before, callback_policy=Policy())
+    before = module.acceptor
+    module.acceptor = dataclasses.replace(before, callback_policy=Policy())
     try:
         call_id = accepted(system.post(SMALL | {"callback_url": url}))
     finally:
-        module.parts = before
+        module.acceptor = before
     assert system.item(call_id)["callbackUrl"] == url
 
 
@@ -259,7 +259,9 @@ def test_the_longest_numbers_are_kept_and_every_reader_reads_them(system: System
 )
 def test_every_spelling_of_a_number_is_one_number(system: System, text: str) -> None:
     system.workspaces.put(
-        demo_workspace(allowedCallingCodes=frozenset({"+1", "+49"}), fromNumbers=("+493087654321", "+15550009999"))
+        demo_workspace(
+            allowed_calling_codes=frozenset({"+1", "+49"}), from_numbers=("+493087654321", "+15550009999")
+        )
     )
     answer = system.post(SMALL | {"to": text, "from": "+49 (0)30 87654321"})
     item = system.item(accepted(answer))
@@ -272,16 +274,16 @@ def test_every_spelling_of_a_number_is_one_number(system: System, text: str) -> 
 
 
 def test_a_call_from_another_number_than_its_own_is_placed(system: System) -> None:
-    system.workspaces.put(demo_workspace(fromNumbers=("+15550009999", "+15550008888")))
+    system.workspaces.put(demo_workspace(from_numbers=("+15550009999", "+15550008888")))
     for to, sender in (("+15550009999", "+15550008888"), ("+15550008888", None)):
         accepted(system.post(SMALL | {"to": to, "from": sender}))
-    system.workspaces.put(demo_workspace(workspaceId="none", fromNumbers=()))
+    system.workspaces.put(demo_workspace(workspace_id="none", from_numbers=()))
     accepted(system.post(SMALL | {"to": "+15550009999"}, {"x-workspace-id": "none"}))
 
 
 def check_verbatim(system: System, contexts: list[tuple[str, str]], *, in_base64: bool) -> None:
     """Places a call with each of these variables and metadata, and looks wherever they come back."""
-    system.workspaces.put(demo_workspace(maxConcurrentCalls=100))
+    system.workspaces.put(demo_workspace(max_concurrent_calls=100))
     calls = {}
     for variables, metadata in contexts:
         body = (

@@ -20,7 +20,7 @@ KEY = {"idempotency-key": "order-1"}
 CALL = EXAMPLE | {"to": "+15550000000"}
 
 
-class Died(Exception):
+class DiedError(Exception):
     """The process is gone."""
 
 
@@ -35,7 +35,7 @@ def at(client: Any, event: str, handler: Callable[..., Any]) -> Iterator[None]:
 
 
 def calls_client(system: System) -> Any:
-    return system.modules["initiate_call"].parts.calls._client
+    return system.modules["initiate_call"].acceptor.calls._client
 
 
 def records(system: System) -> list[dict[str, Any]]:
@@ -95,13 +95,13 @@ def test_every_header_that_comes_twice_counts_once(system: System) -> None:
 
 
 NARROWED: list[dict[str, Any]] = [
-    {"allowedCallingCodes": frozenset({"+44"})},
-    {"allowedCallingCodes": frozenset()},
+    {"allowed_calling_codes": frozenset({"+44"})},
+    {"allowed_calling_codes": frozenset()},
     {"agents": frozenset({"another"})},
-    {"fromNumbers": ("+15550001111",)},
-    {"fromNumbers": ("+15550000000",)},
-    {"callsPerMinute": 0},
-    {"allowedCallingCodes": frozenset(), "agents": frozenset({"x"}), "fromNumbers": (), "callsPerMinute": 0},
+    {"from_numbers": ("+15550001111",)},
+    {"from_numbers": ("+15550000000",)},
+    {"calls_per_minute": 0},
+    {"allowed_calling_codes": frozenset(), "agents": frozenset({"x"}), "from_numbers": (), "calls_per_minute": 0},
 ]
 
 
@@ -126,20 +126,20 @@ def test_a_repeat_gets_its_first_answer_though_its_callback_is_not_taken_any_mor
     call = CALL | {"callback_url": f"{system.servers.receiver_url}/hook"}
     first = body_of(system.post(call, KEY))
     module = system.modules["initiate_call"]
-    before = module.parts
-    module.parts = dataclasses.replace(before, callback_policy=Policy())
+    before = module.acceptor
+    module.acceptor = dataclasses.replace(before, callback_policy=Policy())
     try:
         assert body_of(system.post(call, KEY)) == first
         assert system.post(call)["statusCode"] == 400
     finally:
-        module.parts = before
+        module.acceptor = before
 
 
 @pytest.mark.parametrize(
     ("change", "headers", "status"),
     [
         ({"disabled": True}, {}, 403),
-        ({"apiKeyHashes": frozenset()}, {}, 401),
+        ({"api_key_hashes": frozenset()}, {}, 401),
         ({}, {"x-api-key": "wrong"}, 401),
         ({}, {"x-workspace-id": "unknown"}, 403),
     ],
@@ -221,7 +221,7 @@ def test_a_body_in_base64_is_the_same_body(system: System) -> None:
 
 
 def test_another_workspace_has_keys_of_its_own(system: System) -> None:
-    system.workspaces.put(demo_workspace(workspaceId="other"))
+    system.workspaces.put(demo_workspace(workspace_id="other"))
     mine = body_of(system.post(CALL, KEY))
     theirs = body_of(system.post(CALL | {"metadata": {}}, KEY | {"x-workspace-id": "other"}))
     assert mine["callId"] != theirs["callId"]
@@ -230,7 +230,7 @@ def test_another_workspace_has_keys_of_its_own(system: System) -> None:
 
 def test_workspace_and_key_cannot_be_shifted_into_each_other(system: System) -> None:
     for workspace_id, key in (("a", "b-c"), ("a-b", "c")):
-        system.workspaces.put(demo_workspace(workspaceId=workspace_id))
+        system.workspaces.put(demo_workspace(workspace_id=workspace_id))
         body_of(system.post(CALL, {"x-workspace-id": workspace_id, "idempotency-key": key}))
     assert len(records(system)) == 2
 
@@ -245,9 +245,9 @@ def test_a_refused_request_does_not_use_up_its_key(system: System) -> None:
 
 def test_a_death_between_message_and_record_heals_on_repeat(system: System) -> None:
     def die(**_: Any) -> None:
-        raise Died
+        raise DiedError
 
-    with at(calls_client(system), "before-send.dynamodb.PutItem", die), pytest.raises(Died):
+    with at(calls_client(system), "before-send.dynamodb.PutItem", die), pytest.raises(DiedError):
         system.post(CALL, KEY)
     assert (len(records(system)), system.messages("DialQueue")) == (0, 1)
     answer = system.post(CALL, KEY)
@@ -257,9 +257,9 @@ def test_a_death_between_message_and_record_heals_on_repeat(system: System) -> N
 
 def test_a_death_before_the_answer_heals_on_repeat(system: System) -> None:
     def die(**_: Any) -> None:
-        raise Died
+        raise DiedError
 
-    with at(calls_client(system), "after-call.dynamodb.PutItem", die), pytest.raises(Died):
+    with at(calls_client(system), "after-call.dynamodb.PutItem", die), pytest.raises(DiedError):
         system.post(CALL, KEY)
     [record] = records(system)
     answer = system.post(CALL, KEY)
@@ -325,7 +325,7 @@ def test_a_queue_that_is_down_is_a_503_and_nothing_is_written(system: System) ->
     def lose_the_request(**_: Any) -> None:
         raise ConnectTimeoutError(endpoint_url="https://sqs")
 
-    client = system.modules["initiate_call"].parts.dial_queue._client
+    client = system.modules["initiate_call"].acceptor.dial_queue._client
     with at(client, "before-send.sqs.SendMessage", lose_the_request):
         check_unavailable(system.post(CALL, KEY))
     assert (records(system), system.messages("DialQueue")) == ([], 0)

@@ -57,7 +57,7 @@ def nothing_left(system: System, call_id: str) -> None:
 
     def cleared() -> bool:
         if "dueShard" in system.item(call_id):
-            change(system, call_id, checkAt=1)
+            change(system, call_id, check_at_ms=1)
             system.reconcile()
         return "dueShard" not in system.item(call_id)
 
@@ -110,8 +110,11 @@ def test_a_phone_that_has_left_before_the_answer_is_written_is_over(
     silent: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call_id = silent.place(TALKS_ON)
-    left = lambda: tell(silent, phone_left(silent, call_id, "CLIENT_INITIATED", "hangup"))  # noqa: E731
-    once(monkeypatch, CallStore, "answered", before=left)
+
+    def leaves() -> None:
+        tell(silent, phone_left(silent, call_id, "CLIENT_INITIATED", "hangup"))
+
+    once(monkeypatch, CallStore, "answered", before=leaves)
     silent.dial()
     assert end_of(silent, call_id) == ("completed", "hangup", None)
     assert silent.events(call_id) == ["call.queued", "call.dialing", "call.answered", "call.ended"]
@@ -131,12 +134,12 @@ def test_a_phone_that_leaves_while_the_answer_is_written_is_over(
         tell(silent, phone_left(silent, call_id, "CLIENT_INITIATED", "hangup"))
 
     def worker_writes() -> None:
-        call = parts.calls.get(call_id)
+        call = calls.get(call_id)
         assert call is not None
-        assert call.leaseId is not None
-        assert answered(parts.calls, call_id, call.leaseId, call.checkAt, int(time.time() * 1000)).won
+        assert call.lease_id is not None
+        assert answered(calls, call_id, call.lease_id, call.check_at_ms, int(time.time() * 1000)).won
 
-    parts, answered = silent.modules["livekit_events"].parts, CallStore.answered
+    calls, answered = silent.modules["livekit_events"].event_applier.calls, CallStore.answered
     once(monkeypatch, CallStore, "answered", before=event)
     other_worker(silent, [record])
     assert end_of(silent, call_id) == ("completed", "hangup", None)
@@ -149,11 +152,11 @@ def fenced_by_a_dead_worker(system: System) -> str:
         system,
         call_id,
         status="dialing",
-        leaseId="dead",
-        leaseUntil=now - 1,
-        dialedAt=now,
-        roomSid="RM_1",
-        checkAt=1,
+        lease_id="dead",
+        lease_until_ms=now - 1,
+        dialed_at_ms=now,
+        room_sid="RM_1",
+        check_at_ms=1,
     )
     return call_id
 
@@ -319,12 +322,12 @@ def test_a_phone_that_is_moved_has_not_left(silent: System) -> None:
     call_id = talking(silent)
     for reason in ("MIGRATION", "DUPLICATE_IDENTITY", "STATE_MISMATCH"):
         later = int(time.time() * 1000) + 10**6
-        change(silent, call_id, checkAt=later)
+        change(silent, call_id, check_at_ms=later)
         assert tell(silent, phone_left(silent, call_id, reason, "active")) == 200
         item = silent.item(call_id)
         assert item["status"] == "in_progress"
         assert item["checkAt"] < later, "looked at soon: it may not come back"
-        change(silent, call_id, checkAt=1)
+        change(silent, call_id, check_at_ms=1)
         silent.reconcile()
         assert silent.item(call_id)["status"] == "in_progress", "it came back"
 
@@ -334,8 +337,11 @@ def test_a_phone_that_is_moved_while_it_rings_is_no_reason(
     silent: System, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     call_id = silent.place(BUSY)
-    event = lambda: tell(silent, phone_left(silent, call_id, reason, "ringing"))  # noqa: E731
-    once(monkeypatch, LiveKit, "dial", after=event)
+
+    def is_moved() -> None:
+        tell(silent, phone_left(silent, call_id, reason, "ringing"))
+
+    once(monkeypatch, LiveKit, "dial", after=is_moved)
     silent.dial()
     assert "left" not in silent.item(call_id)
     assert end_of(silent, call_id) == ("busy", "busy", 486)

@@ -118,7 +118,7 @@ def test_a_time_may_have_an_offset(system: System, clock: Clock, hours: int) -> 
 
 def test_a_cursor_made_by_hand_opens_no_other_workspace(system: System, clock: Clock) -> None:
     """An attempt with forged cursors, by a client that knows another workspace's call."""
-    system.workspaces.put(demo_workspace(workspaceId="other"))
+    system.workspaces.put(demo_workspace(workspace_id="other"))
     other = {"x-workspace-id": "other"}
     body = {"to": "+15550000000", "call_agent_id": "agent-1"}
     theirs = [json.loads(system.post(body, other)["body"])["callId"] for _ in range(3)]

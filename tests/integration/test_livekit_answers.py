@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
+from shared.errors import LiveKitError, LiveKitUnclearError, LiveKitUnreachableError
 from shared.livekit.client import LiveKit, connect
 from shared.livekit.outcomes import is_configuration_fault, uncoded_outcome, verdict
 from shared.livekit.secret import LiveKitSecret
@@ -62,7 +62,7 @@ async def dial(livekit: LiveKit, number: str, room: str) -> LiveKitError | None:
 
 def dial_all(system: System, numbers: list[str], **secret: str) -> list[LiveKitError | None]:
     """Side by side, as the worker does it; each number in a room of its own."""
-    given = {"url": system.servers.livekit_url, "apiKey": LIVEKIT_KEY, "apiSecret": LIVEKIT_SECRET} | secret
+    given = {"url": system.servers.livekit_url, "api_key": LIVEKIT_KEY, "api_secret": LIVEKIT_SECRET} | secret
 
     async def all_of_them() -> list[LiveKitError | None]:
         async with connect(lambda: LiveKitSecret(**given), DEADLINE_SECONDS) as livekit:
@@ -180,7 +180,7 @@ def test_every_row_of_livekits_table_ends_its_call_truthfully(
 
 
 def test_wrong_keys_are_a_configuration_fault_and_ring_nothing(system: System) -> None:
-    for secret in ({"apiSecret": "another-secret-of-at-least-thirty-two-characters"}, {"apiKey": "other"}):
+    for secret in ({"api_secret": "another-secret-of-at-least-thirty-two-characters"}, {"api_key": "other"}):
         [error] = dial_all(system, ["+15550000000"], **secret)
         assert error is not None
         assert (error.code, error.http_status) == ("unauthenticated", 401)
@@ -202,7 +202,7 @@ def test_wrong_keys_before_the_dial_raise_the_metric_and_the_call_is_tried_again
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://livekit.invalid"])
 def test_a_livekit_that_cannot_be_reached_is_told_from_one_that_did_not_answer(system: System, url: str) -> None:
     [error] = dial_all(system, ["+15550000000"], url=url)
-    assert isinstance(error, LiveKitUnreachable)
+    assert isinstance(error, LiveKitUnreachableError)
     assert verdict(error).kind == "unsent"
 
 
@@ -231,13 +231,19 @@ def test_an_answer_that_is_not_livekits_own_word_is_an_unknown_outcome(
     system.faults(createSIPParticipant={"fail": fail})
 
     async def one() -> Any:
-        secret = LiveKitSecret(url=system.servers.livekit_url, apiKey=LIVEKIT_KEY, apiSecret=LIVEKIT_SECRET)
+        secret = LiveKitSecret(url=system.servers.livekit_url, api_key=LIVEKIT_KEY, api_secret=LIVEKIT_SECRET)
         async with connect(lambda: secret, 10) as livekit:
             try:
                 await livekit.dial(
-                    room="r", identity="call-x", trunk_id="ST_1", to="+15550000000", from_number=None,
-                    ring=0.1, longest=60, timeout=0.2 if fail == "hang" else DEADLINE_SECONDS,
-                )  # fmt: skip
+                    room="r",
+                    identity="call-x",
+                    trunk_id="ST_1",
+                    to="+15550000000",
+                    from_number=None,
+                    ring=0.1,
+                    longest=60,
+                    timeout=0.2 if fail == "hang" else DEADLINE_SECONDS,
+                )
             except LiveKitError as exc:
                 return exc
             return None
@@ -245,4 +251,4 @@ def test_an_answer_that_is_not_livekits_own_word_is_an_unknown_outcome(
     error = asyncio.run(one())
     assert verdict(error).kind == kind
     if fail in ("cut", "hang", "html502", "text503", "json503", "list503"):
-        assert isinstance(error, LiveKitUnclear)
+        assert isinstance(error, LiveKitUnclearError)

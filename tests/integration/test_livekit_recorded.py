@@ -54,7 +54,7 @@ ACCEPTED = [
         r".*ListParticipants", r"r\[0\]\.tracks\[0\]\.(codecs\[0\]\.)?mid", r"1",
         "1.13.5 began to number the media at 1, 1.13.11 at 0",
     ),
-]  # fmt: skip
+]  # a table: row, path, real value, reason  # fmt: skip
 
 
 # ── the same form for what was recorded and what the stand-in answers ───────────────────────────────
@@ -110,9 +110,12 @@ async def told(attempt: Awaitable[Any]) -> Any:
         if "error_details" in meta:
             meta["error_details"] = f"<{len(meta['error_details'])}>"
         return {
-            "err": type(error).__name__, "code": error.code, "http": error.status, "msg": error.message,
+            "err": type(error).__name__,
+            "code": error.code,
+            "http": error.status,
+            "msg": error.message,
             "meta": meta,
-        }  # fmt: skip
+        }
     except asyncio.CancelledError:
         return {"err": "CancelledError", "msg": ""}
     return MessageToDict(answer) if isinstance(answer, Message) else answer
@@ -158,13 +161,11 @@ class Asked:
         seen = [MessageToDict(one) for one in participants]
         shown = [MessageToDict(one) for one in await self.rooms()]
         return {
-            "ListParticipants": {
-                "r": [{key: one[key] for key in one if key not in variable} for one in seen]
-            },
+            "ListParticipants": {"r": [{key: one[key] for key in one if key not in variable} for one in seen]},
             "ListRooms": {
                 "r": [{name: one.get(name) for name in ("numParticipants", "numPublishers")} for one in shown]
             },
-        }  # fmt: skip
+        }
 
     def me(self) -> api.RoomParticipantIdentity:
         return api.RoomParticipantIdentity(room=self.room, identity="call-x")
@@ -253,9 +254,12 @@ async def below_twirp(b: Bench) -> Answers:
     """Routes, bodies and tokens that are wrong."""
 
     async def ask(
-        method: str = "POST", path: str = "RoomService/ListRooms", kind: str = "application/protobuf",
-        body: bytes = b"", authorization: str | None = f"Bearer {token(video={'roomList': True})}",
-    ) -> Answers:  # fmt: skip
+        method: str = "POST",
+        path: str = "RoomService/ListRooms",
+        kind: str = "application/protobuf",
+        body: bytes = b"",
+        authorization: str | None = f"Bearer {token(video={'roomList': True})}",
+    ) -> Answers:
         headers = {"Content-Type": kind} | ({"Authorization": authorization} if authorization else {})
         url = f"{b.url}/twirp/livekit.{path}"
         async with b.http.request(method, url, data=body, headers=headers) as answer:
@@ -504,7 +508,7 @@ ACCEPTED_EPISODES = [
         r"auth407", r"", r".*",
         "no event was sent of a track that was gone within some ms; the stand-in sends every one",
     ),
-]  # fmt: skip
+]  # a table: row, path, real value, reason  # fmt: skip
 
 
 class Call(Asked):

@@ -66,10 +66,11 @@ def test_a_token_that_expired_within_the_leeway_is_accepted_and_room_admin_is_fo
             for room, status in (("a", 200), ("b", 401)):
                 grant = token(ttl=-30, video={"roomAdmin": True, "room": "a"})
                 answer = await b.raw(
-                    "POST", "/twirp/livekit.RoomService/ListParticipants",
+                    "POST",
+                    "/twirp/livekit.RoomService/ListParticipants",
                     api.ListParticipantsRequest(room=room).SerializeToString(),
                     **{"Content-Type": "application/protobuf", "Authorization": f"Bearer {grant}"},
-                )  # fmt: skip
+                )
                 assert answer[0] == status
 
     run(check())
@@ -286,9 +287,15 @@ def test_an_answered_call_is_reported_in_livekits_order_and_its_room_closes_by_i
             await until(lambda: bool(b.hook.named("room_finished")))
             gone = ["track_unpublished", "participant_left"]
             assert b.hook.names("r", without_tracks=False) == [
-                "room_started", "participant_joined", "participant_joined", "track_published", "track_published",
-                *gone, *gone, "room_finished",
-            ]  # fmt: skip
+                "room_started",
+                "participant_joined",
+                "participant_joined",
+                "track_published",
+                "track_published",
+                *gone,
+                *gone,
+                "room_finished",
+            ]
             (agent,) = {e.participant.identity for e in b.hook.events} - {"", "call-1"}
             assert [e.participant.identity for e in b.hook.named("track_published")] == ["call-1", agent]
             (finished,) = b.hook.named("room_finished")
@@ -298,10 +305,14 @@ def test_an_answered_call_is_reported_in_livekits_order_and_its_room_closes_by_i
             assert sip_joined.participant.state == ParticipantInfo.ACTIVE
             assert sip_joined.participant.metadata == "pm"
             assert dict(sip_joined.participant.attributes) == {
-                "own": "1", "sip.callID": info.sip_call_id, "sip.trunkID": "ST_1",
-                "sip.callStatus": "dialing", "sip.phoneNumber": "+1234567890", "sip.hostname": "sip.example.com",
+                "own": "1",
+                "sip.callID": info.sip_call_id,
+                "sip.trunkID": "ST_1",
+                "sip.callStatus": "dialing",
+                "sip.phoneNumber": "+1234567890",
+                "sip.hostname": "sip.example.com",
                 "sip.trunkPhoneNumber": "+15550009999",
-            }  # fmt: skip
+            }
             (sip_left,) = b.hook.named("participant_left", "call-1")
             assert sip_left.participant.disconnect_reason == DisconnectReason.CLIENT_INITIATED
             assert sip_left.participant.attributes["sip.callStatus"] == "hangup"
@@ -405,9 +416,11 @@ def test_the_wording_of_a_refusal_is_livekits(version: str, prefix: str) -> None
             await b.control("PUT", "faults", {"serverVersion": version})
             for digits, message in (
                 ("0001", f"{prefix}INVITE failed: sip status: 486: Busy Here"),
-                ("0016", f"{prefix}unexpected status from INVITE response: "
-                 "sip status: 503: Trunk CPS limit exceeded"),
-            ):  # fmt: skip
+                (
+                    "0016",
+                    f"{prefix}unexpected status from INVITE response: sip status: 503: Trunk CPS limit exceeded",
+                ),
+            ):
                 with pytest.raises(api.SipCallError) as caught:
                     await b.dial(digits)
                 assert caught.value.message == message
@@ -966,8 +979,11 @@ def test_the_process_says_where_it_listens_and_ends_on_a_signal() -> None:
     command = [sys.executable, "-m", "local.livekit", "--port", "0", "--api-key", KEY, "--api-secret", SECRET]
     with subprocess.Popen(
         [*command, "--time-scale", "0.05", "--ring-seconds", "0.01"],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True, env=dict(os.environ),
-    ) as process:  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    ) as process:
         try:
             assert process.stdout
             word, _, ready = process.stdout.readline().partition(" ")

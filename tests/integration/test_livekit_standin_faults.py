@@ -128,8 +128,10 @@ def test_after_a_crash_rooms_stay_as_they_were_and_nothing_happens_in_them(digit
             assert (await b.livekit.room.get_participant(ME)).state == ParticipantInfo.ACTIVE
             await b.control("POST", "hangup", {"number": f"+1555000{digits}"}, status=404)
             assert await refused(b.livekit.room.delete_room(api.DeleteRoomRequest(room="r"))) == (
-                "unknown", 500, "could not find object",
-            )  # fmt: skip
+                "unknown",
+                500,
+                "could not find object",
+            )
             for attempt in (
                 b.livekit.room.remove_participant(ME),
                 b.livekit.agent_dispatch.list_dispatch("r"),
@@ -151,8 +153,10 @@ def test_an_orphan_room_is_cleared_by_making_and_deleting_it_and_its_agent_comes
             assert (await b.create_room("r", "other")).sid == before.sid
             assert len(await b.participants()) == 2
             assert await refused(b.livekit.room.remove_participant(ME)) == (
-                "unavailable", 503, "no response from servers",
-            )  # fmt: skip
+                "unavailable",
+                503,
+                "no response from servers",
+            )
             seen = b.hook.names("r").count("participant_left")
             await b.livekit.room.delete_room(api.DeleteRoomRequest(room="r"))
             assert (await b.control("GET", "rooms"))["rooms"] == []
@@ -232,10 +236,12 @@ def test_after_a_restart_those_who_outlived_it_join_again_and_the_phone_is_diali
             again = [(e.event, e.participant.kind, e.room.sid) for e in b.hook.events[seen:]]
             sid = b.hook.events[0].room.sid
             assert again == [
-                ("room_started", 0, sid), ("participant_joined", ParticipantInfo.AGENT, sid),
-                ("track_published", 0, sid), ("participant_joined", ParticipantInfo.SIP, sid),
+                ("room_started", 0, sid),
+                ("participant_joined", ParticipantInfo.AGENT, sid),
                 ("track_published", 0, sid),
-            ]  # fmt: skip
+                ("participant_joined", ParticipantInfo.SIP, sid),
+                ("track_published", 0, sid),
+            ]
             assert {one.identity for one in await b.participants()} == before
             me = await b.livekit.room.get_participant(ME)
             assert (me.attributes["sip.callStatus"], me.sid != info.participant_id) == ("dialing", True)

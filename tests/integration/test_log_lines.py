@@ -67,9 +67,15 @@ def test_no_log_line_and_no_metric_has_a_whole_number(system: System, lines: Cal
     ids["dead worker"] = system.place(NUMBERS["dead worker"])
     system.sqs.purge_queue(QueueUrl=system.queue_urls["DialQueue"])
     change(
-        system, ids["dead worker"], status="dialing", leaseId="dead", leaseUntil=1, dialedAt=1, checkAt=1,
-        left={"reason": "USER_REJECTED", "callStatus": "ringing", "at": 1},
-    )  # fmt: skip
+        system,
+        ids["dead worker"],
+        status="dialing",
+        lease_id="dead",
+        lease_until_ms=1,
+        dialed_at_ms=1,
+        check_at_ms=1,
+        phone_left={"reason": "USER_REJECTED", "callStatus": "ringing", "at": 1},
+    )
     system.run_until(lambda: bool(system.reconcile()) and system.ended(ids["dead worker"]))
     tell(system, phone_left(system, ids["busy"], "CLIENT_INITIATED", "active"))
 
@@ -136,7 +142,7 @@ def test_a_secret_that_is_right_shows_only_what_is_none() -> None:
         "Client", (), {"get_secret_value": lambda self, SecretId: {"SecretString": json.dumps(VALUES)}}
     )()
     secret = LiveKitSecretCache(client, "ringonce/livekit", 60).get()
-    assert (secret.url, secret.apiKey, secret.apiSecret) == tuple(VALUES.values())
+    assert (secret.url, secret.api_key, secret.api_secret) == tuple(VALUES.values())
     assert VALUES["apiSecret"] not in f"{secret} {secret!r}"
 
 
@@ -158,7 +164,16 @@ def test_no_function_shows_a_malformed_secret(system: System, lines: Callable[[]
             answers.append(shown(exc))
 
     attempt(system.dial)
-    change(system, fenced, status="in_progress", leaseId="x", leaseUntil=1, dialedAt=1, answeredAt=1, checkAt=1)
+    change(
+        system,
+        fenced,
+        status="in_progress",
+        lease_id="x",
+        lease_until_ms=1,
+        dialed_at_ms=1,
+        answered_at_ms=1,
+        check_at_ms=1,
+    )
     attempt(system.reconcile)
     attempt(lambda: tell(system, event))
     attempt(lambda: system.report(fenced, body, token))

@@ -60,7 +60,7 @@ def test_the_reconciler_tells_how_late_it_was(system: System, capsys: pytest.Cap
     assert values(said(capsys), "DueLateness") == [0]
     call_id = system.place()
     system.sqs.purge_queue(QueueUrl=system.queue_urls["DialQueue"])
-    change(system, call_id, checkAt=int(time.time() * 1000) - 700_000)
+    change(system, call_id, check_at_ms=int(time.time() * 1000) - 700_000)
     system.reconcile()
     [late] = values(said(capsys), "DueLateness")
     assert 700_000 <= late < 760_000
@@ -75,14 +75,14 @@ def test_an_end_that_somebody_asked_for_is_not_the_reconcilers_healing(
     now = int(time.time() * 1000)
     fenced: dict[str, Any] = {
         "status": "dialing",
-        "leaseId": "dead",
-        "leaseUntil": 1,
-        "dialedAt": now,
-        "checkAt": 1,
+        "lease_id": "dead",
+        "lease_until_ms": 1,
+        "dialed_at_ms": now,
+        "check_at_ms": 1,
     }
     left = {"reason": "USER_REJECTED", "callStatus": "ringing", "at": 1}
     change(system, asked, **fenced, hangup={"reason": "canceled_by_api", "at": 1})
-    change(system, died, **fenced, left=left)
+    change(system, died, **fenced, phone_left=left)
     system.run_until(lambda: bool(system.reconcile()) and system.ended(asked) and system.ended(died))
     points = said(capsys)
     assert sum(values(points, "CallsEnded")) == 2

@@ -135,7 +135,7 @@ def test_a_record_that_comes_after_its_message_is_dialled(system: System) -> Non
 
 
 def test_a_call_without_a_free_slot_waits_for_one(system: System) -> None:
-    system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
+    system.workspaces.put(demo_workspace(max_concurrent_calls=1))
     system.limits.take_slot("demo", "another-call", 1)
     call_id = system.place()
     system.dial()

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import ThreadedResolver, connector, web
 from livekit import api
 
-from shared.errors import LiveKitError, LiveKitUnclear
+from shared.errors import LiveKitError, LiveKitUnclearError
 from shared.livekit.client import connect
 from shared.livekit.secret import LiveKitSecret
 from tests.loop_time import time_passes
@@ -87,10 +87,10 @@ UNAVAILABLE = '{"code":"unavailable","msg":"no response from servers"}'
 @pytest.mark.parametrize(
     ("dialled", "error"),
     [
-        pytest.param(cut, LiveKitUnclear, id="cut"),
-        pytest.param(hang, LiveKitUnclear, id="no answer"),
-        pytest.param(status(502), LiveKitUnclear, id="502"),
-        pytest.param(status(503), LiveKitUnclear, id="503"),
+        pytest.param(cut, LiveKitUnclearError, id="cut"),
+        pytest.param(hang, LiveKitUnclearError, id="no answer"),
+        pytest.param(status(502), LiveKitUnclearError, id="502"),
+        pytest.param(status(503), LiveKitUnclearError, id="503"),
         pytest.param(status(503, UNAVAILABLE, "application/json"), LiveKitError, id="503 of LiveKit's own"),
     ],
 )
@@ -103,13 +103,19 @@ def test_a_dial_to_livekit_cloud_that_fails_was_sent_once(
 
     async def dial() -> None:
         async with cloud.serving() as url:
-            secret = LiveKitSecret(url=url, apiKey=LIVEKIT_KEY, apiSecret=LIVEKIT_SECRET)
+            secret = LiveKitSecret(url=url, api_key=LIVEKIT_KEY, api_secret=LIVEKIT_SECRET)
             async with connect(lambda: secret, 10) as livekit:
                 assert await livekit.create_room("room", "{}", "outbound", "{}") == "RM_1"
                 await livekit.dial(
-                    room="room", identity="call-x", trunk_id="ST_1", to="+15550000000", from_number=None,
-                    ring=30, longest=1830, timeout=SECONDS,
-                )  # fmt: skip
+                    room="room",
+                    identity="call-x",
+                    trunk_id="ST_1",
+                    to="+15550000000",
+                    from_number=None,
+                    ring=30,
+                    longest=1830,
+                    timeout=SECONDS,
+                )
 
     with pytest.raises(error):
         asyncio.run(dial())

@@ -34,7 +34,7 @@ def dies_while_it_rings(system: System, monkeypatch: pytest.MonkeyPatch, **given
             system, control, **({"phoneRejoinSeconds": 0, "agentRejoinSeconds": 0} if control == "restart" else {})
         )
     assert system.item(call_id)["status"] == "dialing"
-    change(system, call_id, leaseUntil=1, checkAt=1)
+    change(system, call_id, lease_until_ms=1, check_at_ms=1)
     return call_id
 
 
@@ -43,14 +43,14 @@ def past_the_dials_limit(system: System, monkeypatch: pytest.MonkeyPatch, call_i
     change_durations(monkeypatch, system, "reconcile_calls", dial_limit=0)
     rung = system.item(call_id)["dialedAt"] + 10_000 * system.durations.scale
     system.wait_until(lambda: time.time() * 1000 > rung)
-    change(system, call_id, checkAt=1)
+    change(system, call_id, check_at_ms=1)
 
 
 def next_look(system: System, call_id: str) -> dict[str, Any]:
     """As one second look later, for what was seen missing before."""
     item = system.item(call_id)
-    missing = {"missingSince": 1} if "missingSince" in item else {}
-    change(system, call_id, checkAt=1, **missing)
+    missing = {"phone_missing_since_ms": 1} if "missingSince" in item else {}
+    change(system, call_id, check_at_ms=1, **missing)
     system.reconcile()
     return system.item(call_id)
 
@@ -104,7 +104,7 @@ def test_an_answered_call_in_an_orphan_room_is_hung_up_at_its_longest_and_claims
     system.dial()
     assert system.item(call_id)["status"] == "in_progress"
     standin(system, "crash")
-    change(system, call_id, answeredAt=system.item(call_id)["answeredAt"] - 1501, checkAt=1)
+    change(system, call_id, answered_at_ms=system.item(call_id)["answeredAt"] - 1501, check_at_ms=1)
     system.reconcile()
     item = system.item(call_id)
     assert [(end["status"], end["reason"]) for end in ends(item)] == [("completed", "max_duration")]
@@ -133,7 +133,7 @@ def test_the_reconcilers_end_frees_the_slot_whatever_livekit_says_to_the_rooms_d
     call_id = system.place("+15550000012")
     system.dial()
     standin(system, "hangup", number="+15550000012")
-    change(system, call_id, checkAt=1, missingSince=1)
+    change(system, call_id, check_at_ms=1, phone_missing_since_ms=1)
     system.reconcile()
     assert system.ended(call_id)
     assert "dueShard" in system.item(call_id), "its room is still to be deleted"
@@ -146,7 +146,7 @@ def test_a_phone_that_talks_on_while_its_server_restarts_is_answered_though_its_
     """Its worker died too; the phone was answered while no server was there, and is `dialing` ever since."""
     call_id = dies_while_it_rings(system, monkeypatch, control="restart", ringSeconds=4)
     system.wait_until(lambda: system.calls_placed(NUMBER)[0]["callStatus"] == "active")
-    change(system, call_id, phoneSeenAt=system.item(call_id)["phoneSeenAt"] - 5000)
+    change(system, call_id, phone_seen_at_ms=system.item(call_id)["phoneSeenAt"] - 5000)
     past_the_dials_limit(system, monkeypatch, call_id)
     system.reconcile()
     item = system.item(call_id)
@@ -166,7 +166,7 @@ def test_an_answered_call_goes_on_over_a_restart(system: System, monkeypatch: py
     standin(system, "restart", phoneRejoinSeconds=0, agentRejoinSeconds=0)
     change_durations(monkeypatch, system, "reconcile_calls", second_look=0.001)
     for _ in range(3):
-        change(system, call_id, checkAt=1)
+        change(system, call_id, check_at_ms=1)
         system.reconcile()
     assert system.item(call_id)["status"] == "in_progress"
     assert requests(system).get("DeleteRoom", 0) == 0

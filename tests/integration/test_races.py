@@ -10,9 +10,8 @@ import pytest
 from livekit.protocol.models import DisconnectReason, ParticipantInfo, Room
 from livekit.protocol.webhook import WebhookEvent
 
-from livekit_events.apply_event import settle
 from shared.call import Call
-from shared.errors import LiveKitUnclear
+from shared.errors import LiveKitUnclearError
 from shared.livekit.client import LiveKit, RoomView
 from tests.integration.test_reconcile import reconcile_until_ended
 from tests.interleaving import change
@@ -28,12 +27,13 @@ def told_by_livekit(system: System, call_id: str, name: str, sid: str) -> str:
     if name == "participant_left":
         reason = DisconnectReason.CLIENT_INITIATED
         event.participant.CopyFrom(ParticipantInfo(identity=f"call-{call_id}", disconnect_reason=reason))
-    return settle(system.modules["livekit_events"].parts, event)[0]
+    applied: str = system.modules["livekit_events"].event_applier.apply(event)[0]
+    return applied
 
 
 def after_the_next_read(system: System, monkeypatch: pytest.MonkeyPatch, call_id: str, **changes: Any) -> None:
     """The record changes between the handler's reading it and its write."""
-    calls = system.modules["livekit_events"].parts.calls
+    calls = system.modules["livekit_events"].event_applier.calls
     read = calls.get
 
     def read_and_change(asked: str) -> Call | None:
@@ -52,8 +52,10 @@ def test_an_event_of_the_last_attempts_room_says_nothing_of_the_next(
 ) -> None:
     call_id = system.place()
     later = int(time.time() * 1000) + 60_000
-    change(system, call_id, status="dialing", leaseId="one", leaseUntil=later, roomSid="RM_1", dialedAt=1)
-    after_the_next_read(system, monkeypatch, call_id, status=status, leaseId="two", roomSid="RM_2")
+    change(
+        system, call_id, status="dialing", lease_id="one", lease_until_ms=later, room_sid="RM_1", dialed_at_ms=1
+    )
+    after_the_next_read(system, monkeypatch, call_id, status=status, lease_id="two", room_sid="RM_2")
     assert told_by_livekit(system, call_id, name, "RM_1") == "ignored"
     item = system.item(call_id)
     assert (item["status"], item.get("left")) == (status, None)
@@ -64,19 +66,21 @@ def test_an_event_of_the_answered_room_ends_a_call_answered_meanwhile(
 ) -> None:
     call_id = system.place()
     later = int(time.time() * 1000) + 60_000
-    change(system, call_id, status="dialing", leaseId="one", leaseUntil=later, roomSid="RM_1", dialedAt=1)
-    after_the_next_read(system, monkeypatch, call_id, status="in_progress", answeredAt=2)
+    change(
+        system, call_id, status="dialing", lease_id="one", lease_until_ms=later, room_sid="RM_1", dialed_at_ms=1
+    )
+    after_the_next_read(system, monkeypatch, call_id, status="in_progress", answered_at_ms=2)
     assert told_by_livekit(system, call_id, "participant_left", "RM_1") == "ended"
 
 
 def test_an_earlier_rooms_event_does_not_hide_a_later_room_from_the_reconciler(system: System) -> None:
     """The second attempt's worker died before the fence, the call was canceled, the first room's event came."""
     call_id = system.place()
-    change(system, call_id, leaseId="dead", leaseUntil=1, attempts=2)
+    change(system, call_id, lease_id="dead", lease_until_ms=1, attempts=2)
     assert system.api("POST /v1/api/call/{callId}/cancel", call_id)["statusCode"] == 200
     assert told_by_livekit(system, call_id, "room_finished", "RM_1") == "ignored"
     assert "dueShard" in system.item(call_id)
-    change(system, call_id, checkAt=1)
+    change(system, call_id, check_at_ms=1)
     assert system.reconcile() == {"cleared": 1}
     assert "dueShard" not in system.item(call_id)
 
@@ -101,7 +105,7 @@ def test_a_room_that_closed_does_not_end_a_dial_that_is_still_on_its_way(
         sid = system.item(call_id)["roomSid"]
         assert await asyncio.to_thread(told_by_livekit, system, call_id, "room_finished", sid) == "noted"
         late.append(asyncio.create_task(after_two_looks()))
-        raise LiveKitUnclear
+        raise LiveKitUnclearError
 
     async def count_looks(livekit: LiveKit, room: str, identity: str) -> RoomView:
         if late:
@@ -122,13 +126,13 @@ def test_a_call_that_another_worker_holds_is_not_cleared_by_one_that_waits(
 ) -> None:
     """A slot taken after the clearing would stay taken: nothing of the call would be due any more."""
     call_id = system.place()
-    change(system, call_id, leaseId="dead", leaseUntil=1, attempts=1)
+    change(system, call_id, lease_id="dead", lease_until_ms=1, attempts=1)
     limits = system.modules["dial_worker"].limits
     paused = limits.paused
 
     def paused_too_late() -> bool:
         monkeypatch.setattr(limits, "paused", paused)
-        change(system, call_id, leaseId="other", leaseUntil=int(time.time() * 1000) + 60_000, attempts=2)
+        change(system, call_id, lease_id="other", lease_until_ms=int(time.time() * 1000) + 60_000, attempts=2)
         assert system.api("POST /v1/api/call/{callId}/cancel", call_id)["statusCode"] == 200
         return True
 
@@ -155,7 +159,7 @@ def test_a_call_is_not_ended_while_its_phone_cannot_be_hung_up(
     assert system.calls_placed()[0]["outcome"] is None
     assert system.item(call_id)["status"] == "dialing"
     system.faults(deleteRoom=None)
-    change(system, call_id, leaseUntil=1, checkAt=1)
+    change(system, call_id, lease_until_ms=1, check_at_ms=1)
     reconcile_until_ended(system, call_id)
     item = system.item(call_id)
     assert (item["status"], item["events"][-1]["reason"]) == ("canceled", "canceled_by_api")
@@ -167,7 +171,16 @@ def test_one_look_that_finds_nobody_does_not_end_a_call_that_was_asked_to_hang_u
     call_id = system.place()
     system.sqs.purge_queue(QueueUrl=system.queue_urls["DialQueue"])
     now = int(time.time() * 1000)
-    change(system, call_id, status="dialing", leaseId="dead", leaseUntil=1, dialedAt=now, checkAt=1, attempts=1)
+    change(
+        system,
+        call_id,
+        status="dialing",
+        lease_id="dead",
+        lease_until_ms=1,
+        dialed_at_ms=now,
+        check_at_ms=1,
+        attempts=1,
+    )
     change(system, call_id, hangup={"reason": "canceled_by_api", "at": now})
     assert system.reconcile() == {"noted": 1}
     assert not system.ended(call_id)

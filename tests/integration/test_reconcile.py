@@ -59,7 +59,7 @@ def test_a_message_that_was_lost_is_sent_again(system: System) -> None:
 def test_a_call_that_nobody_could_dial_expires(system: System) -> None:
     call_id = system.place()
     system.sqs.purge_queue(QueueUrl=system.queue_urls["DialQueue"])
-    change(system, call_id, queueDeadline=1, checkAt=1)
+    change(system, call_id, queue_deadline_ms=1, check_at_ms=1)
     assert system.reconcile() == {"ended": 1}
     item = system.item(call_id)
     assert (item["status"], item["events"][-1]["reason"]) == ("expired", "expired")
@@ -72,9 +72,16 @@ def test_a_fenced_call_whose_worker_died_is_never_dialled_again(
 ) -> None:
     call_id = system.place()
     now = int(time.time() * 1000)
-    changes: dict[str, Any] = {"left": left} if left else {}
+    changes: dict[str, Any] = {"phone_left": left} if left else {}
     change(
-        system, call_id, status="dialing", leaseId="dead", leaseUntil=now - 1, dialedAt=now, checkAt=1, **changes
+        system,
+        call_id,
+        status="dialing",
+        lease_id="dead",
+        lease_until_ms=now - 1,
+        dialed_at_ms=now,
+        check_at_ms=1,
+        **changes,
     )
     reconcile_until_ended(system, call_id)
     end = system.item(call_id)["events"][-1]
@@ -86,7 +93,7 @@ def test_a_fenced_call_whose_worker_died_is_never_dialled_again(
 def test_a_delivery_whose_message_was_lost_is_sent_again(system: System) -> None:
     call_id = system.place()
     system.sqs.purge_queue(QueueUrl=system.queue_urls["DialQueue"])
-    change(system, call_id, checkAt=2**42)
+    change(system, call_id, check_at_ms=2**42)
     system.pump_stream()
     system.sqs.purge_queue(QueueUrl=system.queue_urls["WebhookQueue"])
 
@@ -127,4 +134,4 @@ def test_cancelling_an_ended_call_is_refused_with_its_state(system: System) -> N
 
 
 def due_now(system: System, call_id: str) -> None:
-    change(system, call_id, checkAt=1)
+    change(system, call_id, check_at_ms=1)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from reconcile_calls.reconcile import LIVEKIT_REQUESTS, PORTION, PORTIONS, Reconciling
+from reconcile_calls.reconcile import LIVEKIT_REQUESTS, PORTION, PORTIONS, Reconciler
 from shared.call import Call, event
 from shared.call_store import DUE_PAGE, CallStore, Due, Write
 from shared.delivery_store import sort_key
@@ -37,7 +37,7 @@ class CallsInMemory(CallStore):
         self.looked: dict[str, list[int]] = {}
 
     def create(self, call: Call) -> Write:
-        self.calls[call.callId] = call
+        self.calls[call.call_id] = call
         return Write(True, call)
 
     def get(self, call_id: str) -> Call | None:
@@ -45,9 +45,9 @@ class CallsInMemory(CallStore):
 
     def due(self, shard: int, now: int) -> Iterator[list[tuple[str, str]]]:
         found = sorted(
-            (call.checkAt, call.callId)
+            (call.check_at_ms, call.call_id)
             for call in self.calls.values()
-            if call.checkAt is not None and call.checkAt <= now and due_shard(call.callId) == shard
+            if call.check_at_ms is not None and call.check_at_ms <= now and due_shard(call.call_id) == shard
         )
         for start in range(0, len(found), DUE_PAGE):
             yield [(call_id, "CALL") for _, call_id in found[start : start + DUE_PAGE]]
@@ -56,14 +56,14 @@ class CallsInMemory(CallStore):
         return Due([self.calls[call_id] for call_id, _ in keys], [], [])
 
     def note_missing(self, seen: Call, check_at: int, **since: int | None) -> Write:
-        self.looked.setdefault(seen.callId, []).append(check_at)
-        return self._put(dataclasses.replace(seen, checkAt=check_at, **cast(dict[str, Any], since)))
+        self.looked.setdefault(seen.call_id, []).append(check_at)
+        return self._put(dataclasses.replace(seen, check_at_ms=check_at, **cast(dict[str, Any], since)))
 
     def postpone(self, seen: Call, check_at: int) -> Write:
-        return self._put(dataclasses.replace(seen, checkAt=check_at))
+        return self._put(dataclasses.replace(seen, check_at_ms=check_at))
 
     def _put(self, call: Call) -> Write:
-        self.calls[call.callId] = call
+        self.calls[call.call_id] = call
         return Write(True, call)
 
 
@@ -88,7 +88,7 @@ def test_ten_thousand_live_calls_cost_a_tenth_of_what_livekit_allows(system: Sys
     assert max(each) <= CLOUD_REQUESTS / 10, each
     assert set(world.livekit.requests) == {"ListRooms"}
     assert all(calls.looked.get(call_id) for call_id in calls.calls), "each was looked at in these minutes"
-    assert all(call.checkAt and call.checkAt <= world.now + 5 * MINUTE for call in calls.calls.values())
+    assert all(call.check_at_ms and call.check_at_ms <= world.now + 5 * MINUTE for call in calls.calls.values())
 
 
 def test_ten_thousand_calls_due_at_once_are_looked_at_in_one_run(system: System) -> None:
@@ -146,12 +146,12 @@ def test_what_is_large_is_neither_read_nor_brought_back_by_a_write(system: Syste
     """Context, metadata, events, attempts: they decide nothing here."""
     world = Clocked(system)
     text = json.dumps("x" * 30_000)
-    large = {"dynamicVariables": text, "metadata": text}
+    large = {"dynamic_variables": text, "metadata": text}
     large["events"] = tuple(event("agent.note", world.now, data=text) for _ in range(2))  # type: ignore[assignment]
-    world.place_answered(checkAt=world.now, **large)
-    gone = world.place_answered(checkAt=world.now, **large)
-    del world.livekit.rooms[world.call(gone).roomName]
-    world.place(checkAt=world.now, **large)
+    world.place_answered(check_at_ms=world.now, **large)
+    gone = world.place_answered(check_at_ms=world.now, **large)
+    del world.livekit.rooms[world.call(gone).room_name]
+    world.place(check_at_ms=world.now, **large)
     row = delivery_with_attempts(world, system, "7" * 24, 100)
     assert len(json.dumps(row)) > 100_000
     asked: list[str | None] = []
@@ -199,8 +199,8 @@ def test_calls_that_livekit_cannot_tell_about_do_not_hold_up_the_others(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = Clocked(system)
-    bad = [world.place_answered(checkAt=world.now) for _ in range(52)]
-    names = {world.call(call_id).roomName for call_id in bad[:1]}
+    bad = [world.place_answered(check_at_ms=world.now) for _ in range(52)]
+    names = {world.call(call_id).room_name for call_id in bad[:1]}
     rooms_present = type(world.livekit).rooms_present
 
     async def refuses_one(livekit: object, asked: list[str]) -> dict[str, Presence]:
@@ -209,8 +209,8 @@ def test_calls_that_livekit_cannot_tell_about_do_not_hold_up_the_others(
         return await rooms_present(world.livekit, asked)
 
     monkeypatch.setattr(type(world.livekit), "rooms_present", refuses_one)
-    queued = world.place(checkAt=world.now)
-    expired = world.place(queueDeadline=world.now, checkAt=world.now)
+    queued = world.place(check_at_ms=world.now)
+    expired = world.place(queue_deadline_ms=world.now, check_at_ms=world.now)
     world.dial_queue.sent.clear()
     done = world.reconcile()
     assert (done["sent_again"], done["ended"]) == (1, 1)
@@ -233,13 +233,13 @@ def test_a_run_has_the_shards_that_it_is_given_and_others_have_the_rest(system: 
 def test_the_function_looks_at_the_shards_of_its_event_with_their_share_of_the_requests(
     system: System, monkeypatch: pytest.MonkeyPatch, event: dict[str, Any]
 ) -> None:
-    seen: list[Reconciling] = []
+    seen: list[Reconciler] = []
 
-    async def note(parts: Reconciling) -> dict[str, int]:
-        seen.append(parts)
+    async def note(reconciler: Reconciler) -> dict[str, int]:
+        seen.append(reconciler)
         return {}
 
-    monkeypatch.setattr(system.modules["reconcile_calls"], "reconcile", note)
+    monkeypatch.setattr(Reconciler, "run", note)
     system.handlers["reconcile_calls"](event, Context(55))
     shards = event.get("shards", range(16))
     assert list(seen[0].shards) == list(shards)
@@ -255,21 +255,21 @@ def test_what_no_time_is_left_for_does_not_begin(
     """Of 55 s: a portion needs 15, a request to LiveKit the 5 that it may take, and 5 to write what it found."""
     seen: list[tuple[bool, list[bool]]] = []
 
-    async def note(parts: Reconciling) -> dict[str, int]:
-        seen.append((parts.time_left(), [parts.answers_in_time(number) for number in (1, 2, 3)]))
+    async def note(reconciler: Reconciler) -> dict[str, int]:
+        seen.append((reconciler.time_left(), [reconciler.answers_in_time(number) for number in (1, 2, 3)]))
         return {}
 
-    monkeypatch.setattr(system.modules["reconcile_calls"], "reconcile", note)
+    monkeypatch.setattr(Reconciler, "run", note)
     system.handlers["reconcile_calls"]({}, Context(seconds))
     assert seen == [(another, [number <= requests for number in (1, 2, 3)])]
 
 
 def test_a_portion_whose_time_is_over_puts_off_what_needs_livekit_and_does_the_rest(system: System) -> None:
     world = Clocked(system)
-    dialing = world.place_dialing(leaseUntil=world.now - 1, checkAt=world.now)
-    too_long = world.place_answered(checkAt=world.now, answeredAt=world.now - 31 * MINUTE)
-    alive = world.place_answered(checkAt=world.now)
-    queued = world.place(checkAt=world.now)
+    dialing = world.place_dialing(lease_until_ms=world.now - 1, check_at_ms=world.now)
+    too_long = world.place_answered(check_at_ms=world.now, answered_at_ms=world.now - 31 * MINUTE)
+    alive = world.place_answered(check_at_ms=world.now)
+    queued = world.place(check_at_ms=world.now)
     world.dial_queue.sent.clear()
     assert world.reconcile(answers_in_time=lambda requests: False) == {"postponed": 3, "sent_again": 1}
     assert world.livekit.requests == {}
@@ -278,14 +278,17 @@ def test_a_portion_whose_time_is_over_puts_off_what_needs_livekit_and_does_the_r
     # Time for two requests one after the other, where hanging up needs three.
     world.now += MINUTE
     assert world.reconcile(answers_in_time=lambda requests: requests < 3) == {
-        "noted": 1, "alive": 1, "postponed": 1, "sent_again": 1
-    }  # fmt: skip
+        "noted": 1,
+        "alive": 1,
+        "postponed": 1,
+        "sent_again": 1,
+    }
 
 
 def test_when_the_requests_are_spent_the_others_come_next(system: System) -> None:
     world = Clocked(system)
     for _ in range(12):
-        world.place_dialing(leaseUntil=world.now - 1, checkAt=world.now)
+        world.place_dialing(lease_until_ms=world.now - 1, check_at_ms=world.now)
     assert world.reconcile(requests_left=5) == {"noted": 5, "postponed": 7}
     assert world.livekit.requests == {"ListParticipants": 5}
     for _ in range(8):
@@ -338,7 +341,7 @@ def test_a_call_that_cannot_be_read_is_put_off_and_holds_up_no_other(
     system: System, what: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     world = Clocked(system)
-    broken, whole = world.place(checkAt=world.now), world.place(checkAt=world.now)
+    broken, whole = world.place(check_at_ms=world.now), world.place(check_at_ms=world.now)
     world.dial_queue.sent.clear()
     break_item(system, broken, "CALL", BROKEN[what])
     assert world.reconcile() == {"sent_again": 1}
@@ -399,7 +402,7 @@ def test_many_unreadable_items_at_the_head_of_a_shard_leave_the_rest_its_turn(sy
         call_id = f"0{n:023x}"
         world.deliveries.create(call_id, "demo", 1, world.now, world.now - 1000)
         break_item(system, call_id, sort_key(1), BROKEN_ROWS["no state"])
-    call_id = world.place(checkAt=world.now)
+    call_id = world.place(check_at_ms=world.now)
     world.dial_queue.sent.clear()
     # A run that has time for few of them, again and again.
     for _ in range(3):
@@ -411,12 +414,12 @@ def test_a_store_that_fails_for_one_call_does_not_hold_up_the_others(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = Clocked(system)
-    calls = [world.place(checkAt=world.now) for _ in range(3)]
+    calls = [world.place(check_at_ms=world.now) for _ in range(3)]
     world.dial_queue.sent.clear()
     postpone = CallStore.postpone
 
     def fails(store: CallStore, seen: Call, check_at: int) -> Write:
-        if seen.callId == calls[1]:
+        if seen.call_id == calls[1]:
             raise ValueError("broken")
         return postpone(store, seen, check_at)
 
@@ -431,7 +434,7 @@ def test_when_even_putting_off_fails_the_others_go_on(
     system: System, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     world = Clocked(system)
-    broken, whole = world.place(checkAt=world.now), world.place_answered(checkAt=world.now)
+    broken, whole = world.place(check_at_ms=world.now), world.place_answered(check_at_ms=world.now)
     break_item(system, broken, "CALL", BROKEN["no job" if method == "put_off" else "a text for a number"])
 
     def fails(*given: Any, **named: Any) -> Write:
@@ -439,14 +442,14 @@ def test_when_even_putting_off_fails_the_others_go_on(
 
     monkeypatch.setattr(CallStore, method, fails)
     assert world.reconcile() == {"alive": 1}
-    assert world.call(whole).checkAt == world.now + 5 * MINUTE
+    assert world.call(whole).check_at_ms == world.now + 5 * MINUTE
 
 
 def test_a_shard_that_cannot_be_read_stops_no_other(
     system: System, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = Clocked(system)
-    calls = [world.place_answered(checkAt=world.now) for _ in range(4)]
+    calls = [world.place_answered(check_at_ms=world.now) for _ in range(4)]
     due = CallStore.due
 
     def fails(store: CallStore, shard: int, now: int) -> Iterator[list[tuple[str, str]]]:
@@ -480,8 +483,8 @@ def test_a_switch_that_cannot_be_read_expires_no_call_and_stops_nothing_else(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = Clocked(system)
-    late = world.place(queueDeadline=world.now, checkAt=world.now)
-    world.place_answered(checkAt=world.now)
+    late = world.place(queue_deadline_ms=world.now, check_at_ms=world.now)
+    world.place_answered(check_at_ms=world.now)
     world.deliveries.create("5" * 24, "demo", 1, world.now, world.now)
 
     def fails() -> bool:
@@ -497,11 +500,11 @@ def test_a_switch_that_cannot_be_read_expires_no_call_and_stops_nothing_else(
 
 def test_what_is_alive_is_told_from_what_is_not_by_one_request(system: System) -> None:
     world = Clocked(system)
-    together, alone, gone = (world.place_answered(checkAt=world.now) for _ in range(3))
-    world.livekit.rooms[world.call(alone).roomName] = RoomView("active", False)
-    del world.livekit.rooms[world.call(gone).roomName]
+    together, alone, gone = (world.place_answered(check_at_ms=world.now) for _ in range(3))
+    world.livekit.rooms[world.call(alone).room_name] = RoomView("active", False)
+    del world.livekit.rooms[world.call(gone).room_name]
     world.reconcile()
     assert world.livekit.requests == {"ListRooms": 1, "ListParticipants": 1}
-    assert world.call(together).checkAt == world.now + 5 * MINUTE
-    assert world.call(alone).agentMissingSince == world.now
-    assert world.call(gone).missingSince == world.now
+    assert world.call(together).check_at_ms == world.now + 5 * MINUTE
+    assert world.call(alone).agent_missing_since_ms == world.now
+    assert world.call(gone).phone_missing_since_ms == world.now

@@ -58,8 +58,11 @@ def test_what_the_agent_reports_reaches_the_callback_signed_in_its_place_with_th
     assert not [entry for entry in standin_log(system) if entry["kind"] == "report_failed"]
     kinds = system.events(call_id)
     assert [kind for kind in kinds if kind.startswith("call.")] == [
-        "call.queued", "call.dialing", "call.answered", "call.ended",
-    ]  # fmt: skip
+        "call.queued",
+        "call.dialing",
+        "call.answered",
+        "call.ended",
+    ]
     assert reports(system, call_id) == ["agent.ringing", "agent.transcript", "agent.summary"]
     assert kinds.index("agent.ringing") > kinds.index("call.dialing")
 
@@ -480,8 +483,10 @@ def test_reports_after_the_end_leave_the_end_as_it_was(system: System) -> None:
     assert report(system, call_id, body_of("agent.summary", text="late"))["statusCode"] == 200
     after = system.item(call_id)
     assert (after["status"], after["endedAt"], after["expiresAt"]) == (
-        before["status"], before["endedAt"], before["expiresAt"],
-    )  # fmt: skip
+        before["status"],
+        before["endedAt"],
+        before["expiresAt"],
+    )
     assert system.api(cancel, call_id)["statusCode"] == 200
     assert system.events(call_id) == ["call.queued", "call.ended", "agent.summary"]
     view = system.api("GET /v1/api/call/{callId}", call_id)["json"]
@@ -530,7 +535,7 @@ def test_a_secret_that_was_rotated_is_seen(system: System) -> None:
     assert report(system, call_id, body)["statusCode"] == 200
     new = secrets.token_hex(32)
     cache = system.modules["calls_api"].livekit_secret
-    cache._secret = dataclasses.replace(cache.get(), apiSecret=new)
+    cache._secret = dataclasses.replace(cache.get(), api_secret=new)
     room = room_of(system, call_id)
     assert system.report(call_id, body, signed(body, room, LIVEKIT_KEY, LIVEKIT_SECRET))["statusCode"] == 401
     assert system.report(call_id, body, signed(body, room, LIVEKIT_KEY, new))["statusCode"] == 200

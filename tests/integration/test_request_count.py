@@ -31,7 +31,7 @@ def test_a_warm_call_is_a_message_and_then_a_record_and_nothing_else(system: Sys
 
 @pytest.mark.parametrize(("limit", "calls"), [(60, 6), (200, 20)])
 def test_a_tenth_of_the_rate_is_accepted_without_asking_again(system: System, limit: int, calls: int) -> None:
-    system.workspaces.put(demo_workspace(callsPerMinute=limit))
+    system.workspaces.put(demo_workspace(calls_per_minute=limit))
     system.post(EXAMPLE)
     with system.sent_by_accepting() as warm:
         for _ in range(calls - 1):
@@ -65,7 +65,7 @@ def test_a_refused_request_costs_nothing(system: System) -> None:
 
 
 def test_over_the_rate_nothing_is_written_and_soon_nothing_is_asked(system: System, clock: Clock) -> None:
-    system.workspaces.put(demo_workspace(callsPerMinute=2))
+    system.workspaces.put(demo_workspace(calls_per_minute=2))
     for _ in range(2):
         assert system.post(EXAMPLE)["statusCode"] == 200
     clock.now += 17_400
@@ -87,7 +87,7 @@ def test_over_the_rate_nothing_is_written_and_soon_nothing_is_asked(system: Syst
 
 
 def test_only_calls_that_are_accepted_count_towards_the_rate(system: System) -> None:
-    system.workspaces.put(demo_workspace(callsPerMinute=2, agents=frozenset({EXAMPLE["call_agent_id"]})))
+    system.workspaces.put(demo_workspace(calls_per_minute=2, agents=frozenset({EXAMPLE["call_agent_id"]})))
     key = {"idempotency-key": "order-1"}
     assert system.post(EXAMPLE, key)["statusCode"] == 200
     refused: list[tuple[Any, dict[str, str], int]] = [
@@ -109,10 +109,10 @@ def test_only_calls_that_are_accepted_count_towards_the_rate(system: System) -> 
 
 
 def test_a_repeat_that_lost_against_the_first_gives_its_permit_back(system: System) -> None:
-    system.workspaces.put(demo_workspace(callsPerMinute=2))
+    system.workspaces.put(demo_workspace(calls_per_minute=2))
     key = {"idempotency-key": "order-1"}
     first: list[dict[str, Any]] = []
-    client = system.modules["initiate_call"].parts.dial_queue._client
+    client = system.modules["initiate_call"].acceptor.dial_queue._client
 
     def post_first(**_: Any) -> None:
         if not first:
@@ -131,7 +131,7 @@ def test_a_repeat_that_lost_against_the_first_gives_its_permit_back(system: Syst
 
 
 def test_a_rate_that_cannot_be_told_is_a_503_and_nothing_is_sent(system: System) -> None:
-    client = system.modules["initiate_call"].parts.workspaces._store._table.client
+    client = system.modules["initiate_call"].acceptor.workspaces._store._table.client
     system.post(EXAMPLE | {"to": "1"})  # The workspace is known from here on.
 
     def lose(**_: Any) -> None:

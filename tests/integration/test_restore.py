@@ -69,7 +69,7 @@ def leased(system: System) -> str:
     """A worker had it, and had not dialled."""
     call_id = system.place("+15550000000")
     now = int(time.time() * 1000)
-    change(system, call_id, leaseId="lost", leaseUntil=now + SOON, attempts=1, checkAt=now + SOON)
+    change(system, call_id, lease_id="lost", lease_until_ms=now + SOON, attempts=1, check_at_ms=now + SOON)
     system.limits.take_slot("demo", call_id, 10)
     return call_id
 
@@ -78,7 +78,9 @@ def dialing(system: System) -> str:
     """A worker had it, and may have dialled; it died."""
     call_id = system.place("+15550000000")
     now = int(time.time() * 1000)
-    change(system, call_id, status="dialing", leaseId="lost", leaseUntil=now - 1, attempts=1, dialedAt=now)
+    change(
+        system, call_id, status="dialing", lease_id="lost", lease_until_ms=now - 1, attempts=1, dialed_at_ms=now
+    )
     system.limits.take_slot("demo", call_id, 10)
     return call_id
 
@@ -113,9 +115,9 @@ def test_an_open_call_ends_once_and_never_rings_again(system: System, state: Any
     system.limits.resume()
 
     def cleared() -> bool:
-        change(system, call_id, checkAt=1) if "checkAt" in system.item(call_id) else None
+        change(system, call_id, check_at_ms=1) if "checkAt" in system.item(call_id) else None
         if "leaseUntil" in system.item(call_id):
-            change(system, call_id, leaseUntil=now - 1)
+            change(system, call_id, lease_until_ms=now - 1)
         system.reconcile()
         return "dueShard" not in system.item(call_id)
 

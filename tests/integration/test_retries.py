@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from shared.call import Call
-from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
+from shared.errors import LiveKitError, LiveKitUnclearError, LiveKitUnreachableError
 from shared.livekit.client import RoomView
 from tests.clocked import DOWN, Clocked
 from tests.system import System
@@ -37,25 +37,32 @@ def doubled(waits: list[float]) -> bool:
     return all(2.5 * 2**n <= wait <= 5 * 2**n for n, wait in enumerate(waits))
 
 
-@pytest.mark.parametrize("error", [UNAVAILABLE, LiveKitUnreachable()])
+@pytest.mark.parametrize("error", [UNAVAILABLE, LiveKitUnreachableError()])
 def test_what_rang_nowhere_is_tried_five_times_with_backoff(world: Clocked, error: LiveKitError) -> None:
     world.livekit.answers = [error] * 10
     call_id = world.place()
     call, waits = dial_until_ended(world, call_id)
     assert (call.status, call.events[-1]["reason"], call.events[-1]["retryable"]) == (
-        "failed", "livekit_unavailable", True,
-    )  # fmt: skip
+        "failed",
+        "livekit_unavailable",
+        True,
+    )
     assert world.livekit.requests["CreateSIPParticipant"] == 5
     assert len(waits) == 4
     assert doubled(waits), waits
     assert [entry["type"] for entry in call.events] == [
-        "call.queued", *(["call.dialing", "call.queued"] * 4), "call.dialing", "call.ended",
-    ]  # fmt: skip
-    assert call.dueShard is None
+        "call.queued",
+        *(["call.dialing", "call.queued"] * 4),
+        "call.dialing",
+        "call.ended",
+    ]
+    assert call.due_shard is None
     assert world.limits.active_calls("demo") == frozenset()
 
 
-@pytest.mark.parametrize("error", [RATE_LIMITED, LiveKitUnclear(429), LiveKitError("failed_precondition", 412)])
+@pytest.mark.parametrize(
+    "error", [RATE_LIMITED, LiveKitUnclearError(429), LiveKitError("failed_precondition", 412)]
+)
 def test_what_may_be_a_phone_that_rang_is_tried_once(world: Clocked, error: LiveKitError) -> None:
     """A busy phone's 486 reads like a rate limit where its SIP code was lost."""
     world.livekit.answers = [error]
@@ -99,12 +106,12 @@ def test_the_backoff_has_jitter(world: Clocked) -> None:
         world.livekit.answers = [UNAVAILABLE]
         call_id = world.place()
         world.dial()
-        first.add(world.call(call_id).waitUntil - world.now)
+        first.add(world.call(call_id).wait_until_ms - world.now)
         world.dial_queue.sent.clear()
     assert len(first) > 1
 
 
-@pytest.mark.parametrize("down", [DOWN, LiveKitUnreachable(), LiveKitError("unauthenticated", 401)])
+@pytest.mark.parametrize("down", [DOWN, LiveKitUnreachableError(), LiveKitError("unauthenticated", 401)])
 def test_a_livekit_that_fails_before_the_dial_is_tried_again_and_nothing_is_fenced(
     world: Clocked, down: LiveKitError
 ) -> None:
@@ -123,8 +130,10 @@ def test_a_carriers_own_failure_ends_the_call(world: Clocked, code: int) -> None
     world.livekit.answers = [LiveKitError("unavailable", 503, code)]
     call, waits = dial_until_ended(world, world.place())
     assert (call.status, call.events[-1]["reason"], call.events[-1]["sipStatusCode"]) == (
-        "failed", "carrier_error", code,
-    )  # fmt: skip
+        "failed",
+        "carrier_error",
+        code,
+    )
     assert waits == []
     assert world.livekit.requests["CreateSIPParticipant"] == 1
 
@@ -132,7 +141,7 @@ def test_a_carriers_own_failure_ends_the_call(world: Clocked, code: int) -> None
 def test_a_refusal_with_a_phone_in_the_room_is_not_taken_at_its_word(world: Clocked) -> None:
     """The participant joins before the INVITE: where it is, something may ring."""
     call_id = world.place()
-    room = world.call(call_id).roomName
+    room = world.call(call_id).room_name
 
     async def joins_and_refuses(**request: object) -> None:
         world.livekit.requests["CreateSIPParticipant"] = 1
@@ -149,7 +158,7 @@ def test_a_refusal_that_cannot_be_checked_is_left_to_the_reconciler(world: Clock
     call_id = world.place()
 
     async def refuses(**request: object) -> None:
-        world.livekit.down = LiveKitUnclear(502)
+        world.livekit.down = LiveKitUnclearError(502)
         raise UNAVAILABLE
 
     world.livekit.dial = refuses  # type: ignore[method-assign]

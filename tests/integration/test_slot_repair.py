@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from reconcile_calls.reconcile import repair_slots
+from reconcile_calls.reconcile import Reconciler
+from shared.clock import now_ms
 from tests.interleaving import change_durations
 from tests.system import Context, System, demo_workspace
 
@@ -53,23 +54,26 @@ def test_one_range_of_the_index_repairs_the_slots_of_all(system: System, monkeyp
 def test_every_workspace_is_looked_at_however_many_there_are(system: System) -> None:
     """More calls than DynamoDB reads at once, in more items than one page of a scan."""
     for number in range(3):
-        system.workspaces.put(dataclasses.replace(demo_workspace(), workspaceId=f"tenant-{number}"))
+        system.workspaces.put(dataclasses.replace(demo_workspace(), workspace_id=f"tenant-{number}"))
         for call in range(120):
             system.limits.take_slot(f"tenant-{number}", f"{number}{call:023x}", 1000)
     live = system.place("+15550000012")
     system.dial()
-    parts = _parts(system)
-    repair_slots(parts)
+    reconciler(system).repair_slots()
     assert [system.limits.active_calls(f"tenant-{number}") for number in range(3)] == [frozenset()] * 3
     assert system.limits.active_calls("demo") == {live}
 
 
-def _parts(system: System) -> Any:
-    module = system.modules["reconcile_calls"]
-
-    @dataclasses.dataclass
-    class Parts:
-        calls: Any = module.calls
-        limits: Any = module.limits
-
-    return Parts()
+def reconciler(system: System) -> Reconciler:
+    module, unused = system.modules["reconcile_calls"], cast(Any, None)
+    return Reconciler(
+        calls=module.calls,
+        limits=module.limits,
+        deliveries=unused,
+        dial_queue=unused,
+        webhook_queue=unused,
+        livekit=unused,
+        durations=system.durations,
+        clock=now_ms,
+        time_left=lambda: True,
+    )

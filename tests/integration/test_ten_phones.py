@@ -11,7 +11,7 @@ import pytest
 
 from shared.call import Call
 from shared.call_store import CallStore
-from shared.errors import StoreUnclear
+from shared.errors import StoreUnclearError
 from shared.livekit.client import LiveKit
 from tests.interleaving import other_worker
 from tests.system import DEADLINE_SECONDS, TIME_SCALE, System
@@ -81,7 +81,7 @@ def test_those_that_fail_are_reported_and_no_other(system: System, monkeypatch: 
 
     def unclear(store: CallStore, call_id: str, *given: Any) -> Any:
         if call_id == calls[1]:
-            raise StoreUnclear("ReadTimeoutError")
+            raise StoreUnclearError("ReadTimeoutError")
         return take_lease(store, call_id, *given)
 
     async def breaks(livekit: LiveKit, name: str, *given: Any) -> str:
@@ -105,7 +105,7 @@ def test_a_failed_one_is_dialled_when_it_comes_back(system: System, monkeypatch:
     call_id = system.place()
     [record] = system.receive("DialQueue")
     get = CallStore.get
-    failures = [StoreUnclear("one"), StoreUnclear("two")]
+    failures = [StoreUnclearError("one"), StoreUnclearError("two")]
 
     def fails(store: CallStore, wanted: str) -> Call | None:
         if failures:

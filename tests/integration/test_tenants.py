@@ -18,7 +18,7 @@ OTHER = {"x-workspace-id": "other", "x-api-key": OTHER_KEY}
 def two_tenants(system: System) -> System:
     system.workspaces.put(
         demo_workspace(
-            workspaceId="other", apiKeyHashes=frozenset({hashlib.sha256(OTHER_KEY.encode()).hexdigest()})
+            workspace_id="other", api_key_hashes=frozenset({hashlib.sha256(OTHER_KEY.encode()).hexdigest()})
         )
     )
     return system
@@ -130,7 +130,7 @@ def test_a_disabled_workspace_is_shut_out_of_every_route(two_tenants: System) ->
 
 def test_a_call_of_one_workspace_takes_no_slot_of_another(two_tenants: System) -> None:
     system = two_tenants
-    system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
+    system.workspaces.put(demo_workspace(max_concurrent_calls=1))
     system.limits.take_slot("other", "another-call", 1)
     call_id = system.place("+15550000001")
     system.run_until(lambda: system.ended(call_id))

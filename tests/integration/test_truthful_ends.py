@@ -44,7 +44,7 @@ def test_an_end_that_no_event_told_of_claims_no_duration(system: System, monkeyp
     system.dial()
 
     def noticed() -> bool:
-        change(system, call_id, checkAt=1)
+        change(system, call_id, check_at_ms=1)
         system.reconcile()
         return system.ended(call_id)
 
@@ -59,7 +59,7 @@ def test_an_end_that_no_event_told_of_claims_no_duration(system: System, monkeyp
 def test_a_call_hung_up_at_its_longest_was_on_until_then(system: System) -> None:
     call_id = system.place(TALKS_ON, max_duration_seconds=30)
     system.dial()
-    change(system, call_id, answeredAt=system.item(call_id)["answeredAt"] - 1501, checkAt=1)
+    change(system, call_id, answered_at_ms=system.item(call_id)["answeredAt"] - 1501, check_at_ms=1)
     system.reconcile()
     seen = view(system, call_id)
     assert (seen["status"], seen["endReason"]) == ("completed", "max_duration")

@@ -163,9 +163,15 @@ def test_no_shape_of_an_errors_body_is_believed_or_breaks_the_worker(body: str, 
             async with connect(lambda: secret, 10) as livekit:
                 with pytest.raises(LiveKitError) as caught:
                     await livekit.dial(
-                        room="r", identity="call-x", trunk_id="ST_1", to=NUMBER, from_number=None, ring=1,
-                        longest=60, timeout=10,
-                    )  # fmt: skip
+                        room="r",
+                        identity="call-x",
+                        trunk_id="ST_1",
+                        to=NUMBER,
+                        from_number=None,
+                        ring=1,
+                        longest=60,
+                        timeout=10,
+                    )
             return caught.value
         finally:
             await runner.cleanup()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.call_store import CallStore
-from shared.errors import LiveKitUnclear
+from shared.errors import LiveKitUnclearError
 from shared.limits import LimitStore
 from shared.livekit.client import LiveKit
 from tests.interleaving import change, change_durations, once, other_worker, requests
@@ -100,13 +100,13 @@ def test_what_the_worker_cannot_find_out_in_its_time_the_reconciler_does(
 
     async def down(livekit: LiveKit, room: str, identity: str) -> Any:
         context.remaining(system.durations.fence_margin)
-        raise LiveKitUnclear(502)
+        raise LiveKitUnclearError(502)
 
     monkeypatch.setattr(LiveKit, "dial", last_thing)
     assert other_worker(system, [record], context) == {"batchItemFailures": []}
     assert system.item(call_id)["status"] == "dialing"
     monkeypatch.setattr(LiveKit, "view_room", view_room)
-    change(system, call_id, leaseUntil=1, checkAt=1)
+    change(system, call_id, lease_until_ms=1, check_at_ms=1)
     system.reconcile()
     assert system.item(call_id)["status"] == "in_progress"
     asked_once(system)
@@ -146,12 +146,12 @@ def test_a_worker_that_wakes_up_after_its_lease_writes_and_deletes_nothing(
     seen: list[Any] = []
 
     def stand_still() -> None:
-        change(system, call_id, leaseUntil=1)
+        change(system, call_id, lease_until_ms=1)
         monkeypatch.setattr(module, "now_ms", now_ms)
         if system.item(call_id)["status"] == "queued":
             other_worker(system, [record])
         elif system.item(call_id)["status"] == "dialing":
-            change(system, call_id, checkAt=1)
+            change(system, call_id, check_at_ms=1)
             system.reconcile()
         assert system.item(call_id)["status"] == "in_progress"
         seen.extend([system.item(call_id), requests(system).get("DeleteRoom", 0)])
@@ -180,7 +180,7 @@ def test_a_worker_that_wakes_up_leaves_a_canceled_call_to_the_one_who_holds_it(
 
     def stand_still() -> None:
         monkeypatch.setattr(module, "now_ms", now_ms)
-        change(system, call_id, leaseId="another", leaseUntil=now_ms() + 60_000)
+        change(system, call_id, lease_id="another", lease_until_ms=now_ms() + 60_000)
         assert system.api("POST /v1/api/call/{callId}/cancel", call_id)["statusCode"] == 200
         stopped_for[0] = 10 * 60 * 1000
 

@@ -26,8 +26,8 @@ def test_the_reconciler_expires_calls_and_brings_webhooks_back(unreadable: Syste
     system = unreadable
     late, talking = system.place(), system.place()
     system.sqs.purge_queue(QueueUrl=system.queue_urls["DialQueue"])
-    change(system, late, queueDeadline=1, checkAt=1)
-    change(system, talking, status="in_progress", answeredAt=2**42, dialedAt=1, attempts=1, checkAt=1)
+    change(system, late, queue_deadline_ms=1, check_at_ms=1)
+    change(system, talking, status="in_progress", answered_at_ms=2**42, dialed_at_ms=1, attempts=1, check_at_ms=1)
     system.pump_stream()
     system.sqs.purge_queue(QueueUrl=system.queue_urls["WebhookQueue"])
     row = system.modules["calls_api"].deliveries.of_call(late)[0]
@@ -59,7 +59,7 @@ def test_a_cancel_is_accepted_and_the_reconciler_hangs_up_when_it_can(system: Sy
     assert system.api("POST /v1/api/call/{callId}/cancel", call_id)["statusCode"] == 200
     assert system.item(call_id)["hangup"]["reason"] == "canceled_by_api"
     mend(system)
-    change(system, call_id, checkAt=1)
+    change(system, call_id, check_at_ms=1)
 
     def hung_up() -> bool:
         system.reconcile()

@@ -29,18 +29,18 @@ def test_the_switch_stops_a_call_whose_agent_has_come(system: System, monkeypatc
 def test_paused_time_does_not_count_against_the_queues(system: System) -> None:
     system.limits.pause(1)
     call_id = system.place()
-    change(system, call_id, queueDeadline=1)
+    change(system, call_id, queue_deadline_ms=1)
     system.dial()
     assert system.item(call_id)["status"] == "queued"
     assert system.item(call_id)["queueDeadline"] > 1
     system.limits.resume()
-    change(system, call_id, queueDeadline=1)
+    change(system, call_id, queue_deadline_ms=1)
     system.run_until(lambda: system.ended(call_id))
     assert system.item(call_id)["status"] == "expired"
     assert system.calls_placed() == []
 
 
-@pytest.mark.parametrize("changed", [{"disabled": True}, {"allowedCallingCodes": frozenset({"+44"})}])
+@pytest.mark.parametrize("changed", [{"disabled": True}, {"allowed_calling_codes": frozenset({"+44"})}])
 def test_a_call_that_its_workspace_may_not_place_any_more_is_not_dialled(
     system: System, changed: dict[str, Any]
 ) -> None:
@@ -58,7 +58,7 @@ def test_a_call_that_its_workspace_may_not_place_any_more_is_not_dialled(
 
 
 def test_a_newcomer_does_not_overtake_a_call_that_waits(system: System) -> None:
-    system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
+    system.workspaces.put(demo_workspace(max_concurrent_calls=1))
     system.limits.take_slot("demo", "another-call", 1)
     first = system.place("+15550000000")
     system.dial()
@@ -77,7 +77,7 @@ def test_a_newcomer_does_not_overtake_a_call_that_waits(system: System) -> None:
 
 def test_a_duplicate_message_starts_no_second_chain(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """It read the call before the other one took the lease, found no slot and gave the lease back."""
-    system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
+    system.workspaces.put(demo_workspace(max_concurrent_calls=1))
     system.limits.take_slot("demo", "another-call", 1)
     call_id = system.place()
     [record] = system.receive("DialQueue")
@@ -90,7 +90,7 @@ def test_a_duplicate_message_starts_no_second_chain(system: System, monkeypatch:
 
 def test_a_waiting_call_burns_no_receives(system: System) -> None:
     """Each round is a message of its own, received for the first time: none comes near the dead-letter queue."""
-    system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
+    system.workspaces.put(demo_workspace(max_concurrent_calls=1))
     system.limits.take_slot("demo", "another-call", 1)
     call_id = system.place()
     deadline = system.item(call_id)["queueDeadline"]
@@ -116,7 +116,7 @@ def test_a_waiting_call_burns_no_receives(system: System) -> None:
 def test_a_call_that_never_gets_a_slot_expires_at_its_deadline(system: System) -> None:
     world = Clocked(system)
     world.durations = dataclasses.replace(world.durations, queue_ttl=90)
-    system.workspaces.put(demo_workspace(maxConcurrentCalls=1))
+    system.workspaces.put(demo_workspace(max_concurrent_calls=1))
     system.limits.take_slot("demo", "another-call", 1)
     call_id = world.place()
     rounds = 0
@@ -126,19 +126,19 @@ def test_a_call_that_never_gets_a_slot_expires_at_its_deadline(system: System) -
         world.now = min((at for at, _ in world.dial_queue.sent), default=world.now)
     call = world.call(call_id)
     assert (call.status, call.events[-1]["reason"], call.events[-1]["retryable"]) == ("expired", "expired", True)
-    assert call.endedAt is not None
-    assert 0 <= call.endedAt - call.queueDeadline <= world.durations.slot_wait * 1000
-    assert call.queueDeadline == START + 90_000
+    assert call.ended_at_ms is not None
+    assert 0 <= call.ended_at_ms - call.queue_deadline_ms <= world.durations.slot_wait * 1000
+    assert call.queue_deadline_ms == START + 90_000
     assert rounds > 90 / world.durations.slot_wait, "and it asked often enough"
     assert not world.livekit.requests
-    assert (call.dueShard, world.dial_queue.sent) == (None, [])
+    assert (call.due_shard, world.dial_queue.sent) == (None, [])
 
 
 def test_a_trunk_is_given_its_invites_a_gap_apart(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten calls of two workspaces on one trunk, one call a second (at 1/20 of the time: 50 ms)."""
     gap = 50
     for name in ("demo", "other"):
-        system.workspaces.put(demo_workspace(workspaceId=name, callsPerSecond=1))
+        system.workspaces.put(demo_workspace(workspace_id=name, calls_per_second=1))
     reserved: list[int] = []
     reserve_trunk = LimitStore.reserve_trunk
 
@@ -170,14 +170,16 @@ def test_a_moment_that_a_call_cannot_use_is_left_to_others(
     call_id = world.place()
     taken = world.now + 100_000
     once(
-        monkeypatch, RoomsInMemory, "create_room",
+        monkeypatch,
+        RoomsInMemory,
+        "create_room",
         after=lambda: world.limits.reserve_trunk("ST_demo", 100_000, world.now, taken),
-    )  # fmt: skip
+    )
     world.dial()
     assert world.call(call_id).status == "queued"
     assert world.limits.next_free("ST_demo") == taken
     assert world.livekit.rooms == {}, "its agent does not wait with it"
-    assert world.call(call_id).waitUntil == taken
+    assert world.call(call_id).wait_until_ms == taken
     world.now = taken
     world.dial()
     assert world.call(call_id).status == "in_progress"

@@ -36,13 +36,13 @@ DEADLINE_SECONDS = 120.0
 SECRET, NEW_SECRET, OTHER_SECRET = (f"whsec_{letter * 43}=" for letter in ("a", "b", "c"))
 CALL_ID = "f9e8d7c6b5a4f3e2d1c0b9a8"
 CALL = Call(
-    callId=CALL_ID,
-    workspaceId="demo",
-    callAgentId="a1b2c3d4e5f6a7b8c9d0e1f2",
+    call_id=CALL_ID,
+    workspace_id="demo",
+    call_agent_id="a1b2c3d4e5f6a7b8c9d0e1f2",
     to="+1234567890",
-    roomName="a1b2c3d4e5f6a7b8c9d0e1f2-x7k2m9p4q1",
-    jobId="059f36b4-87a3-44ab-83d2-661975830a7d",
-    createdAt=iso(START),
+    room_name="a1b2c3d4e5f6a7b8c9d0e1f2-x7k2m9p4q1",
+    job_id="059f36b4-87a3-44ab-83d2-661975830a7d",
+    created_at=iso(START),
     status="completed",
     events=(
         event("call.queued", START),
@@ -51,9 +51,9 @@ CALL = Call(
         event("agent.note", START + 30_115, data='{"mood": "good"}'),
         event("call.ended", START + 71_342, status="completed", reason="hangup", retryable=False),
     ),
-    ringTimeoutSeconds=40,
-    maxDurationSeconds=1800,
-    queueDeadline=START,
+    ring_timeout_seconds=40,
+    max_duration_seconds=1800,
+    queue_deadline_ms=START,
     metadata='{"orderId": "o-1"}',
 )
 
@@ -164,9 +164,9 @@ def statuses_of(world: World, keys: list[int]) -> list[int | None]:
 
     async def once() -> list[int | None]:
         records = [{"messageId": str(n), "body": json.dumps({"callId": CALL_ID, "sequence": n})} for n in keys]
-        parts = world.delivering()
-        assert await deliver_batch(parts, records) == {"batchItemFailures": []}
-        await parts.client.aclose()
+        deliverer = world.deliverer()
+        assert await deliver_batch(deliverer, records) == {"batchItemFailures": []}
+        await deliverer.client.aclose()
         return [world.table.rows[CALL_ID, n].attempts[-1].get("status") for n in keys]
 
     return run(once())
@@ -182,7 +182,7 @@ def world_with(call: Call, *secrets: str) -> World:
     world.clock.now = now_ms()
     world.table.calls[CALL_ID] = call
     workspace = world.workspaces.by_id["demo"]
-    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhookSecrets=secrets)
+    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhook_secrets=secrets)
     for sequence in range(1, len(call.events) + 1):
         MemoryDeliveries(world.table).create(CALL_ID, "demo", sequence, world.clock(), world.clock())
     return world
@@ -198,7 +198,7 @@ def test_the_pages_program_verifies_what_deliver_sends_and_nothing_else(
     # Other scripts, emoji, big numbers: what is signed is bytes.
     metadata = '{"who": "Zoë 📞 ", "big": 12345678901234567890123, "one": 1.0, "esc": "\\u00e9"}'
     with program(language, SECRET, folder) as receiver:
-        call = dataclasses.replace(CALL, callbackUrl=receiver.url, metadata=metadata)
+        call = dataclasses.replace(CALL, callback_url=receiver.url, metadata=metadata)
         assert statuses_of(world_with(call, SECRET), everything) == [204] * 5
         # During a rotation, in either order; the receiver still knows the old one only.
         assert statuses_of(world_with(call, NEW_SECRET, SECRET), everything) == [204] * 5
@@ -207,7 +207,7 @@ def test_the_pages_program_verifies_what_deliver_sends_and_nothing_else(
         assert statuses_of(world_with(call, OTHER_SECRET), [1]) == [400]
         old = world_with(call, SECRET)
         old.clock.now -= 600_000
-        old.table.rows[CALL_ID, 1] = dataclasses.replace(old.table.rows[CALL_ID, 1], nextAttemptAt=0)
+        old.table.rows[CALL_ID, 1] = dataclasses.replace(old.table.rows[CALL_ID, 1], next_attempt_at_ms=0)
         assert statuses_of(old, [1]) == [400]
         said = receiver.end()
     # Each event once, though it came three times.
@@ -218,7 +218,7 @@ def test_the_pages_program_verifies_what_deliver_sends_and_nothing_else(
 
 def test_the_new_secret_verifies_during_a_rotation(tmp_path: Path) -> None:
     with program("python", NEW_SECRET, tmp_path) as receiver:
-        call = dataclasses.replace(CALL, callbackUrl=receiver.url)
+        call = dataclasses.replace(CALL, callback_url=receiver.url)
         assert statuses_of(world_with(call, NEW_SECRET, SECRET), [1]) == [204]
 
 

@@ -68,7 +68,7 @@ def test_it_shows_where_a_webhook_went_and_what_came_back(admin: Any, system: Sy
     assert told["tls"]["version"].startswith("TLSv1.")
     assert told["tls"]["names"] == ["good.example.com"]
     assert ["Content-Length", "2"] in told["answerHeaders"]
-    [secret] = (system.workspaces.get("demo") or pytest.fail("no workspace")).webhookSecrets
+    [secret] = (system.workspaces.get("demo") or pytest.fail("no workspace")).webhook_secrets
     event = Webhook(secret).verify(told["sentBody"], told["sentHeaders"])
     assert (event["type"], event["sequence"], event["metadata"]) == ("webhook.test", 0, None)
     assert event["id"] == told["sentHeaders"]["webhook-id"] == found.posts["good"][-1]

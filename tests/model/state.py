@@ -198,11 +198,28 @@ SLOT_FREED = "no slot is left to the repair"
 ROOM_GONE = "no agent is left behind in a room"
 ALWAYS_ENDS = "once faults stop, an end, a free slot, and nothing due"
 NEEDS_NO_RESCUE = "without faults, an end without the reconciler"
-PROMISES = frozenset((
-    ONE_RING, NO_RING_AFTER_END, ONE_END, NOT_CUT_OFF, NOT_ENDED_EARLY, HANGUP_STANDS, HANGUP_OBEYED, ONE_WORKER,
-    ONE_CHAIN, AGENT_THERE, AGENT_ASKED, ONE_AGENT, HELD_BY_ITS_DIALLER, SLOT_HELD, SLOT_FREED, ROOM_GONE,
-    ALWAYS_ENDS, NEEDS_NO_RESCUE,
-))  # fmt: skip
+PROMISES = frozenset(
+    (
+        ONE_RING,
+        NO_RING_AFTER_END,
+        ONE_END,
+        NOT_CUT_OFF,
+        NOT_ENDED_EARLY,
+        HANGUP_STANDS,
+        HANGUP_OBEYED,
+        ONE_WORKER,
+        ONE_CHAIN,
+        AGENT_THERE,
+        AGENT_ASKED,
+        ONE_AGENT,
+        HELD_BY_ITS_DIALLER,
+        SLOT_HELD,
+        SLOT_FREED,
+        ROOM_GONE,
+        ALWAYS_ENDS,
+        NEEDS_NO_RESCUE,
+    )
+)
 
 
 def broken(config: Config, state: State, promise: str) -> State:

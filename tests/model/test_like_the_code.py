@@ -40,7 +40,7 @@ from tests.model.systems import NEEDED, ONE_CALL, OTHER_REASONS, SECOND_LINES
 # What each function of the protocol asks for and looks at, in the order in which it stands there.
 REQUESTS: dict[ModuleType, dict[str, str]] = {
     dial_worker.dial: {
-        "dial_call": "limits.paused _wait _end _end limits.next_free _wait calls.take_lease _dial_leased",
+        "dial": "limits.paused _wait _end _end limits.next_free _wait calls.take_lease _dial_leased",
         "_dial_leased": (
             "_lease_over _take_slot _lease_over _prepare_room _await_agent _try_again _lease_over _end _clear "
             "_reserve_trunk limits.next_free _step_back limits.paused _step_back "
@@ -110,7 +110,7 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "_delete_room": "delete_room",
     },
     livekit_events.apply_event: {
-        "settle": "calls.get _room_finished _phone_joined _agent_left _phone_left",
+        "apply": "calls.get _room_finished _phone_joined _agent_left _phone_left",
         "_phone_joined": "calls.note_joined",
         "_agent_left": "calls.note_agent_left",
         "_phone_left": "calls.note_left _answered_meanwhile calls.postpone _end",
@@ -123,9 +123,15 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
     },
 }
 LIVEKIT = {
-    "create_room", "delete_room", "list_dispatch", "delete_dispatch", "create_dispatch", "list_participants",
-    "remove_participant", "create_sip_participant",
-}  # fmt: skip
+    "create_room",
+    "delete_room",
+    "list_dispatch",
+    "delete_dispatch",
+    "create_dispatch",
+    "list_participants",
+    "remove_participant",
+    "create_sip_participant",
+}
 CHECKS = {
     "_lease_over",
     "_still_mine",
@@ -229,11 +235,11 @@ def requests_of(module: ModuleType) -> dict[str, str]:
     for function in functions:
         asked = []
         for node in ast.walk(function):
-            text = ast.unparse(node).removeprefix("parts.") if isinstance(node, ast.Attribute | ast.Name) else ""
-            # LiveKit's own methods: of the client, or one of the other.
-            text, of_livekit = re.subn(r"^self\.(_client\.\w+\.)?(?!_)", "", text)
+            text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
+            # A method's own class and what it holds; LiveKit's own methods are those of its client.
+            text, own = re.subn(r"^(self|dialler)\.(_client\.\w+\.)?", "", text)
             asks = re.fullmatch(r"(calls|limits|livekit|dial_queue)\.\w+", text)
-            if asks or (text in steps | LIVEKIT and (of_livekit or isinstance(node, ast.Name))):
+            if asks or (text in steps | LIVEKIT and (own or isinstance(node, ast.Name))):
                 asked.append((node.lineno, node.col_offset, text))  # type: ignore[attr-defined]
         found[function.name] = " ".join(name for _, _, name in sorted(asked))
     return found

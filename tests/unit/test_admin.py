@@ -157,8 +157,8 @@ def test_create_tells_a_person_the_key_the_secret_and_the_next_step(admin: Admin
     secrets = re.findall(r"whsec_[A-Za-z0-9+/=]{44}", said.out)
     assert len(keys) == len(secrets) == 1
     workspace = there(store)
-    assert workspace.apiKeyHashes == {key_hash(keys.pop())}
-    assert workspace.webhookSecrets == tuple(secrets)
+    assert workspace.api_key_hashes == {key_hash(keys.pop())}
+    assert workspace.webhook_secrets == tuple(secrets)
     assert "Name             Acme Corp\n" in said.out
     assert "curl https://YOUR_API/v1/api/call" in said.out
     assert "-H 'x-workspace-id: acme'" in said.out
@@ -178,23 +178,23 @@ def test_create_writes_what_it_was_told(admin: Admin, store: WorkspaceStore) -> 
     value = admin(line).value
     workspace = there(store)
     assert workspace == Workspace(
-        workspaceId="acme",
+        workspace_id="acme",
         name="Acme",
-        agentName="outbound",
-        sipTrunkId="ST_1",
-        fromNumbers=("+12025550100", "+12025550101"),
-        apiKeyHashes=frozenset({key_hash(value["apiKey"])}),
+        agent_name="outbound",
+        sip_trunk_id="ST_1",
+        from_numbers=("+12025550100", "+12025550101"),
+        api_key_hashes=frozenset({key_hash(value["apiKey"])}),
         agents=frozenset({"sales", "support"}),
-        allowedCallingCodes=frozenset({"+1", "+44"}),
-        allowSpecialNumbers=True,
-        maxConcurrentCalls=250,
-        callsPerMinute=60000,
-        callsPerSecond=100,
-        webhookSecrets=(value["webhookSecret"],),
-        createdAt=workspace.createdAt,
+        allowed_calling_codes=frozenset({"+1", "+44"}),
+        allow_special_numbers=True,
+        max_concurrent_calls=250,
+        calls_per_minute=60000,
+        calls_per_second=100,
+        webhook_secrets=(value["webhookSecret"],),
+        created_at=workspace.created_at,
         version=1,
     )
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", workspace.createdAt)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", workspace.created_at)
     assert len(base64.b64decode(value["webhookSecret"].removeprefix("whsec_"))) == 32
 
 
@@ -202,7 +202,7 @@ def test_a_number_of_the_trunk_is_kept_in_the_form_that_requests_are_compared_in
     admin: Admin, store: WorkspaceStore
 ) -> None:
     admin("workspace create acme --agent-name outbound --trunk ST_1 --from +4903012345678")
-    assert there(store).fromNumbers == ("+493012345678",)
+    assert there(store).from_numbers == ("+493012345678",)
     refused = admin("workspace update acme --from +11876555012")
     assert refused.code == 2
     assert "must not have a 0 or 1 after +1" in refused.err
@@ -224,8 +224,8 @@ def test_create_never_overwrites(admin: Admin, key: str, store: WorkspaceStore) 
 def test_create_without_countries_says_that_it_may_call_no_number(admin: Admin, store: WorkspaceStore) -> None:
     said = admin("workspace create acme --agent-name outbound --trunk ST_1")
     assert "may call no number until countries are named" in said.out
-    assert there(store).allowedCallingCodes == frozenset()
-    assert not there(store).allowSpecialNumbers
+    assert there(store).allowed_calling_codes == frozenset()
+    assert not there(store).allow_special_numbers
 
 
 def test_create_without_a_key_says_in_plain_words_that_it_is_open(admin: Admin, store: WorkspaceStore) -> None:
@@ -234,7 +234,7 @@ def test_create_without_a_key_says_in_plain_words_that_it_is_open(admin: Admin, 
     assert "IAM or in a private network" in said.out
     assert "rk_" not in said.out
     assert there(store).open
-    assert there(store).apiKeyHashes == frozenset()
+    assert there(store).api_key_hashes == frozenset()
 
 
 def test_create_without_a_key_says_so_to_scripts_too(admin: Admin) -> None:
@@ -317,7 +317,7 @@ def test_show_tells_everything_but_the_secrets(
         "Calls under way  1 of 10",
     ):
         assert line in said.out.splitlines()
-    for hidden in (key, key_hash(key), *there(store).webhookSecrets):
+    for hidden in (key, key_hash(key), *there(store).webhook_secrets):
         assert hidden not in said.out
 
 
@@ -338,7 +338,7 @@ def test_show_for_scripts(admin: Admin, key: str, store: WorkspaceStore, limits:
         "callsPerMinute": 60,
         "callsPerSecond": 1,
         "disabled": False,
-        "createdAt": there(store).createdAt,
+        "createdAt": there(store).created_at,
         "version": 1,
         "apiKeyIds": [key_hash(key)[:8]],
         "webhookSecretCount": 1,
@@ -398,15 +398,15 @@ def test_update_changes_what_is_named_and_leaves_the_rest(admin: Admin, key: str
     assert there(store) == dataclasses.replace(
         before,
         name="New",
-        agentName="other",
-        sipTrunkId="ST_2",
-        fromNumbers=("+12025550100", "+12025550199"),
-        allowedCallingCodes=frozenset({"+44"}),
+        agent_name="other",
+        sip_trunk_id="ST_2",
+        from_numbers=("+12025550100", "+12025550199"),
+        allowed_calling_codes=frozenset({"+44"}),
         agents=frozenset({"sales"}),
-        allowSpecialNumbers=True,
-        maxConcurrentCalls=20,
-        callsPerMinute=90,
-        callsPerSecond=5,
+        allow_special_numbers=True,
+        max_concurrent_calls=20,
+        calls_per_minute=90,
+        calls_per_second=5,
         version=2,
     )
 
@@ -468,7 +468,7 @@ def test_two_updates_at_the_same_time_both_hold(
     monkeypatch.setattr(WorkspaceStore, "_change", overtaken)
     assert admin("workspace update acme --allow +44").code == 0
     assert there(store).name == "Theirs"
-    assert there(store).allowedCallingCodes == {"+1", "+44"}
+    assert there(store).allowed_calling_codes == {"+1", "+44"}
     assert there(store).version == 3
 
 
@@ -537,7 +537,7 @@ def test_keys_live_side_by_side_and_are_stored_as_hashes(admin: Admin, key: str,
     assert re.fullmatch(r"rk_[A-Za-z0-9_-]{43}", second)
     assert f"Key {key_hash(second)[:8]} of acme, one of 2." in rest
     third = admin("key create acme --json").value["apiKey"]
-    assert there(store).apiKeyHashes == {key_hash(key), key_hash(second), key_hash(third)}
+    assert there(store).api_key_hashes == {key_hash(key), key_hash(second), key_hash(third)}
 
 
 def test_key_create_for_scripts_prints_the_key_and_its_id(admin: Admin, key: str) -> None:
@@ -561,12 +561,12 @@ def test_a_revoked_key_is_gone_and_the_other_stays(admin: Admin, key: str, store
     second = admin("key create acme --json").value
     said = admin(f"key revoke acme {key_hash(key)[:8]}", stdin="y\n")
     assert said.out == f"Revoked {key_hash(key)[:8]}. Keys of acme now: {second['keyId']}.\n"
-    assert there(store).apiKeyHashes == {key_hash(second["apiKey"])}
+    assert there(store).api_key_hashes == {key_hash(second["apiKey"])}
 
 
 def test_revoke_that_is_not_confirmed_leaves_the_key(admin: Admin, key: str, store: WorkspaceStore) -> None:
     assert admin(f"key revoke acme {key_hash(key)[:8]}", stdin="n\n").code == 1
-    assert there(store).apiKeyHashes == {key_hash(key)}
+    assert there(store).api_key_hashes == {key_hash(key)}
 
 
 def test_revoking_the_last_key_does_not_open_the_workspace(admin: Admin, key: str, store: WorkspaceStore) -> None:
@@ -575,7 +575,7 @@ def test_revoking_the_last_key_does_not_open_the_workspace(admin: Admin, key: st
     assert "is the last key" in said.err
     assert "every request of acme is refused" in said.err
     assert "none, all is refused" in said.out
-    assert (there(store).apiKeyHashes, there(store).open) == (frozenset(), False)
+    assert (there(store).api_key_hashes, there(store).open) == (frozenset(), False)
     assert "every request is refused" in admin("key list acme").out
     assert "closed: no key" in admin("workspace list").out
 
@@ -585,10 +585,10 @@ def test_revoking_the_last_key_opens_only_when_asked_and_confirmed(
 ) -> None:
     line = f"key revoke acme {key_hash(key)[:8]} --open"
     assert admin(line, stdin="n\n").code == 1
-    assert there(store).apiKeyHashes == {key_hash(key)}
+    assert there(store).api_key_hashes == {key_hash(key)}
     said = admin(line, stdin="y\n")
     assert "Anyone who knows the id acme can place calls" in said.err
-    assert (there(store).apiKeyHashes, there(store).open) == (frozenset(), True)
+    assert (there(store).api_key_hashes, there(store).open) == (frozenset(), True)
     assert "open: a request needs only its id" in admin("key list acme").out
 
 
@@ -596,21 +596,21 @@ def test_revoke_opens_nothing_while_other_keys_remain(admin: Admin, key: str, st
     admin("key create acme")
     said = admin(f"key revoke acme {key_hash(key)[:8]} --open --yes")
     assert "--open goes with the last key only, and acme has 1 more" in one_line(said)
-    assert len(there(store).apiKeyHashes) == 2
+    assert len(there(store).api_key_hashes) == 2
 
 
 def test_revoke_of_an_unknown_key(admin: Admin, key: str, store: WorkspaceStore) -> None:
     unknown = "0" * 8 if not key_hash(key).startswith("0" * 8) else "1" * 8
     assert f"acme has no key {unknown}" in one_line(admin(f"key revoke acme {unknown} --yes"))
-    assert there(store).apiKeyHashes == {key_hash(key)}
+    assert there(store).api_key_hashes == {key_hash(key)}
 
 
 def test_revoke_by_an_id_of_two_keys_asks_for_more_of_it(admin: Admin, key: str, store: WorkspaceStore) -> None:
     twins = frozenset({"0123456789" + "a" * 54, "0123456789" + "b" * 54})
-    store.update("acme", lambda seen: dataclasses.replace(seen, apiKeyHashes=twins))
+    store.update("acme", lambda seen: dataclasses.replace(seen, api_key_hashes=twins))
     assert "2 keys begin with 01234567" in one_line(admin("key revoke acme 01234567 --yes"))
     assert admin("key revoke acme 0123456789a --yes").code == 0
-    assert there(store).apiKeyHashes == {"0123456789" + "b" * 54}
+    assert there(store).api_key_hashes == {"0123456789" + "b" * 54}
 
 
 def test_a_key_that_became_the_last_meanwhile_is_not_revoked_as_one_of_two(
@@ -619,14 +619,14 @@ def test_a_key_that_became_the_last_meanwhile_is_not_revoked_as_one_of_two(
     admin("key create acme")
 
     def typed_late(self: Terminal) -> str:
-        store.update("acme", lambda seen: dataclasses.replace(seen, apiKeyHashes=frozenset({key_hash(key)})))
+        store.update("acme", lambda seen: dataclasses.replace(seen, api_key_hashes=frozenset({key_hash(key)})))
         return "y\n"
 
     monkeypatch.setattr(Terminal, "readline", typed_late)
     said = admin(f"key revoke acme {key_hash(key)[:8]}", stdin="")
     assert said.code == 1
     assert "acme was changed by another command meanwhile" in said.err
-    assert there(store).apiKeyHashes == {key_hash(key)}
+    assert there(store).api_key_hashes == {key_hash(key)}
 
 
 def test_the_first_key_of_an_open_workspace_closes_it_after_a_question(
@@ -638,7 +638,7 @@ def test_the_first_key_of_an_open_workspace_closes_it_after_a_question(
     said = admin("key create acme", stdin="y\n")
     assert "requests without one are refused" in said.err
     assert not there(store).open
-    assert len(there(store).apiKeyHashes) == 1
+    assert len(there(store).api_key_hashes) == 1
 
 
 def test_update_opens_only_a_workspace_without_keys(admin: Admin, key: str, store: WorkspaceStore) -> None:
@@ -657,10 +657,10 @@ def test_update_opens_only_a_workspace_without_keys(admin: Admin, key: str, stor
 
 
 def test_rotate_signs_with_the_new_and_the_old_secret(admin: Admin, key: str, store: WorkspaceStore) -> None:
-    (old,) = there(store).webhookSecrets
+    (old,) = there(store).webhook_secrets
     said = admin("webhook-secret rotate acme")
     new, _, rest = said.out.partition("\n")
-    assert there(store).webhookSecrets == (new, old)
+    assert there(store).webhook_secrets == (new, old)
     assert new != old
     assert len(base64.b64decode(new.removeprefix("whsec_"), validate=True)) == 32
     assert "webhook-secret drop-old acme" in rest
@@ -672,7 +672,7 @@ def test_rotate_for_scripts(admin: Admin, key: str, store: WorkspaceStore) -> No
     said = admin("webhook-secret rotate acme --json")
     assert said.value == {
         "workspaceId": "acme",
-        "webhookSecret": there(store).webhookSecrets[0],
+        "webhookSecret": there(store).webhook_secrets[0],
         "webhookSecretCount": 2,
     }
 
@@ -681,25 +681,25 @@ def test_a_second_rotation_keeps_the_newest_and_asks_before_it_drops_the_oldest(
     admin: Admin, key: str, store: WorkspaceStore
 ) -> None:
     admin("webhook-secret rotate acme")
-    newest, oldest = there(store).webhookSecrets
+    newest, oldest = there(store).webhook_secrets
     assert "1 secret of acme will no longer sign" in admin("webhook-secret rotate acme", stdin="n\n").err
-    assert there(store).webhookSecrets == (newest, oldest)
+    assert there(store).webhook_secrets == (newest, oldest)
     third = admin("webhook-secret rotate acme --yes --json").value["webhookSecret"]
-    assert there(store).webhookSecrets == (third, newest)
+    assert there(store).webhook_secrets == (third, newest)
 
 
 def test_rotate_can_drop_all_old_secrets_at_once(admin: Admin, key: str, store: WorkspaceStore) -> None:
     assert "repeat with --yes" in one_line(admin("webhook-secret rotate acme --drop-old"))
     new = admin("webhook-secret rotate acme --drop-old", stdin="y\n").out.partition("\n")[0]
-    assert there(store).webhookSecrets == (new,)
+    assert there(store).webhook_secrets == (new,)
 
 
 def test_drop_old_ends_a_rotation(admin: Admin, key: str, store: WorkspaceStore) -> None:
     new = admin("webhook-secret rotate acme --json").value["webhookSecret"]
     assert admin("webhook-secret drop-old acme", stdin="n\n").code == 1
-    assert len(there(store).webhookSecrets) == 2
+    assert len(there(store).webhook_secrets) == 2
     assert admin("webhook-secret drop-old acme", stdin="y\n").out == "1 secret dropped; acme signs with 1.\n"
-    assert there(store).webhookSecrets == (new,)
+    assert there(store).webhook_secrets == (new,)
     # Nothing is lost, so nothing is asked.
     assert admin("webhook-secret drop-old acme --json").value == {"workspaceId": "acme", "webhookSecretCount": 1}
 
@@ -713,13 +713,13 @@ def test_of_two_rotations_at_the_same_time_one_is_refused(
     def overtaken(self: WorkspaceStore, workspace_id: str, change: Callable[[Workspace], Workspace]) -> Any:
         if not theirs:
             theirs.append("whsec_theirs")
-            update(store, "acme", lambda seen: dataclasses.replace(seen, webhookSecrets=("whsec_theirs",)))
+            update(store, "acme", lambda seen: dataclasses.replace(seen, webhook_secrets=("whsec_theirs",)))
         return update(self, workspace_id, change)
 
     monkeypatch.setattr(WorkspaceStore, "update", overtaken)
     assert "acme was changed by another command meanwhile" in one_line(admin("webhook-secret rotate acme"))
     # The secret that the other operator was shown still signs.
-    assert there(store).webhookSecrets == ("whsec_theirs",)
+    assert there(store).webhook_secrets == ("whsec_theirs",)
 
 
 # ── the switch ──────────────────────────────────────────────────────────────────────────────────────

@@ -45,23 +45,23 @@ class Account:
         """A call with so many events, placed so long ago, whose deliveries do not exist yet."""
         placed = self.now - round(hours_ago * HOUR)
         call = Call(
-            callId=f"{number:024x}",
-            workspaceId=workspace_id,
-            callAgentId="agent-1",
+            call_id=f"{number:024x}",
+            workspace_id=workspace_id,
+            call_agent_id="agent-1",
             to="+15550000000",
-            roomName="agent-1-x7k2m9p4q1",
-            jobId="job",
-            createdAt=iso(placed),
+            room_name="agent-1-x7k2m9p4q1",
+            job_id="job",
+            created_at=iso(placed),
             status="dialing",
             events=tuple(event(kind, placed) for kind in ("call.queued", "call.dialing", "call.answered")),
-            ringTimeoutSeconds=40,
-            maxDurationSeconds=1800,
-            queueDeadline=placed,
-            callbackUrl="https://hooks.example.com/in",
+            ring_timeout_seconds=40,
+            max_duration_seconds=1800,
+            queue_deadline_ms=placed,
+            callback_url="https://hooks.example.com/in",
         )
         call = dataclasses.replace(call, **changes)
         self.calls.create(call)
-        return call.callId
+        return call.call_id
 
     def delivery(self, call_id: str, sequence: int, state: str, **left: Any) -> None:
         """One attempt was made, an hour ago, with this result."""
@@ -161,7 +161,7 @@ def test_what_did_not_arrive_is_made_due_and_nothing_else(account: Account, admi
     for call_id, sequence in ((dead, 2), (dead, 3), (waiting, 1)):
         row = account.rows(call_id)[sequence]
         assert (row.state, row.attempt, row.replayed) == ("pending", 0, False)
-        assert account.now <= row.nextAttemptAt <= now_ms()
+        assert account.now <= row.next_attempt_at_ms <= now_ms()
     assert account.rows(dead)[2].attempts == before[dead][2].attempts
     assert account.rows(dead)[1] == before[dead][1]
     assert {n: account.rows(waiting)[n] for n in (2, 3)} == {n: before[waiting][n] for n in (2, 3)}
@@ -219,7 +219,7 @@ def test_only_calls_of_that_time_and_workspace_count_and_no_table_of_calls_is_sc
         account.call(number, hours, workspace_id)
     # More than a page, without webhooks: they count for nothing.
     for number in range(100, 230):
-        account.call(number, 3, callbackUrl=None)
+        account.call(number, 3, callback_url=None)
 
     def at(hours: float) -> str:
         then = datetime.datetime.fromtimestamp((account.now - round(hours * HOUR)) / 1000, datetime.UTC)
@@ -256,7 +256,7 @@ def test_it_asks_first(account: Account, admin: Any, typed: str | None, code: in
 
 
 def test_a_call_whose_receiver_answered_410_is_left_alone(account: Account, admin: Any) -> None:
-    call_id = account.call(1, 2, webhooksStoppedAt=account.now)
+    call_id = account.call(1, 2, webhooks_stopped_at_ms=account.now)
     account.delivery(call_id, 1, "dead")
     said = admin("deliveries redrive --since 3h --yes")
     assert "Stopped by 410               3" in said.out
@@ -333,5 +333,7 @@ def test_the_rows_it_makes_are_those_that_fan_out_makes(account: Account, admin:
     call_id = account.call(1, 2, events=(event("call.queued", account.now),))
     admin("deliveries redrive --since 3h --yes")
     row = account.rows(call_id)[1]
-    assert row == Delivery(call_id, "acme", 1, "pending", 0, row.nextAttemptAt, checkAt=row.nextAttemptAt)
+    assert row == Delivery(
+        call_id, "acme", 1, "pending", 0, row.next_attempt_at_ms, check_at_ms=row.next_attempt_at_ms
+    )
     assert to_wire({"shard": due_shard(call_id)}) == {"shard": {"N": "0"}}

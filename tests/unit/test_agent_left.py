@@ -10,16 +10,16 @@ from typing import Any, cast
 import pytest
 
 from dial_worker.agent_left import look_for_agent
-from dial_worker.dial import Dialling
+from dial_worker.dial import Dialler
 from shared.call import Call, Outcome, event
 from shared.call_store import Write
 from shared.durations import Durations
-from shared.errors import LiveKitError, LiveKitUnclear
+from shared.errors import LiveKitError, LiveKitUnclearError
 from shared.livekit.client import RoomView
 from tests.unit.test_ending import ANSWERED, NOW
 from tests.unit.test_hang_up import DELETED, OFF, World
 
-LEFT_ALONE = dataclasses.replace(ANSWERED, agentMissingSince=NOW - 5_000, checkAt=NOW + 20_000)
+LEFT_ALONE = dataclasses.replace(ANSWERED, agent_missing_since_ms=NOW - 5_000, check_at_ms=NOW + 20_000)
 ALONE = RoomView("active", agent_present=False)
 
 
@@ -47,7 +47,7 @@ class OneCall(World):
     def end(self, seen: Call, outcome: Outcome, check_at: int, now: int) -> Write:
         self.asked.append(f"end {outcome.status} {outcome.reason}")
         entry = event("call.ended", now, status=outcome.status, reason=outcome.reason, retryable=False)
-        ended = dataclasses.replace(seen, status="completed", events=(*seen.events, entry), endedAt=now)
+        ended = dataclasses.replace(seen, status="completed", events=(*seen.events, entry), ended_at_ms=now)
         return self.end_write or Write(True, ended)
 
     def free_slot(self, workspace_id: str, call_id: str) -> None:
@@ -59,8 +59,8 @@ class OneCall(World):
 
 def looked(world: OneCall) -> list[str]:
     """What the table and LiveKit are asked."""
-    parts = SimpleNamespace(calls=world, livekit=world, limits=world, durations=Durations(), clock=lambda: NOW)
-    asyncio.run(look_for_agent(cast(Dialling, parts), LEFT_ALONE.callId))
+    dialler = SimpleNamespace(calls=world, livekit=world, limits=world, durations=Durations(), clock=lambda: NOW)
+    asyncio.run(look_for_agent(cast(Dialler, dialler), LEFT_ALONE.call_id))
     return world.asked
 
 
@@ -70,8 +70,8 @@ def looked(world: OneCall) -> list[str]:
         None,
         dataclasses.replace(LEFT_ALONE, status="dialing"),
         dataclasses.replace(LEFT_ALONE, status="completed"),
-        dataclasses.replace(LEFT_ALONE, agentMissingSince=None),
-        dataclasses.replace(LEFT_ALONE, checkAt=None),
+        dataclasses.replace(LEFT_ALONE, agent_missing_since_ms=None),
+        dataclasses.replace(LEFT_ALONE, check_at_ms=None),
     ],
     ids=["gone", "dialing", "ended", "agent back", "not due"],
 )
@@ -89,7 +89,7 @@ def test_a_phone_that_is_gone_is_left_to_its_own_event() -> None:
 def test_a_phone_with_someone_to_talk_to_goes_on_and_the_agent_is_missed_no_more(view: RoomView) -> None:
     assert looked(OneCall(LEFT_ALONE, view)) == [
         "view",
-        f"note {LEFT_ALONE.checkAt} {{'agentMissingSince': None}}",
+        f"note {LEFT_ALONE.check_at_ms} {{'agent_missing_since_ms': None}}",
     ]
 
 
@@ -112,7 +112,7 @@ def test_an_end_that_came_first_clears_its_own_call() -> None:
 
 def test_what_livekit_cannot_be_asked_is_the_reconcilers(caplog: pytest.LogCaptureFixture) -> None:
     world = OneCall(LEFT_ALONE, ALONE)
-    world.trouble = LiveKitUnclear()
+    world.trouble = LiveKitUnclearError()
     with caplog.at_level("WARNING"):
         assert looked(world) == []
     assert [record.message for record in caplog.records] == ["agent not looked for"]

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from shared.authorization import authorized_workspace
-from shared.errors import RequestRefused
+from shared.errors import RequestRefusedError
 from shared.workspaces import Workspace, WorkspaceCache, key_hash
 
 ACME = Workspace("acme", "Acme", "outbound", "ST_1", ())
@@ -22,21 +22,21 @@ class Known:
         self._workspace = workspace
 
     def get(self, workspace_id: str) -> Workspace | None:
-        return self._workspace if workspace_id == self._workspace.workspaceId else None
+        return self._workspace if workspace_id == self._workspace.workspace_id else None
 
 
 def allowed(workspace: Workspace, workspace_id: str | None = "acme", api_key: str | None = None) -> int:
     """The status of the answer: 200 when allowed."""
     try:
         found = authorized_workspace(cast(WorkspaceCache, Known(workspace)), workspace_id, api_key)
-    except RequestRefused as refused:
+    except RequestRefusedError as refused:
         return refused.status
     assert found == workspace
     return 200
 
 
 def with_keys(*keys: str, **changes: bool) -> Workspace:
-    return dataclasses.replace(ACME, apiKeyHashes=frozenset(map(key_hash, keys)), **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(ACME, api_key_hashes=frozenset(map(key_hash, keys)), **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_only_what_may_be_an_id_is_looked_up() -> None:
         "acme#slots",
         "w" * 65 + "#",
     ):
-        with pytest.raises(RequestRefused, match="unknown"):
+        with pytest.raises(RequestRefusedError, match="unknown"):
             authorized_workspace(cast(WorkspaceCache, Asked(ACME)), workspace_id, None)
     assert asked == ["other", "w" * 64]
 
@@ -118,4 +118,4 @@ def test_how_long_it_takes_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     for key in ("rk_a", "rk_b", "rk_c", "rk_d", None):
         compared.append(set())
         allowed(workspace, api_key=key)
-    assert compared == [set(workspace.apiKeyHashes)] * 5
+    assert compared == [set(workspace.api_key_hashes)] * 5

@@ -9,17 +9,17 @@ from typing import get_args
 import pytest
 
 from shared.call import Call, Outcome, Status, event, event_id_of, snapshot, webhook_body
-from shared.errors import RequestRefused
+from shared.errors import RequestRefusedError
 from shared.raw_json import ascii_compact, members
 
 CALL = Call(
-    callId="0" * 24,
-    workspaceId="demo",
-    callAgentId="agent-1",
+    call_id="0" * 24,
+    workspace_id="demo",
+    call_agent_id="agent-1",
     to="+12025550123",
-    roomName="agent-1-x7k2m9p4q1",
-    jobId="job",
-    createdAt="2026-11-24T09:00:00.000Z",
+    room_name="agent-1-x7k2m9p4q1",
+    job_id="job",
+    created_at="2026-11-24T09:00:00.000Z",
     status="completed",
     events=(
         event("call.queued", 1_000),
@@ -28,9 +28,9 @@ CALL = Call(
         event("agent.summary", 6_000, data='{"text": "fine",  "score": 1.0}'),
         event("call.ended", 65_400, status="completed", reason="hangup", retryable=False),
     ),
-    ringTimeoutSeconds=40,
-    maxDurationSeconds=1800,
-    queueDeadline=9_999,
+    ring_timeout_seconds=40,
+    max_duration_seconds=1800,
+    queue_deadline_ms=9_999,
     metadata='{"big": 12345678901234567890123, "one": 1.0, "z": 1, "a": "\\u00e9"}',
 )
 
@@ -59,7 +59,7 @@ def test_a_duration_is_not_invented_where_the_answer_or_the_end_was_only_noticed
 
 def test_a_body_never_changes_whatever_happens_to_the_call_later() -> None:
     before = [webhook_body(dataclasses.replace(CALL, events=CALL.events[:n]), n) for n in range(1, 6)]
-    later = dataclasses.replace(CALL, status="failed", leaseId="x", left={"reason": "X"}, checkAt=1)
+    later = dataclasses.replace(CALL, status="failed", lease_id="x", phone_left={"reason": "X"}, check_at_ms=1)
     assert [webhook_body(later, n) for n in range(1, 6)] == before
 
 
@@ -86,7 +86,7 @@ def test_the_members_text_is_kept_as_written() -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "[]", "null", '{"a":1', '{"a":1}}', "{'a':1}", '{"a":NaN}', '{"a":1,}'])
 def test_what_is_not_one_object_is_refused(text: str) -> None:
-    with pytest.raises(RequestRefused) as refused:
+    with pytest.raises(RequestRefusedError) as refused:
         members(text.encode())
     assert refused.value.status == 400
 
@@ -125,7 +125,7 @@ def test_only_the_event_that_a_restore_wrote_has_an_id_of_its_own() -> None:
     events = (*CALL.events[:-1], CALL.events[-1] | {"restored": True})
     restored = dataclasses.replace(CALL, events=(*events, event("agent.summary", 70_000, data="{}")))
     ids = [event_id_of(restored, n) for n in range(1, 7)]
-    assert ids == [f"evt_{CALL.callId}_{n}" + ("r" if n == 5 else "") for n in range(1, 7)]
+    assert ids == [f"evt_{CALL.call_id}_{n}" + ("r" if n == 5 else "") for n in range(1, 7)]
 
 
 def test_an_outcome_is_neither_retryable_nor_inferred_unless_it_says_so() -> None:
@@ -136,10 +136,21 @@ def test_an_outcome_is_neither_retryable_nor_inferred_unless_it_says_so() -> Non
 def test_a_record_holds_what_is_set_and_no_more() -> None:
     """What an index or a condition sees as there is there: an unset attribute is absent, a 1 is kept."""
     assert CALL.to_item().keys() == {
-        "callId", "workspaceId", "callAgentId", "to", "roomName", "jobId", "createdAt", "status", "events",
-        "ringTimeoutSeconds", "maxDurationSeconds", "queueDeadline", "metadata",
-    }  # fmt: skip
-    tried = dataclasses.replace(CALL, attempts=1, leaseId="l", leaseUntil=1, orphanRoom=True, dueShard=1)
+        "callId",
+        "workspaceId",
+        "callAgentId",
+        "to",
+        "roomName",
+        "jobId",
+        "createdAt",
+        "status",
+        "events",
+        "ringTimeoutSeconds",
+        "maxDurationSeconds",
+        "queueDeadline",
+        "metadata",
+    }
+    tried = dataclasses.replace(CALL, attempts=1, lease_id="l", lease_until_ms=1, orphan_room=True, due_shard=1)
     assert tried.to_item().items() >= {"attempts": 1, "leaseUntil": 1, "orphanRoom": True, "dueShard": 1}.items()
     assert Call.from_item(tried.to_item()) == tried
 
@@ -148,4 +159,4 @@ def test_a_record_holds_what_is_set_and_no_more() -> None:
 def test_a_call_has_ended_in_every_status_but_three(status: Status) -> None:
     call = dataclasses.replace(CALL, status=status)
     assert call.ended is (status not in ("queued", "dialing", "in_progress"))
-    assert call.identity == f"call-{CALL.callId}"
+    assert call.identity == f"call-{CALL.call_id}"

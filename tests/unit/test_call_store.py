@@ -114,7 +114,7 @@ def test_a_fence_that_is_sent_twice_is_won_and_that_of_another_lease_is_not(worl
 def test_a_call_that_is_created_twice_is_the_first_one(world: World) -> None:
     call = world.call("queued")
     assert world.calls.create(call).won
-    other = world.calls.create(dataclasses.replace(call, jobId="other"))
+    other = world.calls.create(dataclasses.replace(call, job_id="other"))
     assert (other.won, other.call) == (False, call)
     assert world.now == call
 
@@ -124,8 +124,8 @@ def test_a_leased_wait_that_is_sent_twice_uncounts_one_attempt(world: World) -> 
     world.calls.take_lease(CALL, "mine", UNTIL, NOW)
     for _ in range(2):
         assert world.calls.wait(CALL, WAIT, CHECK, NOW, lease="mine", uncount=True, extend_ms=7).won
-    assert (world.now.attempts, world.now.waitUntil, world.now.checkAt) == (0, WAIT, CHECK)
-    assert (world.now.queueDeadline, world.now.leaseId) == (NOW + 7, None)
+    assert (world.now.attempts, world.now.wait_until_ms, world.now.check_at_ms) == (0, WAIT, CHECK)
+    assert (world.now.queue_deadline_ms, world.now.lease_id) == (NOW + 7, None)
 
 
 # ── many at a time ──────────────────────────────────────────────────────────────────────────────────

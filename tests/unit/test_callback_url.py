@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared import callback_url
 from shared.callback_url import (
-    AddressRefused,
+    AddressRefusedError,
     Policy,
     callback_policy,
     check_addresses,
@@ -202,7 +202,7 @@ PUBLIC_ADDRESSES = [
 
 @pytest.mark.parametrize("url", HOSTILE_URLS)
 def test_a_hostile_url_is_refused(url: str) -> None:
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressRefusedError):
         check_url(url, POLICY)
 
 
@@ -234,14 +234,14 @@ def test_a_port_of_the_operators_list_passes_and_no_other() -> None:
     policy = Policy(ports=frozenset({8443}))
     check_url("https://hooks.example.com:8443/", policy)
     for url in ("https://hooks.example.com/", "https://hooks.example.com:444/"):
-        with pytest.raises(AddressRefused, match="port 8443"):
+        with pytest.raises(AddressRefusedError, match="port 8443"):
             check_url(url, policy)
 
 
 @pytest.mark.parametrize("address", PRIVATE_ADDRESSES)
 def test_an_address_that_is_not_the_internets_is_refused(address: str) -> None:
     assert not is_public(address)
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressRefusedError):
         check_addresses([address], POLICY)
 
 
@@ -252,12 +252,12 @@ def test_a_public_address_passes(address: str) -> None:
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["8.8.8.8", "10.0.0.1", "1.1.1.1"])))
 def test_one_private_address_among_public_ones_refuses_them_all(order: tuple[str, ...]) -> None:
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressRefusedError):
         check_addresses(order, POLICY)
 
 
 def test_a_name_without_addresses_is_refused_at_send() -> None:
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressRefusedError):
         check_addresses([], POLICY)
 
 
@@ -271,7 +271,7 @@ def test_the_client_connects_to_the_host_and_port_that_were_checked(url: str) ->
     """Such checks are bypassed with URLs that two parsers read differently."""
     try:
         check_url(url, POLICY)
-    except AddressRefused:
+    except AddressRefusedError:
         return
     parsed = httpx.URL(url)
     assert (parsed.scheme, parsed.host, parsed.port or 443) == ("https", urlsplit(url).hostname, 443)
@@ -288,7 +288,7 @@ def test_a_name_of_a_private_address_is_refused_when_the_call_is_accepted() -> N
         asked.append((host, port))
         return ["8.8.8.8", "10.0.0.1"]
 
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressRefusedError):
         check_name("https://hooks.example.com/x", POLICY, look_up)
     assert asked == [("hooks.example.com", 443)]
 
@@ -333,13 +333,13 @@ def test_a_slow_look_up_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8080/x", "http://localhost:9/", "https://[::1]:8443/"])
 def test_loopback_is_for_the_local_stack_only(url: str) -> None:
     check_url(url, LOCAL)
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressRefusedError):
         check_url(url, POLICY)
 
 
 @pytest.mark.parametrize("url", ["http://10.0.0.1/", "http://hooks.example.com/", "ftp://127.0.0.1/"])
 def test_the_local_stack_allows_nothing_but_loopback(url: str) -> None:
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressRefusedError):
         check_url(url, LOCAL)
 
 
@@ -395,5 +395,5 @@ def test_a_host_is_as_long_as_dns_allows(host: str, allowed: bool) -> None:
     if allowed:
         callback_url.check_url(url, callback_url.Policy())
     else:
-        with pytest.raises(callback_url.AddressRefused, match="public host"):
+        with pytest.raises(callback_url.AddressRefusedError, match="public host"):
             callback_url.check_url(url, callback_url.Policy())

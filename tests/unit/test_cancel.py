@@ -1,4 +1,4 @@
-"""Cancelling a call in each of its states, whatever comes in between."""
+"""Canceler a call in each of its states, whatever comes in between."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from typing import Any, cast
 
 import pytest
 
-import calls_api.cancel
-from calls_api.cancel import Cancelling, cancel, hang_up_now
+from calls_api.cancel import Canceler
 from shared.call import Call, Outcome, event
 from shared.call_store import CallStore, Write
 from shared.durations import Durations
-from shared.errors import LiveKitUnclear, RequestRefused, StoreError
+from shared.errors import LiveKitUnclearError, RequestRefusedError, StoreError
 from shared.limits import LimitStore
 from shared.livekit.secret import LiveKitSecretCache
 from tests.unit.test_ending import ANSWERED, CALL, NOW, QUEUED, asked_to_hang_up
 
-NEVER_TRIED = dataclasses.replace(QUEUED, attempts=0, leaseId=None, leaseUntil=0)
+NEVER_TRIED = dataclasses.replace(QUEUED, attempts=0, lease_id=None, lease_until_ms=0)
 
 
 def ended(call: Call, reason: str) -> Call:
     entry = event("call.ended", NOW, status="completed", reason=reason, retryable=False)
-    return dataclasses.replace(call, status="completed", events=(*call.events, entry), endedAt=NOW)
+    return dataclasses.replace(call, status="completed", events=(*call.events, entry), ended_at_ms=NOW)
 
 
 class World:
@@ -39,8 +38,8 @@ class World:
         # Of each request to take the phone out of its room: whether it was there, or what it raises.
         self.phone: list[bool | Exception] = []
 
-    def parts(self) -> Cancelling:
-        return Cancelling(
+    def canceler(self) -> Canceler:
+        return Canceler(
             calls=cast(CallStore, self),
             limits=cast(LimitStore, self),
             livekit_secret=cast(LiveKitSecretCache, self),
@@ -84,7 +83,7 @@ END, ASK = ("end", "canceled", "canceled_by_api"), ("ask", "canceled_by_api", NO
 def hung_up(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """The calls that `cancel` hangs up."""
     calls: list[Call] = []
-    monkeypatch.setattr(calls_api.cancel, "hang_up_now", lambda parts, call: calls.append(call))
+    monkeypatch.setattr(Canceler, "hang_up_now", lambda canceler, call: calls.append(call))
     return calls
 
 
@@ -94,20 +93,20 @@ def test_a_queued_call_ends_and_leaves_at_once_when_no_process_had_it(
 ) -> None:
     """Else it stays due: a process may have made its room."""
     world = World(writes=[Write(True, ended(call, "canceled_by_api"))])
-    cancel(world.parts(), call)
+    world.canceler().cancel(call)
     assert (world.asked, hung_up) == ([END, *cleared], [])
 
 
 @pytest.mark.parametrize("call", [CALL, ANSWERED])
 def test_a_call_under_way_is_asked_to_hang_up_and_hung_up(call: Call, hung_up: list[Call]) -> None:
     world = World(writes=[Write(True, asked_to_hang_up(call))])
-    cancel(world.parts(), call)
+    world.canceler().cancel(call)
     assert (world.asked, hung_up) == ([ASK], [call])
 
 
 def test_a_repeat_hangs_up_again_and_asks_no_more(hung_up: list[Call]) -> None:
     world = World()
-    cancel(world.parts(), asked_to_hang_up(CALL))
+    world.canceler().cancel(asked_to_hang_up(CALL))
     assert (world.asked, hung_up) == ([], [asked_to_hang_up(CALL)])
 
 
@@ -118,7 +117,7 @@ def test_a_repeat_hangs_up_again_and_asks_no_more(hung_up: list[Call]) -> None:
 )
 def test_a_call_that_was_canceled_may_be_canceled_again(call: Call, hung_up: list[Call]) -> None:
     world = World()
-    cancel(world.parts(), call)
+    world.canceler().cancel(call)
     assert (world.asked, hung_up) == ([], [])
 
 
@@ -131,24 +130,24 @@ def test_a_call_that_was_canceled_may_be_canceled_again(call: Call, hung_up: lis
 )
 def test_a_call_that_ended_otherwise_cannot_be_canceled(call: Call, hung_up: list[Call]) -> None:
     world = World()
-    with pytest.raises(RequestRefused) as refused:
-        cancel(world.parts(), call)
+    with pytest.raises(RequestRefusedError) as refused:
+        world.canceler().cancel(call)
     assert (refused.value.status, refused.value.code, world.asked, hung_up) == (409, "call_ended", [], [])
 
 
 def test_a_call_that_moves_on_meanwhile_is_canceled_where_it_is(hung_up: list[Call]) -> None:
     writes = [Write(False, CALL), Write(False, ANSWERED), Write(True, asked_to_hang_up(ANSWERED))]
     world = World(writes=writes, found=[CALL, ANSWERED])
-    cancel(world.parts(), NEVER_TRIED)
+    world.canceler().cancel(NEVER_TRIED)
     assert (world.asked, hung_up) == ([END, "read", ASK, "read", ASK], [ANSWERED])
 
 
 def test_a_call_that_is_gone_or_never_rests_is_an_error_of_the_store(hung_up: list[Call]) -> None:
     with pytest.raises(StoreError, match="gone"):
-        cancel(World(writes=[Write(False, None)], found=[None]).parts(), CALL)
+        World(writes=[Write(False, None)], found=[None]).canceler().cancel(CALL)
     world = World(writes=[Write(False, CALL)] * 10, found=[CALL] * 10)
     with pytest.raises(StoreError, match="every attempt"):
-        cancel(world.parts(), CALL)
+        world.canceler().cancel(CALL)
     assert (world.asked.count(ASK), hung_up) == (10, [])
 
 
@@ -172,14 +171,14 @@ def test_a_phone_that_rings_is_taken_out_of_its_room(livekit: Callable[[World], 
     world = World()
     world.phone = [True]
     livekit(world)
-    hang_up_now(world.parts(), CALL)
+    world.canceler().hang_up_now(CALL)
     assert world.asked == ["take out"]
 
 
 def test_an_answered_call_loses_its_room(livekit: Callable[[World], None]) -> None:
     world = World()
     livekit(world)
-    hang_up_now(world.parts(), ANSWERED)
+    world.canceler().hang_up_now(ANSWERED)
     assert world.asked == ["delete"]
 
 
@@ -192,7 +191,7 @@ def test_a_phone_that_is_not_in_the_room_yet_is_waited_for(
     world = World(found=found)
     world.phone = [False, False]
     livekit(world)
-    hang_up_now(world.parts(), CALL)
+    world.canceler().hang_up_now(CALL)
     assert world.asked == ["take out", "read", "take out", "read", *last]
 
 
@@ -208,15 +207,15 @@ def test_who_waits_for_the_phone_gives_up_in_time(
         return CALL
 
     monkeypatch.setattr(world, "get", get)
-    hang_up_now(dataclasses.replace(world.parts(), livekit_secret=cast(LiveKitSecretCache, world)), CALL)
+    dataclasses.replace(world.canceler(), livekit_secret=cast(LiveKitSecretCache, world)).hang_up_now(CALL)
     assert world.asked == ["take out"] * 3
 
 
 def test_what_livekit_or_the_table_does_not_do_now_is_the_reconcilers(livekit: Callable[[World], None]) -> None:
     world = World()
-    world.phone = [LiveKitUnclear()]
+    world.phone = [LiveKitUnclearError()]
     livekit(world)
-    hang_up_now(world.parts(), CALL)
+    world.canceler().hang_up_now(CALL)
     world.phone = [StoreError("x")]
-    hang_up_now(world.parts(), CALL)
+    world.canceler().hang_up_now(CALL)
     assert world.asked == ["take out", "take out"]

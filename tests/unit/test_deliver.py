@@ -19,7 +19,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from calls_api.deliveries import deliveries_view, replay
 from shared.delivery_store import Delivery
 from shared.durations import Durations
-from shared.errors import QueueError, RequestRefused, StoreError
+from shared.errors import QueueError, RequestRefusedError, StoreError
 from shared.workspaces import Workspace, WorkspaceCache
 from tests.loop_time import time_passes
 from tests.webhook_simulation import (
@@ -90,7 +90,7 @@ def test_ten_attempts_are_made_over_three_days_and_then_it_is_dead_and_listed(
 ) -> None:
     answering(world, 503)
     [row] = delivered(world)
-    assert (row.state, statuses(row), row.checkAt) == ("dead", [503] * 10, None)
+    assert (row.state, statuses(row), row.check_at_ms) == ("dead", [503] * 10, None)
     at = attempts_at(row)
     for planned, before, this in zip(SCHEDULE[1:], at, at[1:], strict=False):
         assert planned <= this - before <= planned * 1.1 + LATE_SECONDS
@@ -315,7 +315,7 @@ def replayed(world: World, sequence: int | str = 1, call_id: str = A) -> None:
 )
 def test_a_number_of_no_event_replays_none(world: World, sequence: str) -> None:
     delivered(world, events=3)
-    with pytest.raises(RequestRefused) as refused:
+    with pytest.raises(RequestRefusedError) as refused:
         replayed(world, sequence)
     assert (refused.value.status, refused.value.code) == (404, "delivery_not_found")
     assert world.queue.bodies() == []
@@ -352,27 +352,27 @@ def verifies(secret: str, posted: Any) -> bool:
 
 def test_a_rotation_is_signed_with_both_secrets_within_a_minute(world: World) -> None:
     """One process, as it stays: what it knows of the workspace is at most a minute old."""
-    parts = world.delivering()
+    deliverer = world.deliverer()
     times = iter(range(1, 100))
 
     def post_one() -> Any:
         sequence = next(times)
         MemoryDeliveries(world.table).create(A, "demo", sequence, world.clock(), world.clock())
         record = {"messageId": "m", "body": json.dumps({"callId": A, "sequence": sequence})}
-        assert run(deliver_batch(parts, [record])) == {"batchItemFailures": []}
+        assert run(deliver_batch(deliverer, [record])) == {"batchItemFailures": []}
         return world.receivers.posted[-1]
 
     world.call(A, events=20)
     assert [verifies(secret, post_one()) for secret in (SECRET, OTHER_SECRET)] == [True, False]
     workspace = world.workspaces.by_id["demo"]
-    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhookSecrets=(OTHER_SECRET, SECRET))
+    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhook_secrets=(OTHER_SECRET, SECRET))
     world.clock.advance(59)
     assert not verifies(OTHER_SECRET, post_one())
     world.clock.advance(1)
     both = post_one()
     assert verifies(SECRET, both)
     assert verifies(OTHER_SECRET, both)
-    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhookSecrets=(OTHER_SECRET,))
+    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhook_secrets=(OTHER_SECRET,))
     world.clock.advance(60)
     assert [verifies(secret, post_one()) for secret in (SECRET, OTHER_SECRET)] == [False, True]
     assert world.workspaces.reads == 3
@@ -386,7 +386,7 @@ def test_without_a_secret_nothing_is_posted_and_the_attempt_says_so(
     world: World, secrets: tuple[str, ...], said: str
 ) -> None:
     workspace = world.workspaces.by_id["demo"]
-    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhookSecrets=secrets)
+    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhook_secrets=secrets)
     world.fan_out(world.call(A, events=1))
     run(world.run(lambda: len(world.table.rows[A, 1].attempts) == 2))
     assert said in world.table.rows[A, 1].attempts[0]["error"]
@@ -508,7 +508,7 @@ def test_one_calls_first_attempts_leave_in_the_order_of_its_events(seed: int) ->
         world.fan_out(world.call(call_id, events=5))
     keys = [(call_id, n) for call_id in (A, B) for n in range(1, 6)]
     random.Random(seed).shuffle(keys)
-    run(deliver_batch(world.delivering(), records_of(*keys)))
+    run(deliver_batch(world.deliverer(), records_of(*keys)))
     for call_id in (A, B):
         assert [one for one in endpoint.began if call_id in one] == [f"evt_{call_id}_{n}" for n in range(1, 6)]
 
@@ -519,7 +519,7 @@ def test_ten_calls_are_posted_side_by_side() -> None:
     keys = [(f"{n:x}" * 24, 1) for n in range(10)]
     for call_id, _ in keys:
         world.fan_out(world.call(call_id, events=1))
-    run(deliver_batch(world.delivering(), records_of(*keys)))
+    run(deliver_batch(world.deliverer(), records_of(*keys)))
     assert set(world.states().values()) == {"delivered"}
 
 
@@ -529,7 +529,7 @@ def test_an_endpoint_that_hangs_holds_up_neither_its_own_next_event_nor_anybody_
     world = World(transport=endpoint)
     world.fan_out(world.call(A, events=3))
     world.fan_out(world.call(B, events=3))
-    parts = world.delivering()
+    deliverer = world.deliverer()
     keys = [(call_id, n) for call_id in (A, B) for n in (1, 2, 3)]
 
     async def batch() -> None:
@@ -538,7 +538,7 @@ def test_an_endpoint_that_hangs_holds_up_neither_its_own_next_event_nor_anybody_
                 assert not task.done()
                 await asyncio.sleep(0.005)
 
-        task = asyncio.create_task(deliver_batch(parts, records_of(*keys)))
+        task = asyncio.create_task(deliver_batch(deliverer, records_of(*keys)))
         await delivered_are(3)
         time_passes(D.webhook_order)
         await delivered_are(5)
@@ -559,13 +559,13 @@ def test_an_endpoint_that_hangs_holds_up_neither_its_own_next_event_nor_anybody_
 def test_a_message_that_is_not_ours_is_reported_and_the_others_are_delivered(world: World, body: str) -> None:
     world.fan_out(world.call(A, events=2))
     records = [{"messageId": "bad", "body": body}, *records_of((A, 1), (A, 2))]
-    answer = run(deliver_batch(world.delivering(), records))
+    answer = run(deliver_batch(world.deliverer(), records))
     assert answer == {"batchItemFailures": [{"itemIdentifier": "bad"}]}
     assert set(world.states().values()) == {"delivered"}
 
 
 def test_a_message_about_nothing_is_acknowledged(world: World) -> None:
-    assert run(deliver_batch(world.delivering(), records_of((A, 1)))) == {"batchItemFailures": []}
+    assert run(deliver_batch(world.deliverer(), records_of((A, 1)))) == {"batchItemFailures": []}
     assert world.receivers.posted == []
 
 
@@ -585,7 +585,7 @@ def test_many_processes_with_the_same_messages_post_once() -> None:
     records = records_of((A, 1), (A, 2), (A, 3))
 
     async def at_once() -> None:
-        await asyncio.gather(*(deliver_batch(world.delivering(), records) for _ in range(6)))
+        await asyncio.gather(*(deliver_batch(world.deliverer(), records) for _ in range(6)))
 
     run(at_once())
     assert (endpoint.most, sorted(endpoint.began)) == (1, [f"evt_{A}_{n}" for n in (1, 2, 3)])
@@ -704,7 +704,7 @@ def test_deaths_of_the_sender_take_nothing_from_the_receivers_schedule(world: Wo
 
     async def nine_deaths_each_time() -> None:
         while not world.settled():
-            if all(row.nextAttemptAt <= world.clock() for row in world.table.rows.values()):
+            if all(row.next_attempt_at_ms <= world.clock() for row in world.table.rows.values()):
                 for _ in range(9):
                     await die_at_the_post(world)
                     world.clock.advance(61)
@@ -715,7 +715,7 @@ def test_deaths_of_the_sender_take_nothing_from_the_receivers_schedule(world: Wo
 
     def wait(row: Delivery) -> float:
         """Seconds until its next attempt."""
-        return (row.nextAttemptAt - world.clock()) / 1000
+        return (row.next_attempt_at_ms - world.clock()) / 1000
 
     run(nine_deaths_each_time())
     [row] = world.table.rows.values()
@@ -748,7 +748,7 @@ def test_a_table_that_cannot_be_read_for_long_kills_no_delivery(world: World) ->
         def get(self, workspace_id: str) -> Workspace | None:
             raise StoreError("down")
 
-    down = dataclasses.replace(world.delivering(), workspaces=WorkspaceCache(Down(), 0))
+    down = dataclasses.replace(world.deliverer(), workspaces=WorkspaceCache(Down(), 0))
 
     async def outage() -> None:
         for _ in range(DEATHS_FORGIVEN + 10):
@@ -765,7 +765,7 @@ def test_a_table_that_cannot_be_read_for_long_kills_no_delivery(world: World) ->
 def test_a_process_that_was_slow_at_aws_does_not_begin_a_post_that_outlives_its_lease() -> None:
     world = World()
     world.fan_out(world.call(A, events=1))
-    parts = world.delivering()
+    deliverer = world.deliverer()
 
     class Slow(MemoryDeliveries):
         def take(self, *given: Any, **named: Any) -> Delivery | None:
@@ -773,7 +773,7 @@ def test_a_process_that_was_slow_at_aws_does_not_begin_a_post_that_outlives_its_
             world.clock.advance(D.webhook_lease - D.webhook_attempt)
             return taken
 
-    slow = dataclasses.replace(parts, deliveries=Slow(world.table))
+    slow = dataclasses.replace(deliverer, deliveries=Slow(world.table))
     answer = run(deliver_batch(slow, records_of((A, 1))))
     assert answer == {"batchItemFailures": [{"itemIdentifier": "a1"}]}
     assert world.receivers.posted == []
@@ -794,17 +794,17 @@ def test_who_lost_its_lease_changes_nothing_of_what_the_other_noted(world: World
         return httpx.Response(200)
 
     world.receivers.answer = answer
-    parts = world.delivering()
+    deliverer = world.deliverer()
 
     class Frozen(MemoryDeliveries):
         def finish(self, *given: Any, **named: Any) -> Delivery | None:
             nonlocal thawed
             if not thawed:
                 thawed = True
-                run(deliver_batch(parts, records_of((A, 1))))
+                run(deliver_batch(deliverer, records_of((A, 1))))
             return super().finish(*given, **named)
 
-    frozen = dataclasses.replace(parts, deliveries=Frozen(world.table))
+    frozen = dataclasses.replace(deliverer, deliveries=Frozen(world.table))
     assert run(deliver_batch(frozen, records_of((A, 1)))) == {"batchItemFailures": []}
     row = world.table.rows[A, 1]
     assert (row.state, statuses(row)) == ("delivered", [200])
@@ -815,13 +815,13 @@ def test_a_retry_whose_message_is_not_taken_is_brought_back(world: World) -> Non
     world.fan_out(world.call(A, events=1))
     answering(world, 500, 200)
     process = Process()
-    parts = world.delivering(process)
+    deliverer = world.deliverer(process)
 
     class Down(MemoryQueue):
         def send(self, body: dict[str, Any], *, group: str | None = None, delay_seconds: float = 0) -> str:
             raise QueueError("down")
 
-    down = dataclasses.replace(parts, webhook_queue=Down(world.clock))
+    down = dataclasses.replace(deliverer, webhook_queue=Down(world.clock))
     world.queue.messages.clear()
     answer = run(deliver_batch(down, records_of((A, 1))))
     assert answer == {"batchItemFailures": [{"itemIdentifier": "a1"}]}
@@ -865,7 +865,7 @@ def test_whatever_is_lost_repeated_or_killed_every_event_arrives_and_none_twice_
     world.check_never_two_at_a_time()
     assert all(row.attempts for row in world.table.rows.values())
     got = {one.id for one in world.receivers.posted}
-    wanted = {f"evt_{row.callId}_{row.sequence}" for row in world.table.rows.values()}
+    wanted = {f"evt_{row.call_id}_{row.sequence}" for row in world.table.rows.values()}
     assert got == wanted
 
 
@@ -879,7 +879,7 @@ def test_a_replay_is_refused_while_an_attempt_is_under_way_and_possible_right_af
         if times == 0:
             try:
                 replayed(world)
-            except RequestRefused as exc:
+            except RequestRefusedError as exc:
                 refused.append((exc.status, exc.code))
         return httpx.Response(200)
 
@@ -904,6 +904,6 @@ def test_a_replay_begins_the_whole_schedule_anew(world: World) -> None:
 @pytest.mark.parametrize("sequence", ["0", "2", "-1", "1.0", "x", "", "\u0661", "99999999999999999999"])
 def test_an_event_that_there_is_not_cannot_be_replayed(world: World, sequence: str) -> None:
     world.call(A, events=1)
-    with pytest.raises(RequestRefused, match="no such delivery"):
+    with pytest.raises(RequestRefusedError, match="no such delivery"):
         replayed(world, sequence)
     assert (world.table.rows, world.queue.messages) == ({}, [])

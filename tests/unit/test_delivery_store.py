@@ -17,7 +17,7 @@ from botocore.exceptions import ReadTimeoutError
 
 from shared.delivery_store import ATTEMPTS_LISTED, Delivery, DeliveryStore
 from shared.dynamo import from_wire, to_wire
-from shared.errors import StoreUnclear
+from shared.errors import StoreUnclearError
 from shared.table_keys import RETENTION_SECONDS, call_key
 from tests.mocked_aws import mock_aws
 from tests.webhook_simulation import MemoryDeliveries, Table
@@ -106,7 +106,7 @@ def taken(store: DeliveryStore, now: int = NOW, lease: str = "lease-1") -> Deliv
 
 def test_a_new_delivery_is_due_at_once_and_looked_at_later(store: DeliveryStore) -> None:
     row = made(store)
-    assert row == Delivery(CALL, "demo", 1, "pending", 0, NOW, checkAt=NOW + 60_000)
+    assert row == Delivery(CALL, "demo", 1, "pending", 0, NOW, check_at_ms=NOW + 60_000)
 
 
 def test_making_it_again_changes_nothing(store: DeliveryStore) -> None:
@@ -119,7 +119,7 @@ def test_making_it_again_changes_nothing(store: DeliveryStore) -> None:
 def test_a_taken_delivery_counts_as_begun_and_comes_back_when_the_lease_is_over(store: DeliveryStore) -> None:
     row = made(store)
     assert taken(store) == dataclasses.replace(
-        row, begun=1, leaseId="lease-1", leaseUntil=NOW + 45_000, checkAt=NOW + 45_000
+        row, begun=1, lease_id="lease-1", lease_until_ms=NOW + 45_000, check_at_ms=NOW + 45_000
     )
 
 
@@ -130,7 +130,7 @@ def test_nobody_takes_a_delivery_under_a_live_lease(store: DeliveryStore) -> Non
         assert store.take(CALL, 1, "lease-2", now, now + 45_000) is None
     again = store.take(CALL, 1, "lease-2", NOW + 45_001, NOW + 90_001)
     assert again is not None
-    assert (again.attempt, again.begun, again.leaseId) == (0, 2, "lease-2")
+    assert (again.attempt, again.begun, again.lease_id) == (0, 2, "lease-2")
 
 
 def test_of_many_who_take_it_at_once_one_wins(store: DeliveryStore) -> None:
@@ -150,7 +150,7 @@ def test_nobody_takes_one_before_its_time_or_one_that_is_not_there(store: Delive
 def test_a_failed_attempt_is_listed_and_the_next_one_waits(store: DeliveryStore) -> None:
     made(store)
     finished = store.finish(taken(store), ATTEMPT, "pending", NOW + 5000, NOW + 65_000)
-    assert finished == Delivery(CALL, "demo", 1, "pending", 1, NOW + 5000, (ATTEMPT,), checkAt=NOW + 65_000)
+    assert finished == Delivery(CALL, "demo", 1, "pending", 1, NOW + 5000, (ATTEMPT,), check_at_ms=NOW + 65_000)
     assert store.take(CALL, 1, "early", NOW + 4999, NOW + 50_000) is None
     assert store.take(CALL, 1, "due", NOW + 5000, NOW + 50_000) is not None
 
@@ -160,7 +160,7 @@ def test_a_delivery_that_is_over_is_never_due_again(store: DeliveryStore, state:
     made(store)
     finished = store.finish(taken(store), ATTEMPT, state, NOW, NOW)
     assert finished is not None
-    assert (finished.state, finished.checkAt, finished.attempts) == (state, None, (ATTEMPT,))
+    assert (finished.state, finished.check_at_ms, finished.attempts) == (state, None, (ATTEMPT,))
     assert store.take(CALL, 1, "again", NOW + 10**9, NOW + 10**9 + 45_000) is None
     assert not store.postpone(finished, NOW + 10**9)
 
@@ -179,14 +179,14 @@ def test_a_replay_begins_the_schedule_anew_and_keeps_what_was_attempted(store: D
     store.finish(taken(store), ATTEMPT, state, NOW + 10**7, NOW + 10**7)
     row = store.replay(CALL, "demo", 1, NOW + 100, NOW + 60_100)
     assert row == Delivery(
-        CALL, "demo", 1, "pending", 0, NOW + 100, (ATTEMPT,), replayed=True, checkAt=NOW + 60_100
+        CALL, "demo", 1, "pending", 0, NOW + 100, (ATTEMPT,), replayed=True, check_at_ms=NOW + 60_100
     )
     assert store.take(CALL, 1, "due", NOW + 100, NOW + 45_100) is not None
 
 
 def test_an_event_that_was_never_fanned_out_can_be_replayed(store: DeliveryStore) -> None:
     row = store.replay(CALL, "demo", 3, NOW, NOW + 60_000)
-    assert row == Delivery(CALL, "demo", 3, "pending", 0, NOW, replayed=True, checkAt=NOW + 60_000)
+    assert row == Delivery(CALL, "demo", 3, "pending", 0, NOW, replayed=True, check_at_ms=NOW + 60_000)
     store.create(CALL, "demo", 3, NOW + 5, NOW + 99_000)
     assert store.get(CALL, 3) == row
 
@@ -218,7 +218,7 @@ def test_what_is_given_back_is_due_as_before_and_counts_as_nothing(store: Delive
     store.release(row)
     after = store.get(CALL, 1)
     assert after is not None
-    assert (after.begun, after.leaseId, after.leaseUntil, after.checkAt) == (0, None, 0, NOW + 45_000)
+    assert (after.begun, after.lease_id, after.lease_until_ms, after.check_at_ms) == (0, None, 0, NOW + 45_000)
     again = taken(store, lease="lease-2")
     store.release(row)
     assert store.get(CALL, 1) == again, "it is another's by now"
@@ -255,7 +255,7 @@ def test_what_did_not_arrive_is_made_due_from_the_beginning(store: DeliveryStore
     assert seen is not None
     assert store.make_due(seen, NOW + 100)
     row = store.get(CALL, 1)
-    assert row == Delivery(CALL, "demo", 1, "pending", 0, NOW + 100, (ATTEMPT,), checkAt=NOW + 100)
+    assert row == Delivery(CALL, "demo", 1, "pending", 0, NOW + 100, (ATTEMPT,), check_at_ms=NOW + 100)
     assert store.take(CALL, 1, "due", NOW + 100, NOW + 45_100) is not None
 
 
@@ -278,7 +278,7 @@ def test_a_look_is_postponed_by_one_of_those_who_saw_it(store: DeliveryStore) ->
     assert not store.postpone(seen, NOW + 180_000)
     row = store.get(CALL, 1)
     assert row is not None
-    assert row.checkAt == NOW + 120_000
+    assert row.check_at_ms == NOW + 120_000
 
 
 def test_deliveries_are_listed_in_the_order_of_their_events(store: DeliveryStore) -> None:
@@ -325,7 +325,7 @@ def test_a_write_of_unknown_outcome_is_an_error_and_its_lease_runs_out(
 ) -> None:
     made(real)
     losing.lose, losing.lose_repeat = 1, True
-    with pytest.raises(StoreUnclear):
+    with pytest.raises(StoreUnclearError):
         real.take(CALL, 1, "mine", NOW, NOW + 45_000)
     assert real.take(CALL, 1, "other", NOW + 45_000, NOW + 90_000) is None
     assert real.take(CALL, 1, "other", NOW + 45_001, NOW + 90_001) is not None

@@ -8,15 +8,19 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, ReadTimeoutError
 
 from shared.dynamo import from_wire, store_errors, to_wire
-from shared.errors import StoreError, StoreUnclear
+from shared.errors import StoreError, StoreUnclearError
 from shared.table_keys import RETENTION_SECONDS, SHARDS, call_key, due_shard
 
 
 def test_what_goes_to_the_wire_comes_back_with_integers() -> None:
     item: dict[str, Any] = {
-        "text": "Zoë", "number": 1_800_000_000_000, "yes": True, "no": None, "ids": {"a", "b"},
+        "text": "Zoë",
+        "number": 1_800_000_000_000,
+        "yes": True,
+        "no": None,
+        "ids": {"a", "b"},
         "list": [1, {"deep": [2]}],
-    }  # fmt: skip
+    }
     wire = to_wire(item)
     assert wire["number"] == {"N": "1800000000000"}
     assert wire["ids"]["SS"]
@@ -38,13 +42,13 @@ def failed(code: str, **metadata: int) -> ClientError:
         (failed("ValidationException", HTTPStatusCode=400), StoreError),
         (failed("ProvisionedThroughputExceededException", HTTPStatusCode=400), StoreError),
         (failed("Odd", HTTPStatusCode=499), StoreError),
-        (failed("InternalServerError", HTTPStatusCode=500), StoreUnclear),
-        (failed("ServiceUnavailable", HTTPStatusCode=503), StoreUnclear),
+        (failed("InternalServerError", HTTPStatusCode=500), StoreUnclearError),
+        (failed("ServiceUnavailable", HTTPStatusCode=503), StoreUnclearError),
         # Without a status nothing is known.
-        (failed("NoStatus"), StoreUnclear),
-        (failed("NoStatus", RetryAttempts=1), StoreUnclear),
-        (ReadTimeoutError(endpoint_url="https://dynamodb"), StoreUnclear),
-        (ConnectTimeoutError(endpoint_url="https://dynamodb"), StoreUnclear),
+        (failed("NoStatus"), StoreUnclearError),
+        (failed("NoStatus", RetryAttempts=1), StoreUnclearError),
+        (ReadTimeoutError(endpoint_url="https://dynamodb"), StoreUnclearError),
+        (ConnectTimeoutError(endpoint_url="https://dynamodb"), StoreUnclearError),
     ],
 )
 def test_an_error_says_whether_anything_can_have_been_written(

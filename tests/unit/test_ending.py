@@ -18,25 +18,25 @@ from shared.limits import LimitStore
 NOW = 1_800_000_000_000
 DURATIONS = Durations()
 CALL = Call(
-    callId="0" * 24,
-    workspaceId="demo",
-    callAgentId="agent-1",
+    call_id="0" * 24,
+    workspace_id="demo",
+    call_agent_id="agent-1",
     to="+12025550123",
-    roomName="agent-1-x",
-    jobId="job",
-    createdAt="2026-11-24T09:00:00.000Z",
+    room_name="agent-1-x",
+    job_id="job",
+    created_at="2026-11-24T09:00:00.000Z",
     status="dialing",
     events=(event("call.queued", NOW),),
-    ringTimeoutSeconds=40,
-    maxDurationSeconds=1800,
-    queueDeadline=NOW,
-    leaseId="lease",
-    leaseUntil=NOW + 500_000,
+    ring_timeout_seconds=40,
+    max_duration_seconds=1800,
+    queue_deadline_ms=NOW,
+    lease_id="lease",
+    lease_until_ms=NOW + 500_000,
     attempts=1,
-    dialedAt=NOW,
+    dialed_at_ms=NOW,
 )
-ANSWERED = dataclasses.replace(CALL, status="in_progress", answeredAt=NOW)
-QUEUED = dataclasses.replace(CALL, status="queued", dialedAt=None)
+ANSWERED = dataclasses.replace(CALL, status="in_progress", answered_at_ms=NOW)
+QUEUED = dataclasses.replace(CALL, status="queued", dialed_at_ms=None)
 BUSY = Outcome("busy", "busy", retryable=True, sip_status_code=486)
 
 
@@ -46,7 +46,7 @@ def asked_to_hang_up(call: Call) -> Call:
 
 def ended(call: Call) -> Call:
     entry = event("call.ended", NOW, status="busy", reason="busy", retryable=True)
-    return dataclasses.replace(call, status="busy", events=(*call.events, entry), endedAt=NOW)
+    return dataclasses.replace(call, status="busy", events=(*call.events, entry), ended_at_ms=NOW)
 
 
 class Table:
@@ -94,8 +94,8 @@ def test_a_queued_call_is_cleared_when_its_lease_is_over_and_a_fenced_one_soon()
     """Its worker may make the room, or take the slot, until then."""
     soon = NOW + int(DURATIONS.clear_check * 1000)
     for seen, check_at in (
-        (QUEUED, QUEUED.leaseUntil),
-        (dataclasses.replace(QUEUED, leaseUntil=NOW + 1), soon),
+        (QUEUED, QUEUED.lease_until_ms),
+        (dataclasses.replace(QUEUED, lease_until_ms=NOW + 1), soon),
         (CALL, soon),
         (ANSWERED, soon),
     ):
@@ -110,8 +110,8 @@ def test_a_queued_call_is_cleared_when_its_lease_is_over_and_a_fenced_one_soon()
         None,
         ended(CALL),
         ANSWERED,
-        dataclasses.replace(CALL, leaseId="other"),
-        dataclasses.replace(CALL, leaseId=None),
+        dataclasses.replace(CALL, lease_id="other"),
+        dataclasses.replace(CALL, lease_id=None),
     ],
     ids=["gone", "ended", "answered", "leased anew", "without a lease"],
 )
@@ -169,7 +169,7 @@ def test_a_call_leaves_the_index_when_its_room_is_gone(
     attempts: int, orphan: bool, deleted: bool, asked: list[str]
 ) -> None:
     table = Table()
-    call = dataclasses.replace(CALL, attempts=attempts, orphanRoom=orphan)
+    call = dataclasses.replace(CALL, attempts=attempts, orphan_room=orphan)
 
     async def delete_room(given: Call) -> bool:
         assert given is call

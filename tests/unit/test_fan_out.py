@@ -12,11 +12,11 @@ import pytest
 from samtranslator.yaml_helper import yaml_parse
 
 from local.stream_poller import Settings
-from shared.errors import QueueError, StoreError, StoreUnclear
+from shared.errors import QueueError, StoreError, StoreUnclearError
 from shared.queues import Queue
 from shared.table_keys import RETENTION_SECONDS
 from tests.webhook_simulation import Death, MemoryDeliveries, MemoryQueue, Process, World, stream_record
-from webhook_dispatch.fan_out import ROWS_AT_ONCE, FanningOut, deliver_all, fan_out, new_events
+from webhook_dispatch.fan_out import ROWS_AT_ONCE, FanOut, new_events
 
 A, B, C = ("a" * 24, "b" * 24, "c" * 24)
 MAPPING = yaml_parse((Path(__file__).parents[2] / "template.yaml").read_text())["Resources"]["FanOutFromStream"]
@@ -39,7 +39,11 @@ def test_each_event_gets_one_row_and_one_message(world: World) -> None:
     assert sorted(world.table.rows) == [(A, 1), (A, 2), (A, 3), (A, 4), (B, 1), (B, 2)]
     assert sent(world) == [(A, 1), (A, 2), (A, 3), (A, 4), (B, 1), (B, 2)]
     row = world.table.rows[A, 1]
-    assert (row.state, row.nextAttemptAt, row.checkAt) == ("pending", world.clock(), world.clock() + 60_000)
+    assert (row.state, row.next_attempt_at_ms, row.check_at_ms) == (
+        "pending",
+        world.clock(),
+        world.clock() + 60_000,
+    )
 
 
 def test_only_the_events_that_a_change_appended_count() -> None:
@@ -82,8 +86,8 @@ def test_messages_go_in_batches(world: World) -> None:
             return {"Successful": [{"Id": entry["Id"]} for entry in Entries]}
 
     sqs = Sqs()
-    parts = FanningOut(MemoryDeliveries(world.table), Queue(cast(Any, sqs), "url"), world.durations, world.clock)
-    assert fan_out(parts, world.dead_letters, world.call(A, events=25)) is None
+    fan_out = FanOut(MemoryDeliveries(world.table), Queue(cast(Any, sqs), "url"), world.durations, world.clock)
+    assert fan_out.process(world.dead_letters, world.call(A, events=25)) is None
     assert sqs.sizes == [10, 10, 5]
 
 
@@ -165,11 +169,11 @@ class Failing(MemoryDeliveries):
 
 
 def fan_out_with(world: World, deliveries: MemoryDeliveries, records: list[dict[str, Any]]) -> int | None:
-    parts = FanningOut(deliveries, world.queue, world.durations, world.clock)
-    return fan_out(parts, world.dead_letters, records)
+    fan_out = FanOut(deliveries, world.queue, world.durations, world.clock)
+    return fan_out.process(world.dead_letters, records)
 
 
-@pytest.mark.parametrize("error", [StoreError("throttled"), StoreUnclear("time-out")])
+@pytest.mark.parametrize("error", [StoreError("throttled"), StoreUnclearError("time-out")])
 def test_a_failed_row_names_its_record_and_those_before_it_are_done(world: World, error: Exception) -> None:
     records = world.call(A) + world.call(B)
     assert fan_out_with(world, Failing(world, (A, 3), error), records) == 2
@@ -257,8 +261,8 @@ def test_a_poison_record_waits_while_its_queue_is_down(world: World) -> None:
 
     records = world.call(A)
     records[1] = poisoned(records[1], "no events")
-    parts = FanningOut(MemoryDeliveries(world.table), world.queue, world.durations, world.clock)
-    assert fan_out(parts, Down(world.clock), records) == 1
+    fan_out = FanOut(MemoryDeliveries(world.table), world.queue, world.durations, world.clock)
+    assert fan_out.process(Down(world.clock), records) == 1
     assert sent(world) == [(A, 1)]
 
 
@@ -275,9 +279,9 @@ def test_a_redrive_makes_what_is_missing_and_hints_at_what_is_pending(
             row = world.table.rows[A, sequence]
             world.table.rows[A, sequence] = dataclasses.replace(row, state="delivered")
     world.queue.messages.clear()
-    delivering = world.delivering()
-    parts = FanningOut(delivering.deliveries, world.queue, world.durations, world.clock)
-    deliver_all(parts, delivering.calls, A)
+    delivering = world.deliverer()
+    fan_out = FanOut(delivering.deliveries, world.queue, world.durations, world.clock)
+    fan_out.deliver_all(delivering.calls, A)
     assert world.table.kept == {A: world.clock() // 1000 + RETENTION_SECONDS}
     assert sorted(world.table.rows) == [(A, n) for n in (1, 2, 3, 4)]
     assert sorted(sent(world)) == [(A, n) for n in (1, 2, 3, 4) if not (over and n in there)]
@@ -287,9 +291,9 @@ def test_a_redrive_makes_what_is_missing_and_hints_at_what_is_pending(
 def test_a_redrive_of_a_call_without_webhooks_or_record_does_nothing(world: World, there: bool) -> None:
     if there:
         world.call(A)
-        world.table.calls[A] = dataclasses.replace(world.table.calls[A], callbackUrl=None)
-    delivering = world.delivering()
-    deliver_all(FanningOut(delivering.deliveries, world.queue, world.durations, world.clock), delivering.calls, A)
+        world.table.calls[A] = dataclasses.replace(world.table.calls[A], callback_url=None)
+    delivering = world.deliverer()
+    FanOut(delivering.deliveries, world.queue, world.durations, world.clock).deliver_all(delivering.calls, A)
     assert (world.table.rows, sent(world)) == ({}, [])
 
 

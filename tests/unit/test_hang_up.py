@@ -11,7 +11,7 @@ import pytest
 from shared.call import Call, Outcome
 from shared.call_store import CallStore, Write
 from shared.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
-from shared.livekit.client import LiveKit, OrphanRoom, RoomView
+from shared.livekit.client import LiveKit, OrphanRoomError, RoomView
 from tests.unit.test_ending import ANSWERED, CALL, NOW, asked_to_hang_up
 
 ON, OFF = RoomView("active", agent_present=True), RoomView(None, agent_present=True)
@@ -27,14 +27,14 @@ class World:
         self.asked: list[str] = []
 
     async def view_room(self, room: str, identity: str) -> RoomView:
-        assert (room, identity) == (CALL.roomName, CALL.identity)
+        assert (room, identity) == (CALL.room_name, CALL.identity)
         self.asked.append("view")
         return self.views.pop(0)
 
     async def delete_room(self, name: str) -> None:
         self.asked.append(f"delete {name}")
         if self.orphan:
-            raise OrphanRoom("unknown", 500)
+            raise OrphanRoomError("unknown", 500)
 
     async def remove_orphan(self, name: str) -> None:
         self.asked.append(f"remove {name}")
@@ -55,8 +55,8 @@ class World:
         return cast(CallStore, self), cast(LiveKit, self)
 
 
-DELETED = f"delete {CALL.roomName}"
-ORPHAN = [DELETED, "note orphan", f"remove {CALL.roomName}"]
+DELETED = f"delete {CALL.room_name}"
+ORPHAN = [DELETED, "note orphan", f"remove {CALL.room_name}"]
 
 
 def test_an_orphan_is_noted_before_it_is_removed() -> None:
@@ -69,7 +69,7 @@ def test_an_orphan_is_noted_before_it_is_removed() -> None:
 
 
 def test_a_phone_that_rings_is_taken_out_of_its_room_and_one_that_talks_loses_the_room() -> None:
-    taken = [f"take {CALL.identity} out of {CALL.roomName}"]
+    taken = [f"take {CALL.identity} out of {CALL.room_name}"]
     for views, there in (((ON,), True), ((), False)):
         world = World(*views)
         assert asyncio.run(hang_up_phone(*world.parts, CALL, answered=False)) is there

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from local.api_gateway import joined
 from shared.authorization import api_key, bearer_token
-from shared.errors import FieldError, QueueError, RequestRefused, StoreError, StoreUnclear
+from shared.errors import FieldError, QueueError, RequestRefusedError, StoreError, StoreUnclearError
 from shared.http_api import Answer, Event, answer, body_bytes, check_idempotency_key, header, respond
 
 NAMES = ("authorization", "content-encoding", "content-type", "idempotency-key", "x-api-key", "x-workspace-id")
@@ -50,7 +50,7 @@ def test_equal_values_count_once_and_empty_ones_not_at_all(sent: str, value: str
 )
 def test_different_values_are_refused_and_the_header_is_named(sent: str) -> None:
     for name in NAMES:
-        with pytest.raises(RequestRefused) as refused:
+        with pytest.raises(RequestRefusedError) as refused:
             header(event({name: sent}), name)
         assert (refused.value.status, refused.value.code) == (400, "conflicting_header")
         assert name in refused.value.message
@@ -64,7 +64,7 @@ def test_a_name_in_another_case_is_the_same_header() -> None:
         )
         == "k"
     )
-    with pytest.raises(RequestRefused, match="x-workspace-id"):
+    with pytest.raises(RequestRefusedError, match="x-workspace-id"):
         header(event({"X-Workspace-Id": "a", "x-workspace-id": "b"}), "x-workspace-id")
 
 
@@ -81,7 +81,7 @@ def test_a_header_that_is_not_used_may_hold_what_it_likes() -> None:
 
 def test_a_body_with_an_encoding_is_refused_and_any_type_is_read() -> None:
     for name in ("gzip", "br", "GZIP", "gzip, gzip"):
-        with pytest.raises(RequestRefused, match="Content-Encoding") as refused:
+        with pytest.raises(RequestRefusedError, match="Content-Encoding") as refused:
             body_bytes(event({"content-encoding": name}))
         assert (refused.value.status, refused.value.code) == (415, "unsupported_encoding")
     for headers in (
@@ -130,7 +130,7 @@ def test_copies_are_one_value_or_refused(values: list[str]) -> None:
     different = {value.strip(" ") for value in values} - {""}
     sent = event(joined([("X-Api-Key", value) for value in values]))
     if len(different) > 1:
-        with pytest.raises(RequestRefused):
+        with pytest.raises(RequestRefusedError):
             header(sent, "x-api-key")
     else:
         assert header(sent, "x-api-key") == "".join(different)
@@ -143,7 +143,7 @@ def test_a_key_may_be_any_printable_ascii_of_1_to_255(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["", "k" * 256, "\x7f", "k\n", "\u00e9"])
 def test_any_other_key_is_refused(key: str) -> None:
-    with pytest.raises(RequestRefused, match="Idempotency-Key") as refused:
+    with pytest.raises(RequestRefusedError, match="Idempotency-Key") as refused:
         check_idempotency_key(key)
     assert (refused.value.status, refused.value.code) == (400, "invalid_idempotency_key")
 
@@ -151,7 +151,7 @@ def test_any_other_key_is_refused(key: str) -> None:
 def test_base64_is_read_whole_or_refused() -> None:
     assert body_bytes({"body": "w6k=", "isBase64Encoded": True}) == "é".encode()
     for text in ("w6k", "w6k=\n", "w6k=!", "é"):
-        with pytest.raises(RequestRefused) as refused:
+        with pytest.raises(RequestRefusedError) as refused:
             body_bytes({"body": text, "isBase64Encoded": True})
         assert (refused.value.status, refused.value.code) == (400, "invalid_body")
 
@@ -180,15 +180,15 @@ def test_an_answer_is_json_with_the_requests_id() -> None:
 
 def test_a_refusal_tells_code_fields_and_headers() -> None:
     headers = {"content-type": "application/json", "x-request-id": "r-1"}
-    refused = RequestRefused(422, "wrong", "to is wrong", [FieldError("to", "is wrong")], {"k": "v"})
+    refused = RequestRefusedError(422, "wrong", "to is wrong", [FieldError("to", "is wrong")], {"k": "v"})
     status, sent, body = responded(refused)
     assert (status, sent) == (422, headers | {"k": "v"})
     told = {"status": "error", "message": "to is wrong", "code": "wrong"}
     assert json.loads(body) == told | {"errors": [{"field": "to", "message": "is wrong"}]}
-    assert json.loads(responded(RequestRefused(404, "wrong", "to is wrong"))[2]) == told, "no empty list"
+    assert json.loads(responded(RequestRefusedError(404, "wrong", "to is wrong"))[2]) == told, "no empty list"
 
 
-@pytest.mark.parametrize("down", [StoreError("x"), StoreUnclear("x"), QueueError("x")])
+@pytest.mark.parametrize("down", [StoreError("x"), StoreUnclearError("x"), QueueError("x")])
 def test_what_cannot_be_stored_or_sent_is_to_be_repeated(down: Exception) -> None:
     status, headers, body = responded(down)
     assert (status, json.loads(body)["code"]) == (503, "unavailable")

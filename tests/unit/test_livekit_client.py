@@ -14,8 +14,8 @@ from livekit.protocol.agent import Job, JobState, JobStateReason, JobStatus
 from livekit.protocol.agent_dispatch import AgentDispatch, AgentDispatchState
 from livekit.protocol.models import ParticipantInfo, Room
 
-from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
-from shared.livekit.client import TWIRP_CODES, LiveKit, OrphanRoom, RoomView
+from shared.errors import LiveKitError, LiveKitUnclearError, LiveKitUnreachableError
+from shared.livekit.client import TWIRP_CODES, LiveKit, OrphanRoomError, RoomView
 
 STATE, KIND = ParticipantInfo.State, ParticipantInfo.Kind
 IDENTITY = "call-1"
@@ -55,9 +55,15 @@ def dialled(answer: Any, **changes: Any) -> tuple[Any, dict[str, Any]]:
     """The request and the options of a dial that is answered so."""
     parts, requests = livekit(create_sip_participant=answer)
     given: dict[str, Any] = {
-        "room": "r", "identity": IDENTITY, "trunk_id": "ST_1", "to": "+15550000001", "from_number": None,
-        "ring": 40, "longest": 1800, "timeout": 50,
-    }  # fmt: skip
+        "room": "r",
+        "identity": IDENTITY,
+        "trunk_id": "ST_1",
+        "to": "+15550000001",
+        "from_number": None,
+        "ring": 40,
+        "longest": 1800,
+        "timeout": 50,
+    }
     asyncio.run(parts.dial(**given | changes))
     [(_, (request, options))] = requests
     return request, options
@@ -81,8 +87,19 @@ def error_of(answer: Exception) -> LiveKitError:
 
 @pytest.mark.parametrize("code", sorted(TWIRP_CODES - {"unknown"}))
 def test_a_twirp_code_is_livekits_word_with_the_carriers_code_if_it_has_one(code: str) -> None:
-    for sip, told in [("300", 300), ("486", 486), ("699", 699), ("299", None), ("700", None), ("4860", None),
-                      (" 486", None), ("x", None), (486, 486), (None, None), (["486"], None)]:  # fmt: skip
+    for sip, told in [
+        ("300", 300),
+        ("486", 486),
+        ("699", 699),
+        ("299", None),
+        ("700", None),
+        ("4860", None),
+        (" 486", None),
+        ("x", None),
+        (486, 486),
+        (None, None),
+        (["486"], None),
+    ]:
         error = error_of(refused(code, 418, metadata={"sip_status_code": sip}))
         assert type(error) is LiveKitError
         assert (error.code, error.http_status, error.sip_status_code) == (code, 418, told)
@@ -94,7 +111,7 @@ def test_a_twirp_code_is_livekits_word_with_the_carriers_code_if_it_has_one(code
 def test_any_other_code_is_a_proxys_and_says_nothing_of_the_request(code: Any) -> None:
     for status in (200, 400, 403, 404, 500, 502, 503):
         error = error_of(refused(code, status, metadata={"sip_status_code": "486"}))
-        assert type(error) is LiveKitUnclear
+        assert type(error) is LiveKitUnclearError
         assert (error.http_status, error.sip_status_code) == (status, None)
     wrong_token = error_of(refused(code, 401))
     assert (type(wrong_token), wrong_token.code, wrong_token.http_status) == (LiveKitError, "unauthenticated", 401)
@@ -102,19 +119,25 @@ def test_any_other_code_is_a_proxys_and_says_nothing_of_the_request(code: Any) -
 
 @pytest.mark.parametrize(
     "fault",
-    [TimeoutError(), aiohttp.ServerDisconnectedError(), aiohttp.ClientPayloadError(), DecodeError(), TypeError(),
-     AttributeError()],
+    [
+        TimeoutError(),
+        aiohttp.ServerDisconnectedError(),
+        aiohttp.ClientPayloadError(),
+        DecodeError(),
+        TypeError(),
+        AttributeError(),
+    ],
     ids=lambda fault: type(fault).__name__,
-)  # fmt: skip
+)
 def test_a_request_without_an_answer_that_is_one_is_unclear(fault: Exception) -> None:
-    assert type(error_of(fault)) is LiveKitUnclear
+    assert type(error_of(fault)) is LiveKitUnclearError
 
 
 def test_a_connection_that_is_refused_sent_nothing() -> None:
     fault = aiohttp.ClientConnectorError(
         cast(Any, SimpleNamespace(host="h", port=1, ssl=False)), OSError("refused")
     )
-    assert type(error_of(fault)) is LiveKitUnreachable
+    assert type(error_of(fault)) is LiveKitUnreachableError
 
 
 # ── rooms ───────────────────────────────────────────────────────────────────────────────────────────
@@ -128,7 +151,7 @@ def test_a_room_that_is_not_there_is_deleted_and_any_other_error_is_told() -> No
     for code in ("unavailable", "internal"):
         with pytest.raises(LiveKitError, match=code):
             asyncio.run(livekit(delete_room=refused(code, 503))[0].delete_room("r"))
-    with pytest.raises(OrphanRoom):
+    with pytest.raises(OrphanRoomError):
         asyncio.run(livekit(delete_room=refused("unknown", 500, "could not find object"))[0].delete_room("r"))
     with pytest.raises(LiveKitError) as raised:
         asyncio.run(livekit(delete_room=refused("internal", 500, "could not find object"))[0].delete_room("r"))
@@ -187,7 +210,7 @@ AGENT = participant("agent", kind=KIND.AGENT)
         # An egress participant records the call and cannot talk to the callee.
         ([participant("recorder", kind=KIND.EGRESS)], RoomView(None, False)),
     ],
-)  # fmt: skip
+)
 def test_a_view_tells_who_is_in_the_room(participants: list[Any], view: RoomView) -> None:
     parts, requests = livekit(list_participants=SimpleNamespace(participants=participants))
     assert asyncio.run(parts.view_room("r", IDENTITY)) == view
@@ -220,9 +243,14 @@ def test_a_phone_and_an_agent_are_one_participant_and_two_publishers() -> None:
     parts, requests = livekit(list_rooms=SimpleNamespace(rooms=rooms))
     names = [*counted, "gone"]
     assert asyncio.run(parts.rooms_present(names)) == {
-        "none": "some", "phone": "some", "agent": "some", "both": "both", "three": "both", "agents": "some",
+        "none": "some",
+        "phone": "some",
+        "agent": "some",
+        "both": "both",
+        "three": "both",
+        "agents": "some",
         "gone": "absent",
-    }  # fmt: skip
+    }
     assert requests == [("list_rooms", api.ListRoomsRequest(names=names))]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 import pytest
 
-from shared.errors import RequestRefused
+from shared.errors import RequestRefusedError
 from shared.livekit.secret import LiveKitSecret
 from shared.livekit.signature import LEEWAY_SECONDS, signed_claims
 
@@ -19,14 +19,14 @@ BODY = b'{"event":"room_finished"}'
 DIGEST = base64.b64encode(hashlib.sha256(BODY).digest()).decode()
 
 
-def token(key: str = SECRET.apiSecret, algorithm: str = "HS256", **changes: Any) -> str:
+def token(key: str = SECRET.api_secret, algorithm: str = "HS256", **changes: Any) -> str:
     """A token of the body's; a claim that is None is left out."""
-    claims = {"iss": SECRET.apiKey, "exp": int(time.time()) + 300, "sha256": DIGEST} | changes
+    claims = {"iss": SECRET.api_key, "exp": int(time.time()) + 300, "sha256": DIGEST} | changes
     return jwt.encode({name: value for name, value in claims.items() if value is not None}, key, algorithm)
 
 
 def refusal(body: bytes, given: str | None) -> str:
-    with pytest.raises(RequestRefused) as refused:
+    with pytest.raises(RequestRefusedError) as refused:
         signed_claims(body, given, SECRET)
     assert (refused.value.status, refused.value.code) == (401, "invalid_signature")
     return refused.value.message

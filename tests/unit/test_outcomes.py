@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from shared.call import ENDED, TRANSITIONS, EndReason, Outcome
-from shared.errors import LiveKitError, LiveKitUnclear, LiveKitUnreachable
+from shared.errors import LiveKitError, LiveKitUnclearError, LiveKitUnreachableError
 from shared.livekit.outcomes import (
     SIP_CODES,
     answered_outcome,
@@ -19,10 +19,25 @@ from shared.livekit.outcomes import (
 )
 
 TWIRP_CODES = [
-    "canceled", "unknown", "invalid_argument", "malformed", "deadline_exceeded", "not_found", "bad_route",
-    "already_exists", "permission_denied", "unauthenticated", "resource_exhausted", "failed_precondition",
-    "aborted", "out_of_range", "unimplemented", "internal", "unavailable", "data_loss",
-]  # fmt: skip
+    "canceled",
+    "unknown",
+    "invalid_argument",
+    "malformed",
+    "deadline_exceeded",
+    "not_found",
+    "bad_route",
+    "already_exists",
+    "permission_denied",
+    "unauthenticated",
+    "resource_exhausted",
+    "failed_precondition",
+    "aborted",
+    "out_of_range",
+    "unimplemented",
+    "internal",
+    "unavailable",
+    "data_loss",
+]
 
 
 @pytest.mark.parametrize("code", range(300, 700))
@@ -74,10 +89,10 @@ def test_no_error_without_a_sip_code_ends_a_call_unseen(code: str) -> None:
 
 
 def test_a_request_that_was_never_sent_may_be_tried_again_one_that_may_have_been_is_looked_after() -> None:
-    assert verdict(LiveKitUnreachable()).kind == "unsent"
-    assert verdict(LiveKitUnclear()).kind == "look"
-    assert verdict(LiveKitUnclear(429)).kind == "look"
-    assert verdict(LiveKitUnclear(502)).kind == "look"
+    assert verdict(LiveKitUnreachableError()).kind == "unsent"
+    assert verdict(LiveKitUnclearError()).kind == "look"
+    assert verdict(LiveKitUnclearError(429)).kind == "look"
+    assert verdict(LiveKitUnclearError(502)).kind == "look"
     for code in ("deadline_exceeded", "resource_exhausted", "unknown", "aborted", "data_loss"):
         assert verdict(LiveKitError(code, 408)).kind == "look"
 

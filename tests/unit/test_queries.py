@@ -13,7 +13,7 @@ import pytest
 from calls_api.queries import ListQuery, call_of_workspace, call_view, list_calls, list_query
 from shared.call import Call, Status, webhook_body
 from shared.call_store import CallStore
-from shared.errors import RequestRefused
+from shared.errors import RequestRefusedError
 from tests.unit.test_call import CALL
 
 KEY = "CALL#" + "0a" * 12
@@ -26,7 +26,7 @@ def query(**given: str) -> ListQuery:
 
 def wrong(**given: str) -> list[str]:
     """The names of the parameters that are wrong."""
-    with pytest.raises(RequestRefused) as refused:
+    with pytest.raises(RequestRefusedError) as refused:
         query(**given)
     assert (refused.value.status, refused.value.code) == (400, "invalid_request")
     for error in refused.value.errors:
@@ -75,10 +75,24 @@ def test_a_time_is_read_as_calls_have_it(text: str, moment: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "now", "2026-11-24", AT[:-1], AT.lower(), "2026-13-24T09:30:00Z", "2026-02-30T09:30:00Z",
-     "2026-11-24T24:30:00Z", "2026-11-24T09:30:00.1234Z", "2026-11-24T09:30:00+24:00", "2026-11-24T09:30:00+01:60",
-     "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00", "\u0662026-11-24T09:30:00Z", AT + "\n"],
-)  # fmt: skip
+    [
+        "",
+        "now",
+        "2026-11-24",
+        AT[:-1],
+        AT.lower(),
+        "2026-13-24T09:30:00Z",
+        "2026-02-30T09:30:00Z",
+        "2026-11-24T24:30:00Z",
+        "2026-11-24T09:30:00.1234Z",
+        "2026-11-24T09:30:00+24:00",
+        "2026-11-24T09:30:00+01:60",
+        "0001-01-01T00:00:00+01:00",
+        "9999-12-31T23:59:59-01:00",
+        "\u0662026-11-24T09:30:00Z",
+        AT + "\n",
+    ],
+)
 def test_a_time_that_is_none_is_refused(text: str) -> None:
     assert wrong(created_after=text) == ["created_after"]
     assert wrong(created_before=text) == ["created_before"]
@@ -91,12 +105,28 @@ def test_a_limit_is_a_whole_number_from_1_to_100(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "====", cursor([]), cursor([AT]), cursor([AT, KEY, KEY]), cursor([AT, 7]), cursor([None, KEY]),
-     cursor({"a": 1, "b": 2}), cursor("7"), cursor([AT, KEY + "0"]), cursor([AT, KEY.upper()]),
-     cursor([AT[:-5] + "Z", KEY]), cursor([AT + "\n", KEY]), cursor("[" * 100_000), "\u00e9",
-     cursor([AT, KEY]) + "!", "!!!!" + cursor([AT, KEY])],
+    [
+        "",
+        "x",
+        "====",
+        cursor([]),
+        cursor([AT]),
+        cursor([AT, KEY, KEY]),
+        cursor([AT, 7]),
+        cursor([None, KEY]),
+        cursor({"a": 1, "b": 2}),
+        cursor("7"),
+        cursor([AT, KEY + "0"]),
+        cursor([AT, KEY.upper()]),
+        cursor([AT[:-5] + "Z", KEY]),
+        cursor([AT + "\n", KEY]),
+        cursor("[" * 100_000),
+        "\u00e9",
+        cursor([AT, KEY]) + "!",
+        "!!!!" + cursor([AT, KEY]),
+    ],
     ids=lambda text: ascii(text)[:30],
-)  # fmt: skip
+)
 def test_a_cursor_that_is_none_of_ours_is_refused(text: str) -> None:
     assert wrong(cursor=text) == ["cursor"]
 
@@ -127,24 +157,28 @@ def test_a_call_is_there_for_its_own_workspace_only() -> None:
 
     def get(call_id: str) -> Call | None:
         asked.append(call_id)
-        return {CALL.callId: CALL}.get(call_id)
+        return {CALL.call_id: CALL}.get(call_id)
 
     store = cast(CallStore, SimpleNamespace(get=get))
-    assert call_of_workspace(store, "demo", CALL.callId) is CALL
-    for workspace_id, call_id in (("other", CALL.callId), ("demo", "1" * 24), ("demo", "x"), ("demo", "0" * 25)):
-        with pytest.raises(RequestRefused) as refused:
+    assert call_of_workspace(store, "demo", CALL.call_id) is CALL
+    for workspace_id, call_id in (("other", CALL.call_id), ("demo", "1" * 24), ("demo", "x"), ("demo", "0" * 25)):
+        with pytest.raises(RequestRefusedError) as refused:
             call_of_workspace(store, workspace_id, call_id)
         assert (refused.value.status, refused.value.code) == (404, "call_not_found")
-    assert asked == [CALL.callId, CALL.callId, "1" * 24], "what is no call's id is asked of no table"
+    assert asked == [CALL.call_id, CALL.call_id, "1" * 24], "what is no call's id is asked of no table"
 
 
 def test_a_call_is_shown_with_its_events_as_its_webhooks_tell_them() -> None:
-    call = dataclasses.replace(CALL, dynamicVariables=VARIABLES, callbackUrl="https://hooks.example/in")
+    call = dataclasses.replace(CALL, dynamic_variables=VARIABLES, callback_url="https://hooks.example/in")
     text = call_view(call)
     assert f'"dynamicVariables":{VARIABLES}' in text
     assert f'"metadata":{CALL.metadata}' in text
     shown = json.loads(text)
-    assert (shown["status"], shown["endReason"], shown["callbackUrl"]) == ("completed", "hangup", call.callbackUrl)
+    assert (shown["status"], shown["endReason"], shown["callbackUrl"]) == (
+        "completed",
+        "hangup",
+        call.callback_url,
+    )
     bodies = [json.loads(webhook_body(call, sequence)) for sequence in range(1, len(call.events) + 1)]
     told = [{name: body[name] for name in ("id", "type", "timestamp", "sequence")} for body in bodies]
     told[3]["report"] = bodies[3]["data"]["report"]

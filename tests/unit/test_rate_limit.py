@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from initiate_call.rate_limit import RateLimit
-from shared.errors import RequestRefused, StoreError, StoreUnclear
+from shared.errors import RequestRefusedError, StoreError, StoreUnclearError
 from shared.limits import LimitStore
 from shared.workspaces import Workspace
 from tests.workspaces_table import TABLE, OneAtATime, workspaces_table
@@ -32,7 +32,7 @@ def store(client: OneAtATime) -> LimitStore:
 
 
 def workspace(limit: int, workspace_id: str = "acme") -> Workspace:
-    return Workspace(workspace_id, "Acme", "outbound", "ST_1", (), callsPerMinute=limit)
+    return Workspace(workspace_id, "Acme", "outbound", "ST_1", (), calls_per_minute=limit)
 
 
 def accepted(process: RateLimit, limit: int, now: int = NOW, tries: int = 1, workspace_id: str = "acme") -> int:
@@ -41,7 +41,7 @@ def accepted(process: RateLimit, limit: int, now: int = NOW, tries: int = 1, wor
     for _ in range(tries):
         try:
             process.spend(workspace(limit, workspace_id), now)
-        except RequestRefused:
+        except RequestRefusedError:
             continue
         count += 1
     return count
@@ -132,7 +132,7 @@ def test_a_limit_that_changes_holds_within_the_minute(store: LimitStore) -> None
 def test_a_refusal_says_when_to_come_again(store: LimitStore) -> None:
     process = RateLimit(store)
     accepted(process, 3, tries=3)
-    with pytest.raises(RequestRefused) as refused:
+    with pytest.raises(RequestRefusedError) as refused:
         process.spend(workspace(3), NOW)
     assert (refused.value.status, refused.value.code) == (429, "rate_limited")
     assert refused.value.headers == {
@@ -141,7 +141,7 @@ def test_a_refusal_says_when_to_come_again(store: LimitStore) -> None:
         "ratelimit": '"calls";r=0;t=42',
     }
     for left_ms, seconds in ((41_001, "42"), (41_000, "41"), (59_999, "60"), (1, "1")):
-        with pytest.raises(RequestRefused) as later:
+        with pytest.raises(RequestRefusedError) as later:
             process.spend(workspace(3), (NOW // MINUTE + 1) * MINUTE - left_ms)
         assert later.value.headers["retry-after"] == seconds, "never before the next minute begins"
     assert accepted(process, 3, NOW + 42_000) == 1
@@ -160,7 +160,7 @@ def test_a_permit_given_back_can_be_spent_in_its_minute_only(store: LimitStore) 
 def test_a_table_that_does_not_answer_lets_nobody_through(store: LimitStore, client: OneAtATime) -> None:
     process = RateLimit(store)
     client.lose = 1
-    with pytest.raises(StoreUnclear):
+    with pytest.raises(StoreUnclearError):
         process.spend(workspace(20), NOW)
     # The two permits whose answer was lost stay unused.
     assert accepted(process, 20, tries=30) == 18
@@ -182,7 +182,7 @@ def test_whatever_the_clocks_no_minute_has_more_than_its_limit(
         try:
             # Clocks up to two minutes apart, and forward on the whole.
             of = chance.choice(processes).spend(workspace(limit), (turn // 60 + chance.randint(0, 2)) * MINUTE)
-        except (RequestRefused, StoreUnclear):
+        except (RequestRefusedError, StoreUnclearError):
             continue
         finally:
             client.lose = 0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import RequestRefused
+from shared.errors import RequestRefusedError
 from shared.raw_json import MAXIMUM_DEPTH, MAXIMUM_DIGITS, ascii_compact, holds_long_number, members
 
 FUNCTIONS = Path(__file__).parents[2] / "functions"
@@ -57,7 +57,7 @@ def test_a_header_of_json_holds_the_same_in_printable_ascii(
 def test_whatever_comes_is_read_or_refused(body: bytes) -> None:
     try:
         found = members(body)
-    except RequestRefused as exc:
+    except RequestRefusedError as exc:
         refused = exc
     else:
         assert json.loads(body) == {key: value for key, (value, _) in found.items()}
@@ -79,8 +79,8 @@ def test_whatever_comes_is_read_or_refused(body: bytes) -> None:
 def test_a_megabyte_made_to_be_slow_is_refused_at_once(body: str) -> None:
     """In a process of its own, as a regular expression that backtracks cannot be interrupted."""
     code = (
-        "from shared.raw_json import members\nfrom shared.errors import RequestRefused\n"
-        f"try:\n    members({body})\nexcept RequestRefused as refused:\n    print(refused.code)\n"
+        "from shared.raw_json import members\nfrom shared.errors import RequestRefusedError\n"
+        f"try:\n    members({body})\nexcept RequestRefusedError as refused:\n    print(refused.code)\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=FUNCTIONS, capture_output=True, text=True, timeout=60, check=True
@@ -104,15 +104,15 @@ def test_an_object_has_as_many_levels_as_are_allowed() -> None:
         return b'{"a":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
 
     assert list(members(nested(MAXIMUM_DEPTH))) == ["a"]
-    with pytest.raises(RequestRefused, match="more than 32 levels"):
+    with pytest.raises(RequestRefusedError, match="more than 32 levels"):
         members(nested(MAXIMUM_DEPTH + 1))
 
 
 @pytest.mark.parametrize("written", ['"\\ud800"', '"\\udc00\\ud800"', '{"k": ["\\ud83d"]}', '{"\\udfff": 1}'])
 def test_half_of_a_surrogate_pair_is_refused_in_a_value_and_in_a_key(written: str) -> None:
     """It could be stored and sent nowhere."""
-    with pytest.raises(RequestRefused, match="a lone surrogate"):
+    with pytest.raises(RequestRefusedError, match="a lone surrogate"):
         members(f'{{"a": {written}}}'.encode())
-    with pytest.raises(RequestRefused, match="a lone surrogate"):
+    with pytest.raises(RequestRefusedError, match="a lone surrogate"):
         members(b'{"\\ud800": 1}')
     assert members(b'{"a": "\\ud83d\\ude00"}')["a"][0] == "\U0001f600"

@@ -12,7 +12,7 @@ from pydantic import Field
 from calls_api.reports import parse_report
 from initiate_call.request import parse_request, read_body
 from shared.callback_url import Policy
-from shared.errors import FieldError, RequestRefused
+from shared.errors import FieldError, RequestRefusedError
 from shared.request_model import NullIsAbsent, RequestModel, validate
 
 
@@ -26,7 +26,7 @@ class Example(RequestModel, extra="forbid"):
     limit: Annotated[int, NullIsAbsent()] = 7
 
 
-def told(refused: RequestRefused) -> list[tuple[str, str]]:
+def told(refused: RequestRefusedError) -> list[tuple[str, str]]:
     return [(error.field, error.message) for error in refused.errors]
 
 
@@ -43,7 +43,7 @@ def test_all_wrong_fields_come_at_once_in_the_models_order_and_unknown_ones_last
         "a" * 129: None,
         "call_agent_id": None,
     }
-    with pytest.raises(RequestRefused) as caught:
+    with pytest.raises(RequestRefusedError) as caught:
         parse_request(read_body(json.dumps(body).encode()), Policy())
     assert told(caught.value) == [
         ("to", "is required"),
@@ -63,7 +63,7 @@ def test_all_wrong_fields_come_at_once_in_the_models_order_and_unknown_ones_last
 
 def test_what_is_wrong_inside_a_report_is_named_by_its_path() -> None:
     turns: list[Any] = [1, {"speaker": "other", "text": ""}, {"speaker": "agent", "text": "a", "more": 1}, {}]
-    with pytest.raises(RequestRefused) as caught:
+    with pytest.raises(RequestRefusedError) as caught:
         parse_report(json.dumps({"type": "agent.transcript", "data": {"turns": turns}}).encode())
     assert told(caught.value) == [
         ("data.turns.0", "must be an object"),
@@ -76,7 +76,7 @@ def test_what_is_wrong_inside_a_report_is_named_by_its_path() -> None:
 
 def test_a_report_of_a_wrong_type_is_not_told_of_its_data() -> None:
     """Its data is checked by the type that it names, if that is all right."""
-    with pytest.raises(RequestRefused) as caught:
+    with pytest.raises(RequestRefusedError) as caught:
         parse_report(b'{"type":"agent.summary","data":{},"more":1}')
     assert told(caught.value) == [("more", "is not a field of a report")]
 

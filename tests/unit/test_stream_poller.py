@@ -11,14 +11,15 @@ import datetime
 import json
 import threading
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from local.stream_poller import (
     Batches,
-    FunctionFailed,
-    NotInvoked,
+    FunctionFailedError,
+    NotInvokedError,
     Record,
     Settings,
     as_event,
@@ -86,7 +87,7 @@ def failing(*bad: int, times: int = 1_000_000) -> Callable[[list[int]], object]:
     def answer(batch: list[int]) -> object:
         if left[0] and set(bad) & set(batch):
             left[0] -= 1
-            raise FunctionFailed("boom")
+            raise FunctionFailedError("boom")
         return None
 
     return answer
@@ -284,7 +285,7 @@ def test_a_throttled_function_costs_no_retry() -> None:
     def answer(batch: list[int]) -> object:
         if left[0]:
             left[0] -= 1
-            raise NotInvoked("TooManyRequestsException")
+            raise NotInvokedError("TooManyRequestsException")
         return None
 
     shard = Shard(dataclasses.replace(SETTINGS, maximum_retries=0), answer)
@@ -343,7 +344,7 @@ def test_what_is_given_up_is_told_as_metadata_only() -> None:
     assert "NewImage" not in json.dumps(told)
 
 
-class Expired(Exception):
+class ExpiredError(Exception):
     pass
 
 
@@ -354,8 +355,7 @@ class FakeStreams:
     faults: the operations that fail, each once.
     """
 
-    class exceptions:  # as botocore names it
-        ExpiredIteratorException = Expired
+    exceptions = SimpleNamespace(ExpiredIteratorException=ExpiredError)
 
     def __init__(self, shards: dict[str, list[dict[str, Any]]], *faults: str) -> None:
         self.shards = shards
@@ -388,7 +388,7 @@ class FakeStreams:
         self.fail_once("get_records")
         if ShardIterator == "one:1" and self.expire_once:
             self.expire_once = False
-            raise Expired
+            raise ExpiredError
         found = self.shards[name][int(place) : int(place) + 1]
         return {"Records": found, "NextShardIterator": f"{name}:{int(place) + len(found)}"}
 

@@ -12,21 +12,21 @@ from botocore.exceptions import ReadTimeoutError
 
 from shared.authorization import authorized_workspace
 from shared.dynamo import from_wire, to_wire
-from shared.errors import RequestRefused, StoreError, StoreUnclear
+from shared.errors import RequestRefusedError, StoreError, StoreUnclearError
 from shared.limits import LimitStore
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore, key_hash
 from tests.workspaces_table import TABLE, OneAtATime, workspaces_table
 
 ACME = Workspace(
-    workspaceId="acme",
+    workspace_id="acme",
     name="Acme",
-    agentName="outbound",
-    sipTrunkId="ST_1",
-    fromNumbers=("+12025550100",),
-    apiKeyHashes=frozenset({"a" * 64}),
-    allowedCallingCodes=frozenset({"+1"}),
-    webhookSecrets=("whsec_AAAA",),
-    createdAt="2026-11-24T00:00:00.000Z",
+    agent_name="outbound",
+    sip_trunk_id="ST_1",
+    from_numbers=("+12025550100",),
+    api_key_hashes=frozenset({"a" * 64}),
+    allowed_calling_codes=frozenset({"+1"}),
+    webhook_secrets=("whsec_AAAA",),
+    created_at="2026-11-24T00:00:00.000Z",
     version=1,
 )
 
@@ -56,7 +56,7 @@ def named(name: str) -> Callable[[Workspace], Workspace]:
 
 
 def allowing(code: str) -> Callable[[Workspace], Workspace]:
-    return lambda seen: dataclasses.replace(seen, allowedCallingCodes=seen.allowedCallingCodes | {code})
+    return lambda seen: dataclasses.replace(seen, allowed_calling_codes=seen.allowed_calling_codes | {code})
 
 
 # ── the workspace ───────────────────────────────────────────────────────────────────────────────────
@@ -73,7 +73,7 @@ def test_an_unknown_workspace_is_none(store: WorkspaceStore) -> None:
 
 def test_create_never_overwrites(store: WorkspaceStore) -> None:
     store.create(ACME)
-    assert not store.create(dataclasses.replace(ACME, name="Another", createdAt="2026-11-25T00:00:00.000Z"))
+    assert not store.create(dataclasses.replace(ACME, name="Another", created_at="2026-11-25T00:00:00.000Z"))
     assert store.get("acme") == ACME
 
 
@@ -94,8 +94,8 @@ def test_create_that_is_not_answered_finds_somebody_elses_workspace(
     store.create(ACME)
     deaf = WorkspaceStore(cast(Any, Unheard(client)), TABLE)
     assert not deaf.create(dataclasses.replace(ACME, name="Another"))
-    with pytest.raises(StoreUnclear):
-        deaf.create(dataclasses.replace(ACME, workspaceId="new"))
+    with pytest.raises(StoreUnclearError):
+        deaf.create(dataclasses.replace(ACME, workspace_id="new"))
 
 
 def test_an_item_without_what_it_needs_is_an_error_that_names_it(
@@ -125,7 +125,7 @@ def test_update_keeps_attributes_it_does_not_know(store: WorkspaceStore, client:
 
 def test_update_that_empties_a_set_removes_it(store: WorkspaceStore, client: OneAtATime) -> None:
     store.create(ACME)
-    store.update("acme", lambda seen: dataclasses.replace(seen, apiKeyHashes=frozenset()))
+    store.update("acme", lambda seen: dataclasses.replace(seen, api_key_hashes=frozenset()))
     assert "apiKeyHashes" not in raw(client, "acme")
 
 
@@ -161,7 +161,7 @@ def test_of_two_updates_at_the_same_time_both_hold(store: WorkspaceStore, versio
     store.update("acme", slow)
     there = store.get("acme")
     assert there is not None
-    assert there.allowedCallingCodes == {"+1", "+44", "+49"}
+    assert there.allowed_calling_codes == {"+1", "+44", "+49"}
     assert (there.version, turns) == (version + 2, 2)
 
 
@@ -172,7 +172,7 @@ def test_updates_from_many_threads_all_hold(store: WorkspaceStore) -> None:
         list(threads.map(lambda code: store.update("acme", allowing(code)), codes))
     there = store.get("acme")
     assert there is not None
-    assert there.allowedCallingCodes == {"+1", *codes}
+    assert there.allowed_calling_codes == {"+1", *codes}
 
 
 def test_update_does_not_bring_back_a_workspace_deleted_meanwhile(
@@ -230,7 +230,7 @@ def test_all_reads_every_page_and_only_workspaces(store: WorkspaceStore, client:
     limits.reserve_trunk("ST_1", 1000, 5, 10**9)
     limits.pause(5)
     client.requests.clear()
-    assert [workspace.workspaceId for workspace in store.all()] == ["w0", "w1", "w2", "w3"]
+    assert [workspace.workspace_id for workspace in store.all()] == ["w0", "w1", "w2", "w3"]
     assert client.requests.count("scan") > 1
 
 
@@ -274,14 +274,14 @@ def test_a_disabled_workspace_is_seen_within_sixty_seconds(store: WorkspaceStore
 
 def test_a_revoked_key_is_refused_within_sixty_seconds(store: WorkspaceStore) -> None:
     old, new = (key_hash(key) for key in ("rk_old", "rk_new"))
-    store.put(dataclasses.replace(ACME, apiKeyHashes=frozenset({old, new})))
+    store.put(dataclasses.replace(ACME, api_key_hashes=frozenset({old, new})))
     clock = Clock()
     cache = WorkspaceCache(store, 60, clock)
     for key in ("rk_old", "rk_new"):
         assert authorized_workspace(cache, "acme", key)
-    store.update("acme", lambda seen: dataclasses.replace(seen, apiKeyHashes=frozenset({new})))
+    store.update("acme", lambda seen: dataclasses.replace(seen, api_key_hashes=frozenset({new})))
     clock.now += 60
-    with pytest.raises(RequestRefused):
+    with pytest.raises(RequestRefusedError):
         authorized_workspace(cache, "acme", "rk_old")
     assert authorized_workspace(cache, "acme", "rk_new")
 
@@ -332,13 +332,13 @@ def test_a_failed_read_is_not_remembered(store: WorkspaceStore, client: OneAtATi
 
         def get(self, workspace_id: str) -> Workspace | None:
             if self.failing:
-                raise StoreUnclear("ReadTimeoutError")
+                raise StoreUnclearError("ReadTimeoutError")
             return super().get(workspace_id)
 
     store.create(ACME)
     failing = Failing(cast(Any, client), TABLE)
     cache = WorkspaceCache(failing, 60, Clock())
-    with pytest.raises(StoreUnclear):
+    with pytest.raises(StoreUnclearError):
         cache.get("acme")
     failing.failing = False
     assert cache.get("acme") == ACME

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 from livekit import rtc
@@ -182,7 +182,7 @@ class Ringonce:
 class FakeLLM(llm.LLM[str]):
     """Records every prompt and always gives the same answer."""
 
-    asked: list[Any] = []  # noqa: RUF012
+    asked: ClassVar[list[Any]] = []
 
     def chat(self, *, chat_ctx: llm.ChatContext, tools: Any = None, conn_options: Any = None, **_: Any) -> Any:
         names = [getattr(tool, "__name__", str(tool)) for tool in tools or []]

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import logging
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 from livekit import rtc
@@ -92,7 +92,7 @@ NO_MEDIA = RoomOptions(text_input=False, audio_input=False, audio_output=False, 
 class Session(AgentSession[Any]):
     """The real session, without a room to hear and speak in."""
 
-    made: list[Session] = []  # noqa: RUF012
+    made: ClassVar[list[Session]] = []
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)

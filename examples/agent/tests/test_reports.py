@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reports import TRANSCRIPTS, Reports, transcripts
-from ringonce_agent import ReportRefused, read_dispatch
+from ringonce_agent import ReportRefusedError, read_dispatch
 from tests.fakes import ROOM, dispatch_metadata
 
 
@@ -19,7 +19,7 @@ def test_closing_waits_for_every_report_in_order_and_one_that_fails_stops_no_oth
     async def send(kind: str, data: dict[str, Any]) -> None:
         await asyncio.sleep(0)
         if kind == "agent.b":
-            raise ReportRefused(409, "reports_full", "no more")
+            raise ReportRefusedError(409, "reports_full", "no more")
         if kind == "agent.c":
             raise RuntimeError("unforeseen")
         sent.append(kind)

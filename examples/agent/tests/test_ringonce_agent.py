@@ -12,7 +12,7 @@ import jwt
 import pytest
 
 import ringonce_agent
-from ringonce_agent import ReportFailed, ReportRefused, read_dispatch, report
+from ringonce_agent import ReportFailedError, ReportRefusedError, read_dispatch, report
 from tests.fakes import CALL_ID, IDENTITY, KEY, ROOM, SECRET, Ringonce, dispatch_metadata
 
 
@@ -79,7 +79,7 @@ def test_two_reports_of_the_same_words_are_two() -> None:
 def test_a_refused_report_is_not_repeated(status: int) -> None:
     async def run() -> None:
         async with Ringonce(status) as ringonce:
-            with pytest.raises(ReportRefused, match="a_code") as refused:
+            with pytest.raises(ReportRefusedError, match="a_code") as refused:
                 await report(read_dispatch(dispatch_metadata(ringonce.url)), ROOM, "agent.note")
             assert (refused.value.status, len(ringonce.requests)) == (status, 1)
 
@@ -89,10 +89,10 @@ def test_a_refused_report_is_not_repeated(status: int) -> None:
 def test_a_report_that_never_gets_through_fails_in_the_end() -> None:
     async def run() -> None:
         async with Ringonce(500, 502, 503, 504) as ringonce:
-            with pytest.raises(ReportFailed, match="503"):
+            with pytest.raises(ReportFailedError, match="503"):
                 await report(read_dispatch(dispatch_metadata(ringonce.url)), ROOM, "agent.note")
             assert len(ringonce.requests) == 3
-        with pytest.raises(ReportFailed, match="Connect"):
+        with pytest.raises(ReportFailedError, match="Connect"):
             await report(read_dispatch(dispatch_metadata(ringonce.url)), ROOM, "agent.note")
 
     asyncio.run(run())

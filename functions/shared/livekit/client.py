@@ -1,8 +1,7 @@
 """The LiveKit API as this project uses it: rooms, agent dispatches, the phone's participant.
 
-The only module that imports the LiveKit client. Its errors become LiveKitError, LiveKitUnreachable (never sent) or
-LiveKitUnclear (sent, outcome unknown).
-"""
+The only module that imports the LiveKit client. Its errors become LiveKitError, LiveKitUnreachableError (never
+sent) or LiveKitUnclearError (sent, outcome unknown)."""
 
 from __future__ import annotations
 
@@ -20,7 +19,13 @@ from livekit import api
 from livekit.protocol.agent import Job, JobStateReason, JobStatus
 from livekit.protocol.models import ParticipantInfo
 
-from shared.errors import LiveKitError, LiveKitSecretUnreadable, LiveKitUnclear, LiveKitUnreachable, StoreError
+from shared.errors import (
+    LiveKitError,
+    LiveKitSecretUnreadableError,
+    LiveKitUnclearError,
+    LiveKitUnreachableError,
+    StoreError,
+)
 from shared.livekit.secret import LiveKitSecret
 
 CALL_STATUS = "sip.callStatus"
@@ -29,11 +34,27 @@ CALL_STATUS = "sip.callStatus"
 # as one word.
 TWIRP_CODES = frozenset(
     {
-        "canceled", "unknown", "invalid_argument", "malformed", "deadline_exceeded", "not_found", "bad_route",
-        "already_exists", "permission_denied", "unauthenticated", "resource_exhausted", "failed_precondition",
-        "aborted", "out_of_range", "unimplemented", "internal", "unavailable", "data_loss", "dataloss",
+        "canceled",
+        "unknown",
+        "invalid_argument",
+        "malformed",
+        "deadline_exceeded",
+        "not_found",
+        "bad_route",
+        "already_exists",
+        "permission_denied",
+        "unauthenticated",
+        "resource_exhausted",
+        "failed_precondition",
+        "aborted",
+        "out_of_range",
+        "unimplemented",
+        "internal",
+        "unavailable",
+        "data_loss",
+        "dataloss",
     }
-)  # fmt: skip
+)
 
 # ListRooms accepts more names; this many keep the response small.
 ROOMS_PER_REQUEST = 50
@@ -46,7 +67,7 @@ Presence = Literal["both", "some", "absent"]
 _ORPHAN = "could not find object"
 
 
-class OrphanRoom(LiveKitError):
+class OrphanRoomError(LiveKitError):
     """LiveKit lists this room, but it cannot be deleted: the server that hosted it has crashed."""
 
 
@@ -71,9 +92,8 @@ class RoomView:
 async def connect(read_secret: Callable[[], LiveKitSecret], request_timeout: float) -> AsyncIterator[LiveKit]:
     """A client for one invocation (its session belongs to the running loop). request_timeout: seconds.
 
-    read_secret is called at the first request; its StoreError fails that request as LiveKitSecretUnreadable. So an
-    unreadable secret fails only work that needs LiveKit.
-    """
+    read_secret is called at the first request; its StoreError fails that request as LiveKitSecretUnreadableError.
+    So an unreadable secret fails only work that needs LiveKit."""
     client = _LazyClient(read_secret, request_timeout)
     try:
         yield LiveKit(cast(api.LiveKitAPI, client))
@@ -94,8 +114,8 @@ class _LazyClient:
         return _LazyService(self, service)
 
     async def made(self) -> api.LiveKitAPI:
-        """Raises LiveKitSecretUnreadable. Concurrent requests share one read of the secret; after a failed one the
-        next request reads it again.
+        """Raises LiveKitSecretUnreadableError. Concurrent requests share one read of the secret; after a failed
+        one the next request reads it again.
         """
         if self._making is None:
             self._making = asyncio.create_task(self._make())
@@ -112,13 +132,13 @@ class _LazyClient:
         try:
             secret = await asyncio.to_thread(self._read_secret)
         except StoreError as exc:
-            raise LiveKitSecretUnreadable from exc
+            raise LiveKitSecretUnreadableError from exc
         # `failover=False`: on LiveKit Cloud the client would otherwise send CreateSIPParticipant up to three
         # times, and LiveKit does not deduplicate it.
         self._client = api.LiveKitAPI(
             secret.url,
-            secret.apiKey,
-            secret.apiSecret,
+            secret.api_key,
+            secret.api_secret,
             timeout=aiohttp.ClientTimeout(total=self._request_timeout),
             failover=False,
         )
@@ -146,7 +166,7 @@ class _LazyService:
 
 
 class LiveKit:
-    """Every method raises LiveKitError, LiveKitUnreachable or LiveKitUnclear."""
+    """Every method raises LiveKitError, LiveKitUnreachableError or LiveKitUnclearError."""
 
     def __init__(self, client: api.LiveKitAPI) -> None:
         self._client = client
@@ -189,7 +209,8 @@ class LiveKit:
             )
 
     async def delete_room(self, name: str) -> None:
-        """Deletes the room and disconnects its participants; an absent room is no error. Raises OrphanRoom."""
+        """Deletes the room; its participants are disconnected. An absent room is no error. Raises OrphanRoomError.
+        """
         with _absent_is_fine(), _livekit_errors():
             await self._client.room.delete_room(api.DeleteRoomRequest(room=name))
 
@@ -256,9 +277,17 @@ class LiveKit:
         return present
 
     async def dial(
-        self, *, room: str, identity: str, trunk_id: str, to: str, from_number: str | None, ring: float,
-        longest: float, timeout: float,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        room: str,
+        identity: str,
+        trunk_id: str,
+        to: str,
+        from_number: str | None,
+        ring: float,
+        longest: float,
+        timeout: float,
+    ) -> None:
         """Rings the phone and returns when it has answered. Not idempotent: each call of this rings once more.
 
         In seconds: ring: the ring time; longest: of the whole call from the room join, ringing included; timeout:
@@ -295,13 +324,13 @@ def _error_of(exc: api.ServerError) -> LiveKitError:
     """The error for a response other than 200. Its JSON may come from a proxy: any part may be of any type."""
     code = exc.code if isinstance(exc.code, str) and exc.code in TWIRP_CODES else "unknown"
     if code == "unknown" and _ORPHAN in str(exc.message):
-        return OrphanRoom(code, exc.status)
+        return OrphanRoomError(code, exc.status)
     if code == "unknown" and exc.status == 401:
         # Plain text: LiveKit's response to an invalid token (livekit/livekit pkg/service/auth.go).
         return LiveKitError("unauthenticated", exc.status)
     if code == "unknown":
         # Not Twirp JSON: a proxy in front of LiveKit answered, LiveKit may have got the request.
-        return LiveKitUnclear(exc.status)
+        return LiveKitUnclearError(exc.status)
     sip = str(exc.metadata.get("sip_status_code")) if isinstance(exc.metadata, dict) else ""
     return LiveKitError(code, exc.status, int(sip) if re.fullmatch("[3-6][0-9]{2}", sip) else None)
 
@@ -313,10 +342,10 @@ def _livekit_errors() -> Iterator[None]:
     except api.ServerError as exc:
         raise _error_of(exc) from exc
     except aiohttp.ClientConnectorError as exc:
-        raise LiveKitUnreachable from exc
+        raise LiveKitUnreachableError from exc
     except (TimeoutError, aiohttp.ClientError, DecodeError, AttributeError, TypeError) as exc:
         # The last two: the response's JSON is not Twirp's (a proxy's again).
-        raise LiveKitUnclear from exc
+        raise LiveKitUnclearError from exc
 
 
 @contextmanager

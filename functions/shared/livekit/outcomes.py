@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any, Literal
 
 from shared.call import Outcome
-from shared.errors import LiveKitError, LiveKitUnreachable
+from shared.errors import LiveKitError, LiveKitUnreachableError
 
 _BUSY = Outcome("busy", "busy", retryable=True)
 _NO_ANSWER = Outcome("no_answer", "no_answer", retryable=True)
@@ -30,7 +30,7 @@ SIP_CODES: dict[int, Outcome] = {
     433: _REJECTED, 470: _REJECTED, 603: _REJECTED, 607: _REJECTED, 608: _REJECTED,
     486: _BUSY, 600: _BUSY,
     429: _CARRIER_RETRY, 440: _CARRIER_RETRY, 491: _CARRIER_RETRY,
-}  # fmt: skip
+}  # a row for each outcome  # fmt: skip
 
 
 # With these codes of LiveKit, or of a proxy before it, the dial may still go on.
@@ -66,7 +66,7 @@ def verdict(error: LiveKitError) -> Verdict:
     """
     if error.sip_status_code is not None:
         return Verdict("end", sip_outcome(error.sip_status_code))
-    if isinstance(error, LiveKitUnreachable):
+    if isinstance(error, LiveKitUnreachableError):
         return Verdict("unsent")
     if error.code == "unavailable":
         return Verdict("unsent")
@@ -98,10 +98,14 @@ def uncoded_outcome(code: str, left: dict[str, Any] | None, *, rang_out: bool = 
         case "unauthenticated" | "permission_denied", None:
             return Outcome("failed", "livekit_error")
         case (
-            "invalid_argument" | "failed_precondition" | "not_found" | "out_of_range" | "unauthenticated"
+            "invalid_argument"
+            | "failed_precondition"
+            | "not_found"
+            | "out_of_range"
+            | "unauthenticated"
             | "permission_denied",
             _,
-        ):  # fmt: skip
+        ):
             # Trunk unknown, without numbers, wrong DNS name, refused connection or credentials, codecs.
             return _TRUNK
     if code in _TELLS_NOTHING:

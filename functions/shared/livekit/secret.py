@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiveKitSecret:
     url: str
-    apiKey: str
-    apiSecret: str = dataclasses.field(repr=False)
+    api_key: str
+    api_secret: str = dataclasses.field(repr=False)
 
 
 # After a failed read the next one follows after this share of the cache's time: Secrets Manager may take ten
