@@ -69,7 +69,7 @@ WRITES: dict[str, Callable[[CallStore], Any]] = {
     "note_orphan": lambda store: store.note_orphan("x"),
     "put_off": lambda store: store.put_off(("x", "CALL"), 4, 1),
     "keep": lambda store: store.keep("x", 4),
-    "append_report": lambda store: store.append_report("x", "room", "id", {}, 1, ended_since=1),
+    "append_report": lambda store: store.append_report("x", "room", "id", {}, 1, ended_since_ms=1),
 }
 
 
