@@ -270,11 +270,11 @@ class Dialler:
                 return
             # LiveKit's timer starts after this one; a twentieth covers the difference of clocks.
             rang_out = self.clock() - started_ms >= to_ms(0.95 * ring_seconds)
-            await self._not_answered(call, exc, rang_out)
+            await self._handle_error(call, exc, rang_out)
         else:
-            await self._answered(call)
+            await self._handle_answer(call)
 
-    async def _answered(self, call: Call) -> None:
+    async def _handle_answer(self, call: Call) -> None:
         if self._lease_over(call):
             return
         now_ms = self.clock()
@@ -301,7 +301,7 @@ class Dialler:
         ):
             await self._end(answered.call, Outcome("failed", "outcome_unknown"))
 
-    async def _not_answered(self, call: Call, error: LiveKitError, rang_out: bool) -> None:
+    async def _handle_error(self, call: Call, error: LiveKitError, rang_out: bool) -> None:
         """Handles LiveKit's error for the dial. Only one with the carrier's code is decisive without a look at the
         room.
         """
@@ -312,17 +312,17 @@ class Dialler:
             case Verdict(kind="over"):
                 view = await self._view(call)
                 if view is None or view.call_status is not None:
-                    await self._find_out(call, error)
+                    await self._determine_outcome(call, error)
                     return
-                seen = await self._told(call, error)
+                seen = await self._await_left_event(call, error)
                 if seen is not None and _still_mine(seen, call):
                     await self._end_dial(
                         seen, uncoded_outcome(error.code, seen.phone_left, rang_out=rang_out), error
                     )
             case _:
-                await self._find_out(call, error, unsent=judged.kind == "unsent")
+                await self._determine_outcome(call, error, unsent=judged.kind == "unsent")
 
-    async def _told(self, call: Call, error: LiveKitError) -> Call | None:
+    async def _await_left_event(self, call: Call, error: LiveKitError) -> Call | None:
         """The call once it has LiveKit's event of the phone's leaving or a request to hang up, or after
         `left_wait`.
 
@@ -343,7 +343,7 @@ class Dialler:
                 return seen
             await asyncio.sleep(self.durations.orphan_read / 5)
 
-    async def _find_out(self, call: Call, error: LiveKitError, *, unsent: bool = False) -> None:
+    async def _determine_outcome(self, call: Call, error: LiveKitError, *, unsent: bool = False) -> None:
         """Determines the outcome of a dial from looks at the room and from the events of LiveKit's on the record.
 
         The phone is gone once an event says so or two looks, `second_look` apart, do not find it. Then the call
@@ -354,7 +354,7 @@ class Dialler:
         while self.remaining() > self.durations.fence_margin and not self._lease_over(call):
             view = await self._view(call)
             if view is not None and view.call_status in ANSWERED:
-                await self._answered(call)
+                await self._handle_answer(call)
                 return
             seen = await asyncio.to_thread(self.calls.get, call.call_id)
             if seen is None or not _still_mine(seen, call):
@@ -362,7 +362,7 @@ class Dialler:
             absent = view is not None and view.call_status is None
             if view is not None and not absent:
                 in_room = True
-                absent = seen.hangup is not None and not await self._hung_up(call)
+                absent = seen.hangup is not None and not await self._hang_up_ringing(call)
             if not absent:
                 missing_since_ms = None
             else:
@@ -392,7 +392,7 @@ class Dialler:
         except LiveKitError:
             return None
 
-    async def _hung_up(self, call: Call) -> bool:
+    async def _hang_up_ringing(self, call: Call) -> bool:
         """Hangs up a ringing phone. False: it is not in the room, although LiveKit listed it."""
         try:
             return await hang_up_phone(self.calls, self.livekit, call, answered=False)

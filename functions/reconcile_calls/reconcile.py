@@ -98,7 +98,7 @@ class Reconciler:
 
         async def work() -> None:
             while self.time_left() and (keys := await due.portion()):
-                await self._round(keys, paused)
+                await self._reconcile_portion(keys, paused)
 
         await asyncio.gather(*(work() for _ in range(PORTIONS)))
         repairs = self.clock() % to_ms(self.durations.slot_repair) < to_ms(60 * self.durations.scale)
@@ -121,7 +121,7 @@ class Reconciler:
             _count_error("the switch cannot be read")
             return True
 
-    async def _round(self, keys: list[tuple[str, str]], paused: bool) -> None:
+    async def _reconcile_portion(self, keys: list[tuple[str, str]], paused: bool) -> None:
         """Reads the items with these keys and processes them concurrently."""
         try:
             found = await asyncio.to_thread(self.calls.read_due, keys)
@@ -139,11 +139,14 @@ class Reconciler:
         async def looked_at(call: Call) -> str:
             # Items that need no room do not wait for LiveKit's response.
             room = (await rooms).get(call.room_name) if _in_room(call) else None
-            return await self._call(call, room, paused)
+            return await self._process_call(call, room, paused)
 
-        work = [self._guarded(call, looked_at(call)) for call in calls]
+        work = [self._reconcile_call(call, looked_at(call)) for call in calls]
         due: list[Delivery] = []
-        work += [self._apart((row.call_id, sort_key(row.sequence)), self._delivery(row, due)) for row in rows]
+        work += [
+            self._isolated((row.call_id, sort_key(row.sequence)), self._reconcile_delivery(row, due))
+            for row in rows
+        ]
         work += [self._put_off(key, self.durations.live_check) for key in found.unreadable]
         await asyncio.gather(rooms, *work)
         await self._send_again(due)
@@ -169,7 +172,7 @@ class Reconciler:
         answers = await asyncio.gather(*(listed(names[start : start + ROOMS_PER_REQUEST]) for start in starts))
         return {name: presence for answer in answers for name, presence in answer.items()}
 
-    async def _guarded(self, call: Call, work: Coroutine[Any, Any, str]) -> None:
+    async def _reconcile_call(self, call: Call, work: Coroutine[Any, Any, str]) -> None:
         """Processes a call; one that fails for lack of LiveKit is postponed, behind those that do not need
         LiveKit.
         """
@@ -182,9 +185,9 @@ class Reconciler:
                 await self._postpone(call, self.durations.second_look)
                 self.done["postponed"] += 1
 
-        await self._apart((call.call_id, "CALL"), guarded())
+        await self._isolated((call.call_id, "CALL"), guarded())
 
-    async def _apart(self, key: tuple[str, str], work: Awaitable[None]) -> None:
+    async def _isolated(self, key: tuple[str, str], work: Awaitable[None]) -> None:
         """Processes one item; any exception is logged and postpones this item only."""
         try:
             await work
@@ -200,7 +203,7 @@ class Reconciler:
         except Exception:
             _count_error("not put off", key)
 
-    async def _call(self, call: Call, room: Presence | None, paused: bool) -> str:
+    async def _process_call(self, call: Call, room: Presence | None, paused: bool) -> str:
         """Processes a due call. room: None when its presence is unknown."""
         match call.status:
             case "queued":
@@ -337,7 +340,7 @@ class Reconciler:
             return "cleared"
         return await self._clear(call)
 
-    async def _delivery(self, row: Delivery, due: list[Delivery]) -> None:
+    async def _reconcile_delivery(self, row: Delivery, due: list[Delivery]) -> None:
         """Postpones a delivery that is still due and adds it to `due`, whose messages are repeated."""
         check_at_ms = self.clock() + to_ms(self.durations.webhook_grace)
         if await asyncio.to_thread(self.deliveries.postpone, row, check_at_ms):
