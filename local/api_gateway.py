@@ -17,7 +17,6 @@ Two paths are its own: /docs, the API's description as a page, and /openapi.yaml
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import io
 import json
@@ -29,6 +28,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from local.command_line import CommandLine, http_url, port, positive
 from local.docs_page import DOCUMENT, html_page
 from local.http_server import serve
 
@@ -159,12 +159,12 @@ def _is_function_error(content: bytes) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m local.api_gateway", description="The API's plain address.")
-    parser.add_argument("--port", type=int, default=0, help="0: any free port (default)")
-    parser.add_argument("--target", required=True, help="URL of the API's stage in the emulator")
-    parser.add_argument("--timeout", type=float, help="seconds an answer may take (default: 30)")
-    given = parser.parse_args()
-    serve(create_app(given.target.rstrip("/"), given.timeout), given.port)
+    command = CommandLine(prog="python -m local.api_gateway", description="The API's plain address.")
+    command.add_argument("--port", type=port, default=0, help="0: any free port (default)")
+    command.add_argument("--target", type=http_url, required=True, help="URL of the API's stage in the emulator")
+    command.add_argument("--timeout", type=positive, help="seconds an answer may take (default: 30)")
+    given = command.parse_args()
+    serve(command, create_app(given.target.rstrip("/"), given.timeout), given.port)
 
 
 if __name__ == "__main__":

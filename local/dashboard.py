@@ -20,6 +20,7 @@ from typing import Any
 
 from samtranslator.yaml_helper import yaml_parse
 
+from local.command_line import CommandLine
 from local.paths import ROOT
 from local.state_folder import state_folder
 
@@ -305,12 +306,20 @@ def _lines(lines: Iterable[Sequence[float | None]], colours: Sequence[str], high
 
 def main(arguments: Sequence[str]) -> int:
     state = state_folder()
-    output = Path(arguments[0]) if arguments else state / "dashboard.html"
+    command = CommandLine(prog="python -m local.dashboard", description="The dashboard as one HTML page.")
+    command.add_argument(
+        "page", nargs="?", type=Path, default=state / "dashboard.html", help="where it is written"
+    )
+    output: Path = command.parse_args(arguments).page
     points = sorted(points_in(state / "logs"), key=lambda point: point.at)
     if not points:
         print(f"no metrics in {state / 'logs'}: start `make run` and place a call", file=sys.stderr)
         return 1
-    output.write_text(page(dashboard_body(), points, "Ringonce, local stack"))
+    drawn = page(dashboard_body(), points, "Ringonce, local stack")
+    try:
+        output.write_text(drawn)
+    except OSError as exc:
+        command.error(f"argument page: {output}: {exc.strerror}")
     print(output)
     return 0
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from local.errors import StackError
+from local.command_line import CommandLine
+from local.errors import SettingError, StackError
 from local.livekit_settings import real_livekit
 from local.processes import ANSWER_SECONDS, Running, tail
 from local.signals import StoppedError, pause, stop_on_signals
@@ -279,7 +280,7 @@ def scenes() -> Sequence[Scene]:
     if real_livekit():
         to = os.environ.get("TO")
         if not to:
-            raise StackError("LIVEKIT_URL is set: set TO to the number to call")
+            raise SettingError("LIVEKIT_URL is set: set TO to the number to call")
         return [Scene("A call through a real LiveKit", to, None, None)]
     return [
         Scene("1. A call that is answered", EXAMPLE["to"], "completed", "hangup"),
@@ -307,7 +308,11 @@ def perform(state: Path) -> None:
     show(f"\nDone in {time.monotonic() - began:.0f} s. `make run` leaves the stack running for calls of your own.")
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
+    command = CommandLine(
+        prog="python -m local.demo", description="Places three calls on a local stack of its own."
+    )
+    command.parse_args(arguments)
     stop_on_signals()
     try:
         # A folder of its own: a stack that `make run` started is left alone.
@@ -315,6 +320,8 @@ def main() -> int:
     except StoppedError:
         show("\nstopped")
         return 130
+    except SettingError as exc:
+        command.error(str(exc))
     except StackError as exc:
         show(f"\nfailed: {exc}")
         return 1
@@ -324,4 +331,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

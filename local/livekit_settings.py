@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 
-from local.errors import StackError
+from local.errors import SettingError
 from local.processes import Child, Running, child_environment
 
 
@@ -15,7 +15,7 @@ def real_livekit() -> bool:
 
 
 def check_real_livekit() -> None:
-    """Raises StackError when a real LiveKit is named without what a call through it needs.
+    """Raises SettingError when a real LiveKit is named without what a call through it needs.
 
     What the stand-in has in its place would ring phones from a number that is not the trunk's.
     """
@@ -24,12 +24,12 @@ def check_real_livekit() -> None:
     needed = ("LIVEKIT_API_KEY", "LIVEKIT_API_SECRET", "SIP_TRUNK_ID", "FROM_NUMBERS")
     missing = [name for name in needed if not os.environ.get(name, "").strip(" ,")]
     if missing:
-        raise StackError(f"LIVEKIT_URL is set, but {' and '.join(missing)} not")
+        raise SettingError(f"LIVEKIT_URL is set, but {' and '.join(missing)} not")
     from_numbers()
 
 
 def from_numbers() -> tuple[str, ...]:
-    """The numbers that calls are made from, in the form that the API compares them in. Raises StackError."""
+    """The numbers that calls are made from, in the form that the API compares them in. Raises SettingError."""
     if not real_livekit():
         return ("+15550009999",)
     from shared.phone_number import e164
@@ -37,7 +37,7 @@ def from_numbers() -> tuple[str, ...]:
     try:
         return tuple(map(e164, listed("FROM_NUMBERS")))
     except ValueError as exc:
-        raise StackError(f"FROM_NUMBERS: each {exc}") from exc
+        raise SettingError(f"FROM_NUMBERS: each {exc}") from exc
 
 
 def listed(name: str) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import ssl
 import time
@@ -17,8 +18,8 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 from standardwebhooks import Webhook, WebhookVerificationError
-from standardwebhooks.webhooks import EmptyWebhookSecretError
 
+from local.command_line import CommandLine, port
 from local.http_server import serve
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -83,6 +84,17 @@ def create_app(secrets: Sequence[str] = (), show: bool = False) -> web.Applicati
     app.add_routes(routes)
     app.router.add_post("/{path:.*}", receive)
     return app
+
+
+def webhook_secret(text: str) -> str:
+    """A secret in Standard Webhooks' format: `whsec_` and 24 to 64 bytes in base64. Raises ArgumentTypeError."""
+    try:
+        secret = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        secret = b""
+    if not text.startswith("whsec_") or not 24 <= len(secret) <= 64:
+        raise argparse.ArgumentTypeError("must be whsec_ and 24 to 64 bytes in base64")
+    return text
 
 
 def verify(secrets: Sequence[str], body: bytes, headers: Mapping[str, str]) -> str | None:
@@ -229,28 +241,36 @@ async def set_behaviour(request: web.Request) -> web.Response:
 async def set_secrets(request: web.Request) -> web.Response:
     """A list of `whsec_...`: what to verify with from now on."""
     try:
-        secrets = _SECRETS.validate_json(await request.read())
-        for secret in secrets:
-            Webhook(secret)
-    except (EmptyWebhookSecretError, ValueError) as error:
+        secrets = [webhook_secret(secret) for secret in _SECRETS.validate_json(await request.read())]
+    except (argparse.ArgumentTypeError, ValueError) as error:
         return web.json_response({"errors": {"body": str(error)}}, status=400)
     request.app[RECEIVER].secrets = tuple(secrets)
     return web.json_response({"secrets": len(secrets)})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m local.receiver", description="A webhook receiver.")
-    parser.add_argument("--port", type=int, default=0, help="0: any free port (default)")
-    parser.add_argument("--secret", action="append", default=[], help="whsec_...; may be given twice")
-    parser.add_argument("--certificate", help="a PEM file: serve https")
-    parser.add_argument("--key", help="the PEM file of the certificate's key")
-    parser.add_argument("--show", action="store_true", help="print each webhook as it comes")
-    given = parser.parse_args()
+    command = CommandLine(prog="python -m local.receiver", description="A webhook receiver.")
+    command.add_argument("--port", type=port, default=0, help="0: any free port (default)")
+    command.add_argument(
+        "--secret", type=webhook_secret, action="append", default=[], help="whsec_...; may be given twice"
+    )
+    command.add_argument("--certificate", help="a PEM file: serve https")
+    command.add_argument("--key", help="the PEM file of the certificate's key, if it is not in the same file")
+    command.add_argument("--show", action="store_true", help="print each webhook as it comes")
+    given = command.parse_args()
+    if given.key and not given.certificate:
+        command.error("argument --key: needs --certificate")
     tls = None
     if given.certificate:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        tls.load_cert_chain(given.certificate, given.key)
-    serve(create_app(given.secret, given.show), given.port, tls)
+        try:
+            # A key with a passphrase is refused: the default would ask for it on the terminal.
+            tls.load_cert_chain(given.certificate, given.key, password="")
+        except OSError as exc:
+            problem = "not a certificate and its key" if isinstance(exc, ssl.SSLError) else exc.strerror
+            named = " and ".join(filter(None, (given.certificate, given.key)))
+            command.error(f"argument --certificate: {named}: {problem}")
+    serve(command, create_app(given.secret, given.show), given.port, tls)
 
 
 if __name__ == "__main__":

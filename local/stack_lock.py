@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from local.errors import StackError
+from local.errors import SettingError, StackError
 from local.processes import GONE_SECONDS
 from local.state_folder import clear
 
@@ -28,9 +28,8 @@ def locked(state: Path) -> Iterator[int]:
     Raises StackError when another stack has it. The processes of one that was killed are waited for: they end by
     themselves, and until then they have its ports.
     """
-    state.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + GONE_SECONDS
-    with (state / "lock").open("a+") as lock:
+    with _lock_file(state) as lock:
         while not _taken(lock):
             pid = _holder(lock)
             if (pid is not None and _alive(pid)) or time.monotonic() > until:
@@ -49,6 +48,15 @@ def locked(state: Path) -> Iterator[int]:
             os.close(descriptor)
 
 
+def _lock_file(state: Path) -> TextIO:
+    """Opens the folder's lock, and makes both if need be. Raises SettingError when that is not possible."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        return (state / "lock").open("a+")
+    except OSError as exc:
+        raise SettingError(f"RINGONCE_LOCAL_DIR: {state} cannot be used: {exc.strerror}") from exc
+
+
 def stop(state: Path) -> int | None:
     """Ends the stack of a state folder and waits until all of it has; its process id, None if no stack runs.
 
@@ -56,7 +64,7 @@ def stop(state: Path) -> int | None:
     """
     stopped: int | None = None
     until = time.monotonic() + STOP_SECONDS
-    with contextlib.suppress(FileNotFoundError), (state / "lock").open("r+") as lock:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), (state / "lock").open("r+") as lock:
         while not _taken(lock):
             pid = _holder(lock)
             if pid is not None and pid != stopped:
