@@ -12,7 +12,7 @@ from aiohttp import web
 
 from local.command_line import CommandLine
 
-# How long requests under way may take to end after a signal.
+# How long requests in progress may take after a signal.
 SHUTDOWN_SECONDS = 1.0
 
 
@@ -36,7 +36,7 @@ async def _serve(app: web.Application, port: int, tls: ssl.SSLContext | None) ->
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    # A body is what was sent: signatures are over its bytes, and a proxy passes it on.
+    # Bodies are not decompressed: signatures cover the bytes that were sent, and a proxy passes them on.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, auto_decompress=False)
     await runner.setup()
     try:

@@ -1,4 +1,4 @@
-"""Which LiveKit the stack calls through: a real one that the environment names, else the stand-in."""
+"""The LiveKit that the stack calls through: a real one named by the environment, else the stand-in."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def real_livekit() -> bool:
 
 
 def check_real_livekit() -> None:
-    """Raises SettingError when a real LiveKit is named without what a call through it needs.
+    """Raises SettingError when a real LiveKit is named without the other settings that a call through it needs.
 
-    What the stand-in has in its place would ring phones from a number that is not the trunk's.
+    The stand-in's defaults would ring phones from a number that is not the trunk's.
     """
     if not real_livekit():
         return
@@ -29,7 +29,7 @@ def check_real_livekit() -> None:
 
 
 def from_numbers() -> tuple[str, ...]:
-    """The numbers that calls are made from, in the form that the API compares them in. Raises SettingError."""
+    """The numbers that calls are made from, in E.164. Raises SettingError."""
     if not real_livekit():
         return ("+15550009999",)
     from shared.phone_number import e164
@@ -41,12 +41,12 @@ def from_numbers() -> tuple[str, ...]:
 
 
 def listed(name: str) -> list[str]:
-    """The parts of a variable of the environment that are separated by commas."""
+    """The items of a variable of the environment that are separated by commas."""
     return [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
 
 
 def livekit_settings(running: Running, webhook_url: str) -> tuple[str, str, str, Child | None]:
-    """LiveKit's URL, API key and secret, and the stand-in's process if it is one (the URL is then empty)."""
+    """LiveKit's URL, API key and secret, and the stand-in's process; its URL is "" until it is ready."""
     if real_livekit():
         url = os.environ["LIVEKIT_URL"].replace("wss://", "https://").replace("ws://", "http://")
         return url, os.environ["LIVEKIT_API_KEY"], os.environ["LIVEKIT_API_SECRET"], None
@@ -57,7 +57,7 @@ def livekit_settings(running: Running, webhook_url: str) -> tuple[str, str, str,
             *(sys.executable, "-m", "local.livekit", "--port", "0"),
             *("--webhook-url", webhook_url, "--time-scale", str(running.time_scale)),
             *("--api-key", key, f"--api-secret={secret}"),
-            # A worker's lease lasts longer here (`template_for_emulator`): so must the room that it left empty.
+            # A worker's lease lasts longer here (`template_for_emulator`): its empty room must last as long.
             *("--slack", "30"),
         ],
         child_environment(running.state),

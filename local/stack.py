@@ -1,4 +1,4 @@
-"""The whole system in this user's own processes: `python -m local.stack`, ended by Ctrl-C or
+"""The whole system in processes of this user: `python -m local.stack`, ended by Ctrl-C or
 `python -m local.stack stop`.
 
 An emulated AWS on which template.yaml is deployed, the API's plain address in front of it, a LiveKit stand-in,
@@ -61,7 +61,7 @@ def say(text: str) -> None:
 
 
 def check_packages() -> None:
-    """Raises StackError unless the environments that `make setup` makes are there and up to date."""
+    """Raises StackError unless the environments of `make setup` exist and are up to date."""
     installed = PACKAGES / "installed-requirements.txt"
     if not AWS_PYTHON.exists() or not installed.exists():
         raise StackError("run `make setup` first")
@@ -79,13 +79,13 @@ def time_scale() -> float:
 
 @contextlib.contextmanager
 def stack(state: Path, api_port: int = 0, progress: Callable[[str], None] = say) -> Iterator[Running]:
-    """A running stack; all of it ends with the context.
+    """A running stack, which ends with the context.
 
-    progress: told what is being done. Raises StackError when something does not start, StoppedError when a signal
-    comes before it is ready.
+    progress: called with the name of each step. Raises StackError when a part does not start, StoppedError when a
+    signal arrives before it is ready.
     """
     check_packages()
-    # The workspace is written with this checkout's code, whichever checkout .venv was installed from.
+    # The workspace is written with this checkout's code, also when .venv was installed from another checkout.
     sys.path.insert(0, str(FUNCTIONS))
     check_real_livekit()
     scale = 1.0 if real_livekit() else time_scale()
@@ -178,14 +178,14 @@ def _start(running: Running, wanted_port: int, progress: Callable[[str], None]) 
     running.info["pids"] = {"stack": os.getpid()} | {c.name: c.process.pid for c in running.children.values()}
     for mapping in adapted.stream_mappings:
         running.in_background(poll_stream, running, mapping)
-    # One run has all shards here: on a machine of few processors several would only slow each other down.
+    # One run reads all shards here: concurrent runs slow each other down on a machine with few processors.
     for schedule in {each.function: dataclasses.replace(each, input=None) for each in adapted.schedules}.values():
         running.in_background(run_schedule, running, schedule)
 
 
 def start_console(running: Running) -> Child:
-    """The page that shows the stack at work. Its environment tells it what `info` says, the API key among it:
-    a command line can be read by every user of the machine."""
+    """Starts the console. It gets `info` with the API key by its environment, because every user of the machine
+    can read a command line."""
     environment = child_environment(running.state)
     packages = os.pathsep.join([environment["PYTHONPATH"], str(FUNCTIONS)])
     return running.start(
