@@ -1,4 +1,4 @@
-"""The API's plain address in front of a scripted emulator behaves like API Gateway."""
+"""The API's address in front of a scripted emulator behaves like API Gateway."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_request_arrives_byte_for_byte_and_so_does_its_answer() -> None:
     through_the_front(emulator, talk)
 
 
-def test_no_header_is_invented_and_repeated_ones_are_joined() -> None:
+def test_no_header_is_added_and_repeated_ones_are_joined() -> None:
     seen: dict[str, list[str]] = {}
 
     async def emulator(request: web.Request) -> web.Response:
