@@ -263,7 +263,7 @@ def parser() -> argparse.ArgumentParser:
 def _plain_headings(command: argparse.ArgumentParser) -> None:
     """Instead of argparse's `positional arguments` and `options`, which say nothing beside the other headings."""
     command._positionals.title = "what it acts on"
-    command._optionals.title = "what it does"
+    command._optionals.title = "how it is done"
 
 
 def _options_of_every_command(holder: argparse.ArgumentParser) -> None:

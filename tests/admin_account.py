@@ -29,6 +29,7 @@ from tests.mocked_aws import mock_aws
 
 CALLS = "Calls"
 TEMPLATE = yaml_parse((Path(__file__).parents[1] / "template.yaml").read_text())["Resources"]
+SCHEMA = ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode")
 HOUR = 3_600_000
 
 
@@ -83,6 +84,14 @@ class Account:
         item = self.calls._client.get_item(TableName=CALLS, Key=call_key(call_id))["Item"]
         return int(item.get("expiresAt", {"N": "0"})["N"])
 
+    def copy_calls(self, name: str) -> None:
+        """A table of this name with what the calls' table has, as restored from a backup."""
+        client = self.calls._client
+        schema = TEMPLATE["CallsTable"]["Properties"]
+        client.create_table(TableName=name, **{key: schema[key] for key in SCHEMA if key in schema})
+        for item in client.scan(TableName=CALLS)["Items"]:
+            client.put_item(TableName=name, Item=item)
+
     def due(self) -> set[tuple[str, str]]:
         found: set[tuple[str, str]] = set()
         for shard in range(16):
@@ -106,8 +115,7 @@ def account_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
         client = boto3.client("dynamodb")
         for name, resource in (("Workspaces", "WorkspacesTable"), (CALLS, "CallsTable")):
             properties = TEMPLATE[resource]["Properties"]
-            wanted = ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode")
-            client.create_table(TableName=name, **{key: properties[key] for key in wanted if key in properties})
+            client.create_table(TableName=name, **{key: properties[key] for key in SCHEMA if key in properties})
         workspaces = WorkspaceStore(client, "Workspaces")
         for workspace_id in ("acme", "other"):
             workspaces.put(Workspace(workspace_id, workspace_id, "outbound", "ST_1", ("+12025550100",)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import dataclasses
 import io
@@ -28,7 +29,7 @@ from botocore.exceptions import (
 )
 from botocore.loaders import create_loader
 
-from admin.command import main
+from admin.command import main, parser
 from shared.limits import LimitStore
 from shared.workspaces import Workspace, WorkspaceStore, key_hash
 from tests.mocked_aws import mock_aws
@@ -1054,6 +1055,29 @@ def test_a_change_whose_outcome_is_unknown_says_so(
 def test_an_item_that_is_damaged_is_one_line_too(admin: Admin, store: WorkspaceStore) -> None:
     boto3.client("dynamodb").put_item(TableName=TABLE, Item={"workspaceId": {"S": "half"}})
     assert "workspace half has no name, agentName, sipTrunkId" in one_line(admin("workspace show half"))
+
+
+# ── what it says of itself ──────────────────────────────────────────────────────────────────────────
+
+
+def commands_of(parser: argparse.ArgumentParser, *words: str) -> Iterator[tuple[str, ...]]:
+    """Every command of the parser, in words."""
+    groups = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield words
+    for choices in groups:
+        for word, made in choices.items():
+            yield from commands_of(made, *words, word)
+
+
+@pytest.mark.parametrize("words", list(commands_of(parser())), ids=" ".join)
+def test_help_has_plain_headings(run: Admin, words: tuple[str, ...]) -> None:
+    said = run(" ".join(words) + " --help")
+    assert said.code == 0
+    headings = [line for line in said.out.splitlines() if re.fullmatch(r"\S.*:", line) and line.islower()]
+    known = ["what it acts on:", "how it is done:", "which stack or table:", "how it answers and asks:"]
+    assert headings == [line for line in known if line in headings]
+    assert headings[-3:] == known[1:]
 
 
 # ── how it is started ───────────────────────────────────────────────────────────────────────────────

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -336,6 +338,7 @@ def placed(account: Account, number: int, state: str) -> str:
         "room_name": f"agent-{number:010d}",
         "events": events(account, *kinds.get(state, ("queued", "dialing", "answered"))),
         "answered_at_ms": None if state in kinds else account.now - HOUR,
+        "check_at_ms": account.now + HOUR,
     }
     if state == "ended":
         fields["status"] = "in_progress"
@@ -371,7 +374,7 @@ def test_a_call_under_way_is_asked_to_hang_up_and_hung_up_at_once(
     assert (call.status, (call.hangup or {})["reason"]) == (state, "canceled_by_api")
     # Due at once: the reconciler repeats it until the phone is gone, and frees the slot.
     assert call.due_shard is not None
-    assert (call.check_at_ms or 0) >= account.now
+    assert account.now <= (call.check_at_ms or 0) < account.now + HOUR
     assert account.limits.active_calls("acme") == {call_id}
     assert livekit.asked == [(asked, "agent-0000000001")]
 
@@ -516,3 +519,66 @@ def test_nothing_of_the_functions_logs_and_metrics_is_in_the_result(
     said = admin(f"call cancel {call_id} --json")
     assert json.loads(said.out)[0]["result"] == "canceled"
     assert "CallsEnded" not in said.err
+
+
+# ── what the credentials need ───────────────────────────────────────────────────────────────────────
+
+PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+
+
+def told(command: str) -> tuple[set[str], set[str]]:
+    """The actions on the workspaces' table and on the calls' that the page lists for a command."""
+    (row,) = re.findall(rf"^\|(?=[^|]*`{command}`).*", PAGE, re.MULTILINE)
+    of_workspaces, of_calls = (set(re.findall(r"`([A-Z]\w+)`", cell)) for cell in row.split("|")[2:4])
+    return of_workspaces, of_calls | ({"GetItem", "BatchGetItem", "Query"} if "as `call list`" in row else set())
+
+
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        ("call list", ["call list", "call list --workspace acme", "call show {1}", f"call show {TO}"]),
+        ("deliveries list", ["deliveries list", "deliveries list --call {1} --workspace acme"]),
+        ("call cancel", ["call cancel {1} {2}"]),
+        ("switch", ["switch pause", "switch status", "switch resume"]),
+        (
+            "workspace",
+            [
+                "workspace create new --agent-name a --trunk ST_1",
+                *(
+                    "workspace list",
+                    "workspace update new --allow +1",
+                    "key create new",
+                    "webhook-secret rotate new",
+                ),
+            ],
+        ),
+        (
+            "deliveries redrive",
+            ["deliveries redrive --since 3h", "deliveries redrive --since 3h --workspace acme"],
+        ),
+        ("restore seal", ["restore seal Restored"]),
+    ],
+)
+def test_the_page_tells_what_a_command_asks_of_each_table(
+    account: Account, admin: Admin, livekit: LiveKit, command: str, lines: list[str]
+) -> None:
+    calls = placed(account, 1, "queued"), placed(account, 2, "in_progress")
+    account.delivery(calls[0], 1, "dead")
+    if command == "restore seal":
+        account.limits.pause(account.now)
+        account.copy_calls("Restored")
+        account.calls._client.delete_item(TableName=CALLS, Key=call_key(calls[1]))
+        account.limits.take_slot("acme", UNKNOWN, 10)
+    account.sent.clear()
+    for line in lines:
+        said = admin(line.format(None, *calls) + " --yes")
+        assert said.code == 0, said.err
+    of_workspaces = {action for table, action in account.sent if table == "Workspaces"}
+    # BatchGetItem names its table elsewhere, and only calls are read so.
+    of_calls = {action for table, action in account.sent if table not in ("Workspaces", "")}
+    of_calls |= {action for _, action in account.sent if action == "BatchGetItem"}
+    assert of_workspaces <= told(command)[0]
+    assert of_calls <= told(command)[1]
+    # What is asked for and never used would be a right too many.
+    assert told(command)[0] - {"GetItem"} <= of_workspaces
+    assert told(command)[1] - {"GetItem"} <= of_calls
