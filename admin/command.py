@@ -45,10 +45,10 @@ def main(arguments: Sequence[str]) -> int:
     words = parser()
     given = words.parse_args(arguments)
     terminal = Terminal(sys.stdin, sys.stdout, sys.stderr, as_json=given.json, assume_yes=given.yes)
-    where = given.table or given.stack or "AWS"
+    where, calls_table = given.table or given.stack or "AWS", None
     try:
         found = target.find(given, os.environ)
-        where = found.name
+        where, calls_table = found.name, found.calls_table
         with _functions_logs(terminal):
             given.run(found, terminal, given)
     except UsageError as exc:
@@ -60,9 +60,9 @@ def main(arguments: Sequence[str]) -> int:
             return _failed(terminal, str(exc))
         unclear = isinstance(exc, StoreUnclearError) and not _never_sent(exc.__cause__)
         advice = " If this was a change, look whether it was made before you repeat it." if unclear else ""
-        return _failed(terminal, target.explain(exc.__cause__, where) + advice)
+        return _failed(terminal, target.explain(exc.__cause__, where, calls_table) + advice)
     except (ClientError, BotoCoreError) as exc:
-        return _failed(terminal, target.explain(exc, where))
+        return _failed(terminal, target.explain(exc, where, calls_table))
     except KeyboardInterrupt:
         terminal.stderr.write("\n")
         return 130

@@ -210,8 +210,10 @@ def _outputs(session: boto3.Session, stack: str) -> dict[str, str]:
     return {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
 
 
-def explain(exc: ClientError | BotoCoreError, name: str) -> str:
-    """A one-line explanation of an AWS error. name: of the table. Uses types and codes, never message texts."""
+def explain(exc: ClientError | BotoCoreError, name: str, calls_table: CallsTable | None = None) -> str:
+    """A one-line explanation of an AWS error. name: of the workspaces' table. Uses types and codes, never message
+    texts.
+    """
     if isinstance(exc, ClientError):
         code, message = exc.response["Error"]["Code"], exc.response["Error"].get("Message", "")
         if code in _BAD_CREDENTIALS:
@@ -224,7 +226,8 @@ def explain(exc: ClientError | BotoCoreError, name: str) -> str:
                 f"docs/operations.md lists them by command. {message}"
             )
         if code == "ResourceNotFoundException":
-            return f"there is no {name} in the account of these credentials"
+            other = f", or no table {calls_table.name} beside it" if calls_table else ""
+            return f"there is no {name} in the account of these credentials{other}"
         return f"AWS refused: {code}. {message}"
     if isinstance(exc, CREDENTIAL_ERRORS):
         return f"no AWS credentials ({exc}): {_LOG_IN}"

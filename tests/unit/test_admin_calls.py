@@ -289,6 +289,19 @@ def test_without_the_calls_table_it_says_how_to_name_it(
     assert "name it with CALLS_TABLE" in said.err
 
 
+@pytest.mark.parametrize("line", ["call list --workspace acme", f"call show {UNKNOWN}", f"call cancel {UNKNOWN}"])
+def test_a_calls_table_that_is_not_there_is_named(
+    account: Account, admin: Admin, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setenv("CALLS_TABLE", "Elsewhere")
+    said = admin(line)
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith(
+        "admin: there is no table Workspaces in eu-west-1 in the account of these credentials"
+    )
+    assert said.err.endswith(", or no table Elsewhere beside it\n")
+
+
 # ── cancel ──────────────────────────────────────────────────────────────────────────────────────────
 
 
