@@ -40,7 +40,7 @@ def list_all(target: Target, terminal: Terminal, arguments: argparse.Namespace) 
     if arguments.call:
         call = existing(target, arguments.call)
         states = arguments.states or STATES
-        seen = collections.Counter(calls=1)
+        seen = collections.Counter(calls=1 if call.callback_url else 0)
         found: Iterator[tuple[Call, str, Delivery]] = (
             (call, *each) for each in (_deliveries(deliveries, now_ms(), call) if call.callback_url else ())
         )

@@ -278,7 +278,9 @@ def test_list_of_a_call_shows_all_of_it(account: Account, admin: Admin) -> None:
     assert {one["callId"] for one in value["deliveries"]} == {old}
     without = account.call(3, 1, callback_url=None)
     assert json.loads(admin(f"deliveries list --call {without} --json").out)["deliveries"] == []
-    assert admin(f"deliveries list --call {without}").out.startswith("There is none.\n")
+    said = admin(f"deliveries list --call {without}")
+    assert said.out.startswith("There is none.\n")
+    assert "Calls with webhooks          0" in said.out.splitlines()
 
 
 def test_list_says_when_there_is_more_than_it_shows(account: Account, admin: Admin) -> None:
