@@ -40,8 +40,8 @@ _UNREADABLE = (KeyError, TypeError, ValueError)
 class Search:
     """What is looked for: calls placed within a time, both ends included, of which each given field is so."""
 
-    since: int
-    until: int
+    since_ms: int
+    until_ms: int
     to: str | None = None
     agent: str | None = None
     room: str | None = None
@@ -50,7 +50,7 @@ class Search:
 
     @property
     def between(self) -> tuple[str, str]:
-        return iso(self.since), iso(self.until)
+        return iso(self.since_ms), iso(self.until_ms)
 
 
 # ── show ────────────────────────────────────────────────────────────────────────────────────────────
@@ -198,10 +198,10 @@ def _listed(call: Call) -> dict[str, Any]:
 
 
 def search_of(arguments: argparse.Namespace, **fields: str | None) -> Search:
-    until = arguments.until if arguments.until is not None else now_ms()
-    if until < arguments.since:
+    until_ms = arguments.until if arguments.until is not None else now_ms()
+    if until_ms < arguments.since:
         raise UsageError("--until is before --since")
-    return Search(arguments.since, until, **fields)
+    return Search(arguments.since, until_ms, **fields)
 
 
 def newest(target: Target, terminal: Terminal, search: Search, workspace_id: str | None) -> Iterator[Call]:

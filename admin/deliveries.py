@@ -22,7 +22,7 @@ from shared.call import Call, iso
 from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.delivery_store import Delivery, DeliveryStore
-from shared.table_keys import RETENTION_SECONDS
+from shared.table_keys import expires_at
 
 # Concurrent requests to DynamoDB; a client keeps 20 connections.
 THREADS = 10
@@ -176,7 +176,7 @@ def _make_due(calls: CallStore, deliveries: DeliveryStore, found: list[Delivery]
 
     def one(row: Delivery) -> bool:
         now = now_ms()
-        if not calls.keep(row.call_id, now // 1000 + RETENTION_SECONDS):
+        if not calls.keep(row.call_id, expires_at(now)):
             return False
         if deliveries.get(row.call_id, row.sequence) is None:
             deliveries.create(row.call_id, row.workspace_id, row.sequence, now, now)

@@ -82,7 +82,7 @@ def create_app(target: str, timeout_seconds: float | None = None) -> web.Applica
 
 async def docs(request: web.Request) -> web.Response:
     # In a thread: it takes as long as many calls, the first time.
-    page = await asyncio.to_thread(html_page)
+    page = await asyncio.to_thread(html_page, DOCUMENT, str(request.url.origin()))
     return web.Response(text=page, content_type="text/html", charset="utf-8")
 
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
 
 from shared.call import Call, Outcome
 from shared.call_store import CallStore
+from shared.clock import Clock, to_ms
 from shared.durations import Durations
 from shared.ending import clear, end_call
 from shared.errors import LiveKitError, RequestRefusedError, StoreError
@@ -30,7 +30,7 @@ class Canceler:
     limits: LimitStore
     livekit_secret: LiveKitSecretCache | None
     durations: Durations
-    clock: Callable[[], int]
+    clock: Clock
 
     def cancel(self, call: Call) -> None:
         """Returns once the call is canceled or its request to hang up is stored. Idempotent.
@@ -74,12 +74,12 @@ class Canceler:
         async def hang_up() -> None:
             async with connect(read_secret, self.durations.livekit_request) as livekit:
                 seen: Call | None = call
-                give_up = self.clock() + self.durations.hang_up_patience * 1000
+                give_up_at_ms = self.clock() + to_ms(self.durations.hang_up_patience)
                 while seen is not None and not seen.ended:
                     answered = seen.status == "in_progress"
                     if await hang_up_phone(self.calls, livekit, seen, answered=answered) or answered:
                         return
-                    if self.clock() >= give_up:
+                    if self.clock() >= give_up_at_ms:
                         return
                     # LiveKit has the dial, and the phone is not in the room yet.
                     await asyncio.sleep(self.durations.agent_step)

@@ -154,7 +154,9 @@ def test_the_apis_description_is_a_page_and_a_file_and_its_routes_stay_the_apis_
     async def talk(client: aiohttp.ClientSession, url: str) -> None:
         async with client.get(f"{url}/docs") as answer:
             assert (answer.status, answer.content_type) == (200, "text/html")
-            assert await answer.text() == html_page()
+            page = await answer.text()
+            assert page == html_page(address=url)
+            assert f"curl {url}/v1/api/call" in page
         async with client.get(f"{url}/openapi.yaml") as answer:
             assert (answer.status, answer.content_type) == (200, "application/yaml")
             assert await answer.read() == DOCUMENT.read_bytes()

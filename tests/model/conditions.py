@@ -69,7 +69,7 @@ WRITES: dict[str, Callable[[CallStore], Any]] = {
     "note_orphan": lambda store: store.note_orphan("x"),
     "put_off": lambda store: store.put_off(("x", "CALL"), 4, 1),
     "keep": lambda store: store.keep("x", 4),
-    "append_report": lambda store: store.append_report("x", "room", "id", {}, 1, ended_since=1),
+    "append_report": lambda store: store.append_report("x", "room", "id", {}, 1, ended_since_ms=1),
 }
 
 
@@ -167,14 +167,14 @@ OF_THE_PROCESSES = {
     "only the winner of the fence dials": "_dial_leased",
     "a dial is sent once": "livekit.client.connect, failover=False",
     "an unclear dial is not sent again": "outcomes.verdict",
-    "un-fence: no phone in the room": "_find_out",
-    "un-fence: no phone on two looks": "_find_out",
-    "un-fence: no event on the record": "_find_out",
-    "an error without a SIP code is looked at": "_not_answered",
+    "un-fence: no phone in the room": "_determine_outcome",
+    "un-fence: no phone on two looks": "_determine_outcome",
+    "un-fence: no event on the record": "_determine_outcome",
+    "an error without a SIP code is looked at": "_handle_error",
     "an orphan room is made again to be deleted": "hang_up.delete_room",
-    "the worker looks twice": "_find_out",
-    "a closed room alone ends no dial": "_find_out",
-    "an answer looks at what left": "_answered",
+    "the worker looks twice": "_determine_outcome",
+    "a closed room alone ends no dial": "_determine_outcome",
+    "an answer looks at what left": "_handle_answer",
     "the worker ends only what is still its own": "_still_mine",
     # shared/ending
     "no end follows an end": "CallStore.end, TRANSITIONS",
