@@ -104,6 +104,7 @@ class CallStore:
         limit: int,
         agent: str | None = None,
         to: str | None = None,
+        room: str | None = None,
         created_after: str | None = None,
         created_before: str | None = None,
         start: tuple[str, str] | None = None,
@@ -115,7 +116,7 @@ class CallStore:
         """
         values = {":workspace": workspace_id, ":from": created_after or "0", ":until": created_before or "9"}
         names, filters = {}, []
-        for name, value in (("callAgentId", agent), ("to", to)):
+        for name, value in (("callAgentId", agent), ("to", to), ("roomName", room)):
             if value is not None:
                 filters.append(f"#{name} = :{name}")
                 names[f"#{name}"] = name

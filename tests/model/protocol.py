@@ -673,7 +673,7 @@ def _present(config: Config, state: State, process: Process, seen: Seen, put: Pu
     return go("note_there") if seen.missing else Step(label, put(state, NO_PROCESS))
 
 
-# ── calls_api/cancel.py ─────────────────────────────────────────────────────────────────────────────
+# ── shared/canceling.py ─────────────────────────────────────────────────────────────────────────────
 
 
 def _canceller(config: Config, state: State) -> Iterator[Step]:

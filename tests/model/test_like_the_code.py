@@ -15,11 +15,11 @@ from types import ModuleType
 
 import pytest
 
-import calls_api.cancel
 import dial_worker.agent_left
 import dial_worker.dial
 import livekit_events.apply_event
 import reconcile_calls.reconcile
+import shared.canceling
 import shared.ending
 import shared.hang_up
 import shared.livekit.client
@@ -121,7 +121,7 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "_room_finished": "calls.note_left _answered_meanwhile _end clear",
         "_end": "end_call limits.free_slot",
     },
-    calls_api.cancel: {
+    shared.canceling: {
         "cancel": "end_call clear calls.ask_to_hang_up hang_up_now calls.get",
         "hang_up_now": "hang_up_phone calls.get",
     },
