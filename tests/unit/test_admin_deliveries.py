@@ -17,13 +17,14 @@ from botocore.client import BaseClient
 from samtranslator.yaml_helper import yaml_parse
 
 from admin.command import main
-from shared.call import Call, event, iso
+from shared.call import event
 from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.delivery_store import Delivery, DeliveryStore
 from shared.dynamo import to_wire
 from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
 from shared.workspaces import Workspace, WorkspaceStore
+from tests.calls import call_record
 from tests.mocked_aws import mock_aws
 
 CALLS = "Calls"
@@ -44,22 +45,12 @@ class Account:
     def call(self, number: int, hours_ago: float, workspace_id: str = "acme", **changes: Any) -> str:
         """A call with so many events, placed so long ago, whose deliveries do not exist yet."""
         placed = self.now - round(hours_ago * HOUR)
-        call = Call(
-            call_id=f"{number:024x}",
-            workspace_id=workspace_id,
-            call_agent_id="agent-1",
-            to="+15550000000",
-            room_name="agent-1-x7k2m9p4q1",
-            job_id="job",
-            created_at=iso(placed),
-            status="dialing",
-            events=tuple(event(kind, placed) for kind in ("call.queued", "call.dialing", "call.answered")),
-            ring_timeout_seconds=40,
-            max_duration_seconds=1800,
-            queue_deadline_ms=placed,
-            callback_url="https://hooks.example.com/in",
-        )
-        call = dataclasses.replace(call, **changes)
+        given: dict[str, Any] = {
+            "status": "dialing",
+            "events": tuple(event(kind, placed) for kind in ("call.queued", "call.dialing", "call.answered")),
+            "callback_url": "https://hooks.example.com/in",
+        }
+        call = call_record(placed, call_id=f"{number:024x}", workspace_id=workspace_id, **given | changes)
         self.calls.create(call)
         return call.call_id
 
