@@ -26,7 +26,8 @@ from shared.call import webhook_body
 from shared.callback_url import Policy
 from shared.clock import now_ms
 from shared.delivery_store import Delivery
-from tests.webhook_simulation import MemoryDeliveries, World
+from tests.in_memory import DeliveriesInMemory
+from tests.simulation import Simulation
 from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.deliver import Deliverer
 from webhook_dispatch.transport import GuardedTransport, webhook_client
@@ -113,7 +114,7 @@ async def _receive() -> None:
 # ── what is measured ────────────────────────────────────────────────────────────────────────────────
 
 
-class _Forgetting(MemoryDeliveries):
+class _Forgetting(DeliveriesInMemory):
     """A table that keeps no finished delivery: it is not its memory that is looked at."""
 
     def finish(self, delivery: Delivery, *given: Any) -> Delivery | None:
@@ -125,16 +126,16 @@ class _Forgetting(MemoryDeliveries):
 
 
 async def _measure(url: str) -> None:
-    world = World(transport=GuardedTransport(Policy(loopback=True)))
-    client = webhook_client(world.deliverer().client._transport, world.durations)
+    simulation = Simulation(transport=GuardedTransport(Policy(loopback=True)))
+    client = webhook_client(simulation.deliverer().client._transport, simulation.durations)
     deliverer = dataclasses.replace(
-        world.deliverer(client=client), deliveries=_Forgetting(world.table), clock=now_ms
+        simulation.deliverer(client=client), deliveries=_Forgetting(simulation.tables), clock=now_ms
     )
     # Each delivery is one of a call of its own, so that none waits for the one before it.
     call_ids = [f"{n:024x}" for n in range(PER_ROUND)]
     for call_id in call_ids:
-        world.call(call_id, events=4, url=url)
-    body = webhook_body(world.table.calls[call_ids[0]], 4).encode()
+        simulation.call_with_events(call_id, events=4, url=url)
+    body = webhook_body(simulation.tables.calls[call_ids[0]], 4).encode()
     async with httpx.AsyncClient() as bare:
 
         async def post_bare() -> None:

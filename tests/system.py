@@ -34,11 +34,13 @@ from local.livekit import Settings as StandinSettings
 from local.livekit import create_app as create_standin
 from local.receiver import create_app as create_receiver
 from shared.callback_url import Policy
+from shared.clock import now_ms
 from shared.durations import Durations
 from shared.dynamo import from_wire
 from shared.limits import LimitStore
 from shared.table_keys import call_key
 from shared.workspaces import Workspace, WorkspaceStore
+from tests.clock import MINUTE, Clock
 from tests.mocked_aws import mock_aws
 from webhook_dispatch.transport import GuardedTransport, webhook_client
 
@@ -94,16 +96,6 @@ class Context:
 
     def get_remaining_time_in_millis(self) -> int:
         return int(self._seconds * 1000)
-
-
-class Clock:
-    """Epoch milliseconds, as long as a test wants them to stay: first the beginning of this minute."""
-
-    def __init__(self) -> None:
-        self.now = int(time.time() // 60) * 60_000
-
-    def __call__(self) -> int:
-        return self.now
 
 
 class Servers:
@@ -328,7 +320,8 @@ class System:
     @contextmanager
     def stopped_clock(self) -> Iterator[Clock]:
         """Stops the clock of the route that places calls."""
-        module, clock = self.modules["initiate_call"], Clock()
+        # From the beginning of this minute.
+        module, clock = self.modules["initiate_call"], Clock(now_ms() // MINUTE * MINUTE)
         before, module.acceptor = module.acceptor, dataclasses.replace(module.acceptor, clock=clock)
         try:
             yield clock

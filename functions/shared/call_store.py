@@ -504,13 +504,13 @@ class CallStore:
 
     # ── how long it lives ───────────────────────────────────────────────────────────────────────
 
-    def keep(self, call_id: str, until_ms: int) -> bool:
-        """Extends a call's expiry to `until` (epoch seconds) if it is earlier. False: there is no such call.
+    def keep(self, call_id: str, until_seconds: int) -> bool:
+        """Extends a call's expiry to `until_seconds` (epoch) if it is earlier. False: there is no such call.
 
         A call that has not ended has no expiry and gets none.
         """
         write = self._update(
-            call_id, "SET expiresAt = :until", "expiresAt < :until", {":until": until_ms}, item_back=False
+            call_id, "SET expiresAt = :until", "expiresAt < :until", {":until": until_seconds}, item_back=False
         )
         return write.won or write.call is not None
 

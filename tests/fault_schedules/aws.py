@@ -19,7 +19,7 @@ from moto.dynamodb.models.table import StreamShard, Table
 from moto.dynamodb.responses import DynamoHandler
 
 from shared.dynamo import from_wire
-from tests.fault_schedules import process, virtual_time
+from tests.fault_schedules import invocation, virtual_time
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
@@ -29,7 +29,7 @@ MAXIMUM_RECEIVES = 5
 
 def request(operation: str, work: Callable[[], Any]) -> Any:
     """What a client sends: an outside call of the process it belongs to."""
-    sender = process.current.get()
+    sender = invocation.current.get()
     if sender is None or not virtual_time.in_thread():
         return work()
     return virtual_time.wait_for(sender.aws(operation, work))

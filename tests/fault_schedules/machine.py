@@ -8,8 +8,8 @@ from typing import Any, ClassVar, get_args
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.fault_schedules.process import Fault, Faults
-from tests.fault_schedules.simulation import DIAL, WEBHOOK, Stage, World
+from tests.fault_schedules.account import DIAL, WEBHOOK, Account, Environment
+from tests.fault_schedules.invocation import Fault, Faults
 
 MOST_CALLS = 3
 
@@ -78,18 +78,18 @@ MOMENTS, SECONDS, MINUTES = (0.002, 0.005, 0.02, 0.1), (0.5, 1.5, 5, 20), (75, 2
 
 
 class Schedules(RuleBasedStateMachine):
-    """`stage` is set before it runs; `counted` is for the report."""
+    """`environment` is set before it runs; `counted` is for the report."""
 
-    stage: ClassVar[Stage]
+    environment: ClassVar[Environment]
     counted: ClassVar[collections.Counter[str]] = collections.Counter()
 
     def __init__(self) -> None:
         super().__init__()
         self.counted["schedules"] += 1
-        self.world = World(self.stage)
+        self.account = Account(self.environment)
 
     def _key(self, which: int) -> str:
-        keys = list(self.world.requests)
+        keys = list(self.account.requests)
         return keys[which % len(keys)]
 
     def _step(self) -> None:
@@ -103,91 +103,91 @@ class Schedules(RuleBasedStateMachine):
         events=st.sampled_from(tuple(LIVEKIT_EVENTS)),
     )
     def begins_with(self, numbers: list[tuple[str, dict[str, Any]]], callback: bool, events: str) -> None:
-        self.world.livekit_events(**LIVEKIT_EVENTS[events])
+        self.account.livekit_events(**LIVEKIT_EVENTS[events])
         for outcome, number in numbers:
-            self.world.place(outcome, callback, {}, **number)
+            self.account.place(outcome, callback, {}, **number)
 
-    @precondition(lambda self: len(self.world.requests) < MOST_CALLS)
+    @precondition(lambda self: len(self.account.requests) < MOST_CALLS)
     @rule(outcome=st.sampled_from(OUTCOMES), number=st.sampled_from(NUMBERS), callback=st.booleans(), life=A_LIFE)
     def place(self, outcome: str, number: dict[str, Any], callback: bool, life: Faults) -> None:
         self._step()
-        self.world.place(outcome, callback, life, **number)
+        self.account.place(outcome, callback, life, **number)
 
     @rule(which=WHICH, other=st.booleans(), life=A_LIFE)
     def repeat_request(self, which: int, other: bool, life: Faults) -> None:
         self._step()
         if other:
-            self.world.reuse_key(self._key(which), life)
+            self.account.reuse_key(self._key(which), life)
         else:
-            self.world.repeat(self._key(which), life)
+            self.account.repeat(self._key(which), life)
 
     @rule(which=WHICH, life=A_LIFE)
     def cancel(self, which: int, life: Faults) -> None:
         self._step()
-        self.world.cancel(self._key(which), life)
+        self.account.cancel(self._key(which), life)
 
     # ── AWS ─────────────────────────────────────────────────────────────────────────────────────
 
     @rule(seconds=st.sampled_from(MOMENTS), lives=LIVES)
     def aws_runs_for_a_moment(self, seconds: float, lives: list[Faults]) -> None:
         self._step()
-        self.world.run(seconds, list(lives))
+        self.account.run(seconds, list(lives))
 
     @rule(seconds=st.sampled_from(SECONDS), lives=LIVES)
     def aws_runs_for_seconds(self, seconds: float, lives: list[Faults]) -> None:
         self._step()
-        self.world.run(seconds, list(lives))
+        self.account.run(seconds, list(lives))
 
     @rule(seconds=st.sampled_from(MINUTES), aws=st.booleans(), lives=LIVES)
     def minutes_pass(self, seconds: float, aws: bool, lives: list[Faults]) -> None:
         """aws: queues, stream and the reconciler's rule work meanwhile."""
         self._step()
         if aws:
-            self.world.run(seconds, list(lives))
+            self.account.run(seconds, list(lives))
         else:
-            self.world.wait(seconds)
+            self.account.wait(seconds)
 
-    @precondition(lambda self: self.world.sqs.waiting(DIAL))
+    @precondition(lambda self: self.account.sqs.waiting(DIAL))
     @rule(which=WHICH, life=A_LIFE, again=st.booleans())
     def dial(self, which: int, life: Faults, again: bool) -> None:
         self._step()
-        self.world.hand_out(DIAL, which, life, again=again)
+        self.account.hand_out(DIAL, which, life, again=again)
 
-    @precondition(lambda self: self.world.sqs.waiting(WEBHOOK))
+    @precondition(lambda self: self.account.sqs.waiting(WEBHOOK))
     @rule(which=WHICH, life=A_LIFE, again=st.booleans())
     def deliver(self, which: int, life: Faults, again: bool) -> None:
         self._step()
-        self.world.hand_out(WEBHOOK, which, life, again=again)
+        self.account.hand_out(WEBHOOK, which, life, again=again)
 
-    @precondition(lambda self: self.world.sqs.waiting(DIAL) or self.world.sqs.waiting(WEBHOOK))
+    @precondition(lambda self: self.account.sqs.waiting(DIAL) or self.account.sqs.waiting(WEBHOOK))
     @rule(which=WHICH)
     def message_is_lost(self, which: int) -> None:
         self._step()
-        self.world.lose(DIAL if self.world.sqs.waiting(DIAL) else WEBHOOK, which)
+        self.account.lose(DIAL if self.account.sqs.waiting(DIAL) else WEBHOOK, which)
 
-    @precondition(lambda self: self.world.late)
+    @precondition(lambda self: self.account.late)
     @rule(which=WHICH)
     def a_late_request_is_carried_out(self, which: int) -> None:
         self._step()
-        self.world.carry_out(which)
+        self.account.carry_out(which)
 
     @rule(life=A_LIFE)
     def reconcile(self, life: Faults) -> None:
         self._step()
-        self.world.reconcile(life)
+        self.account.reconcile(life)
 
-    @precondition(lambda self: self.world.running())
+    @precondition(lambda self: self.account.running())
     @rule(which=WHICH)
     def process_dies(self, which: int) -> None:
         self._step()
-        running = self.world.running()
+        running = self.account.running()
         running[which % len(running)].kill()
 
-    @precondition(lambda self: self.world.stalls())
+    @precondition(lambda self: self.account.stalls())
     @rule()
     def stalled_wake_up(self) -> None:
         self._step()
-        for each in self.world.running():
+        for each in self.account.running():
             each.wake()
 
     # ── LiveKit, receivers ──────────────────────────────────────────────────────────────────────
@@ -198,45 +198,45 @@ class Schedules(RuleBasedStateMachine):
     def livekit_fails(self, method: str, failure: tuple[str, bool], times: int) -> None:
         self._step()
         fail, after = failure
-        self.world.livekit_fails(method, fail=fail, after=after, times=times)
+        self.account.livekit_fails(method, fail=fail, after=after, times=times)
 
     @rule(what=st.sampled_from(DEATHS_OF_SERVICES), which=WHICH, moment=AFTER)
     def service_dies(self, what: str, which: int, moment: float) -> None:
         self._step()
-        self.counted[what] += self.world.livekit_dies(what, which, 0, moment)
+        self.counted[what] += self.account.livekit_dies(what, which, 0, moment)
 
     @rule(what=st.sampled_from(DEATHS_OF_SERVERS), down=st.sampled_from((0, 3, 40)), moment=AFTER)
     def server_dies(self, what: str, down: float, moment: float) -> None:
         """down: seconds without a server."""
         self._step()
-        self.counted[what] += self.world.livekit_dies(what, 0, down, moment)
+        self.counted[what] += self.account.livekit_dies(what, 0, down, moment)
 
     @rule(what=st.sampled_from(WEATHER), lives=LIVES)
     def weather(self, what: str, lives: list[Faults]) -> None:
         self._step()
         match what.split(": "):
             case ["kill switch", state]:
-                self.world.switch(on=state == "on")
+                self.account.switch(on=state == "on")
             case ["receiver", does]:
-                self.world.receiver_does = does
+                self.account.receiver_does = does
             case ["LiveKit", knob]:
-                self.world.livekit_is(**LIVEKIT_KNOBS[knob])
+                self.account.livekit_is(**LIVEKIT_KNOBS[knob])
             case ["callees", _]:
-                self.world.callees_hang_up()
+                self.account.callees_hang_up()
             case ["LiveKit's events", "processed"]:
-                self.world.event_faults = list(lives)
+                self.account.event_faults = list(lives)
             case ["LiveKit's events", fault]:
-                self.world.livekit_events(**LIVEKIT_EVENTS[fault])
+                self.account.livekit_events(**LIVEKIT_EVENTS[fault])
 
     # ── what must hold ──────────────────────────────────────────────────────────────────────────
 
     @invariant()
     def holds(self) -> None:
-        self.world.check()
+        self.account.check()
 
     def teardown(self) -> None:
-        # hypothesis calls this after a failure too: the world is taken down either way.
+        # hypothesis calls this after a failure too: the account is taken down either way.
         try:
-            self.world.finish()
+            self.account.finish()
         finally:
-            self.world.close()
+            self.account.close()

@@ -25,10 +25,10 @@ from shared.errors import LiveKitError, LiveKitUnclearError
 from shared.limits import LimitStore
 from shared.livekit.client import LiveKit, Presence, RoomView
 from shared.livekit.outcomes import Verdict, verdict
-from tests.fault_schedules import process
+from tests.fault_schedules import invocation
+from tests.fault_schedules.account import Account, Environment
+from tests.fault_schedules.invocation import Fault
 from tests.fault_schedules.machine import DEATHS, Schedules
-from tests.fault_schedules.process import Fault
-from tests.fault_schedules.simulation import Stage, World
 
 NIGHTLY = os.environ.get("RINGONCE_PROFILE") == "nightly"
 SETTINGS = settings(
@@ -44,168 +44,170 @@ SETTINGS = settings(
 
 
 @pytest.fixture(autouse=True)
-def _on_stage(stage: Stage) -> None:
-    Schedules.stage = stage
+def _in_environment(environment: Environment) -> None:
+    Schedules.environment = environment
 
 
 def test_no_schedule_rings_twice_ends_twice_or_leaves_anything(report_table: list[tuple[str, ...]]) -> None:
     Schedules.counted.clear()
-    process.struck.clear()
+    invocation.struck.clear()
     run_state_machine_as_test(Schedules, settings=SETTINGS)
     report_table.append(("random schedules", str(Schedules.counted["schedules"])))
     report_table.append(("  steps", str(Schedules.counted["steps"])))
-    report_table += [(f"  {fault}", str(times)) for fault, times in sorted(process.struck.items())]
+    report_table += [(f"  {fault}", str(times)) for fault, times in sorted(invocation.struck.items())]
     report_table += [(f"  {death}", str(Schedules.counted[death])) for death in DEATHS]
     assert Schedules.counted["schedules"] >= SETTINGS.max_examples
-    assert all(process.struck[fault] for fault in get_args(Fault))
+    assert all(invocation.struck[fault] for fault in get_args(Fault))
     assert sum(Schedules.counted[death] for death in DEATHS) > 0
 
 
 @pytest.mark.parametrize("fault", get_args(Fault))
-def test_a_fault_at_any_outside_call_of_a_dial_breaks_no_promise(stage: Stage, fault: Fault) -> None:
-    one_fault_anywhere(stage, fault, cancelled=False)
+def test_a_fault_at_any_outside_call_of_a_dial_breaks_no_promise(environment: Environment, fault: Fault) -> None:
+    one_fault_anywhere(environment, fault, cancelled=False)
 
 
 @pytest.mark.parametrize("fault", ["stalls_before", "stalls_after"])
-def test_a_dial_that_stalls_and_is_cancelled_meanwhile_breaks_no_promise(stage: Stage, fault: Fault) -> None:
-    one_fault_anywhere(stage, fault, cancelled=True)
+def test_a_dial_that_stalls_and_is_cancelled_meanwhile_breaks_no_promise(
+    environment: Environment, fault: Fault
+) -> None:
+    one_fault_anywhere(environment, fault, cancelled=True)
 
 
-def one_fault_anywhere(stage: Stage, fault: Fault, cancelled: bool) -> None:
-    process.struck.clear()
+def one_fault_anywhere(environment: Environment, fault: Fault, cancelled: bool) -> None:
+    invocation.struck.clear()
     for place in itertools.count():
-        world = World(stage)
+        account = Account(environment)
         try:
-            world.place("answer", callback=False, faults={})
-            world.run(20, [{place: fault}], done=world.stalls)
+            account.place("answer", callback=False, faults={})
+            account.run(20, [{place: fault}], done=account.stalls)
             if cancelled:
-                world.cancel("key-0", {})
+                account.cancel("key-0", {})
             # Longer than any lease: who stalls wakes up after it, in `finish`.
-            world.run(400, [])
-            world.finish()
+            account.run(400, [])
+            account.finish()
         except AssertionError as exc:
             raise AssertionError(f"{fault} at outside call {place}") from exc
         finally:
-            world.close()
-        if process.struck[fault] == place:
+            account.close()
+        if invocation.struck[fault] == place:
             # So many outside calls does a dial make that is answered: the fence is among them.
             assert place > 10
             return
 
 
-def server_crashes_while_it_rings(stage: Stage) -> None:
-    world = World(stage)
+def server_crashes_while_it_rings(environment: Environment) -> None:
+    account = Account(environment)
     try:
-        world.place("talks_on", callback=False, faults={}, ringSeconds=20)
-        world.run(10, [])
-        assert [call.status for call in world.calls.values()] == ["dialing"]
-        assert world.livekit_dies("crash", 0, down=0, moment=0)
-        world.finish()
+        account.place("talks_on", callback=False, faults={}, ringSeconds=20)
+        account.run(10, [])
+        assert [call.status for call in account.calls.values()] == ["dialing"]
+        assert account.livekit_dies("crash", 0, down=0, moment=0)
+        account.finish()
     finally:
-        world.close()
+        account.close()
 
 
 @pytest.mark.parametrize("down", [0, 40])
 @pytest.mark.parametrize("death", DEATHS)
 def test_a_death_in_livekit_at_any_moment_of_a_call_breaks_no_promise(
-    stage: Stage, death: str, down: float
+    environment: Environment, death: str, down: float
 ) -> None:
     # The agent is awaited for 2 s, the phone rings for 6 s and talks for 15.
     for moment in (0, 1, 3, 8, 14):
-        world = World(stage)
+        account = Account(environment)
         try:
-            world.place("answer", callback=True, faults={})
-            assert world.livekit_dies(death, 0, down, moment)
-            world.finish()
+            account.place("answer", callback=True, faults={})
+            assert account.livekit_dies(death, 0, down, moment)
+            account.finish()
         except AssertionError as exc:
             raise AssertionError(f"{death} after {moment} s") from exc
         finally:
-            world.close()
+            account.close()
 
 
 @pytest.mark.parametrize(
     ("lost", "may_ring_again"), [(None, True), (["participant_joined"], False), (["participant_left"], False)]
 )
 def test_only_a_dial_that_nothing_tells_of_may_ring_again(
-    stage: Stage, lost: list[str] | None, may_ring_again: bool
+    environment: Environment, lost: list[str] | None, may_ring_again: bool
 ) -> None:
     """lost: which of LiveKit's events do not arrive; None: all. The phone is busy before a look could show it."""
-    world = World(stage)
+    account = Account(environment)
     try:
-        world.livekit_events(drop=1, only=lost)
-        world.place("busy", callback=False, faults={}, fail="unavailable", after=True)
-        world.run(400, [], done=lambda: any(call.ended for call in world.calls.values()))
-        [call_id] = world.calls
-        assert (world.rings(call_id) > 1) is may_ring_again
-        assert world.rings(call_id) <= 1 + world.untraceable[call_id]
-        world.finish()
+        account.livekit_events(drop=1, only=lost)
+        account.place("busy", callback=False, faults={}, fail="unavailable", after=True)
+        account.run(400, [], done=lambda: any(call.ended for call in account.calls.values()))
+        [call_id] = account.calls
+        assert (account.rings(call_id) > 1) is may_ring_again
+        assert account.rings(call_id) <= 1 + account.untraceable[call_id]
+        account.finish()
     finally:
-        world.close()
+        account.close()
 
 
-def handler_stalls_before_it_ends_the_call(stage: Stage) -> None:
+def handler_stalls_before_it_ends_the_call(environment: Environment) -> None:
     """LiveKit sends its event again meanwhile."""
-    world = World(stage)
+    account = Account(environment)
     try:
-        world.place("answer", callback=True, faults={})
-        world.run(20, [], done=lambda: any(call.status == "in_progress" for call in world.calls.values()))
+        account.place("answer", callback=True, faults={})
+        account.run(20, [], done=lambda: any(call.status == "in_progress" for call in account.calls.values()))
         # The phone's track is gone before the phone is. The handler reads the call, then writes its end.
-        world.event_faults = [{1: "stalls_before"}] * 2
-        world.run(60, [])
-        assert world.stalls()
-        assert [call.ended for call in world.calls.values()] == [True]
-        world.finish()
+        account.event_faults = [{1: "stalls_before"}] * 2
+        account.run(60, [])
+        assert account.stalls()
+        assert [call.ended for call in account.calls.values()] == [True]
+        account.finish()
     finally:
-        world.close()
+        account.close()
 
 
-def test_an_event_sent_again_ends_the_call_once(stage: Stage) -> None:
-    handler_stalls_before_it_ends_the_call(stage)
+def test_an_event_sent_again_ends_the_call_once(environment: Environment) -> None:
+    handler_stalls_before_it_ends_the_call(environment)
 
 
 def test_an_event_sent_again_finds_an_end_without_its_condition(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CallStore, "end", ended_without_condition)
     with pytest.raises(AssertionError, match=r"call\.ended"):
-        handler_stalls_before_it_ends_the_call(stage)
+        handler_stalls_before_it_ends_the_call(environment)
 
 
-def test_an_orphan_room_is_believed_for_no_longer_than_a_dial_lasts(stage: Stage) -> None:
-    server_crashes_while_it_rings(stage)
+def test_an_orphan_room_is_believed_for_no_longer_than_a_dial_lasts(environment: Environment) -> None:
+    server_crashes_while_it_rings(environment)
 
 
 @pytest.mark.parametrize("place", range(6))
 def test_a_worker_that_wakes_after_its_lease_takes_no_slot(
-    stage: Stage, place: int, monkeypatch: pytest.MonkeyPatch
+    environment: Environment, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would stay taken if the worker died before freeing it: the call has ended, and its slot is cleared."""
     taken: list[str] = []
-    world = World(stage)
+    account = Account(environment)
     try:
-        world.place("answer", callback=False, faults={})
-        world.run(0.2, [{place: "stalls_after"}])
-        world.run(400, [])
-        assert [(call.ended, call.due_shard) for call in world.calls.values()] == [(True, None)]
+        account.place("answer", callback=False, faults={})
+        account.run(0.2, [{place: "stalls_after"}])
+        account.run(400, [])
+        assert [(call.ended, call.due_shard) for call in account.calls.values()] == [(True, None)]
         monkeypatch.setattr(LimitStore, "take_slot", lambda self, *given, **named: taken.append("slot"))
-        [stalled] = world.running()
+        [stalled] = account.running()
         stalled.wake()
-        world.run(1, [])
-        assert (world.running(), taken) == ([], [])
+        account.run(1, [])
+        assert (account.running(), taken) == ([], [])
     finally:
-        world.close()
+        account.close()
 
 
 def test_the_same_schedules_run_the_same_way_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails can be shortened and found again; what depends on an earlier schedule cannot."""
     runs: list[list[tuple[float, str, int]]] = []
-    before = process.Process._before
+    before = invocation.Invocation._before
 
-    async def noted(self: process.Process, at_once: bool = False) -> Fault | None:
+    async def noted(self: invocation.Invocation, at_once: bool = False) -> Fault | None:
         runs[-1].append((self._loop.time(), self.name, self.calls))
         return await before(self, at_once)
 
-    monkeypatch.setattr(process.Process, "_before", noted)
+    monkeypatch.setattr(invocation.Invocation, "_before", noted)
     for _ in range(2):
         runs.append([])
         run_state_machine_as_test(
@@ -327,33 +329,37 @@ def test_random_schedules_find_a_fault_planted_in_the_product(fault: str, monkey
 @pytest.mark.parametrize("fault", ["stalls_before", "stalls_after"])
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_stall_finds_a_fence_without_its_condition(
-    stage: Stage, fault: Fault, cancelled: bool, monkeypatch: pytest.MonkeyPatch
+    environment: Environment, fault: Fault, cancelled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CallStore, "fence", fenced_without_condition)
     with pytest.raises(AssertionError):
-        one_fault_anywhere(stage, fault, cancelled)
+        one_fault_anywhere(environment, fault, cancelled)
 
 
-def test_a_late_write_finds_that_slots_are_not_repaired(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_write_finds_that_slots_are_not_repaired(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Reconciler, "repair_slots", lambda reconciler: None)
     with pytest.raises(AssertionError):
-        one_fault_anywhere(stage, "sent_late", cancelled=False)
+        one_fault_anywhere(environment, "sent_late", cancelled=False)
 
 
 async def none_is_there(self: LiveKit, names: list[str]) -> dict[str, Presence]:
     return dict.fromkeys(names, "absent")
 
 
-def test_a_restart_finds_that_its_rooms_are_not_believed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_finds_that_its_rooms_are_not_believed(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(LiveKit, "rooms_present", none_is_there)
-    world = World(stage)
+    account = Account(environment)
     try:
-        world.place("talks_on", callback=False, faults={})
-        assert world.livekit_dies("restart", 0, down=0, moment=10)
+        account.place("talks_on", callback=False, faults={})
+        assert account.livekit_dies("restart", 0, down=0, moment=10)
         with pytest.raises(AssertionError, match="ROOM_DELETED"):
-            world.finish()
+            account.finish()
     finally:
-        world.close()
+        account.close()
 
 
 def believed(reconciler: Reconciler, call: Call, view: RoomView) -> str | None:
@@ -370,8 +376,8 @@ async def not_removed(self: LiveKit, name: str) -> None:
     ids=["believed for ever", "never removed"],
 )
 def test_a_crash_finds_that_an_orphan_room_is(
-    stage: Stage, planted: Patch, monkeypatch: pytest.MonkeyPatch
+    environment: Environment, planted: Patch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(*planted)
     with pytest.raises(AssertionError):
-        server_crashes_while_it_rings(stage)
+        server_crashes_while_it_rings(environment)

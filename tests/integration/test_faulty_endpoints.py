@@ -19,7 +19,7 @@ from shared.delivery_store import Delivery
 from shared.durations import Durations
 from tests.faulty_endpoints import KINDS, Endpoints, endpoints
 from tests.loop_time import time_passes
-from tests.webhook_simulation import World, run
+from tests.simulation import Simulation, run
 from webhook_dispatch.attempt import post
 from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.transport import webhook_client
@@ -123,16 +123,18 @@ def test_whatever_an_endpoint_does_nothing_is_lost_and_nothing_is_posted_twice_a
     async def everything() -> None:
         async with endpoints() as found:
             transport = OneAtATime(found.transport())
-            world = World(DURATIONS, transport=transport)
+            simulation = Simulation(DURATIONS, transport=transport)
             calls = dict(zip(KINDS, call_ids(), strict=False))
             for kind, call_id in calls.items():
-                assert world.fan_out(world.call(call_id, events=1, url=found.url[kind])) is None
+                assert (
+                    simulation.fan_out(simulation.call_with_events(call_id, events=1, url=found.url[kind])) is None
+                )
             kinds = {f"evt_{call_id}_1": kind for kind, call_id in calls.items()}
             hurry = asyncio.create_task(only_what_hangs_runs_out_of_time(found, transport, kinds))
-            await world.run(world.settled)
+            await simulation.run(simulation.settled)
             hurry.cancel()
             for kind, call_id in calls.items():
-                rows[kind] = world.table.rows[call_id, 1]
+                rows[kind] = simulation.tables.rows[call_id, 1]
             check(found, transport, calls)
             await transport.aclose()
 
@@ -163,13 +165,13 @@ def test_whatever_an_endpoint_does_nothing_is_lost_and_nothing_is_posted_twice_a
 def test_a_connection_is_used_again_and_tls_is_spoken_to_the_name() -> None:
     async def twenty() -> None:
         async with endpoints() as found:
-            world = World(DURATIONS)
+            simulation = Simulation(DURATIONS)
             client = webhook_client(found.transport(), DURATIONS)
-            deliverer = world.deliverer(client=client)
+            deliverer = simulation.deliverer(client=client)
             ids = call_ids()
             for _ in range(20):
                 call_id = next(ids)
-                world.fan_out(world.call(call_id, events=1, url=found.url["good"]))
+                simulation.fan_out(simulation.call_with_events(call_id, events=1, url=found.url["good"]))
                 record = {"messageId": "m", "body": json.dumps({"callId": call_id, "sequence": 1})}
                 assert await deliver_batch(deliverer, [record]) == {"batchItemFailures": []}
             await client.aclose()
@@ -235,13 +237,13 @@ def test_deliveries_that_hang_hold_up_none_of_their_batch(report_table: list[tup
     async def mixed(kinds: list[str]) -> list[float]:
         """Milliseconds from the start of a batch until all its good ones were noted."""
         async with endpoints(plain=True) as found:
-            world = World(durations)
+            simulation = Simulation(durations)
             ids = call_ids()
             keys = [(next(ids), kind) for kind in kinds]
             for call_id, kind in keys:
-                world.fan_out(world.call(call_id, events=1, url=found.url[kind]))
+                simulation.fan_out(simulation.call_with_events(call_id, events=1, url=found.url[kind]))
             client = webhook_client(found.transport(), durations)
-            deliverer = world.deliverer(client=client)
+            deliverer = simulation.deliverer(client=client)
             taken: list[float] = []
             for batch in (keys[n : n + 10] for n in range(0, len(keys), 10)):
                 records = [
@@ -252,16 +254,20 @@ def test_deliveries_that_hang_hold_up_none_of_their_batch(report_table: list[tup
                 found.let_go.clear()
                 began = time.perf_counter()
                 task = asyncio.create_task(deliver_batch(deliverer, records))
-                while any(world.table.rows[call_id, 1].state != "delivered" for call_id in good):
+                while any(simulation.tables.rows[call_id, 1].state != "delivered" for call_id in good):
                     assert time.perf_counter() - began < 30, "the good ones wait for those that hang"
                     await asyncio.sleep(0.001)
                 taken.append((time.perf_counter() - began) * 1000)
                 # All of the good ones are through while each of the others still hangs.
-                assert all(world.table.rows[call_id, 1].lease_id for call_id, kind in batch if kind == "hangs")
+                assert all(
+                    simulation.tables.rows[call_id, 1].lease_id for call_id, kind in batch if kind == "hangs"
+                )
                 found.let_go.set()
                 assert await task == {"batchItemFailures": []}
             await client.aclose()
-            states = collections.Counter((kind, world.table.rows[call_id, 1].state) for call_id, kind in keys)
+            states = collections.Counter(
+                (kind, simulation.tables.rows[call_id, 1].state) for call_id, kind in keys
+            )
             assert states["good", "delivered"] == 200
             assert states["hangs", "pending"] == len(kinds) - 200
             return sorted(taken)

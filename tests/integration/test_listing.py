@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.system import Clock, System, aws_requests, demo_workspace
+from tests.clock import Clock
+from tests.system import System, aws_requests, demo_workspace
 
 LIST = "GET /v1/api/call"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 import itertools
 import json
 import threading
@@ -21,7 +21,9 @@ from shared.errors import StoreError
 from shared.livekit.client import Presence, RoomView
 from shared.queues import Queue
 from shared.table_keys import call_key, due_shard
-from tests.clocked import DOWN, MINUTE, Clocked
+from tests.clock import MINUTE
+from tests.in_memory import DOWN
+from tests.simulation import Simulation
 from tests.system import Context, System
 
 LIVE, SOME = 10_000, 4000
@@ -29,98 +31,78 @@ LIVE, SOME = 10_000, 4000
 CLOUD_REQUESTS = 1000
 
 
-class CallsInMemory(CallStore):
-    """What the reconciler reads and writes of calls in progress; DynamoDB (moto) takes too long for so many."""
-
-    def __init__(self) -> None:
-        self.calls: dict[str, Call] = {}
-        self.looked: dict[str, list[int]] = {}
-
-    def create(self, call: Call) -> Write:
-        self.calls[call.call_id] = call
-        return Write(True, call)
-
-    def get(self, call_id: str) -> Call | None:
-        return self.calls.get(call_id)
-
-    def due(self, shard: int, now: int) -> Iterator[list[tuple[str, str]]]:
-        found = sorted(
-            (call.check_at_ms, call.call_id)
-            for call in self.calls.values()
-            if call.check_at_ms is not None and call.check_at_ms <= now and due_shard(call.call_id) == shard
-        )
-        for start in range(0, len(found), DUE_PAGE):
-            yield [(call_id, "CALL") for _, call_id in found[start : start + DUE_PAGE]]
-
-    def read_due(self, keys: list[tuple[str, str]]) -> Due:
-        return Due([self.calls[call_id] for call_id, _ in keys], [], [])
-
-    def note_missing(self, seen: Call, check_at_ms: int, **since: int | None) -> Write:
-        self.looked.setdefault(seen.call_id, []).append(check_at_ms)
-        return self._put(dataclasses.replace(seen, check_at_ms=check_at_ms, **cast(dict[str, Any], since)))
-
-    def postpone(self, seen: Call, check_at_ms: int) -> Write:
-        return self._put(dataclasses.replace(seen, check_at_ms=check_at_ms))
-
-    def _put(self, call: Call) -> Write:
-        self.calls[call.call_id] = call
-        return Write(True, call)
-
-
-def crowd(system: System, size: int) -> tuple[Clocked, CallsInMemory]:
-    """So many calls that talk, to be looked at over the next five minutes."""
-    world, calls = Clocked(system), CallsInMemory()
-    world.calls = calls
+def crowd(size: int) -> Simulation:
+    """So many calls that talk, to be looked at over the next five minutes. moto takes too long for them."""
+    simulation = Simulation()
     for n in range(size):
-        call_id = world.place_answered()
-        calls.postpone(calls.calls[call_id], world.now + n * 5 * MINUTE // size)
-    return world, calls
+        check_at = simulation.clock.now + n * 5 * MINUTE // size
+        simulation.place_answered(check_at_ms=check_at)
+    return simulation
 
 
-def test_ten_thousand_live_calls_cost_a_tenth_of_what_livekit_allows(system: System) -> None:
-    world, calls = crowd(system, LIVE)
+def looks(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often each call was looked at from now on."""
+    counted: collections.Counter[str] = collections.Counter()
+    note_missing = simulation.calls.note_missing
+
+    def note(seen: Call, check_at: int, **since: int | None) -> Write:
+        counted[seen.call_id] += 1
+        return note_missing(seen, check_at, **since)
+
+    monkeypatch.setattr(simulation.calls, "note_missing", note)
+    return counted
+
+
+def test_ten_thousand_live_calls_cost_a_tenth_of_what_livekit_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    simulation = crowd(LIVE)
+    looked = looks(simulation, monkeypatch)
     each: list[int] = []
     for _ in range(7):
-        world.now += MINUTE
-        before = sum(world.livekit.requests.values())
-        world.reconcile()
-        each.append(sum(world.livekit.requests.values()) - before)
+        simulation.clock.now += MINUTE
+        before = sum(simulation.livekit.requests.values())
+        simulation.reconcile()
+        each.append(sum(simulation.livekit.requests.values()) - before)
     assert max(each) <= CLOUD_REQUESTS / 10, each
-    assert set(world.livekit.requests) == {"ListRooms"}
-    assert all(calls.looked.get(call_id) for call_id in calls.calls), "each was looked at in these minutes"
-    assert all(call.check_at_ms and call.check_at_ms <= world.now + 5 * MINUTE for call in calls.calls.values())
+    assert set(simulation.livekit.requests) == {"ListRooms"}
+    assert looked.keys() == simulation.tables.calls.keys(), "each was looked at in these minutes"
+    assert all(
+        call.check_at_ms and call.check_at_ms <= simulation.clock.now + 5 * MINUTE
+        for call in simulation.tables.calls.values()
+    )
 
 
-def test_ten_thousand_calls_due_at_once_are_looked_at_in_one_run(system: System) -> None:
+def test_ten_thousand_calls_due_at_once_are_looked_at_in_one_run() -> None:
     """After a long outage."""
-    world, _ = crowd(system, LIVE)
-    world.now += 6 * MINUTE
-    assert world.reconcile() == {"alive": LIVE}
-    assert world.livekit.requests == {"ListRooms": -(-LIVE // 50)}
+    simulation = crowd(LIVE)
+    simulation.clock.now += 6 * MINUTE
+    assert simulation.reconcile() == {"alive": LIVE}
+    assert simulation.livekit.requests == {"ListRooms": -(-LIVE // 50)}
 
 
-def test_a_livekit_that_fails_is_not_asked_more_often(system: System) -> None:
-    world, _ = crowd(system, SOME)
-    world.livekit.down = DOWN
-    world.now += 6 * MINUTE
-    assert world.reconcile() == {"postponed": SOME}
-    assert sum(world.livekit.requests.values()) <= LIVEKIT_REQUESTS < CLOUD_REQUESTS
+def test_a_livekit_that_fails_is_not_asked_more_often() -> None:
+    simulation = crowd(SOME)
+    simulation.livekit.down = DOWN
+    simulation.clock.now += 6 * MINUTE
+    assert simulation.reconcile() == {"postponed": SOME}
+    assert sum(simulation.livekit.requests.values()) <= LIVEKIT_REQUESTS < CLOUD_REQUESTS
 
 
-def test_a_run_ends_when_its_time_is_over_and_the_next_goes_on(system: System) -> None:
-    world, _ = crowd(system, SOME)
-    world.now += 6 * MINUTE
-    done = world.reconcile(time_left=partial(next, iter([True] * 6), False))
+def test_a_run_ends_when_its_time_is_over_and_the_next_goes_on() -> None:
+    simulation = crowd(SOME)
+    simulation.clock.now += 6 * MINUTE
+    done = simulation.reconcile(time_left=partial(next, iter([True] * 6), False))
     assert done == {"alive": 6 * PORTION}
-    assert world.reconcile() == {"alive": SOME - 6 * PORTION}
+    assert simulation.reconcile() == {"alive": SOME - 6 * PORTION}
 
 
-def test_a_run_has_few_items_in_hand_and_writes_the_first_before_it_reads_on(system: System) -> None:
+def test_a_run_has_few_items_in_hand_and_writes_the_first_before_it_reads_on() -> None:
     """However many are due: each may come with a record of hundreds of kilobytes when it is written."""
-    world, calls = crowd(system, 1600)
-    world.now += 6 * MINUTE
+    simulation = crowd(1600)
+    simulation.clock.now += 6 * MINUTE
     lock, in_hand, most, read_before_the_first_write = threading.Lock(), 0, 0, 0
-    read_due, note_missing = calls.read_due, calls.note_missing
+    read_due, note_missing = simulation.calls.read_due, simulation.calls.note_missing
 
     def read(keys: list[tuple[str, str]]) -> Due:
         nonlocal in_hand, most
@@ -136,23 +118,23 @@ def test_a_run_has_few_items_in_hand_and_writes_the_first_before_it_reads_on(sys
             in_hand -= 1
         return note_missing(seen, check_at_ms, **since)
 
-    calls.read_due, calls.note_missing = read, write  # type: ignore[method-assign]
-    assert world.reconcile() == {"alive": 1600}
+    simulation.calls.read_due, simulation.calls.note_missing = read, write  # type: ignore[method-assign]
+    assert simulation.reconcile() == {"alive": 1600}
     assert most <= PORTION * PORTIONS <= 200
     assert read_before_the_first_write <= PORTION * PORTIONS
 
 
 def test_what_is_large_is_neither_read_nor_brought_back_by_a_write(system: System) -> None:
     """Context, metadata, events, attempts: they decide nothing here."""
-    world = Clocked(system)
+    simulation = Simulation(dynamodb=system.dynamodb)
     text = json.dumps("x" * 30_000)
     large = {"dynamic_variables": text, "metadata": text}
-    large["events"] = tuple(event("agent.note", world.now, data=text) for _ in range(2))  # type: ignore[assignment]
-    world.place_answered(check_at_ms=world.now, **large)
-    gone = world.place_answered(check_at_ms=world.now, **large)
-    del world.livekit.rooms[world.call(gone).room_name]
-    world.place(check_at_ms=world.now, **large)
-    row = delivery_with_attempts(world, system, "7" * 24, 100)
+    large["events"] = tuple(event("agent.note", simulation.clock.now, data=text) for _ in range(2))  # type: ignore[assignment]
+    simulation.place_answered(check_at_ms=simulation.clock.now, **large)
+    gone = simulation.place_answered(check_at_ms=simulation.clock.now, **large)
+    del simulation.livekit.rooms[simulation.call(gone).room_name]
+    simulation.place(check_at_ms=simulation.clock.now, **large)
+    row = delivery_with_attempts(simulation, system, "7" * 24, 100)
     assert len(json.dumps(row)) > 100_000
     asked: list[str | None] = []
     read: list[dict[str, Any]] = []
@@ -171,7 +153,7 @@ def test_what_is_large_is_neither_read_nor_brought_back_by_a_write(system: Syste
     for name, hook in hooks:
         events.register(name, hook)
     try:
-        done = world.reconcile()
+        done = simulation.reconcile()
     finally:
         for name, hook in hooks:
             events.unregister(name, hook)
@@ -181,10 +163,12 @@ def test_what_is_large_is_neither_read_nor_brought_back_by_a_write(system: Syste
     assert max(len(json.dumps(item)) for item in read) < 2000
 
 
-def delivery_with_attempts(world: Clocked, system: System, call_id: str, number: int) -> dict[str, Any]:
+def delivery_with_attempts(simulation: Simulation, system: System, call_id: str, number: int) -> dict[str, Any]:
     """A row as an older version left it."""
-    world.deliveries.create(call_id, "demo", 1, world.now, world.now)
-    attempts = [{"at": world.now + n, "ms": 1, "status": 500, "answer": "\u00fc" * 500} for n in range(number)]
+    simulation.deliveries.create(call_id, "demo", 1, simulation.clock.now, simulation.clock.now)
+    attempts = [
+        {"at": simulation.clock.now + n, "ms": 1, "status": 500, "answer": "\u00fc" * 500} for n in range(number)
+    ]
     item: dict[str, Any] = system.dynamodb.update_item(
         TableName="CallsTable",
         Key=call_key(call_id, sort_key(1)),
@@ -198,35 +182,36 @@ def delivery_with_attempts(world: Clocked, system: System, call_id: str, number:
 def test_calls_that_livekit_cannot_tell_about_do_not_hold_up_the_others(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = Clocked(system)
-    bad = [world.place_answered(check_at_ms=world.now) for _ in range(52)]
-    names = {world.call(call_id).room_name for call_id in bad[:1]}
-    rooms_present = type(world.livekit).rooms_present
+    simulation = Simulation(dynamodb=system.dynamodb)
+    bad = [simulation.place_answered(check_at_ms=simulation.clock.now) for _ in range(52)]
+    names = {simulation.call(call_id).room_name for call_id in bad[:1]}
+    rooms_present = type(simulation.livekit).rooms_present
 
     async def refuses_one(livekit: object, asked: list[str]) -> dict[str, Presence]:
         if names & set(asked):
             raise DOWN
-        return await rooms_present(world.livekit, asked)
+        return await rooms_present(simulation.livekit, asked)
 
-    monkeypatch.setattr(type(world.livekit), "rooms_present", refuses_one)
-    queued = world.place(check_at_ms=world.now)
-    expired = world.place(queue_deadline_ms=world.now, check_at_ms=world.now)
-    world.dial_queue.sent.clear()
-    done = world.reconcile()
+    monkeypatch.setattr(type(simulation.livekit), "rooms_present", refuses_one)
+    queued = simulation.place(check_at_ms=simulation.clock.now)
+    expired = simulation.place(queue_deadline_ms=simulation.clock.now, check_at_ms=simulation.clock.now)
+    simulation.dial_queue.messages.clear()
+    done = simulation.reconcile()
     assert (done["sent_again"], done["ended"]) == (1, 1)
-    assert [body["callId"] for _, body in world.dial_queue.sent] == [queued]
-    assert world.call(expired).status == "expired"
+    assert [body["callId"] for body in simulation.dial_queue.bodies()] == [queued]
+    assert simulation.call(expired).status == "expired"
     assert done["alive"] == len(bad), "those that shared its request are asked about one by one"
 
 
-def test_a_run_has_the_shards_that_it_is_given_and_others_have_the_rest(system: System) -> None:
-    world, calls = crowd(system, 320)
-    world.now += 6 * MINUTE
-    assert world.reconcile(shards=[2, 3]) == {"alive": 40}
-    assert {due_shard(call_id) for call_id in calls.looked} == {2, 3}
-    assert world.reconcile(shards=[0, 1]) == {"alive": 40}
-    assert world.reconcile(shards=range(4, 16)) == {"alive": 240}
-    assert len(calls.looked) == 320
+def test_a_run_has_the_shards_that_it_is_given_and_others_have_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = crowd(320)
+    looked = looks(simulation, monkeypatch)
+    simulation.clock.now += 6 * MINUTE
+    assert simulation.reconcile(shards=[2, 3]) == {"alive": 40}
+    assert {due_shard(call_id) for call_id in looked} == {2, 3}
+    assert simulation.reconcile(shards=[0, 1]) == {"alive": 40}
+    assert simulation.reconcile(shards=range(4, 16)) == {"alive": 240}
+    assert len(looked) == 320
 
 
 @pytest.mark.parametrize("event", [{}, {"shards": [0, 1]}, {"shards": list(range(16))}])
@@ -265,19 +250,21 @@ def test_what_no_time_is_left_for_does_not_begin(
 
 
 def test_a_portion_whose_time_is_over_puts_off_what_needs_livekit_and_does_the_rest(system: System) -> None:
-    world = Clocked(system)
-    dialing = world.place_dialing(lease_until_ms=world.now - 1, check_at_ms=world.now)
-    too_long = world.place_answered(check_at_ms=world.now, answered_at_ms=world.now - 31 * MINUTE)
-    alive = world.place_answered(check_at_ms=world.now)
-    queued = world.place(check_at_ms=world.now)
-    world.dial_queue.sent.clear()
-    assert world.reconcile(answers_in_time=lambda requests: False) == {"postponed": 3, "sent_again": 1}
-    assert world.livekit.requests == {}
-    assert [body["callId"] for _, body in world.dial_queue.sent] == [queued]
-    assert {check_at(system, call_id) for call_id in (dialing, too_long, alive)} == {world.now + 30_000}
+    simulation = Simulation(dynamodb=system.dynamodb)
+    dialing = simulation.place_dialing(lease_until_ms=simulation.clock.now - 1, check_at_ms=simulation.clock.now)
+    too_long = simulation.place_answered(
+        check_at_ms=simulation.clock.now, answered_at_ms=simulation.clock.now - 31 * MINUTE
+    )
+    alive = simulation.place_answered(check_at_ms=simulation.clock.now)
+    queued = simulation.place(check_at_ms=simulation.clock.now)
+    simulation.dial_queue.messages.clear()
+    assert simulation.reconcile(answers_in_time=lambda requests: False) == {"postponed": 3, "sent_again": 1}
+    assert simulation.livekit.requests == {}
+    assert [body["callId"] for body in simulation.dial_queue.bodies()] == [queued]
+    assert {check_at(system, call_id) for call_id in (dialing, too_long, alive)} == {simulation.clock.now + 30_000}
     # Time for two requests one after the other, where hanging up needs three.
-    world.now += MINUTE
-    assert world.reconcile(answers_in_time=lambda requests: requests < 3) == {
+    simulation.clock.now += MINUTE
+    assert simulation.reconcile(answers_in_time=lambda requests: requests < 3) == {
         "noted": 1,
         "alive": 1,
         "postponed": 1,
@@ -286,16 +273,16 @@ def test_a_portion_whose_time_is_over_puts_off_what_needs_livekit_and_does_the_r
 
 
 def test_when_the_requests_are_spent_the_others_come_next(system: System) -> None:
-    world = Clocked(system)
+    simulation = Simulation(dynamodb=system.dynamodb)
     for _ in range(12):
-        world.place_dialing(lease_until_ms=world.now - 1, check_at_ms=world.now)
-    assert world.reconcile(requests_left=5) == {"noted": 5, "postponed": 7}
-    assert world.livekit.requests == {"ListParticipants": 5}
+        simulation.place_dialing(lease_until_ms=simulation.clock.now - 1, check_at_ms=simulation.clock.now)
+    assert simulation.reconcile(requests_left=5) == {"noted": 5, "postponed": 7}
+    assert simulation.livekit.requests == {"ListParticipants": 5}
     for _ in range(8):
-        world.now += MINUTE
-        world.reconcile(requests_left=20)
-    assert world.livekit.requests["ListParticipants"] <= 5 + 8 * 20
-    assert not next(world.calls.due(0, world.now))
+        simulation.clock.now += MINUTE
+        simulation.reconcile(requests_left=20)
+    assert simulation.livekit.requests["ListParticipants"] <= 5 + 8 * 20
+    assert not next(simulation.calls.due(0, simulation.clock.now))
 
 
 # What no version of this code has written. `due` stays as it is: the index shows such an item like any other.
@@ -340,35 +327,38 @@ def check_at(system: System, call_id: str, sort_key: str = "CALL") -> int:
 def test_a_call_that_cannot_be_read_is_put_off_and_holds_up_no_other(
     system: System, what: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    world = Clocked(system)
-    broken, whole = world.place(check_at_ms=world.now), world.place(check_at_ms=world.now)
-    world.dial_queue.sent.clear()
+    simulation = Simulation(dynamodb=system.dynamodb)
+    broken, whole = (
+        simulation.place(check_at_ms=simulation.clock.now),
+        simulation.place(check_at_ms=simulation.clock.now),
+    )
+    simulation.dial_queue.messages.clear()
     break_item(system, broken, "CALL", BROKEN[what])
-    assert world.reconcile() == {"sent_again": 1}
-    assert [body["callId"] for _, body in world.dial_queue.sent] == [whole]
-    assert world.livekit.requests == {}
+    assert simulation.reconcile() == {"sent_again": 1}
+    assert [body["callId"] for body in simulation.dial_queue.bodies()] == [whole]
+    assert simulation.livekit.requests == {}
     said = capsys.readouterr().out
     assert '"UnreadableItems":' in said or '"ReconcileErrors":' in said
     assert any(broken in str(vars(record)) for record in caplog.records), "its key is told"
-    assert world.now < check_at(system, broken) <= world.now + 5 * MINUTE
-    assert world.reconcile() == {}
+    assert simulation.clock.now < check_at(system, broken) <= simulation.clock.now + 5 * MINUTE
+    assert simulation.reconcile() == {}
 
 
 @pytest.mark.parametrize("what", BROKEN_ROWS)
 def test_a_delivery_that_cannot_be_read_is_put_off_and_holds_up_no_other(system: System, what: str) -> None:
-    world = Clocked(system)
+    simulation = Simulation(dynamodb=system.dynamodb)
     for call_id in ("0" * 24, "1" * 24):
-        world.deliveries.create(call_id, "demo", 1, world.now, world.now)
+        simulation.deliveries.create(call_id, "demo", 1, simulation.clock.now, simulation.clock.now)
     break_item(system, "0" * 24, sort_key(1), BROKEN_ROWS[what])
-    assert world.reconcile() == {"deliveries_sent_again": 1}
-    assert [body["callId"] for _, body in world.webhook_queue.sent] == ["1" * 24]
-    assert check_at(system, "0" * 24, sort_key(1)) == world.now + 5 * MINUTE
+    assert simulation.reconcile() == {"deliveries_sent_again": 1}
+    assert [body["callId"] for body in simulation.webhook_queue.bodies()] == ["1" * 24]
+    assert check_at(system, "0" * 24, sort_key(1)) == simulation.clock.now + 5 * MINUTE
 
 
 def test_deliveries_are_sent_again_ten_to_a_request_and_what_is_not_confirmed_comes_again(
     system: System, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world = Clocked(system)
+    simulation = Simulation(dynamodb=system.dynamodb)
     asked: list[list[str]] = []
 
     class Sqs:
@@ -378,44 +368,44 @@ def test_deliveries_are_sent_again_ten_to_a_request_and_what_is_not_confirmed_co
 
     call_ids = [f"{n % 16:x}{n:023x}" for n in range(25)]
     for call_id in call_ids:
-        world.deliveries.create(call_id, "demo", 1, world.now, world.now)
+        simulation.deliveries.create(call_id, "demo", 1, simulation.clock.now, simulation.clock.now)
     queue = Queue(cast(Any, Sqs()), "url")
-    assert world.reconcile(webhook_queue=queue) == {"deliveries_sent_again": 24}
+    assert simulation.reconcile(webhook_queue=queue) == {"deliveries_sent_again": 24}
     assert [len(one) for one in asked] == [10, 10, 5]
     assert sorted(itertools.chain(*asked)) == sorted(call_ids)
     assert '"ReconcileErrors":' in capsys.readouterr().out
-    world.now += MINUTE
-    assert world.reconcile(webhook_queue=queue) == {"deliveries_sent_again": 25}
+    simulation.clock.now += MINUTE
+    assert simulation.reconcile(webhook_queue=queue) == {"deliveries_sent_again": 25}
 
 
 def test_an_item_of_another_kind_is_put_off(system: System) -> None:
-    world = Clocked(system)
-    item = {"dueShard": {"N": "3"}, "checkAt": {"N": str(world.now)}}
+    simulation = Simulation(dynamodb=system.dynamodb)
+    item = {"dueShard": {"N": "3"}, "checkAt": {"N": str(simulation.clock.now)}}
     system.dynamodb.put_item(TableName="CallsTable", Item=call_key("3" * 24, "NOTE") | item)
-    assert world.reconcile() == {}
-    assert check_at(system, "3" * 24, "NOTE") == world.now + 5 * MINUTE
+    assert simulation.reconcile() == {}
+    assert check_at(system, "3" * 24, "NOTE") == simulation.clock.now + 5 * MINUTE
 
 
 def test_many_unreadable_items_at_the_head_of_a_shard_leave_the_rest_its_turn(system: System) -> None:
-    world = Clocked(system)
+    simulation = Simulation(dynamodb=system.dynamodb)
     for n in range(3 * DUE_PAGE):
         call_id = f"0{n:023x}"
-        world.deliveries.create(call_id, "demo", 1, world.now, world.now - 1000)
+        simulation.deliveries.create(call_id, "demo", 1, simulation.clock.now, simulation.clock.now - 1000)
         break_item(system, call_id, sort_key(1), BROKEN_ROWS["no state"])
-    call_id = world.place(check_at_ms=world.now)
-    world.dial_queue.sent.clear()
+    call_id = simulation.place(check_at_ms=simulation.clock.now)
+    simulation.dial_queue.messages.clear()
     # A run that has time for few of them, again and again.
     for _ in range(3):
-        world.reconcile(time_left=partial(next, iter([True]), False))
-    assert [body["callId"] for _, body in world.dial_queue.sent] == [call_id]
+        simulation.reconcile(time_left=partial(next, iter([True]), False))
+    assert [body["callId"] for body in simulation.dial_queue.bodies()] == [call_id]
 
 
 def test_a_store_that_fails_for_one_call_does_not_hold_up_the_others(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = Clocked(system)
-    calls = [world.place(check_at_ms=world.now) for _ in range(3)]
-    world.dial_queue.sent.clear()
+    simulation = Simulation(dynamodb=system.dynamodb)
+    calls = [simulation.place(check_at_ms=simulation.clock.now) for _ in range(3)]
+    simulation.dial_queue.messages.clear()
     postpone = CallStore.postpone
 
     def fails(store: CallStore, seen: Call, check_at: int) -> Write:
@@ -424,32 +414,37 @@ def test_a_store_that_fails_for_one_call_does_not_hold_up_the_others(
         return postpone(store, seen, check_at)
 
     monkeypatch.setattr(CallStore, "postpone", fails)
-    assert world.reconcile() == {"sent_again": 2}
-    assert {body["callId"] for _, body in world.dial_queue.sent} == {calls[0], calls[2]}
-    assert check_at(system, calls[1]) == world.now + 30_000, "it does not stand in the way of those behind it"
+    assert simulation.reconcile() == {"sent_again": 2}
+    assert {body["callId"] for body in simulation.dial_queue.bodies()} == {calls[0], calls[2]}
+    assert check_at(system, calls[1]) == simulation.clock.now + 30_000, (
+        "it does not stand in the way of those behind it"
+    )
 
 
 @pytest.mark.parametrize("method", ["put_off", "postpone"])
 def test_when_even_putting_off_fails_the_others_go_on(
     system: System, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    world = Clocked(system)
-    broken, whole = world.place(check_at_ms=world.now), world.place_answered(check_at_ms=world.now)
+    simulation = Simulation(dynamodb=system.dynamodb)
+    broken, whole = (
+        simulation.place(check_at_ms=simulation.clock.now),
+        simulation.place_answered(check_at_ms=simulation.clock.now),
+    )
     break_item(system, broken, "CALL", BROKEN["no job" if method == "put_off" else "a text for a number"])
 
     def fails(*given: Any, **named: Any) -> Write:
         raise StoreError("down")
 
     monkeypatch.setattr(CallStore, method, fails)
-    assert world.reconcile() == {"alive": 1}
-    assert world.call(whole).check_at_ms == world.now + 5 * MINUTE
+    assert simulation.reconcile() == {"alive": 1}
+    assert simulation.call(whole).check_at_ms == simulation.clock.now + 5 * MINUTE
 
 
 def test_a_shard_that_cannot_be_read_stops_no_other(
     system: System, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world = Clocked(system)
-    calls = [world.place_answered(check_at_ms=world.now) for _ in range(4)]
+    simulation = Simulation(dynamodb=system.dynamodb)
+    calls = [simulation.place_answered(check_at_ms=simulation.clock.now) for _ in range(4)]
     due = CallStore.due
 
     def fails(store: CallStore, shard: int, now: int) -> Iterator[list[tuple[str, str]]]:
@@ -458,53 +453,53 @@ def test_a_shard_that_cannot_be_read_stops_no_other(
         yield from due(store, shard, now)
 
     monkeypatch.setattr(CallStore, "due", fails)
-    assert world.reconcile() == {"alive": 3}
+    assert simulation.reconcile() == {"alive": 3}
     assert '"ReconcileErrors":' in capsys.readouterr().out
     monkeypatch.undo()
-    assert world.reconcile() == {"alive": 1}
+    assert simulation.reconcile() == {"alive": 1}
 
 
-def test_a_portion_that_cannot_be_read_stops_no_other(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    world, calls = crowd(system, 3 * PORTION)
-    world.now += 6 * MINUTE
-    read_due, fail = calls.read_due, iter([True])
+def test_a_portion_that_cannot_be_read_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = crowd(3 * PORTION)
+    simulation.clock.now += 6 * MINUTE
+    read_due, fail = simulation.calls.read_due, iter([True])
 
     def fails(keys: list[tuple[str, str]]) -> Due:
         if next(fail, False):
             raise StoreError("throttled")
         return read_due(keys)
 
-    monkeypatch.setattr(calls, "read_due", fails)
-    assert world.reconcile() == {"alive": 2 * PORTION}
-    assert world.reconcile() == {"alive": PORTION}
+    monkeypatch.setattr(simulation.calls, "read_due", fails)
+    assert simulation.reconcile() == {"alive": 2 * PORTION}
+    assert simulation.reconcile() == {"alive": PORTION}
 
 
 def test_a_switch_that_cannot_be_read_expires_no_call_and_stops_nothing_else(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = Clocked(system)
-    late = world.place(queue_deadline_ms=world.now, check_at_ms=world.now)
-    world.place_answered(check_at_ms=world.now)
-    world.deliveries.create("5" * 24, "demo", 1, world.now, world.now)
+    simulation = Simulation(dynamodb=system.dynamodb)
+    late = simulation.place(queue_deadline_ms=simulation.clock.now, check_at_ms=simulation.clock.now)
+    simulation.place_answered(check_at_ms=simulation.clock.now)
+    simulation.deliveries.create("5" * 24, "demo", 1, simulation.clock.now, simulation.clock.now)
 
     def fails() -> bool:
         raise StoreError("down")
 
-    monkeypatch.setattr(world.limits, "paused", fails)
-    assert world.reconcile() == {"sent_again": 1, "alive": 1, "deliveries_sent_again": 1}
-    assert world.call(late).status == "queued"
+    monkeypatch.setattr(simulation.limits, "paused", fails)
+    assert simulation.reconcile() == {"sent_again": 1, "alive": 1, "deliveries_sent_again": 1}
+    assert simulation.call(late).status == "queued"
     monkeypatch.undo()
-    world.now += MINUTE
-    assert world.reconcile()["ended"] == 1
+    simulation.clock.now += MINUTE
+    assert simulation.reconcile()["ended"] == 1
 
 
 def test_what_is_alive_is_told_from_what_is_not_by_one_request(system: System) -> None:
-    world = Clocked(system)
-    together, alone, gone = (world.place_answered(check_at_ms=world.now) for _ in range(3))
-    world.livekit.rooms[world.call(alone).room_name] = RoomView("active", False)
-    del world.livekit.rooms[world.call(gone).room_name]
-    world.reconcile()
-    assert world.livekit.requests == {"ListRooms": 1, "ListParticipants": 1}
-    assert world.call(together).check_at_ms == world.now + 5 * MINUTE
-    assert world.call(alone).agent_missing_since_ms == world.now
-    assert world.call(gone).phone_missing_since_ms == world.now
+    simulation = Simulation(dynamodb=system.dynamodb)
+    together, alone, gone = (simulation.place_answered(check_at_ms=simulation.clock.now) for _ in range(3))
+    simulation.livekit.rooms[simulation.call(alone).room_name] = RoomView("active", False)
+    del simulation.livekit.rooms[simulation.call(gone).room_name]
+    simulation.reconcile()
+    assert simulation.livekit.requests == {"ListRooms": 1, "ListParticipants": 1}
+    assert simulation.call(together).check_at_ms == simulation.clock.now + 5 * MINUTE
+    assert simulation.call(alone).agent_missing_since_ms == simulation.clock.now
+    assert simulation.call(gone).phone_missing_since_ms == simulation.clock.now

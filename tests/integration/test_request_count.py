@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ConnectTimeoutError
 
-from tests.system import EXAMPLE, Clock, System, demo_workspace
+from tests.clock import Clock
+from tests.system import EXAMPLE, System, demo_workspace
 
 
 @pytest.fixture(autouse=True)

@@ -9,27 +9,28 @@ import pytest
 from shared.call import Call
 from shared.errors import LiveKitError, LiveKitUnclearError, LiveKitUnreachableError
 from shared.livekit.client import RoomView
-from tests.clocked import DOWN, Clocked
+from tests.in_memory import DOWN
+from tests.simulation import Simulation
 from tests.system import System
 
 UNAVAILABLE, RATE_LIMITED = LiveKitError("unavailable", 503), LiveKitError("resource_exhausted", 429)
 
 
 @pytest.fixture
-def world(system: System) -> Clocked:
-    return Clocked(system)
+def simulation(system: System) -> Simulation:
+    return Simulation(dynamodb=system.dynamodb)
 
 
-def dial_until_ended(world: Clocked, call_id: str) -> tuple[Call, list[float]]:
+def dial_until_ended(simulation: Simulation, call_id: str) -> tuple[Call, list[float]]:
     """Works on each message when its delay is over. The call, and the seconds between the attempts."""
     waits: list[float] = []
-    while world.dial() and not world.call(call_id).ended:
-        if not world.dial_queue.sent:
+    while simulation.dial() and not simulation.call(call_id).ended:
+        if not simulation.dial_queue.messages:
             break
-        at = min(at for at, _ in world.dial_queue.sent)
-        waits.append((at - world.now) / 1000)
-        world.now = at
-    return world.call(call_id), waits
+        at = min(message.visible_at for message in simulation.dial_queue.messages)
+        waits.append((at - simulation.clock.now) / 1000)
+        simulation.clock.now = at
+    return simulation.call(call_id), waits
 
 
 def doubled(waits: list[float]) -> bool:
@@ -38,16 +39,16 @@ def doubled(waits: list[float]) -> bool:
 
 
 @pytest.mark.parametrize("error", [UNAVAILABLE, LiveKitUnreachableError()])
-def test_what_rang_nowhere_is_tried_five_times_with_backoff(world: Clocked, error: LiveKitError) -> None:
-    world.livekit.answers = [error] * 10
-    call_id = world.place()
-    call, waits = dial_until_ended(world, call_id)
+def test_what_rang_nowhere_is_tried_five_times_with_backoff(simulation: Simulation, error: LiveKitError) -> None:
+    simulation.livekit.answers = [error] * 10
+    call_id = simulation.place()
+    call, waits = dial_until_ended(simulation, call_id)
     assert (call.status, call.events[-1]["reason"], call.events[-1]["retryable"]) == (
         "failed",
         "livekit_unavailable",
         True,
     )
-    assert world.livekit.requests["CreateSIPParticipant"] == 5
+    assert simulation.livekit.requests["CreateSIPParticipant"] == 5
     assert len(waits) == 4
     assert doubled(waits), waits
     assert [entry["type"] for entry in call.events] == [
@@ -57,128 +58,128 @@ def test_what_rang_nowhere_is_tried_five_times_with_backoff(world: Clocked, erro
         "call.ended",
     ]
     assert call.due_shard is None
-    assert world.limits.active_calls("demo") == frozenset()
+    assert simulation.limits.active_calls("demo") == frozenset()
 
 
 @pytest.mark.parametrize(
     "error", [RATE_LIMITED, LiveKitUnclearError(429), LiveKitError("failed_precondition", 412)]
 )
-def test_what_may_be_a_phone_that_rang_is_tried_once(world: Clocked, error: LiveKitError) -> None:
+def test_what_may_be_a_phone_that_rang_is_tried_once(simulation: Simulation, error: LiveKitError) -> None:
     """A busy phone's 486 reads like a rate limit where its SIP code was lost."""
-    world.livekit.answers = [error]
-    call, waits = dial_until_ended(world, world.place())
+    simulation.livekit.answers = [error]
+    call, waits = dial_until_ended(simulation, simulation.place())
     assert call.status == "failed"
     assert waits == []
-    assert world.livekit.requests["CreateSIPParticipant"] == 1
+    assert simulation.livekit.requests["CreateSIPParticipant"] == 1
 
 
-def test_two_looks_half_a_minute_apart_come_before_the_next_attempt(world: Clocked) -> None:
-    world.livekit.answers = [UNAVAILABLE]
-    call_id = world.place()
-    begun = world.now
-    world.dial()
-    call = world.call(call_id)
+def test_two_looks_half_a_minute_apart_come_before_the_next_attempt(simulation: Simulation) -> None:
+    simulation.livekit.answers = [UNAVAILABLE]
+    call_id = simulation.place()
+    begun = simulation.clock.now
+    simulation.dial()
+    call = simulation.call(call_id)
     assert [entry["type"] for entry in call.events] == ["call.queued", "call.dialing", "call.queued"]
-    assert call.events[-1]["at"] - begun >= world.durations.second_look * 1000
+    assert call.events[-1]["at"] - begun >= simulation.durations.second_look * 1000
     # One for the agent, the others for the phone.
-    assert world.livekit.requests["ListParticipants"] >= 3
+    assert simulation.livekit.requests["ListParticipants"] >= 3
 
 
-def test_the_fifth_attempt_may_still_be_answered(world: Clocked) -> None:
-    world.livekit.answers = [UNAVAILABLE] * 4
-    call, _ = dial_until_ended(world, world.place())
+def test_the_fifth_attempt_may_still_be_answered(simulation: Simulation) -> None:
+    simulation.livekit.answers = [UNAVAILABLE] * 4
+    call, _ = dial_until_ended(simulation, simulation.place())
     assert call.status == "in_progress"
-    assert world.livekit.requests["CreateSIPParticipant"] == 5
+    assert simulation.livekit.requests["CreateSIPParticipant"] == 5
 
 
-def test_each_attempt_has_a_fresh_room(world: Clocked) -> None:
+def test_each_attempt_has_a_fresh_room(simulation: Simulation) -> None:
     """The agents of a room are dispatched once, when it is made."""
-    world.livekit.answers = [UNAVAILABLE] * 2
-    call, _ = dial_until_ended(world, world.place())
+    simulation.livekit.answers = [UNAVAILABLE] * 2
+    call, _ = dial_until_ended(simulation, simulation.place())
     assert call.status == "in_progress"
-    assert world.livekit.requests["CreateRoom"] == 3
-    assert world.livekit.requests["DeleteRoom"] == 2
+    assert simulation.livekit.requests["CreateRoom"] == 3
+    assert simulation.livekit.requests["DeleteRoom"] == 2
 
 
-def test_the_backoff_has_jitter(world: Clocked) -> None:
+def test_the_backoff_has_jitter(simulation: Simulation) -> None:
     first = set()
     for _ in range(8):
-        world.livekit.answers = [UNAVAILABLE]
-        call_id = world.place()
-        world.dial()
-        first.add(world.call(call_id).wait_until_ms - world.now)
-        world.dial_queue.sent.clear()
+        simulation.livekit.answers = [UNAVAILABLE]
+        call_id = simulation.place()
+        simulation.dial()
+        first.add(simulation.call(call_id).wait_until_ms - simulation.clock.now)
+        simulation.dial_queue.messages.clear()
     assert len(first) > 1
 
 
 @pytest.mark.parametrize("down", [DOWN, LiveKitUnreachableError(), LiveKitError("unauthenticated", 401)])
 def test_a_livekit_that_fails_before_the_dial_is_tried_again_and_nothing_is_fenced(
-    world: Clocked, down: LiveKitError
+    simulation: Simulation, down: LiveKitError
 ) -> None:
-    world.livekit.down = down
-    call, waits = dial_until_ended(world, world.place())
+    simulation.livekit.down = down
+    call, waits = dial_until_ended(simulation, simulation.place())
     assert (call.status, call.events[-1]["reason"]) == ("failed", "livekit_unavailable")
     assert doubled(waits), waits
     assert [entry["type"] for entry in call.events] == ["call.queued", "call.ended"]
-    assert world.livekit.requests["CreateRoom"] <= 5
-    assert "CreateSIPParticipant" not in world.livekit.requests
+    assert simulation.livekit.requests["CreateRoom"] <= 5
+    assert "CreateSIPParticipant" not in simulation.livekit.requests
 
 
 @pytest.mark.parametrize("code", [500, 502, 503, 504])
-def test_a_carriers_own_failure_ends_the_call(world: Clocked, code: int) -> None:
+def test_a_carriers_own_failure_ends_the_call(simulation: Simulation, code: int) -> None:
     """Even under a Twirp code that would be tried again: the carrier had the INVITE."""
-    world.livekit.answers = [LiveKitError("unavailable", 503, code)]
-    call, waits = dial_until_ended(world, world.place())
+    simulation.livekit.answers = [LiveKitError("unavailable", 503, code)]
+    call, waits = dial_until_ended(simulation, simulation.place())
     assert (call.status, call.events[-1]["reason"], call.events[-1]["sipStatusCode"]) == (
         "failed",
         "carrier_error",
         code,
     )
     assert waits == []
-    assert world.livekit.requests["CreateSIPParticipant"] == 1
+    assert simulation.livekit.requests["CreateSIPParticipant"] == 1
 
 
-def test_a_refusal_with_a_phone_in_the_room_is_not_taken_at_its_word(world: Clocked) -> None:
+def test_a_refusal_with_a_phone_in_the_room_is_not_taken_at_its_word(simulation: Simulation) -> None:
     """The participant joins before the INVITE: where it is, something may ring."""
-    call_id = world.place()
-    room = world.call(call_id).room_name
+    call_id = simulation.place()
+    room = simulation.call(call_id).room_name
 
     async def joins_and_refuses(**request: object) -> None:
-        world.livekit.requests["CreateSIPParticipant"] = 1
-        world.livekit.rooms[room] = RoomView("active", True)
+        simulation.livekit.requests["CreateSIPParticipant"] = 1
+        simulation.livekit.rooms[room] = RoomView("active", True)
         raise UNAVAILABLE
 
-    world.livekit.dial = joins_and_refuses  # type: ignore[method-assign]
-    world.dial()
-    assert world.call(call_id).status == "in_progress"
-    assert world.dial_queue.sent == []
+    simulation.livekit.dial = joins_and_refuses  # type: ignore[method-assign]
+    simulation.dial()
+    assert simulation.call(call_id).status == "in_progress"
+    assert simulation.dial_queue.messages == []
 
 
-def test_a_refusal_that_cannot_be_checked_is_left_to_the_reconciler(world: Clocked) -> None:
-    call_id = world.place()
+def test_a_refusal_that_cannot_be_checked_is_left_to_the_reconciler(simulation: Simulation) -> None:
+    call_id = simulation.place()
 
     async def refuses(**request: object) -> None:
-        world.livekit.down = LiveKitUnclearError(502)
+        simulation.livekit.down = LiveKitUnclearError(502)
         raise UNAVAILABLE
 
-    world.livekit.dial = refuses  # type: ignore[method-assign]
-    world.dial()
-    call = world.call(call_id)
-    assert (call.status, world.dial_queue.sent) == ("dialing", [])
-    world.livekit.down = None
-    ended = world.minutes_until_ended(call_id, 6)
+    simulation.livekit.dial = refuses  # type: ignore[method-assign]
+    simulation.dial()
+    call = simulation.call(call_id)
+    assert (call.status, simulation.dial_queue.messages) == ("dialing", [])
+    simulation.livekit.down = None
+    ended = simulation.minutes_until_ended(call_id, 6)
     assert (ended.status, ended.events[-1]["reason"]) == ("failed", "outcome_unknown")
 
 
-def test_a_refusal_after_the_phone_was_seen_to_leave_is_an_end(world: Clocked) -> None:
-    call_id = world.place()
+def test_a_refusal_after_the_phone_was_seen_to_leave_is_an_end(simulation: Simulation) -> None:
+    call_id = simulation.place()
 
     async def refuses(**request: object) -> None:
-        left = {"reason": "USER_REJECTED", "callStatus": "ringing", "at": world.now}
-        await asyncio.to_thread(world.calls.note_left, world.call(call_id), left)
+        left = {"reason": "USER_REJECTED", "callStatus": "ringing", "at": simulation.clock.now}
+        await asyncio.to_thread(simulation.calls.note_left, simulation.call(call_id), left)
         raise UNAVAILABLE
 
-    world.livekit.dial = refuses  # type: ignore[method-assign]
-    world.dial()
-    call = world.call(call_id)
+    simulation.livekit.dial = refuses  # type: ignore[method-assign]
+    simulation.dial()
+    call = simulation.call(call_id)
     assert (call.status, call.events[-1]["reason"]) == ("rejected", "rejected")

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from shared.limits import LimitStore
-from tests.clocked import START, Clocked, RoomsInMemory
+from tests.clock import START
+from tests.in_memory import RoomsInMemory
 from tests.interleaving import change, once, other_worker, requests, rooms
+from tests.simulation import Simulation
 from tests.system import System, demo_workspace
 
 
@@ -114,24 +116,26 @@ def test_a_waiting_call_burns_no_receives(system: System) -> None:
 
 
 def test_a_call_that_never_gets_a_slot_expires_at_its_deadline(system: System) -> None:
-    world = Clocked(system)
-    world.durations = dataclasses.replace(world.durations, queue_ttl=90)
+    simulation = Simulation(dynamodb=system.dynamodb)
+    simulation.durations = dataclasses.replace(simulation.durations, queue_ttl=90)
     system.workspaces.put(demo_workspace(max_concurrent_calls=1))
     system.limits.take_slot("demo", "another-call", 1)
-    call_id = world.place()
+    call_id = simulation.place()
     rounds = 0
-    while not world.call(call_id).ended:
-        rounds += world.dial()
-        assert len(world.dial_queue.sent) <= 1, "one chain of messages"
-        world.now = min((at for at, _ in world.dial_queue.sent), default=world.now)
-    call = world.call(call_id)
+    while not simulation.call(call_id).ended:
+        rounds += simulation.dial()
+        assert len(simulation.dial_queue.messages) <= 1, "one chain of messages"
+        simulation.clock.now = min(
+            (message.visible_at for message in simulation.dial_queue.messages), default=simulation.clock.now
+        )
+    call = simulation.call(call_id)
     assert (call.status, call.events[-1]["reason"], call.events[-1]["retryable"]) == ("expired", "expired", True)
     assert call.ended_at_ms is not None
-    assert 0 <= call.ended_at_ms - call.queue_deadline_ms <= world.durations.slot_wait * 1000
+    assert 0 <= call.ended_at_ms - call.queue_deadline_ms <= simulation.durations.slot_wait * 1000
     assert call.queue_deadline_ms == START + 90_000
-    assert rounds > 90 / world.durations.slot_wait, "and it asked often enough"
-    assert not world.livekit.requests
-    assert (call.due_shard, world.dial_queue.sent) == (None, [])
+    assert rounds > 90 / simulation.durations.slot_wait, "and it asked often enough"
+    assert not simulation.livekit.requests
+    assert (call.due_shard, simulation.dial_queue.messages) == (None, [])
 
 
 def test_a_trunk_is_given_its_invites_a_gap_apart(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,20 +170,20 @@ def test_a_moment_that_a_call_cannot_use_is_left_to_others(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While its agent came, others took the trunk for longer than this process lives."""
-    world = Clocked(system)
-    call_id = world.place()
-    taken = world.now + 100_000
+    simulation = Simulation(dynamodb=system.dynamodb)
+    call_id = simulation.place()
+    taken = simulation.clock.now + 100_000
     once(
         monkeypatch,
         RoomsInMemory,
         "create_room",
-        after=lambda: world.limits.reserve_trunk("ST_demo", 100_000, world.now, taken),
+        after=lambda: simulation.limits.reserve_trunk("ST_demo", 100_000, simulation.clock.now, taken),
     )
-    world.dial()
-    assert world.call(call_id).status == "queued"
-    assert world.limits.next_free("ST_demo") == taken
-    assert world.livekit.rooms == {}, "its agent does not wait with it"
-    assert world.call(call_id).wait_until_ms == taken
-    world.now = taken
-    world.dial()
-    assert world.call(call_id).status == "in_progress"
+    simulation.dial()
+    assert simulation.call(call_id).status == "queued"
+    assert simulation.limits.next_free("ST_demo") == taken
+    assert simulation.livekit.rooms == {}, "its agent does not wait with it"
+    assert simulation.call(call_id).wait_until_ms == taken
+    simulation.clock.now = taken
+    simulation.dial()
+    assert simulation.call(call_id).status == "in_progress"

@@ -20,12 +20,13 @@ from typing import Any
 
 import pytest
 
-from shared.call import Call, event, event_id, iso, webhook_body
+from shared.call import Call, event, event_id, webhook_body
 from shared.callback_url import Policy
 from shared.clock import now_ms
 from shared.durations import Durations
+from tests.calls import call_record
 from tests.node_packages import PROJECT
-from tests.webhook_simulation import MemoryDeliveries, World, run
+from tests.simulation import Simulation, run
 from webhook_dispatch.batch import deliver_batch
 from webhook_dispatch.transport import GuardedTransport
 
@@ -35,14 +36,11 @@ START = 1_795_600_800_000
 DEADLINE_SECONDS = 120.0
 SECRET, NEW_SECRET, OTHER_SECRET = (f"whsec_{letter * 43}=" for letter in ("a", "b", "c"))
 CALL_ID = "f9e8d7c6b5a4f3e2d1c0b9a8"
-CALL = Call(
+CALL = call_record(
+    START,
     call_id=CALL_ID,
-    workspace_id="demo",
     call_agent_id="a1b2c3d4e5f6a7b8c9d0e1f2",
     to="+1234567890",
-    room_name="a1b2c3d4e5f6a7b8c9d0e1f2-x7k2m9p4q1",
-    job_id="059f36b4-87a3-44ab-83d2-661975830a7d",
-    created_at=iso(START),
     status="completed",
     events=(
         event("call.queued", START),
@@ -51,9 +49,8 @@ CALL = Call(
         event("agent.note", START + 30_115, data='{"mood": "good"}'),
         event("call.ended", START + 71_342, status="completed", reason="hangup", retryable=False),
     ),
-    ring_timeout_seconds=40,
-    max_duration_seconds=1800,
-    queue_deadline_ms=START,
+    room_name="a1b2c3d4e5f6a7b8c9d0e1f2-x7k2m9p4q1",
+    job_id="059f36b4-87a3-44ab-83d2-661975830a7d",
     metadata='{"orderId": "o-1"}',
 )
 
@@ -159,33 +156,33 @@ def program(language: str, secret: str, folder: Path) -> Iterator[Program]:
         yield running
 
 
-def statuses_of(world: World, keys: list[int]) -> list[int | None]:
+def statuses_of(simulation: Simulation, keys: list[int]) -> list[int | None]:
     """Delivers these events, one attempt each, and says what was answered."""
 
     async def once() -> list[int | None]:
         records = [{"messageId": str(n), "body": json.dumps({"callId": CALL_ID, "sequence": n})} for n in keys]
-        deliverer = world.deliverer()
+        deliverer = simulation.deliverer()
         assert await deliver_batch(deliverer, records) == {"batchItemFailures": []}
         await deliverer.client.aclose()
-        return [world.table.rows[CALL_ID, n].attempts[-1].get("status") for n in keys]
+        return [simulation.tables.rows[CALL_ID, n].attempts[-1].get("status") for n in keys]
 
     return run(once())
 
 
-def world_with(call: Call, *secrets: str) -> World:
-    """A world on the machine's clock: the libraries refuse what is more than five minutes old.
+def simulation_with(call: Call, *secrets: str) -> Simulation:
+    """A simulation at the machine's time: the libraries refuse what is more than five minutes old.
 
     Each event waits for the one before it, however slow this machine is: the program names them in order.
     """
     in_order = dataclasses.replace(Durations(), webhook_order=DEADLINE_SECONDS)
-    world = World(in_order, transport=GuardedTransport(Policy(loopback=True)))
-    world.clock.now = now_ms()
-    world.table.calls[CALL_ID] = call
-    workspace = world.workspaces.by_id["demo"]
-    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhook_secrets=secrets)
+    simulation = Simulation(in_order, transport=GuardedTransport(Policy(loopback=True)))
+    simulation.clock.now = now_ms()
+    simulation.tables.calls[CALL_ID] = call
+    workspace = simulation.tables.workspaces["demo"]
+    simulation.tables.workspaces["demo"] = dataclasses.replace(workspace, webhook_secrets=secrets)
     for sequence in range(1, len(call.events) + 1):
-        MemoryDeliveries(world.table).create(CALL_ID, "demo", sequence, world.clock(), world.clock())
-    return world
+        simulation.deliveries.create(CALL_ID, "demo", sequence, simulation.clock(), simulation.clock())
+    return simulation
 
 
 @pytest.mark.parametrize("language", ["python", "js"])
@@ -199,15 +196,15 @@ def test_the_pages_program_verifies_what_deliver_sends_and_nothing_else(
     metadata = '{"who": "Zoë 📞 ", "big": 12345678901234567890123, "one": 1.0, "esc": "\\u00e9"}'
     with program(language, SECRET, folder) as receiver:
         call = dataclasses.replace(CALL, callback_url=receiver.url, metadata=metadata)
-        assert statuses_of(world_with(call, SECRET), everything) == [204] * 5
+        assert statuses_of(simulation_with(call, SECRET), everything) == [204] * 5
         # During a rotation, in either order; the receiver still knows the old one only.
-        assert statuses_of(world_with(call, NEW_SECRET, SECRET), everything) == [204] * 5
-        assert statuses_of(world_with(call, SECRET, NEW_SECRET), everything) == [204] * 5
+        assert statuses_of(simulation_with(call, NEW_SECRET, SECRET), everything) == [204] * 5
+        assert statuses_of(simulation_with(call, SECRET, NEW_SECRET), everything) == [204] * 5
         # Another's signature, and one of ten minutes ago.
-        assert statuses_of(world_with(call, OTHER_SECRET), [1]) == [400]
-        old = world_with(call, SECRET)
+        assert statuses_of(simulation_with(call, OTHER_SECRET), [1]) == [400]
+        old = simulation_with(call, SECRET)
         old.clock.now -= 600_000
-        old.table.rows[CALL_ID, 1] = dataclasses.replace(old.table.rows[CALL_ID, 1], next_attempt_at_ms=0)
+        old.tables.rows[CALL_ID, 1] = dataclasses.replace(old.tables.rows[CALL_ID, 1], next_attempt_at_ms=0)
         assert statuses_of(old, [1]) == [400]
         said = receiver.end()
     # Each event once, though it came three times.
@@ -219,7 +216,7 @@ def test_the_pages_program_verifies_what_deliver_sends_and_nothing_else(
 def test_the_new_secret_verifies_during_a_rotation(tmp_path: Path) -> None:
     with program("python", NEW_SECRET, tmp_path) as receiver:
         call = dataclasses.replace(CALL, callback_url=receiver.url)
-        assert statuses_of(world_with(call, NEW_SECRET, SECRET), [1]) == [204]
+        assert statuses_of(simulation_with(call, NEW_SECRET, SECRET), [1]) == [204]
 
 
 def test_no_registry_is_named_in_the_lock_of_the_node_library() -> None:

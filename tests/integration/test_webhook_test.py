@@ -46,7 +46,7 @@ def found() -> Iterator[Endpoints]:
 def admin(
     system: System, found: Endpoints, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Any:
-    """The command in an account with the demo workspace, in a world where the endpoints' names are public."""
+    """The command in an account with the demo workspace; the endpoints' names are public."""
     monkeypatch.setattr("admin.webhook_test.GuardedTransport", lambda policy: found.transport())
     monkeypatch.setattr("admin.webhook_test.check_url", lambda url, policy: None)
     monkeypatch.setattr(sys, "stdin", io.StringIO())

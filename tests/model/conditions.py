@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 
 from botocore.exceptions import ClientError
 
-from shared.call import Call, Outcome
+from shared.call import Outcome
 from shared.call_store import CallStore
+from tests.calls import call_record
 
 
 class Recorder:
@@ -28,44 +29,35 @@ class Recorder:
     put_item = update_item
 
 
-def call(**fields: Any) -> Call:
-    """A minimal record to build a request from."""
-    needed = dict.fromkeys(
-        ("call_id", "workspace_id", "call_agent_id", "to", "room_name", "job_id", "created_at"), "x"
-    )
-    numbers = {"ring_timeout_seconds": 1, "max_duration_seconds": 1, "queue_deadline_ms": 1}
-    return Call(**({"status": "queued", "events": ()} | needed | numbers | fields))
-
-
 _LEFT = {"reason": "x", "callStatus": "x", "at": 1}
 _END = Outcome("failed", "outcome_unknown")
 
 # The writes as the processes make them. A write that depends on the record its caller read is listed once for
 # each.
 WRITES: dict[str, Callable[[CallStore], Any]] = {
-    "create": lambda store: store.create(call()),
+    "create": lambda store: store.create(call_record()),
     "take_lease": lambda store: store.take_lease("x", "lease", 2, 1),
     "wait": lambda store: store.wait("x", 3, 4, 1, lease="lease"),
     "wait_free": lambda store: store.wait("x", 3, 4, 1),
     "fence": lambda store: store.fence("x", "lease", "room", "+1", 1),
     "unfence": lambda store: store.unfence("x", "lease", 3, 4, 1),
     "answered": lambda store: store.answered("x", "lease", 4, 1),
-    "note_left": lambda store: store.note_left(call(room_sid="room"), _LEFT),
-    "note_joined": lambda store: store.note_joined(call(room_sid="room"), 1),
+    "note_left": lambda store: store.note_left(call_record(room_sid="room"), _LEFT),
+    "note_joined": lambda store: store.note_joined(call_record(room_sid="room"), 1),
     "note_missing": lambda store: store.note_missing(
-        call(), 4, phone_missing_since_ms=1, agent_missing_since_ms=None
+        call_record(), 4, phone_missing_since_ms=1, agent_missing_since_ms=None
     ),
-    "end": lambda store: store.end(call(), _END, 4, 1),
-    "end, lease seen": lambda store: store.end(call(lease_id="lease"), _END, 4, 1),
-    "end, hangup seen": lambda store: store.end(call(status="dialing", hangup={}), _END, 4, 1),
+    "end": lambda store: store.end(call_record(), _END, 4, 1),
+    "end, lease seen": lambda store: store.end(call_record(lease_id="lease"), _END, 4, 1),
+    "end, hangup seen": lambda store: store.end(call_record(status="dialing", hangup={}), _END, 4, 1),
     "end, lease and hangup seen": lambda store: store.end(
-        call(status="dialing", lease_id="lease", hangup={}), _END, 4, 1
+        call_record(status="dialing", lease_id="lease", hangup={}), _END, 4, 1
     ),
-    "ask_to_hang_up": lambda store: store.ask_to_hang_up(call(status="dialing"), "max_duration", 1),
+    "ask_to_hang_up": lambda store: store.ask_to_hang_up(call_record(status="dialing"), "max_duration", 1),
     "leave_due": lambda store: store.leave_due("x"),
-    "postpone": lambda store: store.postpone(call(), 4),
+    "postpone": lambda store: store.postpone(call_record(), 4),
     "stop_webhooks": lambda store: store.stop_webhooks("x", 1),
-    "note_agent_left": lambda store: store.note_agent_left(call(room_sid="room"), 1),
+    "note_agent_left": lambda store: store.note_agent_left(call_record(room_sid="room"), 1),
     "note_orphan": lambda store: store.note_orphan("x"),
     "put_off": lambda store: store.put_off(("x", "CALL"), 4, 1),
     "keep": lambda store: store.keep("x", 4),

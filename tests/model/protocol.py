@@ -95,7 +95,7 @@ def steps(config: Config, state: State) -> Iterator[Step]:
         yield from _canceller(config, state)
     if config.events:
         yield from _handler(config, state)
-    yield from _world(config, state)
+    yield from _outside(config, state)
     if state.faults.crashes:
         yield from _crashes(state)
 
@@ -791,10 +791,10 @@ def _event(config: Config, state: State, kind: str, sid: int) -> Iterator[Step]:
         yield start(_to_clear(config, "no room"))
 
 
-# ── the world ───────────────────────────────────────────────────────────────────────────────────────
+# ── outside of the functions ────────────────────────────────────────────────────────────────────────
 
 
-def _world(config: Config, state: State) -> Iterator[Step]:
+def _outside(config: Config, state: State) -> Iterator[Step]:
     call, room, faults = state.call, state.room, state.faults
     if room is not None:
         yield from _agents(config, state, room)

@@ -139,7 +139,7 @@ class State(NamedTuple):
     canceller: Process = Process()
     handler: Process = Process()
     leases: int = 0
-    # the world
+    # time, and what may still go wrong
     too_old: bool = False
     faults: Faults = Faults()
     copy: Copy = Copy()

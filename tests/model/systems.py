@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.model.state import (
     AGENT_ASKED,
@@ -30,68 +30,66 @@ from tests.model.state import (
 _LATE = frozenset({SLOT_FREED, ROOM_GONE, ALWAYS_ENDS})
 # With the last of its leases, a call that never grows old has no way on.
 _STUCK = frozenset({ALWAYS_ENDS})
+_NO_FAULTS = Faults()
+
+
+def _one_lease(name: str, faults: Faults = _NO_FAULTS, **more: Any) -> Config:
+    return Config(name, faults, workers=1, leases=1, **more)
+
+
+def _late_write(name: str, copied: set[str], faults: Faults = _NO_FAULTS, **more: Any) -> Config:
+    """Any of these writes may be executed late. A slot that is taken late waits for its repair."""
+    return Config(
+        f"a write executed late, {name}",
+        faults._replace(late_copies=1),
+        repairs=True,
+        copied=frozenset(copied),
+        ignored=frozenset({SLOT_FREED}),
+        **more,
+    )
+
+
+def _late_worker(name: str, faults: Faults = _NO_FAULTS, ignored: frozenset[str] = _LATE, **more: Any) -> Config:
+    name = f"a worker that resumes after its lease, {name}"
+    return Config(name, faults, stall="unchecked", ignored=ignored, **more)
+
 
 CALM = Config("no faults, and no reconciler", cancel=True, events=True, reconcilers=0, grows_old=False)
 CANCELED = Config("a cancel, events in any order", cancel=True, events=True)
 TWO_DEATHS = Config("two crashes, a refusal, no free slot", Faults(crashes=2, refusals=1, full_slots=1))
 REFUSED = Config(
-    "a crash, a refusal, a cancel",
-    Faults(crashes=1, refusals=1),
-    cancel=True,
-    grows_old=False,
-    ignored=_STUCK,
+    "a crash, a refusal, a cancel", Faults(crashes=1, refusals=1), cancel=True, grows_old=False, ignored=_STUCK
 )
 LATE_EVENTS = Config(
     "an earlier room's late events, two crashes", Faults(crashes=2, refusals=1), workers=1, events=True
 )
 UNCLEAR = Config("a lost answer, a wrong look, a cancel", Faults(cuts=1, wrong_looks=1), cancel=True)
-ANSWERED = Config(
+ANSWERED = _one_lease(
     "a moving phone, a wrong look, a crash, events",
     Faults(crashes=1, cuts=1, wrong_looks=1, migrations=1),
-    workers=1,
-    leases=1,
     events=True,
 )
-OVERTIME = Config(
-    "a call that lasts too long, a cancel, events", workers=1, leases=1, cancel=True, events=True, overtime=True
-)
-RECONCILERS = Config(
-    "two reconcilers, a crash, a cancel",
-    Faults(crashes=1),
-    workers=1,
-    leases=1,
-    reconcilers=2,
-    cancel=True,
-    overtime=True,
+OVERTIME = _one_lease("a call that lasts too long, a cancel, events", cancel=True, events=True, overtime=True)
+RECONCILERS = _one_lease(
+    "two reconcilers, a crash, a cancel", Faults(crashes=1), reconcilers=2, cancel=True, overtime=True
 )
 AGENTS = Config("agents that do not join", Faults(crashes=1, refusals=1, lost_agents=1), workers=1)
-AGENTS_LATE = Config(
-    "agents that join late, a cancel", Faults(lost_agents=1, late_agents=1), workers=1, leases=1, cancel=True
-)
+AGENTS_LATE = _one_lease("agents that join late, a cancel", Faults(lost_agents=1, late_agents=1), cancel=True)
 LIARS = Config(
     "`unavailable`, although the phone rings", Faults(crashes=1, liars=1), workers=1, attempts=3, events=True
 )
-ERRORS = Config(
-    "an error while the phone is connected, a cancel, events",
-    Faults(errors=1),
-    workers=1,
-    leases=1,
-    cancel=True,
-    events=True,
+ERRORS = _one_lease(
+    "an error while the phone is connected, a cancel, events", Faults(errors=1), cancel=True, events=True
 )
-ORPHANS = Config(
+ORPHANS = _one_lease(
     "a LiveKit server that crashes or restarts, a crash, a cancel",
     Faults(crashes=1, orphans=1, restarts=1),
-    workers=1,
-    leases=1,
     cancel=True,
     overtime=True,
 )
-DEAF = Config(
+DEAF = _one_lease(
     "LiveKit no longer deletes rooms, a crash, events",
     Faults(crashes=1, orphans=1),
-    workers=1,
-    leases=1,
     events=True,
     deaf=True,
     overtime=True,
@@ -104,131 +102,53 @@ LOST_ROOMS = Config(
     # The dial recreates the room without its agent; the promises about the agent and the slot do not apply then.
     ignored=frozenset({AGENT_THERE, SLOT_HELD}),
 )
-# A slot that is taken late waits for its repair.
-_REPAIRED = frozenset({SLOT_FREED})
-COPIES = Config(
-    "a write executed late, a refusal, no free slot",
-    Faults(late_copies=1, refusals=1, full_slots=1),
+WRITES_OF_A_DIAL = {"take_lease", "wait", "fence", "unfence", "answered", "note_missing", "end", "leave_due"}
+COPIES = _late_write(
+    "a refusal, no free slot",
+    {"take_slot", "free_slot"} | WRITES_OF_A_DIAL,
+    Faults(refusals=1, full_slots=1),
     leases=3,
     attempts=3,
-    repairs=True,
-    copied=frozenset(
-        {
-            "take_slot",
-            "free_slot",
-            "take_lease",
-            "wait",
-            "fence",
-            "unfence",
-            "answered",
-            "note_missing",
-            "end",
-            "leave_due",
-        }
-    ),
-    ignored=_REPAIRED,
 )
-COPIES_CANCEL = Config(
-    "a write executed late, a cancel",
-    Faults(late_copies=1, crashes=1),
-    workers=1,
-    leases=1,
-    cancel=True,
-    repairs=True,
-    copied=frozenset({"ask_to_hang_up", "end", "answered"}),
-    ignored=_REPAIRED,
+COPIES_CANCEL = _late_write(
+    "a cancel", {"ask_to_hang_up", "end", "answered"}, Faults(crashes=1), workers=1, leases=1, cancel=True
 )
-COPIES_EVENTS = Config(
-    "a write executed late, events",
-    Faults(late_copies=1, cuts=1),
-    workers=1,
-    leases=1,
-    events=True,
-    repairs=True,
-    copied=frozenset({"note_left", "end", "leave_due", "free_slot"}),
-    ignored=_REPAIRED,
+COPIES_EVENTS = _late_write(
+    "events", {"note_left", "end", "leave_due", "free_slot"}, Faults(cuts=1), workers=1, leases=1, events=True
 )
-COPIES_WAITS = Config(
-    "a write executed late, dialling paused",
-    Faults(late_copies=1),
-    waits=True,
-    repairs=True,
-    copied=frozenset({"take_lease", "wait"}),
-    ignored=_REPAIRED,
-)
-COPIES_LOOKS = Config(
-    "a write executed late, a wrong look, a crash",
-    Faults(late_copies=1, wrong_looks=1, crashes=1),
+COPIES_WAITS = _late_write("dialling paused", {"take_lease", "wait"}, waits=True)
+COPIES_LOOKS = _late_write(
+    "a wrong look, a crash",
+    {"note_missing", "ask_to_hang_up", "answered"},
+    Faults(wrong_looks=1, crashes=1),
     workers=1,
     leases=1,
     overtime=True,
-    repairs=True,
-    copied=frozenset({"note_missing", "ask_to_hang_up", "answered"}),
-    ignored=_REPAIRED,
 )
-COPIES_LIARS = Config(
-    "a write executed late, `unavailable`, although the phone rings",
-    Faults(late_copies=1, liars=1),
+COPIES_LIARS = _late_write(
+    "`unavailable`, although the phone rings",
+    {"note_joined", "note_left"},
+    Faults(liars=1),
     workers=1,
     attempts=3,
     events=True,
-    repairs=True,
-    copied=frozenset({"note_joined", "note_left"}),
-    ignored=_REPAIRED,
 )
 WAITS = Config("dialling paused, a refusal, a cancel", Faults(refusals=1), waits=True, cancel=True)
-WAITS_DEATH = Config(
-    "dialling paused, a crash, a refusal, a cancel",
-    Faults(crashes=1, refusals=1),
-    waits=True,
-    cancel=True,
-    grows_old=False,
-    ignored=_STUCK,
-)
-STALLED = Config(
-    "a worker that resumes after its lease, a refusal",
-    Faults(refusals=1),
-    grows_old=False,
-    stall="unchecked",
-    ignored=_LATE,
-)
-STALLED_UNCLEAR = Config(
-    "a worker that resumes after its lease, a lost answer",
-    Faults(cuts=1),
-    workers=1,
-    leases=1,
-    events=True,
-    stall="unchecked",
-    ignored=_LATE,
-)
-STALLED_THIRD = Config(
-    "a worker that resumes after its lease, a third lease",
-    leases=3,
-    grows_old=False,
-    stall="unchecked",
-    ignored=_LATE,
-)
-STALLED_CANCEL = Config(
-    "a worker that resumes after its lease, a cancel",
-    workers=1,
-    cancel=True,
-    grows_old=False,
-    stall="unchecked",
-    ignored=_LATE,
-)
-STALLED_AGENTS = Config(
-    "a worker that resumes after its lease, a lost agent",
+WAITS_DEATH = REFUSED._replace(name="dialling paused, a crash, a refusal, a cancel", waits=True)
+STALLED = _late_worker("a refusal", Faults(refusals=1), grows_old=False)
+STALLED_UNCLEAR = _late_worker("a lost answer", Faults(cuts=1), workers=1, leases=1, events=True)
+STALLED_THIRD = _late_worker("a third lease", leases=3, grows_old=False)
+STALLED_CANCEL = _late_worker("a cancel", workers=1, cancel=True, grows_old=False)
+STALLED_AGENTS = _late_worker(
+    "a lost agent",
     Faults(lost_agents=1),
-    grows_old=False,
-    stall="unchecked",
     # Its look may be at the room of the next attempt: the end that it then asks for is lost, and it deletes
     # the dispatch of an agent that has left.
-    ignored=_LATE | {AGENT_ASKED, AGENT_THERE},
-)
-STALLED_ANYWHERE = Config(
-    "a worker that resumes anywhere after its lease",
-    Faults(refusals=1),
+    _LATE | {AGENT_ASKED, AGENT_THERE},
     grows_old=False,
+)
+STALLED_ANYWHERE = STALLED._replace(
+    name="a worker that resumes anywhere after its lease",
     stall="anywhere",
     ignored=_LATE | {NO_RING_AFTER_END, NOT_CUT_OFF, NOT_ENDED_EARLY, AGENT_THERE, AGENT_ASKED, SLOT_HELD},
 )

@@ -11,19 +11,19 @@ import pytest
 
 from dial_worker.agent_left import look_for_agent
 from dial_worker.dial import Dialler
-from shared.call import Call, Outcome, event
+from shared.call import Call, Outcome
 from shared.call_store import Write
 from shared.durations import Durations
 from shared.errors import LiveKitError, LiveKitUnclearError
 from shared.livekit.client import RoomView
-from tests.unit.test_ending import ANSWERED, NOW
-from tests.unit.test_hang_up import DELETED, OFF, World
+from tests.calls import ANSWERED, NOW, ended
+from tests.unit.test_hang_up import DELETED, OFF, Services
 
 LEFT_ALONE = dataclasses.replace(ANSWERED, agent_missing_since_ms=NOW - 5_000, check_at_ms=NOW + 20_000)
 ALONE = RoomView("active", agent_present=False)
 
 
-class OneCall(World):
+class OneCall(Services):
     """The call as it is found, and how its end is written."""
 
     def __init__(self, call: Call | None, *views: RoomView, end: Write | None = None, **more: Any) -> None:
@@ -46,9 +46,7 @@ class OneCall(World):
 
     def end(self, seen: Call, outcome: Outcome, check_at: int, now: int) -> Write:
         self.asked.append(f"end {outcome.status} {outcome.reason}")
-        entry = event("call.ended", now, status=outcome.status, reason=outcome.reason, retryable=False)
-        ended = dataclasses.replace(seen, status="completed", events=(*seen.events, entry), ended_at_ms=now)
-        return self.end_write or Write(True, ended)
+        return self.end_write or Write(True, ended(seen, outcome.status, outcome.reason, at=now))
 
     def free_slot(self, workspace_id: str, call_id: str) -> None:
         self.asked.append("free")
@@ -57,11 +55,13 @@ class OneCall(World):
         self.asked.append("leave")
 
 
-def looked(world: OneCall) -> list[str]:
+def looked(services: OneCall) -> list[str]:
     """What the table and LiveKit are asked."""
-    dialler = SimpleNamespace(calls=world, livekit=world, limits=world, durations=Durations(), clock=lambda: NOW)
+    dialler = SimpleNamespace(
+        calls=services, livekit=services, limits=services, durations=Durations(), clock=lambda: NOW
+    )
     asyncio.run(look_for_agent(cast(Dialler, dialler), LEFT_ALONE.call_id))
-    return world.asked
+    return services.asked
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ HUNG_UP = ["view", f"ask agent_left {NOW}", "view", DELETED, "view"]
 
 
 def test_a_phone_that_is_alone_is_hung_up_and_its_call_ends_and_is_cleared() -> None:
-    world = OneCall(LEFT_ALONE, ALONE, ALONE, OFF)
-    assert looked(world) == [*HUNG_UP, "end completed agent_left", "free", DELETED, "leave"]
+    services = OneCall(LEFT_ALONE, ALONE, ALONE, OFF)
+    assert looked(services) == [*HUNG_UP, "end completed agent_left", "free", DELETED, "leave"]
 
 
 def test_a_phone_that_is_still_on_is_the_reconcilers() -> None:
@@ -106,13 +106,13 @@ def test_a_phone_that_is_still_on_is_the_reconcilers() -> None:
 
 
 def test_an_end_that_came_first_clears_its_own_call() -> None:
-    world = OneCall(LEFT_ALONE, ALONE, ALONE, OFF, end=Write(False, None))
-    assert looked(world) == [*HUNG_UP, "end completed agent_left"]
+    services = OneCall(LEFT_ALONE, ALONE, ALONE, OFF, end=Write(False, None))
+    assert looked(services) == [*HUNG_UP, "end completed agent_left"]
 
 
 def test_what_livekit_cannot_be_asked_is_the_reconcilers(caplog: pytest.LogCaptureFixture) -> None:
-    world = OneCall(LEFT_ALONE, ALONE)
-    world.trouble = LiveKitUnclearError()
+    services = OneCall(LEFT_ALONE, ALONE)
+    services.trouble = LiveKitUnclearError()
     with caplog.at_level("WARNING"):
-        assert looked(world) == []
+        assert looked(services) == []
     assert [record.message for record in caplog.records] == ["agent not looked for"]

@@ -11,15 +11,9 @@ import pytest
 from shared.call import Call, Outcome, Status, event, event_id_of, snapshot, webhook_body
 from shared.errors import RequestRefusedError
 from shared.raw_json import ascii_compact, members
+from tests.calls import call_record
 
-CALL = Call(
-    call_id="0" * 24,
-    workspace_id="demo",
-    call_agent_id="agent-1",
-    to="+12025550123",
-    room_name="agent-1-x7k2m9p4q1",
-    job_id="job",
-    created_at="2026-11-24T09:00:00.000Z",
+CALL = call_record(
     status="completed",
     events=(
         event("call.queued", 1_000),
@@ -28,9 +22,6 @@ CALL = Call(
         event("agent.summary", 6_000, data='{"text": "fine",  "score": 1.0}'),
         event("call.ended", 65_400, status="completed", reason="hangup", retryable=False),
     ),
-    ring_timeout_seconds=40,
-    max_duration_seconds=1800,
-    queue_deadline_ms=9_999,
     metadata='{"big": 12345678901234567890123, "one": 1.0, "z": 1, "a": "\\u00e9"}',
 )
 

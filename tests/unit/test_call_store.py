@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -11,23 +11,12 @@ import pytest
 from shared.call import Call, Outcome
 from shared.call_store import CallStore, Write
 from shared.errors import StoreError
-from tests.unit.test_apply_event import CALL, NOW, SID, World, new_world
-from tests.workspaces_table import OneAtATime, workspaces_table
+from tests.calls import NOW
+from tests.stored_call import CALL, SID, StoredCall
 
 Writing = Callable[[CallStore, Call], Write]
 UNTIL, WAIT, CHECK = NOW + 600_000, NOW + 5_000, NOW + 70_000
 LEFT = {"reason": "USER_REJECTED", "callStatus": "ringing", "at": NOW}
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[OneAtATime]:
-    with workspaces_table() as client:
-        yield client
-
-
-@pytest.fixture
-def world(client: OneAtATime) -> World:
-    return new_world(client)
 
 
 # Of each write: the state it is made in, the write, and writes of other processes that are made too late then.
@@ -87,45 +76,45 @@ WRITES: dict[str, tuple[str, Writing, list[Writing]]] = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_write_that_is_sent_twice_is_won_and_another_one_is_not(world: World, name: str) -> None:
+def test_a_write_that_is_sent_twice_is_won_and_another_one_is_not(stored: StoredCall, name: str) -> None:
     status, write, others = WRITES[name]
-    seen = world.call(status)
-    assert write(world.calls, seen).won
-    written = world.now
+    seen = stored.bring_to(status)
+    assert write(stored.calls, seen).won
+    written = stored.record
     assert written != seen
-    assert write(world.calls, seen).won
-    assert world.now == written
+    assert write(stored.calls, seen).won
+    assert stored.record == written
     for other in others:
-        assert not other(world.calls, seen).won
-        assert world.now == written
+        assert not other(stored.calls, seen).won
+        assert stored.record == written
 
 
-def test_a_fence_that_is_sent_twice_is_won_and_that_of_another_lease_is_not(world: World) -> None:
-    world.call("queued")
-    world.calls.take_lease(CALL, "mine", UNTIL, NOW)
+def test_a_fence_that_is_sent_twice_is_won_and_that_of_another_lease_is_not(stored: StoredCall) -> None:
+    stored.bring_to("queued")
+    stored.calls.take_lease(CALL, "mine", UNTIL, NOW)
     for _ in range(2):
-        fenced = world.calls.fence(CALL, "mine", SID, None, NOW)
+        fenced = stored.calls.fence(CALL, "mine", SID, None, NOW)
         assert fenced.won
-        assert fenced.call == world.now
-    assert [entry["type"] for entry in world.now.events] == ["call.queued", "call.dialing"]
-    assert not world.calls.fence(CALL, "other", SID, None, NOW).won
+        assert fenced.call == stored.record
+    assert [entry["type"] for entry in stored.record.events] == ["call.queued", "call.dialing"]
+    assert not stored.calls.fence(CALL, "other", SID, None, NOW).won
 
 
-def test_a_call_that_is_created_twice_is_the_first_one(world: World) -> None:
-    call = world.call("queued")
-    assert world.calls.create(call).won
-    other = world.calls.create(dataclasses.replace(call, job_id="other"))
+def test_a_call_that_is_created_twice_is_the_first_one(stored: StoredCall) -> None:
+    call = stored.bring_to("queued")
+    assert stored.calls.create(call).won
+    other = stored.calls.create(dataclasses.replace(call, job_id="other"))
     assert (other.won, other.call) == (False, call)
-    assert world.now == call
+    assert stored.record == call
 
 
-def test_a_leased_wait_that_is_sent_twice_uncounts_one_attempt(world: World) -> None:
-    world.call("queued")
-    world.calls.take_lease(CALL, "mine", UNTIL, NOW)
+def test_a_leased_wait_that_is_sent_twice_uncounts_one_attempt(stored: StoredCall) -> None:
+    stored.bring_to("queued")
+    stored.calls.take_lease(CALL, "mine", UNTIL, NOW)
     for _ in range(2):
-        assert world.calls.wait(CALL, WAIT, CHECK, NOW, lease="mine", uncount=True, extend_ms=7).won
-    assert (world.now.attempts, world.now.wait_until_ms, world.now.check_at_ms) == (0, WAIT, CHECK)
-    assert (world.now.queue_deadline_ms, world.now.lease_id) == (NOW + 7, None)
+        assert stored.calls.wait(CALL, WAIT, CHECK, NOW, lease="mine", uncount=True, extend_ms=7).won
+    assert (stored.record.attempts, stored.record.wait_until_ms, stored.record.check_at_ms) == (0, WAIT, CHECK)
+    assert (stored.record.queue_deadline_ms, stored.record.lease_id) == (NOW + 7, None)
 
 
 # ── many at a time ──────────────────────────────────────────────────────────────────────────────────

@@ -21,20 +21,11 @@ from shared.delivery_store import Delivery
 from shared.durations import Durations
 from shared.errors import QueueError, RequestRefusedError, StoreError
 from shared.workspaces import Workspace, WorkspaceCache
+from tests.clock import START
+from tests.in_memory import DeliveriesInMemory, QueueInMemory, WorkspacesInMemory
 from tests.loop_time import time_passes
-from tests.webhook_simulation import (
-    SECRET,
-    START,
-    Death,
-    MemoryCalls,
-    MemoryDeliveries,
-    MemoryQueue,
-    MemoryWorkspaces,
-    Process,
-    World,
-    over_the_wire,
-    run,
-)
+from tests.mortal_process import Death, MortalProcess
+from tests.simulation import SECRET, Simulation, over_the_wire, run
 from webhook_dispatch.attempt import (
     ANSWER_BYTES,
     ANSWER_CHARACTERS,
@@ -54,23 +45,23 @@ OTHER_SECRET = "whsec_ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def simulation() -> Simulation:
+    return Simulation()
 
 
-def answering(world: World, *statuses: int, headers: dict[str, str] | None = None) -> None:
+def answering(simulation: Simulation, *statuses: int, headers: dict[str, str] | None = None) -> None:
     """The n-th attempt at an event is answered with the n-th status, later ones with the last."""
-    world.receivers.answer = lambda request, times: httpx.Response(
+    simulation.receivers.answer = lambda request, times: httpx.Response(
         statuses[min(times, len(statuses) - 1)], headers=headers
     )
 
 
-def delivered(world: World, call_id: str = A, events: int = 1, days: float = 12) -> list[Delivery]:
+def delivered(simulation: Simulation, call_id: str = A, events: int = 1, days: float = 12) -> list[Delivery]:
     """The rows of a call with so many events, when all are over."""
-    world.fan_out(world.call(call_id, events))
-    run(world.run(world.settled, days))
-    world.check_never_two_at_a_time()
-    return [row for key, row in sorted(world.table.rows.items()) if key[0] == call_id]
+    simulation.fan_out(simulation.call_with_events(call_id, events))
+    run(simulation.run(simulation.settled, days))
+    simulation.check_never_two_at_a_time()
+    return [row for key, row in sorted(simulation.tables.rows.items()) if key[0] == call_id]
 
 
 def attempts_at(row: Delivery) -> list[float]:
@@ -86,24 +77,24 @@ def statuses(row: Delivery) -> list[int | None]:
 
 
 def test_ten_attempts_are_made_over_three_days_and_then_it_is_dead_and_listed(
-    world: World, capsys: pytest.CaptureFixture[str]
+    simulation: Simulation, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answering(world, 503)
-    [row] = delivered(world)
+    answering(simulation, 503)
+    [row] = delivered(simulation)
     assert (row.state, statuses(row), row.check_at_ms) == ("dead", [503] * 10, None)
     at = attempts_at(row)
     for planned, before, this in zip(SCHEDULE[1:], at, at[1:], strict=False):
         assert planned <= this - before <= planned * 1.1 + LATE_SECONDS
     assert row.attempts[0]["at"] == START
     assert 3 * 86400 <= at[-1] <= 4 * 86400
-    view = json.loads(deliveries_view(MemoryDeliveries(world.table), world.table.calls[A]))
+    view = json.loads(deliveries_view(simulation.deliveries, simulation.tables.calls[A]))
     assert [one["state"] for one in view["deliveries"]] == ["dead"]
     assert [one["status"] for one in view["deliveries"][0]["attempts"]] == [503] * 10
     assert counted(capsys)["WebhooksDead"] == 1
     # Nothing brings it back by itself.
-    world.clock.advance(30 * 86400)
-    run(world.reconcile())
-    assert (world.queue.messages, len(world.receivers.posted)) == ([], 10)
+    simulation.clock.advance(30 * 86400)
+    simulation.reconcile()
+    assert (simulation.webhook_queue.messages, len(simulation.receivers.posted)) == ([], 10)
 
 
 def counted(capsys: pytest.CaptureFixture[str]) -> collections.Counter[str]:
@@ -125,17 +116,19 @@ def test_each_wait_has_its_own_jitter_of_up_to_a_tenth() -> None:
 
 
 @pytest.mark.parametrize("after", range(1, 10))
-def test_an_endpoint_that_comes_back_gets_the_event_at_the_next_attempt(world: World, after: int) -> None:
-    answering(world, *[500] * after, 200)
-    [row] = delivered(world)
+def test_an_endpoint_that_comes_back_gets_the_event_at_the_next_attempt(
+    simulation: Simulation, after: int
+) -> None:
+    answering(simulation, *[500] * after, 200)
+    [row] = delivered(simulation)
     assert (row.state, statuses(row)) == ("delivered", [500] * after + [200])
 
 
-def test_an_event_that_is_received_is_posted_once(world: World) -> None:
-    rows = delivered(world, events=60)
+def test_an_event_that_is_received_is_posted_once(simulation: Simulation) -> None:
+    rows = delivered(simulation, events=60)
     assert [(row.state, statuses(row)) for row in rows] == [("delivered", [204])] * 60
-    assert sorted(one.id for one in world.receivers.posted) == sorted(f"evt_{A}_{n}" for n in range(1, 61))
-    assert world.queue.messages == []
+    assert sorted(one.id for one in simulation.receivers.posted) == sorted(f"evt_{A}_{n}" for n in range(1, 61))
+    assert simulation.webhook_queue.messages == []
 
 
 # ── what an answer means ────────────────────────────────────────────────────────────────────────────
@@ -164,29 +157,29 @@ def test_a_refusal_is_heard_three_times(status: int) -> None:
     assert what_follows(Attempted(status), REFUSED_ATTEMPTS, [status] * (REFUSED_ATTEMPTS - 1), D)[0] == "dead"
 
 
-def test_refusals_are_counted_between_other_failures(world: World) -> None:
-    answering(world, 404, 500, 404, 429, 404, 200)
-    [row] = delivered(world)
+def test_refusals_are_counted_between_other_failures(simulation: Simulation) -> None:
+    answering(simulation, 404, 500, 404, 429, 404, 200)
+    [row] = delivered(simulation)
     assert (row.state, statuses(row)) == ("dead", [404, 500, 404, 429, 404])
 
 
-def test_a_replay_hears_three_refusals_anew(world: World) -> None:
-    answering(world, 404)
-    delivered(world)
-    replayed(world)
-    run(world.run(world.settled))
-    assert statuses(world.table.rows[A, 1]) == [404] * 6
+def test_a_replay_hears_three_refusals_anew(simulation: Simulation) -> None:
+    answering(simulation, 404)
+    delivered(simulation)
+    replayed(simulation)
+    run(simulation.run(simulation.settled))
+    assert statuses(simulation.tables.rows[A, 1]) == [404] * 6
 
 
-def test_a_redirect_is_not_followed(world: World) -> None:
+def test_a_redirect_is_not_followed(simulation: Simulation) -> None:
     asked = []
 
     def answer(request: httpx.Request, times: int) -> httpx.Response:
         asked.append(str(request.url))
         return httpx.Response(301, headers={"location": "http://127.0.0.1/admin"})
 
-    world.receivers.answer = answer
-    [row] = delivered(world)
+    simulation.receivers.answer = answer
+    [row] = delivered(simulation)
     assert (row.state, statuses(row)) == ("dead", [301] * 10)
     assert {attempt["location"] for attempt in row.attempts} == {"http://127.0.0.1/admin"}
     assert set(asked) == {"https://hooks.example/in"}
@@ -208,48 +201,50 @@ def test_a_redirect_is_not_followed(world: World) -> None:
 )
 @pytest.mark.parametrize("status", [301, 308])
 def test_where_a_redirect_points_to_is_kept_bounded_and_printable(
-    world: World, given: bytes | None, kept: str | None, status: int
+    simulation: Simulation, given: bytes | None, kept: str | None, status: int
 ) -> None:
     headers = [(b"location", given)] if given is not None else []
-    world.receivers.answer = lambda request, times: httpx.Response(status if times == 0 else 200, headers=headers)
-    [row] = delivered(world)
+    simulation.receivers.answer = lambda request, times: httpx.Response(
+        status if times == 0 else 200, headers=headers
+    )
+    [row] = delivered(simulation)
     assert statuses(row) == [status, 200]
     assert row.attempts[0].get("location") == kept
     assert "location" not in row.attempts[1], "an answer that is no redirect points nowhere"
 
 
-def test_410_stops_the_calls_other_webhooks_and_no_other_calls(world: World) -> None:
-    answering(world, 410)
-    rows = delivered(world, events=4)
+def test_410_stops_the_calls_other_webhooks_and_no_other_calls(simulation: Simulation) -> None:
+    answering(simulation, 410)
+    rows = delivered(simulation, events=4)
     assert [row.state for row in rows] == ["stopped"] * 4
     assert [statuses(row) for row in rows] == [[410], [None], [None], [None]]
     assert "410" in rows[1].attempts[0]["error"]
-    assert [one.id for one in world.receivers.posted] == [f"evt_{A}_1"]
-    answering(world, 200)
-    assert [row.state for row in delivered(world, B)] == ["delivered"]
+    assert [one.id for one in simulation.receivers.posted] == [f"evt_{A}_1"]
+    answering(simulation, 200)
+    assert [row.state for row in delivered(simulation, B)] == ["delivered"]
 
 
 def test_410_stops_events_that_were_waiting_for_their_next_attempt_and_those_that_are_still_to_come(
-    world: World,
+    simulation: Simulation,
 ) -> None:
     answers = {f"evt_{A}_1": 500, f"evt_{A}_2": 410}
-    world.receivers.answer = lambda request, times: httpx.Response(answers[request.headers["webhook-id"]])
-    records = world.call(A, events=4)
-    world.fan_out(records[:2])
-    run(world.run(lambda: len(world.receivers.posted) == 2))
-    world.fan_out(records[2:])
-    run(world.run(world.settled))
-    assert [row.state for _, row in sorted(world.table.rows.items())] == ["stopped"] * 4
-    assert len(world.receivers.posted) == 2
+    simulation.receivers.answer = lambda request, times: httpx.Response(answers[request.headers["webhook-id"]])
+    records = simulation.call_with_events(A, events=4)
+    simulation.fan_out(records[:2])
+    run(simulation.run(lambda: len(simulation.receivers.posted) == 2))
+    simulation.fan_out(records[2:])
+    run(simulation.run(simulation.settled))
+    assert [row.state for _, row in sorted(simulation.tables.rows.items())] == ["stopped"] * 4
+    assert len(simulation.receivers.posted) == 2
 
 
-def test_a_client_may_replay_what_410_stopped(world: World) -> None:
-    answering(world, 410)
-    delivered(world, events=2)
-    answering(world, 200)
-    replayed(world, 2)
-    run(world.run(world.settled))
-    assert world.states() == {(A, 1): "stopped", (A, 2): "delivered"}
+def test_a_client_may_replay_what_410_stopped(simulation: Simulation) -> None:
+    answering(simulation, 410)
+    delivered(simulation, events=2)
+    answering(simulation, 200)
+    replayed(simulation, 2)
+    run(simulation.run(simulation.settled))
+    assert simulation.states() == {(A, 1): "stopped", (A, 2): "delivered"}
 
 
 # ── Retry-After ─────────────────────────────────────────────────────────────────────────────────────
@@ -292,11 +287,11 @@ def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | No
         (format_datetime(NOW + datetime.timedelta(days=400), usegmt=True), 86400),
     ],
 )
-def test_the_receivers_retry_after_is_kept_within_bounds(world: World, asked: str, least: float) -> None:
-    world.receivers.answer = lambda request, times: httpx.Response(
+def test_the_receivers_retry_after_is_kept_within_bounds(simulation: Simulation, asked: str, least: float) -> None:
+    simulation.receivers.answer = lambda request, times: httpx.Response(
         429 if times == 0 else 200, headers={"retry-after": asked}
     )
-    [row] = delivered(world)
+    [row] = delivered(simulation)
     assert (row.state, statuses(row)) == ("delivered", [429, 200])
     assert least <= attempts_at(row)[1] <= least * 1.1 + LATE_SECONDS
 
@@ -304,31 +299,40 @@ def test_the_receivers_retry_after_is_kept_within_bounds(world: World, asked: st
 # ── what is sent ────────────────────────────────────────────────────────────────────────────────────
 
 
-def replayed(world: World, sequence: int | str = 1, call_id: str = A) -> None:
-    call = world.table.calls[call_id]
-    calls, deliveries = MemoryCalls(world.table), MemoryDeliveries(world.table)
-    replay(calls, deliveries, world.queue, call, str(sequence), world.durations, world.clock())
+def replayed(simulation: Simulation, sequence: int | str = 1, call_id: str = A) -> None:
+    call = simulation.tables.calls[call_id]
+    replay(
+        simulation.calls,
+        simulation.deliveries,
+        simulation.webhook_queue,
+        call,
+        str(sequence),
+        simulation.durations,
+        simulation.clock(),
+    )
 
 
 @pytest.mark.parametrize(
     "sequence", ["0", "4", "-1", "+1", "1.0", " 1", "x", "", "\u0661", "0000001", "0000011", "1" * 5000]
 )
-def test_a_number_of_no_event_replays_none(world: World, sequence: str) -> None:
-    delivered(world, events=3)
+def test_a_number_of_no_event_replays_none(simulation: Simulation, sequence: str) -> None:
+    delivered(simulation, events=3)
     with pytest.raises(RequestRefusedError) as refused:
-        replayed(world, sequence)
+        replayed(simulation, sequence)
     assert (refused.value.status, refused.value.code) == (404, "delivery_not_found")
-    assert world.queue.bodies() == []
+    assert simulation.webhook_queue.bodies() == []
 
 
-def test_every_attempt_and_replay_carries_the_same_id_and_bytes_and_its_own_signature(world: World) -> None:
-    answering(world, 500, 500, 200)
-    delivered(world)
-    answering(world, 200)
-    world.clock.advance(86400)
-    replayed(world)
-    run(world.run(world.settled))
-    posted = world.receivers.posted
+def test_every_attempt_and_replay_carries_the_same_id_and_bytes_and_its_own_signature(
+    simulation: Simulation,
+) -> None:
+    answering(simulation, 500, 500, 200)
+    delivered(simulation)
+    answering(simulation, 200)
+    simulation.clock.advance(86400)
+    replayed(simulation)
+    run(simulation.run(simulation.settled))
+    posted = simulation.receivers.posted
     assert len(posted) == 4
     assert {one.id for one in posted} == {f"evt_{A}_1"}
     assert len({one.body for one in posted}) == 1
@@ -341,7 +345,7 @@ def test_every_attempt_and_replay_carries_the_same_id_and_bytes_and_its_own_sign
 
 
 def verifies(secret: str, posted: Any) -> bool:
-    """By the reference library, at the time of the POST: the world's clock is not the machine's."""
+    """By the reference library, at the time of the POST: the simulation's clock is not the machine's."""
     at = datetime.datetime.fromtimestamp(int(posted.headers["webhook-timestamp"]), datetime.UTC)
     try:
         expected = Webhook(secret).sign(posted.id, at, posted.body.decode())
@@ -350,32 +354,32 @@ def verifies(secret: str, posted: Any) -> bool:
     return expected in posted.headers["webhook-signature"].split()
 
 
-def test_a_rotation_is_signed_with_both_secrets_within_a_minute(world: World) -> None:
+def test_a_rotation_is_signed_with_both_secrets_within_a_minute(simulation: Simulation) -> None:
     """One process, as it stays: what it knows of the workspace is at most a minute old."""
-    deliverer = world.deliverer()
+    deliverer = simulation.deliverer()
     times = iter(range(1, 100))
 
     def post_one() -> Any:
         sequence = next(times)
-        MemoryDeliveries(world.table).create(A, "demo", sequence, world.clock(), world.clock())
+        simulation.deliveries.create(A, "demo", sequence, simulation.clock(), simulation.clock())
         record = {"messageId": "m", "body": json.dumps({"callId": A, "sequence": sequence})}
         assert run(deliver_batch(deliverer, [record])) == {"batchItemFailures": []}
-        return world.receivers.posted[-1]
+        return simulation.receivers.posted[-1]
 
-    world.call(A, events=20)
+    simulation.call_with_events(A, events=20)
     assert [verifies(secret, post_one()) for secret in (SECRET, OTHER_SECRET)] == [True, False]
-    workspace = world.workspaces.by_id["demo"]
-    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhook_secrets=(OTHER_SECRET, SECRET))
-    world.clock.advance(59)
+    workspace = simulation.tables.workspaces["demo"]
+    simulation.tables.workspaces["demo"] = dataclasses.replace(workspace, webhook_secrets=(OTHER_SECRET, SECRET))
+    simulation.clock.advance(59)
     assert not verifies(OTHER_SECRET, post_one())
-    world.clock.advance(1)
+    simulation.clock.advance(1)
     both = post_one()
     assert verifies(SECRET, both)
     assert verifies(OTHER_SECRET, both)
-    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhook_secrets=(OTHER_SECRET,))
-    world.clock.advance(60)
+    simulation.tables.workspaces["demo"] = dataclasses.replace(workspace, webhook_secrets=(OTHER_SECRET,))
+    simulation.clock.advance(60)
     assert [verifies(secret, post_one()) for secret in (SECRET, OTHER_SECRET)] == [False, True]
-    assert world.workspaces.reads == 3
+    assert simulation.tables.workspace_reads == 3
 
 
 @pytest.mark.parametrize(
@@ -383,30 +387,30 @@ def test_a_rotation_is_signed_with_both_secrets_within_a_minute(world: World) ->
     [((), "has no webhook secret"), (("whsec_",), "is not valid"), (("whsec_!",), "is not valid")],
 )
 def test_without_a_secret_nothing_is_posted_and_the_attempt_says_so(
-    world: World, secrets: tuple[str, ...], said: str
+    simulation: Simulation, secrets: tuple[str, ...], said: str
 ) -> None:
-    workspace = world.workspaces.by_id["demo"]
-    world.workspaces.by_id["demo"] = dataclasses.replace(workspace, webhook_secrets=secrets)
-    world.fan_out(world.call(A, events=1))
-    run(world.run(lambda: len(world.table.rows[A, 1].attempts) == 2))
-    assert said in world.table.rows[A, 1].attempts[0]["error"]
-    world.workspaces.by_id["demo"] = workspace
-    run(world.run(world.settled))
-    assert world.states() == {(A, 1): "delivered"}
+    workspace = simulation.tables.workspaces["demo"]
+    simulation.tables.workspaces["demo"] = dataclasses.replace(workspace, webhook_secrets=secrets)
+    simulation.fan_out(simulation.call_with_events(A, events=1))
+    run(simulation.run(lambda: len(simulation.tables.rows[A, 1].attempts) == 2))
+    assert said in simulation.tables.rows[A, 1].attempts[0]["error"]
+    simulation.tables.workspaces["demo"] = workspace
+    run(simulation.run(simulation.settled))
+    assert simulation.states() == {(A, 1): "delivered"}
 
 
-def test_metadata_that_is_too_long_for_a_header_stands_in_the_body_only(world: World) -> None:
-    world.call(A, events=1)
+def test_metadata_that_is_too_long_for_a_header_stands_in_the_body_only(simulation: Simulation) -> None:
+    simulation.call_with_events(A, events=1)
     text = json.dumps({"k": "v" * 5000})
-    world.table.calls[A] = dataclasses.replace(world.table.calls[A], metadata=text)
-    replayed(world)
-    run(world.run(world.settled))
-    [posted] = world.receivers.posted
+    simulation.tables.calls[A] = dataclasses.replace(simulation.tables.calls[A], metadata=text)
+    replayed(simulation)
+    run(simulation.run(simulation.settled))
+    [posted] = simulation.receivers.posted
     assert "metadata" not in posted.headers
     assert text in posted.body.decode()
 
 
-def test_the_beginning_of_the_answer_is_kept_for_people(world: World) -> None:
+def test_the_beginning_of_the_answer_is_kept_for_people(simulation: Simulation) -> None:
     read = 0
 
     class Endless(httpx.AsyncByteStream):
@@ -416,8 +420,10 @@ def test_the_beginning_of_the_answer_is_kept_for_people(world: World) -> None:
                 read += 1000
                 yield "ü".encode() * 500
 
-    world.receivers.answer = lambda request, times: httpx.Response(500 if times == 0 else 200, stream=Endless())
-    [row] = delivered(world)
+    simulation.receivers.answer = lambda request, times: httpx.Response(
+        500 if times == 0 else 200, stream=Endless()
+    )
+    [row] = delivered(simulation)
     assert row.attempts[0]["answer"] == "ü" * ANSWER_CHARACTERS
     assert read <= 2 * (ANSWER_BYTES + 1000)
 
@@ -430,9 +436,9 @@ def test_the_status_decides_though_the_answers_body_never_ends(status: int, stat
             time_passes(D.webhook_attempt)
             await asyncio.sleep(3600)
 
-    world = World()
-    world.receivers.answer = lambda request, times: httpx.Response(status, stream=Drip())
-    [row] = delivered(world)
+    simulation = Simulation()
+    simulation.receivers.answer = lambda request, times: httpx.Response(status, stream=Drip())
+    [row] = delivered(simulation)
     assert (row.state, len(row.attempts), row.attempts[0]["answer"]) == (state, 1, "ok, but ")
 
 
@@ -447,14 +453,16 @@ def test_the_status_decides_though_the_answers_body_never_ends(status: int, stat
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
     ],
 )
-def test_whatever_goes_wrong_at_a_post_is_an_attempt_that_failed(world: World, failure: Exception) -> None:
+def test_whatever_goes_wrong_at_a_post_is_an_attempt_that_failed(
+    simulation: Simulation, failure: Exception
+) -> None:
     def answer(request: httpx.Request, times: int) -> httpx.Response:
         if times == 0:
             raise failure
         return httpx.Response(200)
 
-    world.receivers.answer = answer
-    [row] = delivered(world)
+    simulation.receivers.answer = answer
+    [row] = delivered(simulation)
     assert (row.state, statuses(row)) == ("delivered", [None, 200])
     assert type(failure).__name__ in row.attempts[0]["error"]
 
@@ -503,38 +511,38 @@ class Overlapping(httpx.AsyncBaseTransport):
 @pytest.mark.parametrize("seed", range(5))
 def test_one_calls_first_attempts_leave_in_the_order_of_its_events(seed: int) -> None:
     endpoint = Overlapping()
-    world = World(transport=endpoint)
+    simulation = Simulation(transport=endpoint)
     for call_id in (A, B):
-        world.fan_out(world.call(call_id, events=5))
+        simulation.fan_out(simulation.call_with_events(call_id, events=5))
     keys = [(call_id, n) for call_id in (A, B) for n in range(1, 6)]
     random.Random(seed).shuffle(keys)
-    run(deliver_batch(world.deliverer(), records_of(*keys)))
+    run(deliver_batch(simulation.deliverer(), records_of(*keys)))
     for call_id in (A, B):
         assert [one for one in endpoint.began if call_id in one] == [f"evt_{call_id}_{n}" for n in range(1, 6)]
 
 
 def test_ten_calls_are_posted_side_by_side() -> None:
     endpoint = Overlapping(wait_for=10)
-    world = World(transport=endpoint)
+    simulation = Simulation(transport=endpoint)
     keys = [(f"{n:x}" * 24, 1) for n in range(10)]
     for call_id, _ in keys:
-        world.fan_out(world.call(call_id, events=1))
-    run(deliver_batch(world.deliverer(), records_of(*keys)))
-    assert set(world.states().values()) == {"delivered"}
+        simulation.fan_out(simulation.call_with_events(call_id, events=1))
+    run(deliver_batch(simulation.deliverer(), records_of(*keys)))
+    assert set(simulation.states().values()) == {"delivered"}
 
 
 def test_an_endpoint_that_hangs_holds_up_neither_its_own_next_event_nor_anybody_elses() -> None:
     endpoint = Overlapping()
     endpoint.hang = {f"evt_{A}_1"}
-    world = World(transport=endpoint)
-    world.fan_out(world.call(A, events=3))
-    world.fan_out(world.call(B, events=3))
-    deliverer = world.deliverer()
+    simulation = Simulation(transport=endpoint)
+    simulation.fan_out(simulation.call_with_events(A, events=3))
+    simulation.fan_out(simulation.call_with_events(B, events=3))
+    deliverer = simulation.deliverer()
     keys = [(call_id, n) for call_id in (A, B) for n in (1, 2, 3)]
 
     async def batch() -> None:
         async def delivered_are(number: int) -> None:
-            while collections.Counter(world.states().values())["delivered"] < number:
+            while collections.Counter(simulation.states().values())["delivered"] < number:
                 assert not task.done()
                 await asyncio.sleep(0.005)
 
@@ -548,7 +556,7 @@ def test_an_endpoint_that_hangs_holds_up_neither_its_own_next_event_nor_anybody_
         assert await task == {"batchItemFailures": []}
 
     run(batch())
-    row = world.table.rows[A, 1]
+    row = simulation.tables.rows[A, 1]
     assert (row.state, row.attempts[0]["error"]) == ("pending", "no answer in time")
     assert [one for one in endpoint.began if A in one] == [f"evt_{A}_{n}" for n in (1, 2, 3)]
 
@@ -556,23 +564,25 @@ def test_an_endpoint_that_hangs_holds_up_neither_its_own_next_event_nor_anybody_
 @pytest.mark.parametrize(
     "body", ["", "{", "[]", "7", '"x"', "{}", '{"sequence": 1}', '{"callId": 7}', '{"callId": null}', "null"]
 )
-def test_a_message_that_is_not_ours_is_reported_and_the_others_are_delivered(world: World, body: str) -> None:
-    world.fan_out(world.call(A, events=2))
+def test_a_message_that_is_not_ours_is_reported_and_the_others_are_delivered(
+    simulation: Simulation, body: str
+) -> None:
+    simulation.fan_out(simulation.call_with_events(A, events=2))
     records = [{"messageId": "bad", "body": body}, *records_of((A, 1), (A, 2))]
-    answer = run(deliver_batch(world.deliverer(), records))
+    answer = run(deliver_batch(simulation.deliverer(), records))
     assert answer == {"batchItemFailures": [{"itemIdentifier": "bad"}]}
-    assert set(world.states().values()) == {"delivered"}
+    assert set(simulation.states().values()) == {"delivered"}
 
 
-def test_a_message_about_nothing_is_acknowledged(world: World) -> None:
-    assert run(deliver_batch(world.deliverer(), records_of((A, 1)))) == {"batchItemFailures": []}
-    assert world.receivers.posted == []
+def test_a_message_about_nothing_is_acknowledged(simulation: Simulation) -> None:
+    assert run(deliver_batch(simulation.deliverer(), records_of((A, 1)))) == {"batchItemFailures": []}
+    assert simulation.receivers.posted == []
 
 
-def test_a_row_without_its_record_ends_dead_and_says_why(world: World) -> None:
-    MemoryDeliveries(world.table).create(A, "demo", 1, world.clock(), world.clock())
-    run(world.run(lambda: world.states() == {(A, 1): "dead"}))
-    assert "record is gone" in world.table.rows[A, 1].attempts[0]["error"]
+def test_a_row_without_its_record_ends_dead_and_says_why(simulation: Simulation) -> None:
+    simulation.deliveries.create(A, "demo", 1, simulation.clock(), simulation.clock())
+    run(simulation.run(lambda: simulation.states() == {(A, 1): "dead"}))
+    assert "record is gone" in simulation.tables.rows[A, 1].attempts[0]["error"]
 
 
 # ── at the same time, or not at all ─────────────────────────────────────────────────────────────────
@@ -580,12 +590,12 @@ def test_a_row_without_its_record_ends_dead_and_says_why(world: World) -> None:
 
 def test_many_processes_with_the_same_messages_post_once() -> None:
     endpoint = Overlapping()
-    world = World(transport=endpoint)
-    world.fan_out(world.call(A, events=3))
+    simulation = Simulation(transport=endpoint)
+    simulation.fan_out(simulation.call_with_events(A, events=3))
     records = records_of((A, 1), (A, 2), (A, 3))
 
     async def at_once() -> None:
-        await asyncio.gather(*(deliver_batch(world.deliverer(), records) for _ in range(6)))
+        await asyncio.gather(*(deliver_batch(simulation.deliverer(), records) for _ in range(6)))
 
     run(at_once())
     assert (endpoint.most, sorted(endpoint.began)) == (1, [f"evt_{A}_{n}" for n in (1, 2, 3)])
@@ -601,28 +611,28 @@ def test_a_death_in_fan_out_or_deliver_at_any_step_loses_nothing_and_posts_nothi
             often: set[int] = set()
             while True:
                 step += 1
-                world = World()
+                simulation = Simulation()
                 # The first answer of each event is lost to the receiver's own trouble: a second message follows.
-                answering(world, 500, 200)
-                records = world.call(A, events=3)
-                process = Process(step, after=after)
+                answering(simulation, 500, 200)
+                records = simulation.call_with_events(A, events=3)
+                process = MortalProcess(step, after=after)
                 if name == "fan_out":
                     try:
-                        world.fan_out(records, process)
+                        simulation.fan_out(records, process)
                     except Death:
                         # AWS hands the same records over again.
-                        world.fan_out(records)
+                        simulation.fan_out(records)
                 else:
-                    world.fan_out(records)
-                    run(world.deliver(process))
+                    simulation.fan_out(records)
+                    run(simulation.deliver(process))
                 if not process.dead:
                     break
-                run(world.run(world.settled))
-                world.check_never_two_at_a_time()
-                assert set(world.states().values()) == {"delivered"}, (name, step)
-                posts = collections.Counter(one.id for one in world.receivers.posted)
+                run(simulation.run(simulation.settled))
+                simulation.check_never_two_at_a_time()
+                assert set(simulation.states().values()) == {"delivered"}, (name, step)
+                posts = collections.Counter(one.id for one in simulation.receivers.posted)
                 assert set(posts) == {f"evt_{A}_{n}" for n in (1, 2, 3)}
-                assert len({(one.id, one.body) for one in world.receivers.posted}) == 3
+                assert len({(one.id, one.body) for one in simulation.receivers.posted}) == 3
                 often |= set(posts.values())
             assert step > 3
             moment = "done, its answer not seen" if after else "not done"
@@ -630,38 +640,38 @@ def test_a_death_in_fan_out_or_deliver_at_any_step_loses_nothing_and_posts_nothi
             report_table.append((name, moment, f"{step - 1} steps", "3 of 3", times))
 
 
-def test_messages_that_are_lost_are_sent_again(world: World) -> None:
-    world.fan_out(world.call(A, events=4))
-    answering(world, 500, 200)
+def test_messages_that_are_lost_are_sent_again(simulation: Simulation) -> None:
+    simulation.fan_out(simulation.call_with_events(A, events=4))
+    answering(simulation, 500, 200)
 
     async def lossy() -> None:
         # Every third message is lost, and the dead-letter queue is emptied.
         chance = random.Random(1)
-        while not world.settled():
-            for message in list(world.queue.messages):
+        while not simulation.settled():
+            for message in list(simulation.webhook_queue.messages):
                 if chance.random() < 0.34:
-                    world.queue.delete(message)
-            world.dead_letters.messages.clear()
-            await world.deliver()
-            world.clock.advance(61)
-            await world.reconcile()
+                    simulation.webhook_queue.delete(message)
+            simulation.dead_letters.messages.clear()
+            await simulation.deliver()
+            simulation.clock.advance(61)
+            await simulation.reconciler().run()
 
     run(lossy())
-    world.check_never_two_at_a_time()
-    assert set(world.states().values()) == {"delivered"}
+    simulation.check_never_two_at_a_time()
+    assert set(simulation.states().values()) == {"delivered"}
 
 
-def test_a_queue_that_loses_everything_delays_and_loses_no_event(world: World) -> None:
-    world.fan_out(world.call(A, events=4))
-    world.queue.messages.clear()
-    run(world.run(world.settled, days=0.01))
-    assert [row.attempts[0]["at"] - START <= 120_000 for row in world.table.rows.values()] == [True] * 4
+def test_a_queue_that_loses_everything_delays_and_loses_no_event(simulation: Simulation) -> None:
+    simulation.fan_out(simulation.call_with_events(A, events=4))
+    simulation.webhook_queue.messages.clear()
+    run(simulation.run(simulation.settled, days=0.01))
+    assert [row.attempts[0]["at"] - START <= 120_000 for row in simulation.tables.rows.values()] == [True] * 4
 
 
 @pytest.mark.parametrize("at", ["the record", "the POST"])
 def test_an_event_that_always_kills_its_process_is_given_up_at_last_and_says_so(at: str) -> None:
     """Without an end it would come back for ever."""
-    process = Process()
+    process = MortalProcess()
 
     def die() -> None:
         process.dead = True
@@ -676,127 +686,127 @@ def test_an_event_that_always_kills_its_process_is_given_up_at_last_and_says_so(
         def get(self, *_: Any) -> Any:
             die()
 
-    world = World(transport=Deadly())
-    world.fan_out(world.call(A, events=1))
+    simulation = Simulation(transport=Deadly())
+    simulation.fan_out(simulation.call_with_events(A, events=1))
     if at == "the record":
-        world.table.calls = DeadlyRecords()
+        simulation.tables.calls = DeadlyRecords()
     deaths = 0
 
     async def deadly() -> None:
         nonlocal process, deaths
-        while world.states()[A, 1] == "pending":
-            process = Process()
-            await world.deliver(process)
+        while simulation.states()[A, 1] == "pending":
+            process = MortalProcess()
+            await simulation.deliver(process)
             deaths += process.dead
-            world.clock.advance(61)
-            await world.reconcile()
+            simulation.clock.advance(61)
+            await simulation.reconciler().run()
 
     run(deadly())
-    row = world.table.rows[A, 1]
+    row = simulation.tables.rows[A, 1]
     assert (row.state, deaths) == ("dead", DEATHS_FORGIVEN)
     assert "died" in row.attempts[-1]["error"]
 
 
-def test_deaths_of_the_sender_take_nothing_from_the_receivers_schedule(world: World) -> None:
+def test_deaths_of_the_sender_take_nothing_from_the_receivers_schedule(simulation: Simulation) -> None:
     """Nine deaths and one 503 were once the ten attempts of three days, after seven minutes."""
-    answering(world, 503)
-    world.fan_out(world.call(A, events=1))
+    answering(simulation, 503)
+    simulation.fan_out(simulation.call_with_events(A, events=1))
 
     async def nine_deaths_each_time() -> None:
-        while not world.settled():
-            if all(row.next_attempt_at_ms <= world.clock() for row in world.table.rows.values()):
+        while not simulation.settled():
+            if all(row.next_attempt_at_ms <= simulation.clock() for row in simulation.tables.rows.values()):
                 for _ in range(9):
-                    await die_at_the_post(world)
-                    world.clock.advance(61)
-                    await world.reconcile()
-            await world.deliver()
-            world.clock.advance(max(61, min(wait(row) for row in world.table.rows.values()) - 61))
-            await world.reconcile()
+                    await die_at_the_post(simulation)
+                    simulation.clock.advance(61)
+                    await simulation.reconciler().run()
+            await simulation.deliver()
+            simulation.clock.advance(max(61, min(wait(row) for row in simulation.tables.rows.values()) - 61))
+            await simulation.reconciler().run()
 
     def wait(row: Delivery) -> float:
         """Seconds until its next attempt."""
-        return (row.next_attempt_at_ms - world.clock()) / 1000
+        return (row.next_attempt_at_ms - simulation.clock()) / 1000
 
     run(nine_deaths_each_time())
-    [row] = world.table.rows.values()
+    [row] = simulation.tables.rows.values()
     assert (row.state, statuses(row)) == ("dead", [503] * len(SCHEDULE))
     assert row.attempts[-1]["at"] - row.attempts[0]["at"] >= sum(SCHEDULE) * 1000
 
 
-async def die_at_the_post(world: World) -> None:
+async def die_at_the_post(simulation: Simulation) -> None:
     """The process dies when it sends, at every due delivery."""
-    process = Process()
+    process = MortalProcess()
 
     class Deadly(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             process.dead = True
             raise Death
 
-    transport, world._transport = world._transport, Deadly()
+    transport, simulation.transport = simulation.transport, Deadly()
     try:
-        await world.deliver(process)
+        await simulation.deliver(process)
     finally:
-        world._transport = transport
+        simulation.transport = transport
     assert process.dead
 
 
-def test_a_table_that_cannot_be_read_for_long_kills_no_delivery(world: World) -> None:
+def test_a_table_that_cannot_be_read_for_long_kills_no_delivery(simulation: Simulation) -> None:
     """The process lives: it gives back the delivery that it could not post."""
-    world.fan_out(world.call(A, events=1))
+    simulation.fan_out(simulation.call_with_events(A, events=1))
 
-    class Down(MemoryWorkspaces):
+    class Down(WorkspacesInMemory):
         def get(self, workspace_id: str) -> Workspace | None:
             raise StoreError("down")
 
-    down = dataclasses.replace(world.deliverer(), workspaces=WorkspaceCache(Down(), 0))
+    down = dataclasses.replace(simulation.deliverer(), workspaces=WorkspaceCache(Down(simulation.tables), 0))
 
     async def outage() -> None:
         for _ in range(DEATHS_FORGIVEN + 10):
             answer = await deliver_batch(down, records_of((A, 1)))
             assert answer["batchItemFailures"]
-            world.clock.advance(61)
+            simulation.clock.advance(61)
 
     run(outage())
-    assert world.table.rows[A, 1].state == "pending"
-    run(world.run(world.settled))
-    assert statuses(world.table.rows[A, 1]) == [204]
+    assert simulation.tables.rows[A, 1].state == "pending"
+    run(simulation.run(simulation.settled))
+    assert statuses(simulation.tables.rows[A, 1]) == [204]
 
 
 def test_a_process_that_was_slow_at_aws_does_not_begin_a_post_that_outlives_its_lease() -> None:
-    world = World()
-    world.fan_out(world.call(A, events=1))
-    deliverer = world.deliverer()
+    simulation = Simulation()
+    simulation.fan_out(simulation.call_with_events(A, events=1))
+    deliverer = simulation.deliverer()
 
-    class Slow(MemoryDeliveries):
+    class Slow(DeliveriesInMemory):
         def take(self, *given: Any, **named: Any) -> Delivery | None:
             taken = super().take(*given, **named)
-            world.clock.advance(D.webhook_lease - D.webhook_attempt)
+            simulation.clock.advance(D.webhook_lease - D.webhook_attempt)
             return taken
 
-    slow = dataclasses.replace(deliverer, deliveries=Slow(world.table))
+    slow = dataclasses.replace(deliverer, deliveries=Slow(simulation.tables))
     answer = run(deliver_batch(slow, records_of((A, 1))))
     assert answer == {"batchItemFailures": [{"itemIdentifier": "a1"}]}
-    assert world.receivers.posted == []
-    run(world.run(world.settled))
-    assert len(world.receivers.posted) == 1
+    assert simulation.receivers.posted == []
+    run(simulation.run(simulation.settled))
+    assert len(simulation.receivers.posted) == 1
 
 
-def test_who_lost_its_lease_changes_nothing_of_what_the_other_noted(world: World) -> None:
+def test_who_lost_its_lease_changes_nothing_of_what_the_other_noted(simulation: Simulation) -> None:
     """A process that was frozen at its POST for longer than its lease."""
-    world.fan_out(world.call(A, events=1))
-    world.queue.messages.clear()
+    simulation.fan_out(simulation.call_with_events(A, events=1))
+    simulation.webhook_queue.messages.clear()
     thawed = False
 
     def answer(request: httpx.Request, times: int) -> httpx.Response:
         if times == 0:
-            world.clock.advance(D.webhook_lease + 1)
+            simulation.clock.advance(D.webhook_lease + 1)
             return httpx.Response(500)
         return httpx.Response(200)
 
-    world.receivers.answer = answer
-    deliverer = world.deliverer()
+    simulation.receivers.answer = answer
+    deliverer = simulation.deliverer()
 
-    class Frozen(MemoryDeliveries):
+    class Frozen(DeliveriesInMemory):
         def finish(self, *given: Any, **named: Any) -> Delivery | None:
             nonlocal thawed
             if not thawed:
@@ -804,37 +814,39 @@ def test_who_lost_its_lease_changes_nothing_of_what_the_other_noted(world: World
                 run(deliver_batch(deliverer, records_of((A, 1))))
             return super().finish(*given, **named)
 
-    frozen = dataclasses.replace(deliverer, deliveries=Frozen(world.table))
+    frozen = dataclasses.replace(deliverer, deliveries=Frozen(simulation.tables))
     assert run(deliver_batch(frozen, records_of((A, 1)))) == {"batchItemFailures": []}
-    row = world.table.rows[A, 1]
+    row = simulation.tables.rows[A, 1]
     assert (row.state, statuses(row)) == ("delivered", [200])
-    assert world.queue.messages == []
+    assert simulation.webhook_queue.messages == []
 
 
-def test_a_retry_whose_message_is_not_taken_is_brought_back(world: World) -> None:
-    world.fan_out(world.call(A, events=1))
-    answering(world, 500, 200)
-    process = Process()
-    deliverer = world.deliverer(process)
+def test_a_retry_whose_message_is_not_taken_is_brought_back(simulation: Simulation) -> None:
+    simulation.fan_out(simulation.call_with_events(A, events=1))
+    answering(simulation, 500, 200)
+    process = MortalProcess()
+    deliverer = simulation.deliverer(process)
 
-    class Down(MemoryQueue):
+    class Down(QueueInMemory):
         def send(self, body: dict[str, Any], *, group: str | None = None, delay_seconds: float = 0) -> str:
             raise QueueError("down")
 
-    down = dataclasses.replace(deliverer, webhook_queue=Down(world.clock))
-    world.queue.messages.clear()
+    down = dataclasses.replace(deliverer, webhook_queue=Down(simulation.clock))
+    simulation.webhook_queue.messages.clear()
     answer = run(deliver_batch(down, records_of((A, 1))))
     assert answer == {"batchItemFailures": [{"itemIdentifier": "a1"}]}
-    run(world.run(world.settled, days=0.01))
-    assert statuses(world.table.rows[A, 1]) == [500, 200]
+    run(simulation.run(simulation.settled, days=0.01))
+    assert statuses(simulation.tables.rows[A, 1]) == [500, 200]
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_is_lost_repeated_or_killed_every_event_arrives_and_none_twice_at_a_time(seed: int) -> None:
     chance = random.Random(seed)
-    world = World()
-    world.receivers.answer = lambda request, times: httpx.Response(chance.choice([200, 200, 404, 429, 500, 301]))
-    records = world.call(A, events=4) + world.call(B, events=2)
+    simulation = Simulation()
+    simulation.receivers.answer = lambda request, times: httpx.Response(
+        chance.choice([200, 200, 404, 429, 500, 301])
+    )
+    records = simulation.call_with_events(A, events=4) + simulation.call_with_events(B, events=2)
 
     async def unkind() -> None:
         place = 0
@@ -842,68 +854,76 @@ def test_whatever_is_lost_repeated_or_killed_every_event_arrives_and_none_twice_
             match chance.randrange(8):
                 case 0 | 1 if place < len(records):
                     try:
-                        world.fan_out(records[place : place + 3], Process(chance.choice([None, 1, 2, 4])))
+                        simulation.fan_out(
+                            records[place : place + 3], MortalProcess(chance.choice([None, 1, 2, 4]))
+                        )
                         place += 3
                     except Death:
                         pass
                 case 2 | 3:
-                    await world.deliver(Process(chance.choice([None, *range(1, 20)]), after=chance.random() < 0.5))
-                case 4 if world.queue.messages:
-                    world.queue.delete(chance.choice(world.queue.messages))
-                case 5 if world.queue.messages:
-                    again = chance.choice(world.queue.messages)
-                    world.queue.messages.append(dataclasses.replace(again, number=again.number + 10_000))
+                    await simulation.deliver(
+                        MortalProcess(chance.choice([None, *range(1, 20)]), after=chance.random() < 0.5)
+                    )
+                case 4 if simulation.webhook_queue.messages:
+                    simulation.webhook_queue.delete(chance.choice(simulation.webhook_queue.messages))
+                case 5 if simulation.webhook_queue.messages:
+                    again = chance.choice(simulation.webhook_queue.messages)
+                    simulation.webhook_queue.messages.append(
+                        dataclasses.replace(again, number=again.number + 10_000)
+                    )
                 case 6:
-                    await world.reconcile()
+                    await simulation.reconciler().run()
                 case _:
-                    world.clock.advance(chance.choice([1, 10, 44, 46, 61, 400]))
-        world.fan_out(records[place:])
-        world.dead_letters.messages.clear()
-        await world.run(world.settled)
+                    simulation.clock.advance(chance.choice([1, 10, 44, 46, 61, 400]))
+        simulation.fan_out(records[place:])
+        simulation.dead_letters.messages.clear()
+        await simulation.run(simulation.settled)
 
     run(unkind())
-    world.check_never_two_at_a_time()
-    assert all(row.attempts for row in world.table.rows.values())
-    got = {one.id for one in world.receivers.posted}
-    wanted = {f"evt_{row.call_id}_{row.sequence}" for row in world.table.rows.values()}
+    simulation.check_never_two_at_a_time()
+    assert all(row.attempts for row in simulation.tables.rows.values())
+    got = {one.id for one in simulation.receivers.posted}
+    wanted = {f"evt_{row.call_id}_{row.sequence}" for row in simulation.tables.rows.values()}
     assert got == wanted
 
 
 # ── replay ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_replay_is_refused_while_an_attempt_is_under_way_and_possible_right_after(world: World) -> None:
+def test_a_replay_is_refused_while_an_attempt_is_under_way_and_possible_right_after(
+    simulation: Simulation,
+) -> None:
     refused = []
 
     def answer(request: httpx.Request, times: int) -> httpx.Response:
         if times == 0:
             try:
-                replayed(world)
+                replayed(simulation)
             except RequestRefusedError as exc:
                 refused.append((exc.status, exc.code))
         return httpx.Response(200)
 
-    world.receivers.answer = answer
-    delivered(world)
+    simulation.receivers.answer = answer
+    delivered(simulation)
     assert refused == [(409, "attempt_under_way")]
-    replayed(world)
-    run(world.run(world.settled))
-    assert [one.id for one in world.receivers.posted] == [f"evt_{A}_1"] * 2
-    assert len({one.body for one in world.receivers.posted}) == 1
+    replayed(simulation)
+    run(simulation.run(simulation.settled))
+    assert [one.id for one in simulation.receivers.posted] == [f"evt_{A}_1"] * 2
+    assert len({one.body for one in simulation.receivers.posted}) == 1
 
 
-def test_a_replay_begins_the_whole_schedule_anew(world: World) -> None:
-    answering(world, 500)
-    delivered(world)
-    replayed(world)
-    run(world.run(world.settled))
-    row = world.table.rows[A, 1]
+def test_a_replay_begins_the_whole_schedule_anew(simulation: Simulation) -> None:
+    answering(simulation, 500)
+    delivered(simulation)
+    replayed(simulation)
+    run(simulation.run(simulation.settled))
+    row = simulation.tables.rows[A, 1]
     assert (row.state, statuses(row)) == ("dead", [500] * 20)
 
 
 @pytest.mark.parametrize("sequence", ["0", "2", "-1", "1.0", "x", "", "\u0661", "99999999999999999999"])
-def test_an_event_that_there_is_not_cannot_be_replayed(world: World, sequence: str) -> None:
-    world.call(A, events=1)
+def test_an_event_that_there_is_not_cannot_be_replayed(simulation: Simulation, sequence: str) -> None:
+    simulation.call_with_events(A, events=1)
     with pytest.raises(RequestRefusedError, match="no such delivery"):
-        replayed(world, sequence)
-    assert (world.table.rows, world.queue.messages) == ({}, [])
+        replayed(simulation, sequence)
+    assert (simulation.tables.rows, simulation.webhook_queue.messages) == ({}, [])

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -19,8 +18,8 @@ from shared.delivery_store import ATTEMPTS_LISTED, Delivery, DeliveryStore
 from shared.dynamo import from_wire, to_wire
 from shared.errors import StoreUnclearError
 from shared.table_keys import RETENTION_SECONDS, call_key
-from tests.mocked_aws import mock_aws
-from tests.webhook_simulation import MemoryDeliveries, Table
+from tests.in_memory import DeliveriesInMemory, Tables
+from tests.mocked_aws import calls_table, mock_aws
 from webhook_dispatch.attempt import ANSWER_CHARACTERS, LOCATION_CHARACTERS
 
 CALL = "a" * 24
@@ -64,14 +63,7 @@ def dynamodb() -> Iterator[Any]:
 
 @pytest.fixture
 def table(dynamodb: Any) -> Iterator[str]:
-    # A name of its own: moto is one account for all tests of a process.
-    name = f"calls-{uuid.uuid4()}"
-    dynamodb.create_table(
-        TableName=name,
-        BillingMode="PAY_PER_REQUEST",
-        AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in ("pk", "sk")],
-        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
-    )
+    name = calls_table(dynamodb)
     yield name
     dynamodb.delete_table(TableName=name)
 
@@ -88,7 +80,7 @@ def real(losing: Losing, table: str) -> DeliveryStore:
 
 @pytest.fixture(params=["dynamodb", "memory"])
 def store(request: pytest.FixtureRequest, losing: Losing, table: str) -> DeliveryStore:
-    return DeliveryStore(cast(Any, losing), table) if request.param == "dynamodb" else MemoryDeliveries(Table())
+    return DeliveryStore(cast(Any, losing), table) if request.param == "dynamodb" else DeliveriesInMemory(Tables())
 
 
 def made(store: DeliveryStore, sequence: int = 1) -> Delivery:

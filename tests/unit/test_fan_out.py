@@ -15,7 +15,9 @@ from local.stream_poller import Settings
 from shared.errors import QueueError, StoreError, StoreUnclearError
 from shared.queues import Queue
 from shared.table_keys import RETENTION_SECONDS
-from tests.webhook_simulation import Death, MemoryDeliveries, MemoryQueue, Process, World, stream_record
+from tests.in_memory import DeliveriesInMemory, QueueInMemory
+from tests.mortal_process import Death, MortalProcess
+from tests.simulation import Simulation, stream_record
 from webhook_dispatch.fan_out import ROWS_AT_ONCE, FanOut, new_events
 
 A, B, C = ("a" * 24, "b" * 24, "c" * 24)
@@ -23,26 +25,26 @@ MAPPING = yaml_parse((Path(__file__).parents[2] / "template.yaml").read_text())[
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def simulation() -> Simulation:
+    return Simulation()
 
 
-def sent(world: World) -> list[tuple[str, int]]:
-    return [(body["callId"], body["sequence"]) for body in world.queue.bodies()]
+def sent(simulation: Simulation) -> list[tuple[str, int]]:
+    return [(body["callId"], body["sequence"]) for body in simulation.webhook_queue.bodies()]
 
 
 # ── what a record means ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_each_event_gets_one_row_and_one_message(world: World) -> None:
-    assert world.fan_out(world.call(A) + world.call(B, events=2)) is None
-    assert sorted(world.table.rows) == [(A, 1), (A, 2), (A, 3), (A, 4), (B, 1), (B, 2)]
-    assert sent(world) == [(A, 1), (A, 2), (A, 3), (A, 4), (B, 1), (B, 2)]
-    row = world.table.rows[A, 1]
+def test_each_event_gets_one_row_and_one_message(simulation: Simulation) -> None:
+    assert simulation.fan_out(simulation.call_with_events(A) + simulation.call_with_events(B, events=2)) is None
+    assert sorted(simulation.tables.rows) == [(A, 1), (A, 2), (A, 3), (A, 4), (B, 1), (B, 2)]
+    assert sent(simulation) == [(A, 1), (A, 2), (A, 3), (A, 4), (B, 1), (B, 2)]
+    row = simulation.tables.rows[A, 1]
     assert (row.state, row.next_attempt_at_ms, row.check_at_ms) == (
         "pending",
-        world.clock(),
-        world.clock() + 60_000,
+        simulation.clock(),
+        simulation.clock() + 60_000,
     )
 
 
@@ -58,24 +60,24 @@ def test_only_the_events_that_a_change_appended_count() -> None:
     assert new_events(change)[2] == range(1, 6)
 
 
-def test_a_change_without_an_event_makes_nothing(world: World) -> None:
-    [_, second] = world.call(A, events=2)
+def test_a_change_without_an_event_makes_nothing(simulation: Simulation) -> None:
+    [_, second] = simulation.call_with_events(A, events=2)
     second["dynamodb"]["OldImage"] = second["dynamodb"]["NewImage"]
-    assert world.fan_out([second]) is None
-    assert (world.table.rows, sent(world)) == ({}, [])
+    assert simulation.fan_out([second]) is None
+    assert (simulation.tables.rows, sent(simulation)) == ({}, [])
 
 
-def test_repeating_records_changes_no_row_and_sends_the_hints_again(world: World) -> None:
-    records = world.call(A, events=2)
-    world.fan_out(records)
-    before = dict(world.table.rows)
-    world.clock.advance(5)
-    assert world.fan_out(records) is None
-    assert world.table.rows == before
-    assert sent(world) == [(A, 1), (A, 2)] * 2
+def test_repeating_records_changes_no_row_and_sends_the_hints_again(simulation: Simulation) -> None:
+    records = simulation.call_with_events(A, events=2)
+    simulation.fan_out(records)
+    before = dict(simulation.tables.rows)
+    simulation.clock.advance(5)
+    assert simulation.fan_out(records) is None
+    assert simulation.tables.rows == before
+    assert sent(simulation) == [(A, 1), (A, 2)] * 2
 
 
-def test_messages_go_in_batches(world: World) -> None:
+def test_messages_go_in_batches(simulation: Simulation) -> None:
     class Sqs:
         def __init__(self) -> None:
             self.sizes: list[int] = []
@@ -86,8 +88,8 @@ def test_messages_go_in_batches(world: World) -> None:
             return {"Successful": [{"Id": entry["Id"]} for entry in Entries]}
 
     sqs = Sqs()
-    fan_out = FanOut(MemoryDeliveries(world.table), Queue(cast(Any, sqs), "url"), world.durations, world.clock)
-    assert fan_out.process(world.dead_letters, world.call(A, events=25)) is None
+    fan_out = FanOut(simulation.deliveries, Queue(cast(Any, sqs), "url"), simulation.durations, simulation.clock)
+    assert fan_out.process(simulation.dead_letters, simulation.call_with_events(A, events=25)) is None
     assert sqs.sizes == [10, 10, 5]
 
 
@@ -97,11 +99,11 @@ def test_messages_go_in_batches(world: World) -> None:
 DEADLINE_SECONDS = 60
 
 
-def test_rows_are_written_side_by_side_and_so_many_at_most(world: World) -> None:
+def test_rows_are_written_side_by_side_and_so_many_at_most(simulation: Simulation) -> None:
     together = threading.Barrier(ROWS_AT_ONCE)
     lock, under_way, most = threading.Lock(), 0, 0
 
-    class Meeting(MemoryDeliveries):
+    class Meeting(DeliveriesInMemory):
         def create(self, *given: Any) -> None:
             nonlocal under_way, most
             with lock:
@@ -113,15 +115,20 @@ def test_rows_are_written_side_by_side_and_so_many_at_most(world: World) -> None
             with lock:
                 under_way -= 1
 
-    assert fan_out_with(world, Meeting(world.table), world.call(A, events=2 * ROWS_AT_ONCE)) is None
+    assert (
+        fan_out_with(
+            simulation, Meeting(simulation.tables), simulation.call_with_events(A, events=2 * ROWS_AT_ONCE)
+        )
+        is None
+    )
     assert most == ROWS_AT_ONCE
-    assert sent(world) == [(A, n) for n in range(1, 2 * ROWS_AT_ONCE + 1)]
+    assert sent(simulation) == [(A, n) for n in range(1, 2 * ROWS_AT_ONCE + 1)]
 
 
-def test_messages_keep_the_order_of_the_records_whichever_row_is_first(world: World) -> None:
+def test_messages_keep_the_order_of_the_records_whichever_row_is_first(simulation: Simulation) -> None:
     last_is_there = threading.Event()
 
-    class Backwards(MemoryDeliveries):
+    class Backwards(DeliveriesInMemory):
         def create(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> None:
             if sequence == 1:
                 assert last_is_there.wait(DEADLINE_SECONDS)
@@ -129,15 +136,15 @@ def test_messages_keep_the_order_of_the_records_whichever_row_is_first(world: Wo
             if sequence == 4:
                 last_is_there.set()
 
-    assert fan_out_with(world, Backwards(world.table), world.call(A)) is None
-    assert list(world.table.rows) != sorted(world.table.rows)
-    assert sent(world) == [(A, 1), (A, 2), (A, 3), (A, 4)]
+    assert fan_out_with(simulation, Backwards(simulation.tables), simulation.call_with_events(A)) is None
+    assert list(simulation.tables.rows) != sorted(simulation.tables.rows)
+    assert sent(simulation) == [(A, 1), (A, 2), (A, 3), (A, 4)]
 
 
-def test_of_two_failed_rows_the_first_record_is_named_though_it_fails_later(world: World) -> None:
+def test_of_two_failed_rows_the_first_record_is_named_though_it_fails_later(simulation: Simulation) -> None:
     later_has_failed = threading.Event()
 
-    class FailsTwice(MemoryDeliveries):
+    class FailsTwice(DeliveriesInMemory):
         def create(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> None:
             if sequence == 2:
                 assert later_has_failed.wait(DEADLINE_SECONDS)
@@ -147,18 +154,18 @@ def test_of_two_failed_rows_the_first_record_is_named_though_it_fails_later(worl
                 raise StoreError("throttled")
             super().create(call_id, workspace_id, sequence, now, check_at)
 
-    assert fan_out_with(world, FailsTwice(world.table), world.call(A)) == 1
-    assert sent(world) == [(A, 1)], "what comes again is told of then"
+    assert fan_out_with(simulation, FailsTwice(simulation.tables), simulation.call_with_events(A)) == 1
+    assert sent(simulation) == [(A, 1)], "what comes again is told of then"
 
 
 # ── partial failures ────────────────────────────────────────────────────────────────────────────────
 
 
-class Failing(MemoryDeliveries):
+class Failing(DeliveriesInMemory):
     """A table that fails on one row."""
 
-    def __init__(self, world: World, key: tuple[str, int], error: Exception) -> None:
-        super().__init__(world.table)
+    def __init__(self, simulation: Simulation, key: tuple[str, int], error: Exception) -> None:
+        super().__init__(simulation.tables)
         self._key = key
         self._error = error
 
@@ -168,34 +175,40 @@ class Failing(MemoryDeliveries):
         super().create(call_id, workspace_id, sequence, now, check_at)
 
 
-def fan_out_with(world: World, deliveries: MemoryDeliveries, records: list[dict[str, Any]]) -> int | None:
-    fan_out = FanOut(deliveries, world.queue, world.durations, world.clock)
-    return fan_out.process(world.dead_letters, records)
+def fan_out_with(
+    simulation: Simulation, deliveries: DeliveriesInMemory, records: list[dict[str, Any]]
+) -> int | None:
+    fan_out = FanOut(deliveries, simulation.webhook_queue, simulation.durations, simulation.clock)
+    return fan_out.process(simulation.dead_letters, records)
 
 
 @pytest.mark.parametrize("error", [StoreError("throttled"), StoreUnclearError("time-out")])
-def test_a_failed_row_names_its_record_and_those_before_it_are_done(world: World, error: Exception) -> None:
-    records = world.call(A) + world.call(B)
-    assert fan_out_with(world, Failing(world, (A, 3), error), records) == 2
-    assert sent(world) == [(A, 1), (A, 2)]
+def test_a_failed_row_names_its_record_and_those_before_it_are_done(
+    simulation: Simulation, error: Exception
+) -> None:
+    records = simulation.call_with_events(A) + simulation.call_with_events(B)
+    assert fan_out_with(simulation, Failing(simulation, (A, 3), error), records) == 2
+    assert sent(simulation) == [(A, 1), (A, 2)]
     # As AWS continues: from the record that failed.
-    assert world.fan_out(records[2:]) is None
-    assert len(world.table.rows) == 8
-    assert sorted(sent(world)) == sorted(world.table.rows)
+    assert simulation.fan_out(records[2:]) is None
+    assert len(simulation.tables.rows) == 8
+    assert sorted(sent(simulation)) == sorted(simulation.tables.rows)
 
 
 @pytest.mark.parametrize(("refused", "place"), [({0}, 0), ({5}, 5), ({7, 3}, 3)])
-def test_a_message_that_was_not_taken_names_its_record(world: World, refused: set[int], place: int) -> None:
-    world.queue.refuse = refused
-    records = world.call(A) + world.call(B)
-    assert fan_out_with(world, MemoryDeliveries(world.table), records) == place
-    assert len(world.table.rows) == 8
+def test_a_message_that_was_not_taken_names_its_record(
+    simulation: Simulation, refused: set[int], place: int
+) -> None:
+    simulation.webhook_queue.refuse = refused
+    records = simulation.call_with_events(A) + simulation.call_with_events(B)
+    assert fan_out_with(simulation, DeliveriesInMemory(simulation.tables), records) == place
+    assert len(simulation.tables.rows) == 8
 
 
-def test_the_earlier_of_a_failed_row_and_a_lost_message_is_named(world: World) -> None:
-    world.queue.refuse = {1}
-    records = world.call(A)
-    assert fan_out_with(world, Failing(world, (A, 4), StoreError("down")), records) == 1
+def test_the_earlier_of_a_failed_row_and_a_lost_message_is_named(simulation: Simulation) -> None:
+    simulation.webhook_queue.refuse = {1}
+    records = simulation.call_with_events(A)
+    assert fan_out_with(simulation, Failing(simulation, (A, 4), StoreError("down")), records) == 1
 
 
 # ── poison ──────────────────────────────────────────────────────────────────────────────────────────
@@ -242,59 +255,61 @@ def poisoned(record: dict[str, Any], how: str) -> dict[str, Any]:
     ],
 )
 def test_a_record_that_cannot_be_read_is_kept_and_the_shard_goes_on(
-    world: World, how: str, capsys: pytest.CaptureFixture[str]
+    simulation: Simulation, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = world.call(A) + world.call(B)
+    records = simulation.call_with_events(A) + simulation.call_with_events(B)
     records[1] = poisoned(records[1], how)
-    assert world.fan_out(records) is None
-    assert sent(world) == [(A, 1), (A, 3), (A, 4), (B, 1), (B, 2), (B, 3), (B, 4)]
-    [letter] = world.dead_letters.bodies()
+    assert simulation.fan_out(records) is None
+    assert sent(simulation) == [(A, 1), (A, 3), (A, 4), (B, 1), (B, 2), (B, 3), (B, 4)]
+    [letter] = simulation.dead_letters.bodies()
     assert letter["callId"] == (None if how in ("no keys", "nothing") else A)
     assert letter["eventId"] == f"{A}-2"
     assert '"PoisonRecords"' in capsys.readouterr().out
 
 
-def test_a_poison_record_waits_while_its_queue_is_down(world: World) -> None:
-    class Down(MemoryQueue):
+def test_a_poison_record_waits_while_its_queue_is_down(simulation: Simulation) -> None:
+    class Down(QueueInMemory):
         def send(self, body: dict[str, Any], *, group: str | None = None, delay_seconds: float = 0) -> str:
             raise QueueError("down")
 
-    records = world.call(A)
+    records = simulation.call_with_events(A)
     records[1] = poisoned(records[1], "no events")
-    fan_out = FanOut(MemoryDeliveries(world.table), world.queue, world.durations, world.clock)
-    assert fan_out.process(Down(world.clock), records) == 1
-    assert sent(world) == [(A, 1)]
+    fan_out = FanOut(simulation.deliveries, simulation.webhook_queue, simulation.durations, simulation.clock)
+    assert fan_out.process(Down(simulation.clock), records) == 1
+    assert sent(simulation) == [(A, 1)]
 
 
 @pytest.mark.parametrize("there", [(), (1,), (4,), (2, 3), (1, 2, 3, 4)])
 @pytest.mark.parametrize("over", [False, True])
 def test_a_redrive_makes_what_is_missing_and_hints_at_what_is_pending(
-    world: World, there: tuple[int, ...], over: bool
+    simulation: Simulation, there: tuple[int, ...], over: bool
 ) -> None:
     """there: the events that have a delivery. over: those have been delivered."""
-    records = world.call(A)
+    records = simulation.call_with_events(A)
     for sequence in there:
-        world.fan_out([records[sequence - 1]])
+        simulation.fan_out([records[sequence - 1]])
         if over:
-            row = world.table.rows[A, sequence]
-            world.table.rows[A, sequence] = dataclasses.replace(row, state="delivered")
-    world.queue.messages.clear()
-    delivering = world.deliverer()
-    fan_out = FanOut(delivering.deliveries, world.queue, world.durations, world.clock)
+            row = simulation.tables.rows[A, sequence]
+            simulation.tables.rows[A, sequence] = dataclasses.replace(row, state="delivered")
+    simulation.webhook_queue.messages.clear()
+    delivering = simulation.deliverer()
+    fan_out = FanOut(delivering.deliveries, simulation.webhook_queue, simulation.durations, simulation.clock)
     fan_out.deliver_all(delivering.calls, A)
-    assert world.table.kept == {A: world.clock() // 1000 + RETENTION_SECONDS}
-    assert sorted(world.table.rows) == [(A, n) for n in (1, 2, 3, 4)]
-    assert sorted(sent(world)) == [(A, n) for n in (1, 2, 3, 4) if not (over and n in there)]
+    assert simulation.tables.kept == {A: simulation.clock() // 1000 + RETENTION_SECONDS}
+    assert sorted(simulation.tables.rows) == [(A, n) for n in (1, 2, 3, 4)]
+    assert sorted(sent(simulation)) == [(A, n) for n in (1, 2, 3, 4) if not (over and n in there)]
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_redrive_of_a_call_without_webhooks_or_record_does_nothing(world: World, there: bool) -> None:
+def test_a_redrive_of_a_call_without_webhooks_or_record_does_nothing(simulation: Simulation, there: bool) -> None:
     if there:
-        world.call(A)
-        world.table.calls[A] = dataclasses.replace(world.table.calls[A], callback_url=None)
-    delivering = world.deliverer()
-    FanOut(delivering.deliveries, world.queue, world.durations, world.clock).deliver_all(delivering.calls, A)
-    assert (world.table.rows, sent(world)) == ({}, [])
+        simulation.call_with_events(A)
+        simulation.tables.calls[A] = dataclasses.replace(simulation.tables.calls[A], callback_url=None)
+    delivering = simulation.deliverer()
+    FanOut(delivering.deliveries, simulation.webhook_queue, simulation.durations, simulation.clock).deliver_all(
+        delivering.calls, A
+    )
+    assert (simulation.tables.rows, sent(simulation)) == ({}, [])
 
 
 # ── death, and the filter ───────────────────────────────────────────────────────────────────────────
@@ -305,19 +320,19 @@ def test_a_death_at_any_step_leaves_rows_or_records_that_are_found_again(after: 
     step = 0
     while True:
         step += 1
-        world = World()
-        records = world.call(A) + world.call(B)
-        process = Process(step, after=after)
+        simulation = Simulation()
+        records = simulation.call_with_events(A) + simulation.call_with_events(B)
+        process = MortalProcess(step, after=after)
         try:
-            world.fan_out(records, process)
+            simulation.fan_out(records, process)
         except Death:
             # Whatever has a message has a row.
-            assert set(sent(world)) <= world.table.rows.keys()
+            assert set(sent(simulation)) <= simulation.tables.rows.keys()
         else:
             break
-        world.fan_out(records)
-        assert len(world.table.rows) == 8
-        assert set(sent(world)) == world.table.rows.keys()
+        simulation.fan_out(records)
+        assert len(simulation.tables.rows) == 8
+        assert set(sent(simulation)) == simulation.tables.rows.keys()
     # Eight rows and one batch of messages.
     assert step == 10
 

@@ -12,12 +12,12 @@ from shared.call import Call, Outcome
 from shared.call_store import CallStore, Write
 from shared.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
 from shared.livekit.client import LiveKit, OrphanRoomError, RoomView
-from tests.unit.test_ending import ANSWERED, CALL, NOW, asked_to_hang_up
+from tests.calls import ANSWERED, DIALING, NOW, asked_to_hang_up
 
 ON, OFF = RoomView("active", agent_present=True), RoomView(None, agent_present=True)
 
 
-class World:
+class Services:
     """LiveKit and the table: what they are asked, in order. views: what looks find. orphan: the room is one."""
 
     def __init__(self, *views: RoomView, orphan: bool = False, asking: Write | None = None) -> None:
@@ -27,7 +27,7 @@ class World:
         self.asked: list[str] = []
 
     async def view_room(self, room: str, identity: str) -> RoomView:
-        assert (room, identity) == (CALL.room_name, CALL.identity)
+        assert (room, identity) == (DIALING.room_name, DIALING.identity)
         self.asked.append("view")
         return self.views.pop(0)
 
@@ -55,33 +55,33 @@ class World:
         return cast(CallStore, self), cast(LiveKit, self)
 
 
-DELETED = f"delete {CALL.room_name}"
-ORPHAN = [DELETED, "note orphan", f"remove {CALL.room_name}"]
+DELETED = f"delete {DIALING.room_name}"
+ORPHAN = [DELETED, "note orphan", f"remove {DIALING.room_name}"]
 
 
 def test_an_orphan_is_noted_before_it_is_removed() -> None:
-    world = World()
-    assert asyncio.run(delete_room(*world.parts, CALL)) is True
-    assert world.asked == [DELETED]
-    world = World(orphan=True)
-    assert asyncio.run(delete_room(*world.parts, CALL)) is False
-    assert world.asked == ORPHAN
+    services = Services()
+    assert asyncio.run(delete_room(*services.parts, DIALING)) is True
+    assert services.asked == [DELETED]
+    services = Services(orphan=True)
+    assert asyncio.run(delete_room(*services.parts, DIALING)) is False
+    assert services.asked == ORPHAN
 
 
 def test_a_phone_that_rings_is_taken_out_of_its_room_and_one_that_talks_loses_the_room() -> None:
-    taken = [f"take {CALL.identity} out of {CALL.room_name}"]
+    taken = [f"take {DIALING.identity} out of {DIALING.room_name}"]
     for views, there in (((ON,), True), ((), False)):
-        world = World(*views)
-        assert asyncio.run(hang_up_phone(*world.parts, CALL, answered=False)) is there
-        assert world.asked == taken, "the room stays: a dial under way would make it again"
+        services = Services(*views)
+        assert asyncio.run(hang_up_phone(*services.parts, DIALING, answered=False)) is there
+        assert services.asked == taken, "the room stays: a dial under way would make it again"
     for orphan, asked in ((False, [DELETED]), (True, ORPHAN)):
-        world = World(orphan=orphan)
-        assert asyncio.run(hang_up_phone(*world.parts, CALL, answered=True)) is not orphan
-        assert world.asked == asked
+        services = Services(orphan=orphan)
+        assert asyncio.run(hang_up_phone(*services.parts, DIALING, answered=True)) is not orphan
+        assert services.asked == asked
 
 
-def hang_up(world: World, call: Call = ANSWERED) -> tuple[Call, Outcome] | None:
-    return asyncio.run(hang_up_call(*world.parts, call, "agent_left", lambda: NOW))
+def hang_up(services: Services, call: Call = ANSWERED) -> tuple[Call, Outcome] | None:
+    return asyncio.run(hang_up_call(*services.parts, call, "agent_left", lambda: NOW))
 
 
 @pytest.mark.parametrize(
@@ -90,32 +90,32 @@ def hang_up(world: World, call: Call = ANSWERED) -> tuple[Call, Outcome] | None:
 def test_the_moment_of_the_end_is_known_only_of_a_phone_that_was_on_and_lost_its_room(
     before: RoomView, orphan: bool, inferred: bool
 ) -> None:
-    world = World(before, OFF, orphan=orphan)
-    found = hang_up(world)
+    services = Services(before, OFF, orphan=orphan)
+    found = hang_up(services)
     assert found is not None
     call, outcome = found
     assert call.hangup == {"reason": "agent_left", "at": NOW}
     assert outcome == Outcome("completed", "disconnected", inferred=inferred)
-    assert world.asked == [f"ask agent_left {NOW}", "view", *(ORPHAN if orphan else [DELETED]), "view"]
+    assert services.asked == [f"ask agent_left {NOW}", "view", *(ORPHAN if orphan else [DELETED]), "view"]
 
 
 def test_a_phone_that_is_still_on_has_not_been_hung_up() -> None:
-    world = World(ON, ON)
-    assert hang_up(world) is None
-    assert len(world.asked) == 1 + HANG_UP_REQUESTS, "of LiveKit, behind the table"
+    services = Services(ON, ON)
+    assert hang_up(services) is None
+    assert len(services.asked) == 1 + HANG_UP_REQUESTS, "of LiveKit, behind the table"
 
 
 def test_what_was_asked_before_is_seen_through_and_not_asked_again() -> None:
     call = asked_to_hang_up(ANSWERED)
-    world = World(ON, OFF)
-    found = hang_up(world, call)
+    services = Services(ON, OFF)
+    found = hang_up(services, call)
     assert found is not None
     assert found[0] is call
-    assert world.asked == ["view", DELETED, "view"]
+    assert services.asked == ["view", DELETED, "view"]
 
 
 @pytest.mark.parametrize("write", [Write(False, ANSWERED), Write(False, None)])
 def test_a_call_that_moved_on_is_not_hung_up(write: Write) -> None:
-    world = World(asking=write)
-    assert hang_up(world) is None
-    assert world.asked == [f"ask agent_left {NOW}"], "nothing of LiveKit"
+    services = Services(asking=write)
+    assert hang_up(services) is None
+    assert services.asked == [f"ask agent_left {NOW}"], "nothing of LiveKit"

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
 
 from shared.limits import LimitStore
-from tests.workspaces_table import TABLE, OneAtATime, workspaces_table
-
-
-@pytest.fixture
-def client() -> Iterator[OneAtATime]:
-    with workspaces_table() as client:
-        yield client
+from tests.workspaces_table import TABLE, OneAtATime
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 from shared.errors import LiveKitSecretUnreadableError, LiveKitUnreachableError, StoreError
 from shared.livekit.client import connect
 from shared.livekit.secret import RETRY_SHARE, LiveKitSecret, LiveKitSecretCache
+from tests.clock import Clock
 
 GOOD = {"url": "wss://you.livekit.cloud", "apiKey": "API1", "apiSecret": "s" * 32}
 SECRET = LiveKitSecret("wss://you.livekit.cloud", "API1", "s" * 32)
@@ -51,13 +52,6 @@ class Secrets:
         return {"SecretString": self.says}
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def secrets() -> Secrets:
     return Secrets(json.dumps(GOOD))
@@ -70,16 +64,16 @@ def clock() -> Clock:
 
 @pytest.fixture
 def cache(secrets: Secrets, clock: Clock) -> LiveKitSecretCache:
-    return LiveKitSecretCache(cast(Any, secrets), "ringonce/livekit", 60, clock)
+    return LiveKitSecretCache(cast(Any, secrets), "ringonce/livekit", 60, clock.seconds)
 
 
 def test_it_is_read_once_a_minute(cache: LiveKitSecretCache, secrets: Secrets, clock: Clock) -> None:
     assert cache.get() == SECRET
-    clock.now += 59
+    clock.advance(59)
     cache.get()
     assert secrets.reads == 1
     secrets.says = json.dumps(GOOD | {"apiKey": "API2"})
-    clock.now += 1
+    clock.advance(1)
     assert cache.get().api_key == "API2"
 
 
@@ -94,13 +88,13 @@ def test_while_it_cannot_be_read_the_last_one_goes_on_and_it_is_told(
     cache.get()
     secrets.says = trouble
     for _ in range(10):
-        clock.now += 60
+        clock.advance(60)
         assert cache.get() == SECRET
     said = capsys.readouterr().out
     assert said.count('"LiveKitSecretUnreadable":') == 10
     assert GOOD["apiSecret"] not in said
     secrets.says = json.dumps(GOOD | {"apiKey": "API2"})
-    clock.now += 60
+    clock.advance(60)
     assert cache.get().api_key == "API2"
 
 
@@ -114,7 +108,7 @@ def test_without_any_it_is_an_error_of_the_store_and_is_asked_for_again_soon(
             cache.get()
     assert secrets.reads == 1, "it may take seconds to fail"
     secrets.says = json.dumps(GOOD)
-    clock.now += 60 * RETRY_SHARE
+    clock.advance(60 * RETRY_SHARE)
     assert cache.get() == SECRET
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -14,16 +13,10 @@ from initiate_call.rate_limit import RateLimit
 from shared.errors import RequestRefusedError, StoreError, StoreUnclearError
 from shared.limits import LimitStore
 from shared.workspaces import Workspace
-from tests.workspaces_table import TABLE, OneAtATime, workspaces_table
+from tests.workspaces_table import TABLE, OneAtATime
 
 MINUTE = 60_000
 NOW = 29_000_000 * MINUTE + 18_500
-
-
-@pytest.fixture
-def client() -> Iterator[OneAtATime]:
-    with workspaces_table() as client:
-        yield client
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.model.conditions import call
+from tests.calls import call_record
 
 CALL_ID = "0123456789abcdef01234567"
 
@@ -31,8 +31,8 @@ def step_log() -> ModuleType:
     ("given", "named"),
     [
         ((CALL_ID,), {}),
-        ((call(call_id=CALL_ID),), {}),
-        ((), {"call": call(call_id=CALL_ID)}),
+        ((call_record(call_id=CALL_ID),), {}),
+        ((), {"call": call_record(call_id=CALL_ID)}),
         ((json.dumps({"callId": CALL_ID}),), {}),
         ((), {"room": "r", "identity": f"call-{CALL_ID}"}),
         ((SimpleNamespace(headers={"webhook-id": f"evt_{CALL_ID}_2"}),), {}),

@@ -8,7 +8,8 @@ import pytest
 
 from shared.call import TRANSITIONS, Outcome, Status, event
 from shared.call_store import CallStore
-from tests.model.conditions import Recorder, call
+from tests.calls import call_record
+from tests.model.conditions import Recorder
 
 PAIRS = list(itertools.product(sorted(TRANSITIONS), repeat=2))
 
@@ -37,5 +38,5 @@ def test_what_has_ended_does_not_end_again(status: Status) -> None:
     recorder = Recorder()
     store = CallStore(recorder, "table")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cannot go from"):
-        store.end(call(status=status), Outcome("failed", "outcome_unknown"), 4, 1)
+        store.end(call_record(status=status), Outcome("failed", "outcome_unknown"), 4, 1)
     assert recorder.request == {}

@@ -13,8 +13,8 @@ import pytest
 
 from shared.callback_url import LookUp, Policy
 from shared.durations import Durations
+from tests.simulation import run
 from tests.unit.test_callback_url import HOSTILE_URLS, PRIVATE_ADDRESSES
-from tests.webhook_simulation import run
 from webhook_dispatch.attempt import Attempted, post
 from webhook_dispatch.transport import GuardedTransport, webhook_client
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -15,7 +15,8 @@ from shared.dynamo import from_wire, to_wire
 from shared.errors import RequestRefusedError, StoreError, StoreUnclearError
 from shared.limits import LimitStore
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore, key_hash
-from tests.workspaces_table import TABLE, OneAtATime, workspaces_table
+from tests.clock import Clock
+from tests.workspaces_table import TABLE, OneAtATime
 
 ACME = Workspace(
     workspace_id="acme",
@@ -29,12 +30,6 @@ ACME = Workspace(
     created_at="2026-11-24T00:00:00.000Z",
     version=1,
 )
-
-
-@pytest.fixture
-def client() -> Iterator[OneAtATime]:
-    with workspaces_table() as client:
-        yield client
 
 
 @pytest.fixture
@@ -253,25 +248,16 @@ def test_all_reads_every_page_and_only_workspaces(store: WorkspaceStore, client:
 # ── the cache ───────────────────────────────────────────────────────────────────────────────────────
 
 
-class Clock:
-    """Seconds, set by the test."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_a_workspace_is_read_once_in_sixty_seconds(store: WorkspaceStore, client: OneAtATime) -> None:
     store.create(ACME)
     clock = Clock()
-    cache = WorkspaceCache(store, 60, clock)
+    cache = WorkspaceCache(store, 60, clock.seconds)
     client.requests.clear()
     assert cache.get("acme") == ACME
-    clock.now += 59.9
+    clock.advance(59.9)
     assert cache.get("acme") == ACME
     assert client.requests == ["get_item"]
-    clock.now += 0.1
+    clock.advance(0.1)
     assert cache.get("acme") == ACME
     assert client.requests == ["get_item"] * 2
 
@@ -279,10 +265,10 @@ def test_a_workspace_is_read_once_in_sixty_seconds(store: WorkspaceStore, client
 def test_a_disabled_workspace_is_seen_within_sixty_seconds(store: WorkspaceStore) -> None:
     store.create(ACME)
     clock = Clock()
-    cache = WorkspaceCache(store, 60, clock)
+    cache = WorkspaceCache(store, 60, clock.seconds)
     cache.get("acme")
     store.update("acme", lambda seen: dataclasses.replace(seen, disabled=True))
-    clock.now += 60
+    clock.advance(60)
     seen = cache.get("acme")
     assert seen is not None
     assert seen.disabled
@@ -292,11 +278,11 @@ def test_a_revoked_key_is_refused_within_sixty_seconds(store: WorkspaceStore) ->
     old, new = (key_hash(key) for key in ("rk_old", "rk_new"))
     store.put(dataclasses.replace(ACME, api_key_hashes=frozenset({old, new})))
     clock = Clock()
-    cache = WorkspaceCache(store, 60, clock)
+    cache = WorkspaceCache(store, 60, clock.seconds)
     for key in ("rk_old", "rk_new"):
         assert authorized_workspace(cache, "acme", key)
     store.update("acme", lambda seen: dataclasses.replace(seen, api_key_hashes=frozenset({new})))
-    clock.now += 60
+    clock.advance(60)
     with pytest.raises(RequestRefusedError):
         authorized_workspace(cache, "acme", "rk_old")
     assert authorized_workspace(cache, "acme", "rk_new")
@@ -304,11 +290,11 @@ def test_a_revoked_key_is_refused_within_sixty_seconds(store: WorkspaceStore) ->
 
 def test_a_new_workspace_is_seen_within_sixty_seconds(store: WorkspaceStore) -> None:
     clock = Clock()
-    cache = WorkspaceCache(store, 60, clock)
+    cache = WorkspaceCache(store, 60, clock.seconds)
     assert cache.get("acme") is None
     store.create(ACME)
     assert cache.get("acme") is None
-    clock.now += 60
+    clock.advance(60)
     assert cache.get("acme") == ACME
 
 
@@ -325,7 +311,7 @@ class Counting:
 
 def test_a_flood_of_unknown_ids_is_remembered_only_so_far() -> None:
     counting = Counting()
-    cache = WorkspaceCache(cast(WorkspaceStore, counting), 60, Clock())
+    cache = WorkspaceCache(cast(WorkspaceStore, counting), 60, Clock().seconds)
     most = 0
     for number in range(5_000):
         cache.get(f"invented-{number}")
@@ -336,7 +322,7 @@ def test_a_flood_of_unknown_ids_is_remembered_only_so_far() -> None:
 
 def test_one_unknown_id_is_asked_for_once() -> None:
     counting = Counting()
-    cache = WorkspaceCache(cast(WorkspaceStore, counting), 60, Clock())
+    cache = WorkspaceCache(cast(WorkspaceStore, counting), 60, Clock().seconds)
     for _ in range(100):
         assert cache.get("unknown") is None
     assert counting.asked == ["unknown"]
@@ -353,7 +339,7 @@ def test_a_failed_read_is_not_remembered(store: WorkspaceStore, client: OneAtATi
 
     store.create(ACME)
     failing = Failing(cast(Any, client), TABLE)
-    cache = WorkspaceCache(failing, 60, Clock())
+    cache = WorkspaceCache(failing, 60, Clock().seconds)
     with pytest.raises(StoreUnclearError):
         cache.get("acme")
     failing.failing = False

@@ -52,8 +52,8 @@ from shared.dynamo import from_wire
 from shared.limits import LimitStore
 from shared.livekit.secret import LiveKitSecretCache
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
-from tests.fault_schedules import aws, process, virtual_time
-from tests.fault_schedules.process import Faults, Process
+from tests.fault_schedules import aws, invocation, virtual_time
+from tests.fault_schedules.invocation import Faults, Invocation
 from tests.mocked_aws import mock_aws
 from tests.system import (
     API_KEY,
@@ -98,11 +98,11 @@ RESOURCES = {
 }
 
 
-class Stage:
-    """What all schedules share: moto's tables, the loaded handlers, and which world they belong to at present."""
+class Environment:
+    """What all schedules share: moto's tables, the loaded handlers, and the account they belong to at present."""
 
     def __init__(self) -> None:
-        self.world: World
+        self.account: Account
         self.dynamodb = aws.DynamoDB()
         self.sqs = aws.SQS(self.now_ms)
         self.folder = tempfile.TemporaryDirectory()
@@ -122,16 +122,16 @@ class Stage:
         async def observed_request(
             client: TwirpClient, service: str, method: str, data: Any, *given: Any, **named: Any
         ) -> Any:
-            sender = process.current.get()
+            sender = invocation.current.get()
             assert sender is not None
 
             async def send() -> Any:
                 try:
                     answer = await twirp_request(client, service, method, data, *given, **named)
                 except ServerError as exc:
-                    self.world.refused(method, data, exc.code)
+                    self.account.refused(method, data, exc.code)
                     raise
-                self.world.answered(sender, method, data, answer)
+                self.account.answered(sender, method, data, answer)
                 return answer
 
             # A dial follows the look at its lease at once. No process can make sure of more.
@@ -163,7 +163,7 @@ class Stage:
             self.modules = {name: _load(module) for name, module in HANDLERS.items()}
 
     def now_ms(self) -> int:
-        return self.world.now_ms()
+        return self.account.now_ms()
 
     def close(self) -> None:
         deliver = self.modules["deliver"]
@@ -175,7 +175,7 @@ class Stage:
     @contextlib.contextmanager
     def _surroundings(self) -> Iterator[None]:
         clients = {"dynamodb": self.dynamodb, "sqs": self.sqs, "secretsmanager": aws.SecretsManager()}
-        environment = {
+        variables = {
             "CALLS_TABLE": "CallsTable",
             "WORKSPACES_TABLE": "WorkspacesTable",
             "LIVEKIT_SECRET_NAME": "ringonce/livekit",
@@ -186,7 +186,7 @@ class Stage:
             "WEBHOOK_DEAD_LETTER_QUEUE_URL": DEAD_WEBHOOK,
         }
         with (
-            mock.patch.dict(os.environ, environment),
+            mock.patch.dict(os.environ, variables),
             mock.patch("shared.aws.client", clients.__getitem__),
             mock.patch("shared.clock.now_ms", self.now_ms),
         ):
@@ -194,7 +194,7 @@ class Stage:
 
 
 def _load(name: str) -> Any:
-    """A second instance of the module for this stage: other importers keep theirs, with its own clients."""
+    """A second instance of the module for this environment: other importers keep theirs, with its own clients."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None
@@ -230,7 +230,7 @@ class Context:
 
     aws_request_id = "request"
 
-    def __init__(self, of: Process) -> None:
+    def __init__(self, of: Invocation) -> None:
         self._of = of
 
     def get_remaining_time_in_millis(self) -> int:
@@ -243,10 +243,10 @@ class PermitsOfEachProcess:
 
     def __init__(self, store: LimitStore) -> None:
         self._store = store
-        self._limits: weakref.WeakKeyDictionary[Process, RateLimit] = weakref.WeakKeyDictionary()
+        self._limits: weakref.WeakKeyDictionary[Invocation, RateLimit] = weakref.WeakKeyDictionary()
 
     def _own(self) -> RateLimit:
-        running = process.current.get()
+        running = invocation.current.get()
         assert running is not None
         return self._limits.setdefault(running, RateLimit(self._store))
 
@@ -257,26 +257,26 @@ class PermitsOfEachProcess:
         self._own().give_back(workspace, minute)
 
 
-class World:
+class Account:
     """One account from its first day to the end of a schedule. Every assertion about a promise is made here."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        stage.world = self
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        environment.account = self
         self.loop = virtual_time.VirtualTimeLoop()
         # A write, a message, or the end of a process: there may be something to do.
         self._news = asyncio.Event()
-        stage.sqs.queues.clear()
+        environment.sqs.queues.clear()
         aws.empty("CallsTable")
         aws.empty("WorkspacesTable")
-        self.workspaces = WorkspaceStore(stage.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
-        self.limits = LimitStore(stage.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
+        self.workspaces = WorkspaceStore(environment.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
+        self.limits = LimitStore(environment.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
         self.workspaces.put(demo_workspace(max_concurrent_calls=LIMIT, calls_per_second=2))
-        stage.dynamodb.wrote = self._wrote
-        self.sqs = stage.sqs
+        environment.dynamodb.wrote = self._wrote
+        self.sqs = environment.sqs
         self.sqs.sent = self._news.set
         self.requests: dict[str, Request] = {}
-        self.processes: list[Process] = []
+        self.processes: list[Invocation] = []
         self.received: dict[str, set[bytes]] = {}
         self.receiver_does = "ok"
         self.event_faults: list[Faults] = []
@@ -292,15 +292,15 @@ class World:
         # When what is in the index of what is due is due.
         self._due: dict[tuple[str, str], int] = {}
         self._stream_at = 0
-        self._fan_out: Process | None = None
-        self._reconciler: Process | None = None
+        self._fan_out: Invocation | None = None
+        self._reconciler: Invocation | None = None
         self._next_minute = 60.0
         self._numbers: dict[str, dict[str, Any]] = {}
         self._knobs: dict[str, Any] = {}
         self._of_method: dict[str, Any] = {}
         self._of_events: dict[str, Any] = {}
         self._prepare_modules()
-        Path(stage.socket).unlink(missing_ok=True)
+        Path(environment.socket).unlink(missing_ok=True)
         self._runner = self.loop.run_until_complete(self._serve())
 
     async def _serve(self) -> web.AppRunner:
@@ -314,7 +314,7 @@ class World:
         app.router.add_post("/v1/livekit/events", self._on_event)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        await web.UnixSite(runner, self.stage.socket).start()
+        await web.UnixSite(runner, self.environment.socket).start()
         self.livekit: LiveKit = app[LIVEKIT]
         return runner
 
@@ -332,8 +332,8 @@ class World:
             await asyncio.wait(tasks)
 
     def _prepare_modules(self) -> None:
-        """Nothing of an earlier world is remembered; caches age in virtual time; webhooks go to this receiver."""
-        modules = self.stage.modules
+        """Nothing of an earlier account is remembered; caches age in virtual time; webhooks are received here."""
+        modules = self.environment.modules
         found = [value for module in modules.values() for value in vars(module).values()]
         for holder in (
             modules["initiate_call"].acceptor,
@@ -367,25 +367,25 @@ class World:
 
     # ── processes ───────────────────────────────────────────────────────────────────────────────
 
-    def _start(self, function: str, faults: Faults, work: Callable[[Context], Awaitable[Any]]) -> Process:
+    def _start(self, function: str, faults: Faults, work: Callable[[Context], Awaitable[Any]]) -> Invocation:
         lives = TEMPLATE["Resources"][RESOURCES[function]]["Properties"]["Timeout"]
-        started = Process(function, faults, lives, self.late)
+        started = Invocation(function, faults, lives, self.late)
         started.start(lambda: work(Context(started)), over=self._news.set)
         self.processes.append(started)
         return started
 
-    def _start_sync(self, function: str, faults: Faults, event: dict[str, Any]) -> Process:
-        handler = self.stage.modules[function].lambda_handler
+    def _start_sync(self, function: str, faults: Faults, event: dict[str, Any]) -> Invocation:
+        handler = self.environment.modules[function].lambda_handler
         return self._start(function, faults, lambda context: asyncio.to_thread(handler, event, context))
 
-    async def _over(self, awaited: Process) -> Process:
+    async def _over(self, awaited: Invocation) -> Invocation:
         """Waits until a process has ended, or stalls."""
         assert awaited.task is not None
         while not awaited.task.done() and not awaited.stalled:
             await asyncio.wait([awaited.task], timeout=0.1)
         return awaited
 
-    def running(self) -> list[Process]:
+    def running(self) -> list[Invocation]:
         self.processes = [each for each in self.processes if each.task is not None and not each.task.done()]
         return self.processes
 
@@ -403,7 +403,7 @@ class World:
 
     async def _on_webhook(self, request: httpx.Request) -> httpx.Response:
         """A customer's endpoint. Verifies the signature and that an id always comes with the same bytes."""
-        sender = process.current.get()
+        sender = invocation.current.get()
         assert sender is not None
         return await sender.call(lambda: self._answer_webhook(request))
 
@@ -458,7 +458,7 @@ class World:
         return self._asked("initiate_call", http_event("POST /v1/api/call", body, headers), faults)
 
     def _asked(self, function: str, event: dict[str, Any], faults: Faults) -> dict[str, Any] | None:
-        async def ask() -> Process:
+        async def ask() -> Invocation:
             return await self._over(self._start_sync(function, faults, event))
 
         asked = self._do(ask())
@@ -503,7 +503,7 @@ class World:
         function = "dial_worker" if queue == DIAL else "deliver"
         resource = TEMPLATE["Resources"]["DialQueue" if queue == DIAL else "WebhookQueue"]["Properties"]
         records = self.sqs.receive(queue, messages, resource["VisibilityTimeout"])
-        module = self.stage.modules[function]
+        module = self.environment.modules[function]
 
         async def work(context: Context) -> Any:
             if queue == DIAL:
@@ -517,7 +517,7 @@ class World:
             self._start(function, faults, work)
 
     def _acknowledge(self, queue: str, records: list[dict[str, Any]], answer: dict[str, Any]) -> None:
-        sender = process.current.get()
+        sender = invocation.current.get()
         if sender is not None and not sender.dead:
             failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
             self.sqs.delete(queue, {record["messageId"] for record in records} - failed)
@@ -531,11 +531,11 @@ class World:
         waiting = self.sqs.waiting(queue)
         waiting.pop(which % len(waiting))
 
-    def reconcile(self, faults: Faults) -> Process:
+    def reconcile(self, faults: Faults) -> Invocation:
         """One run of the reconciler, beside any other."""
 
-        async def start() -> Process:
-            return self._start("reconcile_calls", faults, self.stage.modules["reconcile_calls"].run)
+        async def start() -> Invocation:
+            return self._start("reconcile_calls", faults, self.environment.modules["reconcile_calls"].run)
 
         return self._do(start())
 
@@ -557,14 +557,14 @@ class World:
                     self._reconciler = self._start(
                         "reconcile_calls",
                         faults.pop(0) if faults else {},
-                        self.stage.modules["reconcile_calls"].run,
+                        self.environment.modules["reconcile_calls"].run,
                     )
             self._news.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), max(0, min(self._next_change(), end) - self.loop.time()))
 
     @staticmethod
-    def _is_over(each: Process | None) -> bool:
+    def _is_over(each: Invocation | None) -> bool:
         return each is None or each.task is None or each.task.done() or each.stalled
 
     def _next_change(self) -> float:
@@ -581,7 +581,7 @@ class World:
 
     def _needed_at(self) -> int:
         """Epoch ms from which a run of the reconciler has something to do; the others are left out."""
-        every = int(self.stage.modules["reconcile_calls"].settings.durations.slot_repair * 1000)
+        every = int(self.environment.modules["reconcile_calls"].settings.durations.slot_repair * 1000)
         now = self.now_ms()
         if not self._slots_of_ended():
             return self._due_at()
@@ -604,11 +604,11 @@ class World:
         if not wanted:
             self._stream_at += len(records)
             return
-        handler = self.stage.modules["fan_out"].lambda_handler
+        handler = self.environment.modules["fan_out"].lambda_handler
 
         async def work(context: Context) -> Any:
             answer = await asyncio.to_thread(handler, {"Records": wanted}, context)
-            sender = process.current.get()
+            sender = invocation.current.get()
             assert sender is not None
             failed = [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
             if not sender.dead and not sender.ever_stalled:
@@ -682,7 +682,7 @@ class World:
             return
         written = parameters.get("Key") or parameters["Item"]
         key = {name: written[name] for name in ("pk", "sk")}
-        item = from_wire(self.stage.dynamodb.get_item(TableName="CallsTable", Key=key)["Item"])
+        item = from_wire(self.environment.dynamodb.get_item(TableName="CallsTable", Key=key)["Item"])
         place = (item["pk"], item["sk"])
         if "dueShard" in item:
             self._due[place] = item["checkAt"]
@@ -720,7 +720,7 @@ class World:
             if code == "unavailable":
                 self._looks[asked.room_name] = []
 
-    def answered(self, by: Process, method: str, asked: Any, answer: Any) -> None:
+    def answered(self, by: Invocation, method: str, asked: Any, answer: Any) -> None:
         """A process has heard LiveKit's answer."""
         if method == "ListParticipants" and by.name == "dial_worker" and asked.room in self._looks:
             seen = any(one.identity.startswith("call-") for one in answer.participants)
@@ -768,7 +768,7 @@ class World:
         for each in self.running():
             each.wake()
         began = self.now_ms()
-        durations = self.stage.modules["dial_worker"].settings.durations
+        durations = self.environment.modules["dial_worker"].settings.durations
         last_dial = max([began, *(call.queue_deadline_ms for call in self.calls.values())])
         bound = (last_dial - began) / 1000 + 40 + MAX_DURATION + durations.end_margin + 300
         self.run(bound, [], done=lambda: all(call.ended for call in self.calls.values()))

@@ -1,4 +1,4 @@
-"""A process of AWS Lambda that dies, stalls, or is failed by AWS at any of its outside calls.
+"""An invocation on AWS Lambda that dies, stalls, or is failed by AWS at any of its outside calls.
 
 Every request to DynamoDB, SQS, LiveKit or a customer's endpoint is one outside call, counted from 0.
 """
@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 from botocore.exceptions import ClientError, ReadTimeoutError
+
+from tests.mortal_process import Death
 
 T = TypeVar("T")
 
@@ -39,15 +41,11 @@ LATENCY = 0.005
 # How often each fault struck.
 struck: collections.Counter[Fault] = collections.Counter()
 
-current: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+current: contextvars.ContextVar[Invocation | None] = contextvars.ContextVar("invocation", default=None)
 
 
-class Death(BaseException):
-    """The process is gone: raised at the point of death, and at every outside call it would still make."""
-
-
-class Process:
-    """One invocation. `lives`: seconds until AWS ends it; one that stalls is forgotten and may outlive that.
+class Invocation:
+    """A process at one event. `lives`: seconds until AWS ends it; one that stalls is forgotten, and outlives it.
     `late`: gets the requests to AWS that are still to be carried out, their answers heard by no process."""
 
     def __init__(self, name: str, faults: Faults, lives: float, late: list[Callable[[], Any]]) -> None:
