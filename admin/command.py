@@ -8,13 +8,26 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from admin import deliveries, keys, restore, switch, target, webhook_secrets, webhook_test, workspaces
 from admin.terminal import AdminError, Terminal, UsageError
-from shared import phone_number
+from admin.workspace_input import (
+    E164,
+    AgentId,
+    CallingCode,
+    CallsPerMinute,
+    CallsPerSecond,
+    ConcurrentCalls,
+    Label,
+    OwnNumber,
+    SipTrunk,
+    WorkspaceId,
+    argument,
+    matching,
+)
 from shared.clock import now_ms
 from shared.errors import StoreError, StoreUnclearError
 
@@ -222,9 +235,12 @@ def _limits_and_lists(command: argparse.ArgumentParser) -> None:
         "beginning of numbers that may be called, +1 (US and Canada), +44, +1876; none: no number",
     )
     _repeated(command, "--agent", "agents", agent_id, "ID", "agent id that may be used; none: any")
-    command.add_argument("--max-concurrent-calls", type=between(1, 250), metavar="1-250", help="calls at a time")
-    command.add_argument("--calls-per-minute", type=between(1, 60_000), metavar="1-60000", help="calls accepted")
-    command.add_argument("--calls-per-second", type=between(1, 100), metavar="1-100", help="what the trunk takes")
+    for name, kind, metavar, text in (
+        ("--max-concurrent-calls", ConcurrentCalls, "1-250", "calls at a time"),
+        ("--calls-per-minute", CallsPerMinute, "1-60000", "calls accepted"),
+        ("--calls-per-second", CallsPerSecond, "1-100", "what the trunk takes"),
+    ):
+        command.add_argument(name, type=argument(kind), metavar=metavar, help=text)
 
 
 def _repeated(
@@ -239,36 +255,17 @@ def _repeated(
 
 
 def _matching(pattern: str, what: str) -> Callable[[str], str]:
-    compiled = re.compile(pattern, re.ASCII)
-
-    def check(text: str) -> str:
-        if not compiled.fullmatch(text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return text
-
-    return check
+    return argument(Annotated[str, matching(pattern, what)])
 
 
-workspace_id = _matching(r"[A-Za-z0-9_-]{1,64}", "a workspace id: 1 to 64 of A-Z, a-z, 0-9, _ and -")
-agent_id = _matching(r"[A-Za-z0-9_-]{1,128}", "an agent id: 1 to 128 of A-Z, a-z, 0-9, _ and -")
-sip_trunk = _matching(r"ST_[A-Za-z0-9_-]{1,61}", "the id of a LiveKit SIP trunk: ST_...")
-calling_code = _matching(r"\+[1-9]\d{0,6}", "a calling code: + and 1 to 7 digits, the first not 0")
-e164 = _matching(r"\+[1-9]\d{6,14}", "a phone number in E.164: + and 7 to 15 digits, the first not 0")
+workspace_id = argument(WorkspaceId)
+agent_id = argument(AgentId)
+sip_trunk = argument(SipTrunk)
+calling_code = argument(CallingCode)
+e164 = argument(E164)
 key_id = _matching(r"[0-9a-f]{8,64}", "a key's id: 8 hex digits, as `key list` shows them")
-
-
-def own_number(text: str) -> str:
-    """The number in the form that a request's `from` is compared with. Raises ArgumentTypeError."""
-    try:
-        return phone_number.e164(e164(text))
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(f"{text!r}: {exc}") from exc
-
-
-def label(text: str) -> str:
-    if not (1 <= len(text) <= 128 and text.isprintable() and text == text.strip()):
-        raise argparse.ArgumentTypeError("must be 1 to 128 printable characters, without space around them")
-    return text
+own_number = argument(OwnNumber)
+label = argument(Label)
 
 
 def moment(text: str) -> int:
@@ -284,12 +281,3 @@ def moment(text: str) -> int:
             f"{text!r} is not a time with its zone (2026-11-25T09:00Z) nor 45m, 2h, 1d"
         )
     return int(then.timestamp() * 1000)
-
-
-def between(least: int, most: int) -> Callable[[str], int]:
-    def check(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
-        return int(text)
-
-    return check
