@@ -5,7 +5,7 @@ added; tests/infra/test_public_schemas.py holds the two equal, and the handlers'
 events with both. Requests have models of their own, which read them (functions/initiate_call/request.py,
 functions/calls_api/reports.py).
 
-No function imports this: building these models is some 45 ms of a cold start, or 16 when it is deferred to their
+No function imports this: building these models is some 80 ms of a cold start, or 20 when it is deferred to their
 first use, and deliver sends events without pydantic at all.
 """
 
