@@ -1,5 +1,5 @@
 # Everything a person does with this project. A target sets up what it needs by itself: a machine needs only
-# make, Python 3.11 or newer and pip. `make` alone lists the targets.
+# make, Python 3.11 or newer, and pip or uv. `make` alone lists the targets.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -9,9 +9,20 @@ SHELL := /bin/bash
 ARCH ?= arm64
 UV_VERSION := 0.13.9
 
+# Neither make nor the shell takes a path's spaces and quotes as part of the path.
+ODD_CHARACTERS := $(shell pwd | LC_ALL=C tr -d 'A-Za-z0-9/._+@,=~\200-\377\n-')
+ifneq ($(ODD_CHARACTERS),)
+$(error the path of this folder contains "$(ODD_CHARACTERS)": move it to one whose path has letters, digits, ".", "_" and "-" only)
+endif
+
 # The first Python that is new enough and really runs: a pyenv shim may exist and not run.
-PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.version_info < (3, 11) and sys.exit(1); print(sys.executable)' 2>/dev/null && break; done)
+ifeq ($(PYTHON),)
+ifneq ($(filter-out help clean,$(or $(MAKECMDGOALS),help)),)
+$(error ringonce needs Python 3.11 or newer on PATH, and there is none: `uv python install 3.13` installs one)
+endif
+endif
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo $(CURDIR)/.tools/uv/bin/uv)
 
 # An environment's stamp carries the content it was made from, so a second run costs nothing and a changed
@@ -37,6 +48,11 @@ SAM_ENV := SAM_CLI_TELEMETRY=0 __SAM_CLI_APP_DIR=$(SAM_CLI_FOLDER) AWS_DEFAULT_R
 	AWS_EC2_METADATA_DISABLED=true PATH="$(CURDIR)/.venv-sam/bin:$(dir $(UV)):$$PATH"
 
 export UV
+# A company's proxy signs with an authority that the system's store has and uv's own list does not have.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem),)
+UV_SYSTEM_CERTS ?= 1
+export UV_SYSTEM_CERTS
+endif
 # Many processes import the same files: the first one compiles them for all, wherever a machine is set not to.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -50,7 +66,7 @@ setup: $(DEV) $(AWS) $(SAM) $(AGENT) $(GENERATORS) $(PACKAGES) ## Makes the envi
 demo: $(DEV) $(AWS) $(PACKAGES) ## Places three calls on the local stack and shows what happens, then stops
 	@.venv/bin/python -m local.demo
 
-run: $(DEV) $(AWS) $(PACKAGES) ## Leaves the local stack running until Ctrl-C or `make stop`
+run: $(DEV) $(AWS) $(PACKAGES) ## Leaves the local stack running until Ctrl-C or `make stop`; PORT=8080 fixes the API's port
 	@.venv/bin/python -m local.stack
 
 stop: ## Stops the local stack that `make run` started
@@ -132,59 +148,68 @@ clean: ## Removes everything that the other targets made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ── the environments ──
-.tools/uv/bin/uv $(CURDIR)/.tools/uv/bin/uv:
-	@$(PYTHON) -m pip --version >/dev/null || { echo "ringonce needs pip for $(PYTHON)" >&2; exit 1; }
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target .tools/uv uv==$(UV_VERSION)
+# What a step is about to fetch, and about how many MB it takes on disk: on a slow network it is silent for minutes.
+fetching = @echo "fetching $(1): about $(2) MB on disk" >&2
 
+.tools/uv/bin/uv $(CURDIR)/.tools/uv/bin/uv:
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "ringonce needs pip for $(PYTHON), or uv on PATH:" \
+		"on Debian \`apt install python3-pip\`, or https://docs.astral.sh/uv/getting-started/installation" >&2; exit 1; }
+	$(call fetching,uv into .tools,40)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target .tools/uv uv==$(UV_VERSION)
+
+# $(1): the folder, $(2): its requirements file, $(3): what it is for, $(4): its size in MB.
 define environment
-	@test -n "$(PYTHON)" || { echo "ringonce needs Python 3.11 or newer on PATH" >&2; exit 1; }
-	rm -rf $(1)
-	$(UV) venv --quiet --python "$(PYTHON)" $(1)
-	$(UV) pip sync --quiet --python $(1) --require-hashes --compile-bytecode $(2)
+	$(call fetching,$(3) into $(1),$(4))
+	@rm -rf $(1)
+	@$(UV) venv --quiet --python "$(PYTHON)" $(1)
+	@$(UV) pip sync --quiet --python $(1) --require-hashes --compile-bytecode $(2)
 endef
 
 $(DEV_PACKAGES): | $(UV)
-	$(call environment,.venv,requirements-dev.txt)
-	touch $@
+	$(call environment,.venv,requirements-dev.txt,the local stack and the tests,330)
+	@touch $@
 
 $(DEV): $(DEV_PACKAGES) | $(UV)
-	$(UV) pip install --quiet --python .venv --no-deps --editable .
-	touch $@
+	@$(UV) pip install --quiet --python .venv --no-deps --editable .
+	@touch $@
 
 # Chromium and what drives it, for the console's tests alone. Where they cannot be installed those tests are skipped
 # and say so (with RINGONCE_BROWSER=required they fail).
 BROWSER := .venv/.browser-$(shell (echo "$(DEV_PACKAGES)"; cat requirements-browser.txt) | cksum | tr ' ' '-')
 browser: $(DEV)
-	@test -e $(BROWSER) || { $(UV) pip install --quiet --python .venv --require-hashes -r requirements-browser.txt \
+	@test -e $(BROWSER) || { echo "fetching the browser's driver into .venv: about 160 MB on disk" >&2 \
+		&& $(UV) pip install --quiet --python .venv --require-hashes -r requirements-browser.txt \
 		&& touch $(BROWSER); } || echo "the browser's driver cannot be installed here: the console's tests are skipped"
 	@command -v chromium chromium-browser google-chrome >/dev/null || { test "$$(id -u)" = 0 \
+		&& echo "fetching chromium for the system: about 360 MB on disk" >&2 \
 		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
 		chromium fonts-dejavu-core >/dev/null; } || echo "no chromium here: the console's tests are skipped"
 
 $(AWS): | $(UV)
-	$(call environment,.venv-aws,requirements-aws.txt)
-	touch $@
+	$(call environment,.venv-aws,requirements-aws.txt,the emulated AWS,70)
+	@touch $@
 
 $(PACKAGES): | $(AWS)
-	rm -rf .local/packages
-	$(UV) pip install --quiet --python .venv-aws --target .local/packages --require-hashes --compile-bytecode \
+	$(call fetching,the functions' packages into .local/packages,25)
+	@rm -rf .local/packages
+	@$(UV) pip install --quiet --python .venv-aws --target .local/packages --require-hashes --compile-bytecode \
 		-r functions/requirements.txt
-	cp functions/requirements.txt .local/packages/installed-requirements.txt
-	touch $@
+	@cp functions/requirements.txt .local/packages/installed-requirements.txt
+	@touch $@
 
 $(AGENT): | $(UV)
-	$(call environment,.venv-agent,examples/agent/requirements-test.txt)
-	touch $@
+	$(call environment,.venv-agent,examples/agent/requirements-test.txt,the example agent,360)
+	@touch $@
 
 $(SAM): | $(UV)
-	$(call environment,.venv-sam,requirements-sam.txt)
-	mkdir -p $(SAM_CLI_FOLDER)
-	echo '{"lastVersionCheck": 4102444800, "telemetryEnabled": false}' > $(SAM_CLI_FOLDER)/metadata.json
-	touch $@
+	$(call environment,.venv-sam,requirements-sam.txt,the SAM CLI,280)
+	@mkdir -p $(SAM_CLI_FOLDER)
+	@echo '{"lastVersionCheck": 4102444800, "telemetryEnabled": false}' > $(SAM_CLI_FOLDER)/metadata.json
+	@touch $@
 
 $(CHECKS): | $(UV)
-	$(call environment,.venv-checks,requirements-checks.txt)
-	touch $@
+	$(call environment,.venv-checks,requirements-checks.txt,the checks of the code,280)
+	@touch $@
 
 $(GENERATORS): | $(UV)
 	$(call environment,.venv-generators,requirements-generators.txt)
@@ -192,9 +217,10 @@ $(GENERATORS): | $(UV)
 
 # The one environment of the functions' own Python; without one it stays empty, and `make test` says what was not run.
 $(RUNTIME): | $(UV)
-	rm -rf .venv-runtime
-	mkdir .venv-runtime
-	python=$$($(PYTHON) infra/finish_build.py --python); if [ -n "$$python" ]; then \
+	@rm -rf .venv-runtime
+	@mkdir .venv-runtime
+	@python=$$($(PYTHON) infra/finish_build.py --python); if [ -n "$$python" ]; then \
+		echo "fetching Lambda's runtime into .venv-runtime: about 2 MB on disk" >&2 && \
 		$(UV) venv --quiet --clear --python "$$python" .venv-runtime && \
 		$(UV) pip sync --quiet --python .venv-runtime --require-hashes requirements-runtime.txt; fi
-	touch $@
+	@touch $@

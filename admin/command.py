@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import io
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from admin import deliveries, keys, restore, switch, target, webhook_secrets, webhook_test, workspaces
+from admin import calls, deliveries, keys, restore, switch, target, webhook_secrets, webhook_test, workspaces
 from admin.terminal import AdminError, Terminal, UsageError
 from admin.workspace_input import (
     E164,
@@ -27,17 +30,24 @@ from admin.workspace_input import (
     WorkspaceId,
     argument,
     matching,
+    whole_number,
 )
+from shared import phone_number
 from shared.clock import now_ms
 from shared.errors import StoreError, StoreUnclearError
+from shared.table_keys import CALL_ID
+from shared.telemetry import logger
 
 _EXAMPLES = f"""\
 examples:
   {target.COMMAND} --stack ringonce-prod workspace create acme --agent-name outbound --trunk ST_abc \\
       --from +12025550100 --allow +1 --allow +44
-  {target.COMMAND} --stack ringonce-prod key create acme
+  {target.COMMAND} --stack ringonce-prod key create acme --label 'billing service'
   {target.COMMAND} --local workspace list --json
   {target.COMMAND} --stack ringonce-prod switch pause
+  {target.COMMAND} --stack ringonce-prod call list --workspace acme --status in_progress
+  {target.COMMAND} --stack ringonce-prod call show +12025550123
+  {target.COMMAND} --stack ringonce-prod call cancel f9e8d7c6b5a4f3e2d1c0b9a8
   {target.COMMAND} --stack ringonce-prod deliveries redrive --since 3h --dry-run
   {target.COMMAND} --stack ringonce-prod webhook-test https://example.com/hook --workspace acme
 
@@ -50,11 +60,12 @@ def main(arguments: Sequence[str]) -> int:
     words = parser()
     given = words.parse_args(arguments)
     terminal = Terminal(sys.stdin, sys.stdout, sys.stderr, as_json=given.json, assume_yes=given.yes)
-    where = given.table or given.stack or "AWS"
+    where, calls_table = given.table or given.stack or "AWS", None
     try:
         found = target.find(given, os.environ)
-        where = found.name
-        given.run(found, terminal, given)
+        where, calls_table = found.name, found.calls_table
+        with _functions_logs(terminal):
+            given.run(found, terminal, given)
     except UsageError as exc:
         words.error(str(exc))
     except AdminError as exc:
@@ -64,13 +75,35 @@ def main(arguments: Sequence[str]) -> int:
             return _failed(terminal, str(exc))
         unclear = isinstance(exc, StoreUnclearError) and not _never_sent(exc.__cause__)
         advice = " If this was a change, look whether it was made before you repeat it." if unclear else ""
-        return _failed(terminal, target.explain(exc.__cause__, where) + advice)
+        return _failed(terminal, target.explain(exc.__cause__, where, calls_table) + advice)
     except (ClientError, BotoCoreError) as exc:
-        return _failed(terminal, target.explain(exc, where))
+        return _failed(terminal, target.explain(exc, where, calls_table))
     except KeyboardInterrupt:
         terminal.stderr.write("\n")
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _functions_logs(terminal: Terminal) -> Iterator[None]:
+    """What the functions' code logs as an error is written to stderr, and its metrics nowhere: stdout has the
+    command's result, and the metrics are the functions' own.
+    """
+    handlers = [
+        (handler, handler.level, handler.stream)
+        for handler in logger.handlers
+        if isinstance(handler, logging.StreamHandler)
+    ]
+    try:
+        for handler, _, _ in handlers:
+            handler.setLevel(logging.ERROR)
+            handler.setStream(terminal.stderr)
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for handler, level, stream in handlers:
+            handler.setLevel(level)
+            handler.setStream(stream)
 
 
 def _failed(terminal: Terminal, text: str) -> int:
@@ -89,7 +122,8 @@ def _never_sent(cause: ClientError | BotoCoreError) -> bool:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="admin",
-        description="Ringonce's workspaces, their keys and webhooks, and the switch that stops all dialling.",
+        description="Ringonce's workspaces with their keys and webhooks, its calls, and the switch that stops all "
+        "dialling.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -107,6 +141,7 @@ def parser() -> argparse.ArgumentParser:
         def command(verb: str, run: Callable[..., None], text: str, on_workspace: bool = True) -> Any:
             made = adding.add_parser(verb, help=text, description=text, parents=[everywhere], allow_abbrev=False)
             made.set_defaults(run=run)
+            _plain_headings(made)
             if on_workspace:
                 made.add_argument("workspace", metavar="WORKSPACE", type=workspace_id)
             return made
@@ -153,7 +188,8 @@ def parser() -> argparse.ArgumentParser:
     command("enable", workspaces.enable, "Lets a disabled workspace call again.")
 
     command = group("key", "API keys: shown once, stored as SHA-256; a workspace may have several.")
-    command("create", keys.create, "Makes a key and shows it once.")
+    create = command("create", keys.create, "Makes a key and shows it once.")
+    create.add_argument("--label", type=label, metavar="TEXT", help="for people: who or what uses it")
     command("list", keys.list_all, "Lists the keys by their ids, the first digits of their hashes.")
     revoke = command("revoke", keys.revoke, "Revokes a key.")
     revoke.add_argument("key", metavar="KEY_ID", type=key_id, help="as `key list` shows it")
@@ -166,24 +202,58 @@ def parser() -> argparse.ArgumentParser:
     rotate.add_argument("--drop-old", action="store_true", help="sign with the new one only, at once")
     command("drop-old", webhook_secrets.drop_old, "Ends a rotation: only the newest secret signs.")
 
+    command = group("call", "Calls: found, shown, canceled; without an API key.")
+    show = command("show", calls.show, "Shows one call with its number, events and webhooks.", on_workspace=False)
+    show.add_argument(
+        "call",
+        metavar="CALL",
+        type=call_reference,
+        help="the call's id, or its job's id, its room's name or its number (+...): then the newest call",
+    )
+    _time_and_workspace(show, "1d", "unless named by its id: ")
+    listing = command("list", calls.list_all, "Lists calls, the newest first.", on_workspace=False)
+    _time_and_workspace(listing, "1d")
+    listing.add_argument("--to", type=called_number, metavar="+NUMBER", help="only those to this number")
+    listing.add_argument("--status", choices=calls.STATUSES, help="only those that have this status now")
+    listing.add_argument("--agent", type=agent_id, metavar="ID", help="only those of this agent id")
+    listing.add_argument("--room", type=room_name, metavar="NAME", help="only the one in this room")
+    listing.add_argument("--job", type=job_id, metavar="ID", help="only the one with this job id")
+    listing.add_argument("--limit", type=between(1, 1000), default=20, metavar="1-1000", help="so many (20)")
+    cancel = command(
+        "cancel",
+        calls.cancel,
+        "Ends waiting calls, which then do not ring, and hangs up others. Asks before it cancels more than one.",
+        on_workspace=False,
+    )
+    cancel.add_argument("calls", metavar="CALL_ID", nargs="+", type=call_id)
+
     command = group("deliveries", "Webhooks that did not arrive.")
+    listing = command(
+        "list",
+        deliveries.list_all,
+        "Lists webhooks that did not arrive, or all of one call.",
+        on_workspace=False,
+    )
+    listing.add_argument("--call", type=call_id, metavar="CALL_ID", help="those of this call, arrived or not")
+    _time_and_workspace(listing, "1d", "without --call: ")
+    listing.add_argument(
+        "--state",
+        dest="states",
+        action="append",
+        choices=deliveries.STATES,
+        help=f"only these (may be repeated); without --call: {', '.join(deliveries.REDRIVEN)}",
+    )
+    listing.add_argument("--limit", type=between(1, 10_000), default=100, metavar="1-10000", help="so many (100)")
     redrive = command(
         "redrive", deliveries.redrive, "After an outage: makes failed deliveries due again.", on_workspace=False
     )
-    redrive.add_argument(
-        "--since",
-        required=True,
-        type=moment,
-        metavar="WHEN",
-        help="calls placed from then on: 2h, 2026-11-25T09:00Z",
-    )
-    redrive.add_argument("--until", type=moment, metavar="WHEN", help="calls placed until then (now)")
-    redrive.add_argument("--workspace", metavar="WORKSPACE", type=workspace_id, help="only this one's (all)")
+    _time_and_workspace(redrive)
     redrive.add_argument("--dry-run", action="store_true", help="show what would be done, change nothing")
 
     text = "Sends one signed test event to a URL and shows the result."
     test = groups.add_parser("webhook-test", help=text, description=text, parents=[everywhere], allow_abbrev=False)
     test.set_defaults(run=webhook_test.send)
+    _plain_headings(test)
     test.add_argument("url", metavar="URL", help="as a call's callback_url")
     test.add_argument(
         "--workspace", required=True, metavar="WORKSPACE", type=workspace_id, help="whose secrets sign"
@@ -205,21 +275,45 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _plain_headings(command: argparse.ArgumentParser) -> None:
+    """Instead of argparse's `positional arguments` and `options`, which say nothing beside the other headings."""
+    command._positionals.title = "what it acts on"
+    command._optionals.title = "how it is done"
+
+
 def _options_of_every_command(holder: argparse.ArgumentParser) -> None:
     """Options allowed before and after the command. Only given ones are set, so that neither resets the other."""
 
     def option(name: str, **details: Any) -> None:
         where.add_argument(name, default=argparse.SUPPRESS, **details)
 
-    where = holder.add_argument_group("which table")
-    option("--stack", metavar="NAME", help="the one of this CloudFormation stack (or RINGONCE_STACK)")
-    option("--table", metavar="NAME", help="the one of this name (or WORKSPACES_TABLE)")
-    option("--local", action="store_true", help="the one of the local stack that `make run` started")
+    where = holder.add_argument_group("which stack or table")
+    option("--stack", metavar="NAME", help="the tables of this CloudFormation stack (or RINGONCE_STACK)")
+    option(
+        "--table",
+        metavar="NAME",
+        help="the workspaces' table of this name (or WORKSPACES_TABLE; the calls' is CALLS_TABLE)",
+    )
+    option("--local", action="store_true", help="the tables of the local stack that `make run` started")
     option("--profile", metavar="NAME", help="AWS profile")
     option("--region", metavar="NAME", help="AWS region")
-    where = holder.add_argument_group("input and output")
-    option("--json", action="store_true", help="print JSON")
-    option("--yes", action="store_true", help="do not ask for confirmation")
+    where = holder.add_argument_group("how it answers and asks")
+    option("--json", action="store_true", help="print one JSON value, for scripts")
+    option("--yes", action="store_true", help="do it without asking for confirmation")
+
+
+def _time_and_workspace(command: argparse.ArgumentParser, since: str | None = None, when: str = "") -> None:
+    """Of which calls. since: the default; None: it must be given."""
+    command.add_argument(
+        "--since",
+        required=since is None,
+        default=since,
+        type=moment,
+        metavar="WHEN",
+        help=f"{when}calls placed from then on: 2h, 30d, 2026-11-25T09:00Z" + (f" ({since})" if since else ""),
+    )
+    command.add_argument("--until", type=moment, metavar="WHEN", help="calls placed until then (now)")
+    command.add_argument("--workspace", metavar="WORKSPACE", type=workspace_id, help="only this one's (all)")
 
 
 def _limits_and_lists(command: argparse.ArgumentParser) -> None:
@@ -258,14 +352,41 @@ def _matching(pattern: str, what: str) -> Callable[[str], str]:
     return argument(Annotated[str, matching(pattern, what)])
 
 
+def between(least: int, most: int) -> Callable[[str], int]:
+    return argument(Annotated[int, whole_number(least, most)])
+
+
 workspace_id = argument(WorkspaceId)
 agent_id = argument(AgentId)
 sip_trunk = argument(SipTrunk)
 calling_code = argument(CallingCode)
 e164 = argument(E164)
+call_id = _matching(CALL_ID.pattern, "a call's id: 24 hex digits")
+job_id = _matching(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "a job's id, as 059f36b4-...")
+room_name = _matching(r"[A-Za-z0-9_-]{1,128}-[a-z0-9]{10}", "a room's name: the agent id, - and 10 of a-z and 0-9")
 key_id = _matching(r"[0-9a-f]{8,64}", "a key's id: 8 hex digits, as `key list` shows them")
 own_number = argument(OwnNumber)
 label = argument(Label)
+
+
+def call_reference(text: str) -> tuple[str, str]:
+    """By what the text names a call (call, job, room, to), and the value. Raises ArgumentTypeError."""
+    if text.startswith("+"):
+        return "to", called_number(text)
+    for by, check in (("call", call_id), ("job", job_id), ("room", room_name)):
+        with contextlib.suppress(argparse.ArgumentTypeError):
+            return by, check(text)
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is neither a call's id (24 hex digits) nor a job's, a room's name or a phone number (+...)"
+    )
+
+
+def called_number(text: str) -> str:
+    """The number as a request's `to` is stored, from what a person writes. Raises ArgumentTypeError."""
+    try:
+        return phone_number.e164(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} {exc}") from exc
 
 
 def moment(text: str) -> int:

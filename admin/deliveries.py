@@ -1,7 +1,8 @@
-"""`admin deliveries redrive`: makes deliveries that did not arrive due again, after an outage.
+"""`admin deliveries`: list, redrive.
 
-It only makes the rows due: the reconciler, which runs every minute, sends their messages. So a redrive may be
-interrupted at any point and repeated.
+A redrive makes deliveries that did not arrive due again, after an outage. It only makes the rows due: the
+reconciler, which runs every minute, sends their messages. So a redrive may be interrupted at any point and
+repeated.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
+from admin.calls import Search, existing, pages_of, search_of, workspaces_of
 from admin.target import Target
-from admin.terminal import Terminal, UsageError, card
+from admin.terminal import Terminal, card, table
 from shared.call import Call, iso
 from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.delivery_store import Delivery, DeliveryStore
-from shared.table_keys import RETENTION_SECONDS
+from shared.table_keys import expires_at
 
-PAGE = 100
 # Concurrent requests to DynamoDB; a client keeps 20 connections.
 THREADS = 10
 
@@ -29,21 +31,75 @@ THREADS = 10
 DEAD, WAITING, NEVER_MADE = "dead", "waiting", "neverMade"
 DUE, UNDER_WAY, STOPPED, DELIVERED = "due", "underWay", "stopped", "delivered"
 REDRIVEN = (DEAD, WAITING, NEVER_MADE)
+STATES = (*REDRIVEN, DUE, UNDER_WAY, STOPPED, DELIVERED)
+
+
+def list_all(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    calls, deliveries = target.of_calls
+    listed: list[dict[str, Any]] = []
+    if arguments.call:
+        call = existing(target, arguments.call)
+        states = arguments.states or STATES
+        seen = collections.Counter(calls=1 if call.callback_url else 0)
+        found: Iterator[tuple[Call, str, Delivery]] = (
+            (call, *each) for each in (_deliveries(deliveries, now_ms(), call) if call.callback_url else ())
+        )
+        given: dict[str, Any] = {"callId": call.call_id}
+    else:
+        search = search_of(arguments)
+        workspaces = workspaces_of(target, arguments.workspace)
+        states = arguments.states or REDRIVEN
+        seen = collections.Counter(calls=0)
+        found = _find(calls, deliveries, terminal, workspaces, search, seen)
+        given = {"since": search.between[0], "until": search.between[1], "workspaces": workspaces}
+    for call, state, row in found:
+        seen[state] += 1
+        if state in states and len(listed) < arguments.limit:
+            listed.append(_as_json(call, state, row))
+    header = ("call", "workspace", "#", "event", "webhook", "attempts", "last attempt", "answer", "next attempt")
+    text = table(header, [_cells(one) for one in listed]) if listed else "There is none."
+    terminal.give(given | {"found": dict(seen), "deliveries": listed}, f"{text}\n\n{_told(seen)}")
+    if len(listed) < sum(seen[state] for state in states):
+        terminal.say(f"\nThese are {len(listed)} of {sum(seen[state] for state in states):,}: --limit shows more.")
+
+
+def _as_json(call: Call, state: str, row: Delivery) -> dict[str, Any]:
+    last = row.attempts[-1] if row.attempts else {}
+    return {
+        "callId": call.call_id,
+        "workspaceId": call.workspace_id,
+        "sequence": row.sequence,
+        "type": call.events[row.sequence - 1]["type"],
+        "state": state,
+        "attempts": len(row.attempts),
+        "lastAttemptAt": iso(last["at"]) if last else None,
+        "lastStatus": last.get("status"),
+        "lastError": last.get("error"),
+        "nextAttemptAt": iso(row.next_attempt_at_ms) if state in (WAITING, DUE) else None,
+    }
+
+
+def _cells(one: dict[str, Any]) -> tuple[str, ...]:
+    answer = one["lastStatus"] if one["lastError"] is None else one["lastError"]
+    cells = (
+        *(one["callId"], one["workspaceId"], one["sequence"], one["type"], one["state"], one["attempts"]),
+        *(one["lastAttemptAt"], answer, one["nextAttemptAt"]),
+    )
+    return tuple("-" if cell is None else str(cell) for cell in cells)
 
 
 def redrive(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    if target.calls is None or target.deliveries is None:
-        raise UsageError("deliveries are in the calls' table: name it with CALLS_TABLE, or use --stack or --local")
-    until = arguments.until if arguments.until is not None else now_ms()
-    if until < arguments.since:
-        raise UsageError("--until is before --since")
-    if arguments.workspace:
-        workspaces = [target.existing(arguments.workspace).workspace_id]
-    else:
-        workspaces = [workspace.workspace_id for workspace in target.store.all()]
-    between = (iso(arguments.since), iso(until))
-    found, seen = _find(target.calls, target.deliveries, terminal, workspaces, between)
-    given = {"since": between[0], "until": between[1], "workspaces": workspaces, "found": dict(seen)}
+    calls, deliveries = target.of_calls
+    search = search_of(arguments)
+    workspaces = workspaces_of(target, arguments.workspace)
+    found: list[Delivery] = []
+    seen = collections.Counter(calls=0)
+    for _, state, row in _find(calls, deliveries, terminal, workspaces, search, seen):
+        seen[state] += 1
+        if state in REDRIVEN:
+            found.append(dataclasses.replace(row, attempts=()))
+    since, until = search.between
+    given = {"since": since, "until": until, "workspaces": workspaces, "found": dict(seen)}
     if arguments.dry_run or not found:
         terminal.give(given | {"dryRun": arguments.dry_run, "redriven": 0}, _told(seen))
         terminal.say(
@@ -58,7 +114,7 @@ def redrive(target: Target, terminal: Terminal, arguments: argparse.Namespace) -
         "Redrive?",
     )
     redriven = 0
-    for done, changed in enumerate(_make_due(target.calls, target.deliveries, found), start=1):
+    for done, changed in enumerate(_make_due(calls, deliveries, found), start=1):
         redriven += changed
         terminal.progress(done, len(found), "made due")
     text = f"{_events(redriven)} made due."
@@ -72,36 +128,20 @@ def _find(
     deliveries: DeliveryStore,
     terminal: Terminal,
     workspaces: list[str],
-    between: tuple[str, str],
-) -> tuple[list[Delivery], collections.Counter[str]]:
-    """The deliveries to make due (without their attempts), and the number of deliveries by state."""
-    found: list[Delivery] = []
-    seen: collections.Counter[str] = collections.Counter(calls=0)
+    search: Search,
+    seen: collections.Counter[str],
+) -> Iterator[tuple[Call, str, Delivery]]:
+    """The deliveries of the calls of that time, each with its call and its state; counts the calls."""
     with ThreadPoolExecutor(THREADS) as threads:
         for workspace_id in workspaces:
-            for page in _pages(calls, workspace_id, between):
+            for page, _ in pages_of(calls, workspace_id, search):
                 with_webhooks = [call for call in page if call.callback_url is not None]
                 seen["calls"] += len(with_webhooks)
-                now = now_ms()
-                for rows in threads.map(partial(_deliveries, deliveries, now), with_webhooks):
-                    for state, row in rows:
-                        seen[state] += 1
-                        if state in REDRIVEN:
-                            found.append(dataclasses.replace(row, attempts=()))
+                rows = threads.map(partial(_deliveries, deliveries, now_ms()), with_webhooks)
+                for call, of_call in zip(with_webhooks, rows, strict=True):
+                    yield from ((call, state, row) for state, row in of_call)
                 terminal.progress(seen["calls"], None, "calls looked at")
     terminal.progress(seen["calls"], seen["calls"], "calls looked at")
-    return found, seen
-
-
-def _pages(calls: CallStore, workspace_id: str, between: tuple[str, str]) -> Iterator[list[Call]]:
-    start = None
-    while True:
-        page, start = calls.page_of_workspace(
-            workspace_id, limit=PAGE, created_after=between[0], created_before=between[1], start=start
-        )
-        yield page
-        if start is None:
-            return
 
 
 def _deliveries(deliveries: DeliveryStore, now: int, call: Call) -> list[tuple[str, Delivery]]:
@@ -136,7 +176,7 @@ def _make_due(calls: CallStore, deliveries: DeliveryStore, found: list[Delivery]
 
     def one(row: Delivery) -> bool:
         now = now_ms()
-        if not calls.keep(row.call_id, now // 1000 + RETENTION_SECONDS):
+        if not calls.keep(row.call_id, expires_at(now)):
             return False
         if deliveries.get(row.call_id, row.sequence) is None:
             deliveries.create(row.call_id, row.workspace_id, row.sequence, now, now)

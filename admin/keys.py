@@ -1,6 +1,8 @@
 """`admin key`: create, list, revoke.
 
-A key is shown once and stored as its SHA-256; the first eight hex digits of the hash are its id.
+A key is shown once and stored as its SHA-256; the first eight hex digits of the hash are its id. Beside the hash
+its label, the time at which it was made and its last four characters are kept, so that people can tell keys apart.
+Keys that an older version made have none of these.
 """
 
 from __future__ import annotations
@@ -8,9 +10,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import secrets
+from typing import Any
 
 from admin.target import Target
 from admin.terminal import AdminError, Terminal, table
+from shared.call import iso
+from shared.clock import now_ms
 from shared.workspaces import Workspace, key_hash
 
 
@@ -22,18 +27,19 @@ def create(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
             "Make a key?",
         )
     key = new_key()
-    hashed = key_hash(key)
+    hashed, noted = key_hash(key), note(key, arguments.label)
 
     def change(seen: Workspace) -> Workspace:
         if seen.open and not confirmed.open:
             raise changed_meanwhile(seen)
-        return dataclasses.replace(seen, api_key_hashes=seen.api_key_hashes | {hashed}, open=False)
+        return _with_keys(seen, seen.api_key_hashes | {hashed}, noted, open=False)
 
     workspace = target.updated(confirmed.workspace_id, change)
     given = {
         "workspaceId": workspace.workspace_id,
         "apiKey": key,
         "keyId": _id(hashed),
+        "label": arguments.label,
         "apiKeyIds": key_ids(workspace),
     }
     terminal.give(given, key)
@@ -47,12 +53,17 @@ def list_all(target: Target, terminal: Terminal, arguments: argparse.Namespace) 
     workspace = target.existing(arguments.workspace)
     ids = key_ids(workspace)
     if ids:
-        text = table(("key", "sha-256"), [(_id(hashed), hashed) for hashed in sorted(workspace.api_key_hashes)])
+        rows = [
+            (key["id"], *(key[name] or "-" for name in ("label", "createdAt", "last4")), hashed)
+            for hashed, key in zip(sorted(workspace.api_key_hashes), described(workspace), strict=True)
+        ]
+        text = table(("key", "label", "created", "ends in", "sha-256"), rows)
     elif workspace.open:
         text = f"{workspace.workspace_id} has no keys and is open: a request needs only its id."
     else:
         text = f"{workspace.workspace_id} has no keys: every request is refused."
-    terminal.give({"workspaceId": workspace.workspace_id, "apiKeyIds": ids, "open": workspace.open}, text)
+    given = {"workspaceId": workspace.workspace_id, "apiKeyIds": ids, "apiKeys": described(workspace)}
+    terminal.give(given | {"open": workspace.open}, text)
 
 
 def revoke(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
@@ -77,7 +88,7 @@ def revoke(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
             # Whether it is the last key may have changed.
             raise changed_meanwhile(seen)
         rest = seen.api_key_hashes - {hashed}
-        return dataclasses.replace(seen, api_key_hashes=rest, open=seen.open or (arguments.open and not rest))
+        return _with_keys(seen, rest, open=seen.open or (arguments.open and not rest))
 
     workspace = target.updated(confirmed.workspace_id, change)
     given = {"workspaceId": workspace.workspace_id, "apiKeyIds": key_ids(workspace), "open": workspace.open}
@@ -88,6 +99,21 @@ def revoke(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
 def new_key() -> str:
     """256 random bits: `rk_` and 43 characters."""
     return "rk_" + secrets.token_urlsafe(32)
+
+
+def note(key: str, label: str | None) -> dict[str, dict[str, str]]:
+    """What is kept of a new key for people, by its hash."""
+    known = {"createdAt": iso(now_ms()), "last4": key[-4:]}
+    return {key_hash(key): known if label is None else known | {"label": label}}
+
+
+def described(workspace: Workspace) -> list[dict[str, Any]]:
+    """The keys with what is known of each, in the order of their hashes; None what is not known."""
+    return [
+        {"id": _id(hashed)}
+        | {name: workspace.key_notes.get(hashed, {}).get(name) for name in ("label", "createdAt", "last4")}
+        for hashed in sorted(workspace.api_key_hashes)
+    ]
 
 
 def key_ids(workspace: Workspace) -> list[str]:
@@ -110,6 +136,14 @@ def changed_meanwhile(workspace: Workspace) -> AdminError:
 
 def _id(hashed: str) -> str:
     return hashed[:8]
+
+
+def _with_keys(
+    workspace: Workspace, hashes: frozenset[str], noted: dict[str, dict[str, str]] | None = None, *, open: bool
+) -> Workspace:
+    """The workspace with these keys, and with the notes of these alone."""
+    notes = {hashed: kept for hashed, kept in workspace.key_notes.items() if hashed in hashes} | (noted or {})
+    return dataclasses.replace(workspace, api_key_hashes=hashes, key_notes=notes, open=open)
 
 
 def _only(workspace: Workspace, beginning: str) -> str:

@@ -49,7 +49,7 @@ def seal(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> N
         raise AdminError("this needs the table of calls too: name the stack with --stack, or use --local")
     if arguments.restored == table.name:
         raise AdminError("that is the stack's own table: name the one into which the backup was restored")
-    paused_at = target.limits.paused_at()
+    paused_at = target.limits.paused_at_ms()
     if paused_at is None:
         raise AdminError("dialling is not paused: `switch pause`, wait three minutes, then repeat this")
     terminal.confirm(

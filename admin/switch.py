@@ -22,7 +22,7 @@ def resume(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
 
 
 def status(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    paused_at = target.limits.paused_at()
+    paused_at = target.limits.paused_at_ms()
     since = None if paused_at is None else iso(paused_at)
     text = (
         "Dialling is on."

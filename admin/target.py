@@ -27,6 +27,7 @@ from shared.aws import CONFIG
 from shared.call_store import CallStore
 from shared.delivery_store import DeliveryStore
 from shared.limits import LimitStore
+from shared.livekit.secret import LiveKitSecretCache
 from shared.workspaces import Workspace, WorkspaceStore
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ CREDENTIAL_ERRORS = (
 )
 _LOG_IN = "set AWS_PROFILE or pass --profile, run `aws sso login`, or set AWS_ACCESS_KEY_ID and the rest"
 
+# The secret's name in the local stack, and the parameter's default in template.yaml.
+LOCAL_SECRET = "ringonce/livekit"
+# A command reads LiveKit's secret once.
+SECRET_SECONDS = 600
+
 # The command's path after `make setup`, without an activated environment.
 COMMAND = ".venv/bin/admin"
 
@@ -68,7 +74,7 @@ class Target:
     """The tables of one stack. name: for messages. api_url: base URL of the stack's API, if known.
 
     options: command-line options that select this stack. calls, deliveries, calls_table: None if the calls' table
-    is unknown.
+    is unknown. livekit_secret: makes a reader of LiveKit's secret; None if its name is unknown.
     """
 
     store: WorkspaceStore
@@ -80,6 +86,14 @@ class Target:
     calls: CallStore | None = None
     deliveries: DeliveryStore | None = None
     calls_table: CallsTable | None = None
+    livekit_secret: Callable[[], LiveKitSecretCache] | None = None
+
+    @property
+    def of_calls(self) -> tuple[CallStore, DeliveryStore]:
+        """Raises UsageError when the calls' table is unknown."""
+        if self.calls is None or self.deliveries is None:
+            raise UsageError("this needs the calls' table: name it with CALLS_TABLE, or use --stack or --local")
+        return self.calls, self.deliveries
 
     def command(self, words: str) -> str:
         """The command line that runs `words` on these tables, to be copied."""
@@ -118,11 +132,11 @@ def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Targe
             "RINGONCE_STACK or WORKSPACES_TABLE"
         )
     session = boto3.Session(profile_name=arguments.profile, region_name=arguments.region)
-    api_url, calls_table = None, environment.get("CALLS_TABLE")
+    api_url, calls_table, secret = None, environment.get("CALLS_TABLE"), environment.get("LIVEKIT_SECRET_NAME")
     if not table:
         outputs = _outputs(session, stack)
-        table, api_url, calls_table = (
-            outputs.get(name) for name in ("WorkspacesTableName", "ApiUrl", "CallsTableName")
+        table, api_url, calls_table, secret = (
+            outputs.get(name) for name in ("WorkspacesTableName", "ApiUrl", "CallsTableName", "LiveKitSecretName")
         )
         if not table:
             raise AdminError(f"the stack {stack} has no output WorkspacesTableName: is it one of Ringonce's?")
@@ -136,8 +150,15 @@ def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Targe
         name,
         api_url,
         options=options,
+        livekit_secret=(lambda: _secret(session.client("secretsmanager", config=CONFIG), secret))
+        if secret
+        else None,
         **_stores(client, calls_table),
     )
+
+
+def _secret(client: Any, name: str) -> LiveKitSecretCache:
+    return LiveKitSecretCache(client, name, SECRET_SECONDS)
 
 
 def _stores(client: Any, calls_table: str | None) -> dict[str, Any]:
@@ -172,6 +193,7 @@ def _local(arguments: argparse.Namespace) -> Target:
         info.get("apiUrl"),
         local=True,
         options="--local",
+        livekit_secret=lambda: _secret(aws_client("secretsmanager", endpoint, CONFIG), LOCAL_SECRET),
         **_stores(client, calls_table),
     )
 
@@ -188,8 +210,10 @@ def _outputs(session: boto3.Session, stack: str) -> dict[str, str]:
     return {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
 
 
-def explain(exc: ClientError | BotoCoreError, name: str) -> str:
-    """A one-line explanation of an AWS error. name: of the table. Uses types and codes, never message texts."""
+def explain(exc: ClientError | BotoCoreError, name: str, calls_table: CallsTable | None = None) -> str:
+    """A one-line explanation of an AWS error. name: of the workspaces' table. Uses types and codes, never message
+    texts.
+    """
     if isinstance(exc, ClientError):
         code, message = exc.response["Error"]["Code"], exc.response["Error"].get("Message", "")
         if code in _BAD_CREDENTIALS:
@@ -197,11 +221,13 @@ def explain(exc: ClientError | BotoCoreError, name: str) -> str:
         if code in ("AccessDenied", "AccessDeniedException"):
             return (
                 "these credentials may not do this; needed are GetItem, PutItem, UpdateItem and Scan on the table "
-                "(for deliveries on the calls' table: GetItem, BatchGetItem, PutItem, UpdateItem and Query, and "
-                f"Query on its index byWorkspace) and cloudformation:DescribeStacks for --stack. {message}"
+                "(for calls and deliveries on the calls' table: GetItem, BatchGetItem, PutItem, UpdateItem and "
+                "Query, and Query on its index byWorkspace) and cloudformation:DescribeStacks for --stack; "
+                f"docs/operations.md lists them by command. {message}"
             )
         if code == "ResourceNotFoundException":
-            return f"there is no {name} in the account of these credentials"
+            other = f", or no table {calls_table.name} beside it" if calls_table else ""
+            return f"there is no {name} in the account of these credentials{other}"
         return f"AWS refused: {code}. {message}"
     if isinstance(exc, CREDENTIAL_ERRORS):
         return f"no AWS credentials ({exc}): {_LOG_IN}"

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from admin.keys import key_ids, new_key, opened
+from admin.keys import described, key_ids, new_key, note, opened
 from admin.target import Target
 from admin.terminal import AdminError, Terminal, UsageError, card, table
 from admin.webhook_secrets import new_secret
@@ -29,6 +29,7 @@ def create(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
         sip_trunk_id=arguments.trunk,
         from_numbers=tuple(dict.fromkeys(wanted.from_numbers)),
         api_key_hashes=frozenset({key_hash(key)} if key else ()),
+        key_notes=note(key, None) if key else {},
         open=key is None,
         agents=frozenset(wanted.agents),
         allowed_calling_codes=frozenset(wanted.allow),
@@ -147,14 +148,18 @@ def enable(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
 
 def as_json(workspace: Workspace) -> dict[str, Any]:
     """The workspace for scripts, by its stored names, without hashes and secrets."""
-    secret = ("api_key_hashes", "webhook_secrets")
+    secret = ("api_key_hashes", "key_notes", "webhook_secrets")
     fields = {
         name: getattr(workspace, field) for field, name in WORKSPACE_ATTRIBUTES.items() if field not in secret
     }
     return {
         name: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value
         for name, value in fields.items()
-    } | {"apiKeyIds": key_ids(workspace), "webhookSecretCount": len(workspace.webhook_secrets)}
+    } | {
+        "apiKeyIds": key_ids(workspace),
+        "apiKeys": described(workspace),
+        "webhookSecretCount": len(workspace.webhook_secrets),
+    }
 
 
 def as_text(workspace: Workspace, more: Sequence[tuple[str, str]] = ()) -> str:
@@ -165,7 +170,7 @@ def as_text(workspace: Workspace, more: Sequence[tuple[str, str]] = ()) -> str:
             ("Name", workspace.name),
             ("State", _state(workspace)),
             ("Access", _access(workspace)),
-            ("API keys", ", ".join(key_ids(workspace)) or "none"),
+            *_keys(workspace),
             ("May call", _listed(workspace.allowed_calling_codes) or "none"),
             ("Special numbers", "allowed" if workspace.allow_special_numbers else "refused"),
             ("From", ", ".join(workspace.from_numbers) or "the trunk's own"),
@@ -183,6 +188,21 @@ def as_text(workspace: Workspace, more: Sequence[tuple[str, str]] = ()) -> str:
 
 
 # ── parts ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _keys(workspace: Workspace) -> list[tuple[str, str]]:
+    """A line for each key: its id and what is known of it."""
+    lines = [
+        ", ".join(
+            [
+                key["id"] + (f" ({key['label']})" if key["label"] else ""),
+                *([f"made {key['createdAt']}"] if key["createdAt"] else []),
+                *([f"ends in {key['last4']}"] if key["last4"] else []),
+            ]
+        )
+        for key in described(workspace)
+    ]
+    return [("" if above else "API keys", line) for above, line in enumerate(lines or ["none"])]
 
 
 def _scalars(wanted: WorkspaceInput) -> dict[str, Any]:

@@ -19,15 +19,15 @@ from samtranslator.yaml_helper import yaml_parse
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "capacity.md"
 RATES = (1, 100, 1_000, 10_000)
-# Calls a second at which each phone has a process of its own, and at which ten share one.
+# Calls per second at which each phone has its own process, and at which ten phones share one.
 RARE, FULL = 0.01, 1_000
 DUE_SHARDS = 16
 MINUTES_A_MONTH = 30 * 24 * 60
-# Lambda gives a function one whole processor at so many MB, and less in proportion below.
+# Megabytes at which Lambda gives a function one whole processor; below, proportionally less.
 MB_OF_A_PROCESSOR = 1769
-# How Lambda takes batches from a standard queue: it begins with so many, and adds so many a minute.
+# Lambda starts to poll a standard queue with so many concurrent batches, and adds so many per minute.
 FIRST_BATCHES, BATCHES_A_MINUTE = 5, 300
-# A new on-demand table takes 4,000 write units a second, 1,000 in each partition; its stream has a shard for each.
+# A new on-demand table accepts 4,000 write units per second, 1,000 per partition, each with its own stream shard.
 SHARDS_OF_A_NEW_TABLE = 4
 TEMPLATE = yaml_parse((ROOT / "template.yaml").read_text())
 MONITORING: dict[str, dict[str, Any]] = yaml_parse((ROOT / "infra" / "monitoring.yaml").read_text())["Resources"]
@@ -46,8 +46,8 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """demand: what one call a second takes of it. rate: calls a second at which it is used up. source: where the
-    limit comes from."""
+    """demand: what one call per second uses of the limit. rate: calls per second at which the limit is reached.
+    source: where the limit comes from."""
 
     name: str
     what: str
@@ -71,7 +71,7 @@ def load() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def share_over(table: Mapping[str, Any], seconds: float) -> float:
-    """Of the dials, those that take a process for longer than so many seconds."""
+    """The share of the dials that occupy a process for longer than `seconds`."""
     ringing = seconds - table["assumed"]["dial_setup_seconds"]
     over = 0.0
     for outcome in table["outcome"]:
@@ -84,18 +84,18 @@ def share_over(table: Mapping[str, Any], seconds: float) -> float:
 
 
 def batch_seconds(table: Mapping[str, Any], phones: int) -> float:
-    """How long a batch of so many phones lasts on average: as long as the one that rings longest."""
+    """The average seconds that a batch of `phones` phones lasts: as long as the phone that rings longest."""
     step = 0.05
     steps = int((table["assumed"]["dial_setup_seconds"] + max(one["rings"][1] for one in table["outcome"])) / step)
     return sum(1 - (1 - share_over(table, (n + 0.5) * step)) ** phones for n in range(steps + 1)) * step
 
 
 def dial_process_seconds(table: Mapping[str, Any], rate: float) -> float:
-    """What one dial takes of processes when so many calls come a second.
+    """The process seconds that one dial costs at `rate` calls per second.
 
-    While fewer batches are under way than there may be, each message gets one of its own at once. Then messages
-    wait, and batches fill: all processes are busy, and share the dials. At rates that full batches cannot take,
-    `MaximumDialBatches` is taken to be raised as far as it must.
+    While fewer batches run than the limit allows, each message gets its own batch at once. Above that, messages
+    wait and batches fill: all processes are busy and share the dials. At rates that full batches cannot handle,
+    `MaximumDialBatches` is assumed to be raised as far as necessary.
     """
     most: float = max(table["quota"]["dial-batches"]["limit"], rate * batch_seconds(table, 10) / 10)
     return min(batch_seconds(table, 1), most / rate)
@@ -107,7 +107,7 @@ def talking(table: Mapping[str, Any]) -> float:
 
 
 def short_seconds(counts: Mapping[str, Any], assumed: Mapping[str, float]) -> float:
-    """Of one call's processes but the one that dials."""
+    """The process seconds of one call, without the process that dials."""
     invocations: Mapping[str, int] = counts["invocations"]
     return sum(
         times * assumed[f"{function}_ms"] / 1000
@@ -117,7 +117,7 @@ def short_seconds(counts: Mapping[str, Any], assumed: Mapping[str, float]) -> fl
 
 
 def call_bill(counts: Mapping[str, Any], table: Mapping[str, Any], rate: float) -> list[Line]:
-    """One call: accepted, answered, ended, with its webhooks, when so many come a second."""
+    """One call: accepted, answered and ended, with its webhooks, at `rate` calls per second."""
     price, assumed = table["price"], table["assumed"]
     invocations = sum(counts["invocations"].values())
     api = 1 + counts["invocations"]["livekit_events"]
@@ -137,9 +137,14 @@ def call_bill(counts: Mapping[str, Any], table: Mapping[str, Any], rate: float) 
     # All of it is kept for the 30 days after the call's end.
     kept = counts["stored_kilobytes"] / 1e6
     return [
-        Line("API Gateway", "requests: the POST, LiveKit's events", api, api * price["api_request"]),
+        Line("API Gateway", "requests: the POST and LiveKit's events", api, api * price["api_request"]),
         Line("Lambda", "invocations", invocations, invocations * price["lambda_request"]),
-        Line("Lambda", "GB-seconds, nearly all of them ringing", seconds, seconds * price["lambda_gb_second"]),
+        Line(
+            "Lambda",
+            "GB-seconds, almost all while phones ring",
+            seconds,
+            seconds * price["lambda_gb_second"],
+        ),
         Line("DynamoDB", "write units", writes, writes * price["write_unit"]),
         Line("DynamoDB", "read units", counts["read_units"], counts["read_units"] * price["read_unit"]),
         Line("DynamoDB", "gigabyte-months of storage", kept, kept * price["storage_gb_month"]),
@@ -166,12 +171,12 @@ def idle_bill(table: Mapping[str, Any]) -> list[Line]:
     kms = 2 * assumed["kms_requests_hour"] * MINUTES_A_MONTH / 60
     logged = runs * (assumed["lambda_log_bytes"] + 500)
     return [
-        Line("CloudWatch", "metrics of alarms", alarms, alarms * price["alarm_metric_month"]),
-        Line("CloudWatch", "custom metrics that an idle stack sends", 1, price["metric_month"]),
+        Line("CloudWatch", "alarm metrics", alarms, alarms * price["alarm_metric_month"]),
+        Line("CloudWatch", "custom metrics of an idle stack", 1, price["metric_month"]),
         Line("CloudWatch", "dashboard", 1, price["dashboard_month"]),
         Line("KMS", "requests for the tables' keys", kms, kms * price["kms_request"]),
         Line("CloudWatch", "megabytes of logs", logged / 1e6, logged / 1e9 * price["log_gb"]),
-        Line("SQS", "requests of Lambda's pollers", polls, polls * price["sqs_request"]),
+        Line("SQS", "requests by Lambda's pollers", polls, polls * price["sqs_request"]),
         Line("Secrets Manager", "secret", 1, price["secret_month"]),
         Line("Lambda", "GB-seconds of the reconciler", seconds, seconds * price["lambda_gb_second"]),
         Line("Lambda", "invocations of the reconciler", runs, runs * price["lambda_request"]),
@@ -181,7 +186,7 @@ def idle_bill(table: Mapping[str, Any]) -> list[Line]:
 
 
 def use_bill(table: Mapping[str, Any]) -> list[Line]:
-    """What a month with calls costs beside the calls themselves, at most, however many there are."""
+    """The maximum cost of a month with calls, in addition to the cost of each call."""
     price, assumed = table["price"], table["assumed"]
     metrics = custom_metrics() - 1
     functions = sum(resource["Type"] == "AWS::Serverless::Function" for resource in TEMPLATE["Resources"].values())
@@ -189,7 +194,7 @@ def use_bill(table: Mapping[str, Any]) -> list[Line]:
     return [
         Line(
             "CloudWatch",
-            "custom metrics, when all are sent all the time",
+            "custom metrics, if all are sent all the time",
             metrics,
             metrics * price["metric_month"],
         ),
@@ -235,7 +240,7 @@ def _function(name: str) -> dict[str, Any]:
 
 
 def _ranges() -> int:
-    """How many runs of the reconciler there are a minute."""
+    """The number of reconciler runs per minute."""
     return len(_function("ReconcileCalls")["Events"])
 
 
@@ -261,7 +266,7 @@ def measured_limits(table: Mapping[str, Any]) -> dict[str, float]:
 
 
 def demands(counts: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, float]:
-    """What one call a second takes of each thing, once calls are so many that ten phones share a process."""
+    """The demand of one call per second on each limit, at rates at which ten phones share a process."""
     assumed = table["assumed"]
     events = counts["invocations"]["livekit_events"]
     alone, ten = batch_seconds(table, 1), batch_seconds(table, 10)
@@ -290,7 +295,7 @@ def demands(counts: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, fl
 
 
 def limits(counts: Mapping[str, Any], table: Mapping[str, Any]) -> list[Limit]:
-    """Every limit, the first to give way first."""
+    """Every limit, the one that is reached first at the front."""
     takes, measured = demands(counts, table), measured_limits(table)
     found = [
         Limit(
@@ -324,26 +329,26 @@ def computed(counts: Mapping[str, Any], table: Mapping[str, Any]) -> str:
             f"({listed}), {sum(counts['invocations'].values())} invocations, "
             f"{sum(counts['write_units'].values())} write units, "
             f"{sum(counts['livekit_requests'].values())} requests to LiveKit. "
-            f"**${total * 1000:.2f} for 1,000 calls** when calls are rare, **${shared * 1000:.2f}** when ten "
-            "phones ring in one process.",
+            f"**${total * 1000:.2f} for 1,000 calls** if calls are rare, **${shared * 1000:.2f}** if ten phones "
+            "share a process.",
             _bill(call, 1000, "1,000 calls"),
-            "### A month without a call",
-            f"**${_dollars(idle):.2f}**, before free tiers.",
+            "### A month without calls",
+            f"An idle stack costs **${_dollars(idle):.2f}** a month, before free tiers.",
             _bill(idle, 1, "a month"),
-            f"With calls, beside what each of them costs, at most **${_dollars(use):.2f}** more.",
+            f"With calls, a stack costs at most **${_dollars(use):.2f}** more, plus the cost of each call.",
             _bill(use, 1, "a month"),
             "### A batch lasts as long as its slowest phone",
             *_batches(table),
-            "### What gives way first",
+            "### Which limits are reached first",
             _table(
-                ("at calls a second", "what", "its limit", "is", "from", "to raise it"),
+                ("reached at calls per second", "limit", "value", "what is limited", "source", "how to raise it"),
                 [
                     (_number(one.rate), one.name, _number(one.limit), one.what, one.source, one.raise_by)
                     for one in at_rates
                 ],
             ),
             _table(
-                ("calls a second", "AWS, a month of it", "what has to be raised before"),
+                ("calls per second", "AWS cost per month", "limits to raise first"),
                 [
                     (
                         f"{rate:,}",
@@ -360,14 +365,14 @@ def computed(counts: Mapping[str, Any], table: Mapping[str, Any]) -> str:
 def _batches(table: Mapping[str, Any]) -> Iterator[str]:
     most = table["quota"]["dial-batches"]["limit"]
     mix = ", ".join(f"{one['share'] * 100:.0f} % {one['what']}" for one in table["outcome"])
-    yield f"Of the dials, {mix}: how long each rings is in prices.toml."
+    yield f"Assumed outcomes of dials: {mix}. Their ring times are in prices.toml."
     yield _table(
         (
             "phones in a batch",
-            "it lasts",
-            "of a process, for each dial",
-            f"calls a second with {most} batches",
-            "50",
+            "duration of the batch",
+            "process time per dial",
+            f"calls per second with {most} batches",
+            "calls per second with 50 batches",
         ),
         [
             (str(n), f"{lasts:.1f} s", f"{lasts / n:.1f} s", _number(most * n / lasts), _number(50 * n / lasts))
@@ -376,9 +381,9 @@ def _batches(table: Mapping[str, Any]) -> Iterator[str]:
     )
     ramp = 60 * (most - FIRST_BATCHES) / BATCHES_A_MINUTE
     yield (
-        f"After a pause Lambda takes {FIRST_BATCHES} batches at a time from the queue, and up to "
-        f"{BATCHES_A_MINUTE} more a minute: {FIRST_BATCHES * 10} phones ring at once, and all {most} batches are "
-        f"there after {ramp:.0f} s."
+        f"After an idle period Lambda polls the queue with {FIRST_BATCHES} concurrent batches and adds up to "
+        f"{BATCHES_A_MINUTE} per minute: {FIRST_BATCHES * 10} phones ring at once, and all {most} batches run "
+        f"after {ramp:.0f} s."
     )
 
 

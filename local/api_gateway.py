@@ -1,23 +1,22 @@
-"""The API's plain address in front of the emulator: `python -m local.api_gateway --port 0 --target URL`.
+"""The API's own address in front of the emulator: `python -m local.api_gateway --port 0 --target URL`.
 
-The emulator serves an HTTP API below /_aws/execute-api/. This server forwards to there what comes to its own
-paths, byte for byte, and answers as API Gateway does where the emulator does not
+The emulator serves an HTTP API below /_aws/execute-api/. This server forwards every request there, byte for byte,
+and answers as API Gateway does where the emulator does not
 (https://docs.aws.amazon.com/apigateway/latest/developerguide/http-api-develop-integrations-lambda.html and
 .../limits.html):
 
-- an error in a function: 500 {"message":"Internal Server Error"}; the emulator sends its text, with 502
-- no answer within 30 s: 503 {"message":"Service Unavailable"}; the local stack gives more, since a process of a
-  function that starts on a busy machine is its own doing
+- an error in a function: 500 {"message":"Internal Server Error"}; the emulator sends the error's text, with 502
+- no answer within 30 s: 503 {"message":"Service Unavailable"}; the local stack waits longer, because functions
+  start slowly on a busy machine
 - a body of more than 10 MB: 413 {"message":"Request Entity Too Large"}
-- OPTIONS where no CORS is configured and no route takes it: 404, as for any unknown route
-- headers that come more than once are joined with commas
+- OPTIONS without CORS and without a route for it: 404, as for any unknown route
+- repeated headers are joined with commas
 
 Two paths are its own: /docs, the API's description as a page, and /openapi.yaml, the same as a file.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import io
 import json
@@ -29,13 +28,14 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from local.command_line import CommandLine, http_url, port, positive
 from local.docs_page import DOCUMENT, html_page
 from local.http_server import serve
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 TIMEOUT_SECONDS = 30.0
 
-# Of one connection only (RFC 9110, section 7.6.1), or made anew by the next one.
+# Headers of one connection only (RFC 9110, section 7.6.1), or set again for the next one.
 _HOP = {
     "connection",
     "keep-alive",
@@ -47,7 +47,7 @@ _HOP = {
     "upgrade",
     "content-length",
 }
-# What the emulator adds to every answer and API Gateway does not.
+# Headers that the emulator adds to every answer and API Gateway does not.
 _EMULATORS = {"server", "date", "access-control-expose-headers", "x-amz-request-id", "x-amz-id-2"}
 
 TARGET = web.AppKey("target", str)
@@ -55,8 +55,8 @@ CLIENT = web.AppKey("client", aiohttp.ClientSession)
 
 
 def create_app(target: str, timeout_seconds: float | None = None) -> web.Application:
-    """target: the URL of the API's stage in the emulator, without a slash at its end. timeout_seconds: how long an
-    answer may take; API Gateway's TIMEOUT_SECONDS without it."""
+    """target: the URL of the API's stage in the emulator, without a trailing slash. timeout_seconds: how long an
+    answer may take; None: API Gateway's TIMEOUT_SECONDS."""
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app[TARGET] = target
 
@@ -81,8 +81,8 @@ def create_app(target: str, timeout_seconds: float | None = None) -> web.Applica
 
 
 async def docs(request: web.Request) -> web.Response:
-    # In a thread: it takes as long as many calls, the first time.
-    page = await asyncio.to_thread(html_page)
+    # In a thread: the first rendering would block requests for seconds.
+    page = await asyncio.to_thread(html_page, DOCUMENT, str(request.url.origin()))
     return web.Response(text=page, content_type="text/html", charset="utf-8")
 
 
@@ -100,7 +100,7 @@ def _compact(value: object) -> str:
 
 
 def joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Headers of a request as an HTTP API hands them over: one value a name."""
+    """Headers of a request as an HTTP API passes them on: one value for each name."""
     values: CIMultiDict[list[str]] = CIMultiDict()
     for name, value in headers:
         values.setdefault(name, []).append(value)
@@ -150,7 +150,7 @@ async def _forward(request: web.Request) -> web.Response:
 
 
 def _is_function_error(content: bytes) -> bool:
-    """Whether these are Lambda's words for an invocation that failed, not an answer that a function gave."""
+    """Whether this is Lambda's answer to a failed invocation, not the answer of a function."""
     try:
         decoded = json.loads(content)
     except ValueError:
@@ -159,12 +159,12 @@ def _is_function_error(content: bytes) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m local.api_gateway", description="The API's plain address.")
-    parser.add_argument("--port", type=int, default=0, help="0: any free port (default)")
-    parser.add_argument("--target", required=True, help="URL of the API's stage in the emulator")
-    parser.add_argument("--timeout", type=float, help="seconds an answer may take (default: 30)")
-    given = parser.parse_args()
-    serve(create_app(given.target.rstrip("/"), given.timeout), given.port)
+    command = CommandLine(prog="python -m local.api_gateway", description="The API's plain address.")
+    command.add_argument("--port", type=port, default=0, help="0: any free port (default)")
+    command.add_argument("--target", type=http_url, required=True, help="URL of the API's stage in the emulator")
+    command.add_argument("--timeout", type=positive, help="seconds an answer may take (default: 30)")
+    given = command.parse_args()
+    serve(command, create_app(given.target.rstrip("/"), given.timeout), given.port)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from botocore.config import Config
 
 REGION = "us-east-1"
-# The only credentials that the emulator takes for the account's root; they open nothing else.
+# The only credentials that the emulator accepts for the account's root; they are valid nowhere else.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 
 def aws_client(service: Any, endpoint: str, config: Config | None = None) -> Any:
-    """A boto3 client of the emulator at `endpoint`. Without a `config` its requests may take as long as an
-    invocation, and are not repeated."""
+    """A boto3 client of the emulator at `endpoint`. Without a `config` its requests may take as long as the
+    longest invocation and are not retried."""
     import boto3
     from botocore.config import Config
 

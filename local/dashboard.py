@@ -1,8 +1,8 @@
 """The dashboard of infra/monitoring.yaml without AWS: `python -m local.dashboard [PAGE.html]`.
 
 Draws the same widgets from the metrics in the local stack's logs (`logs/*.log` of the state folder; a function
-prints a metric as a line of JSON, in CloudWatch's embedded metric format) into one HTML page. Metrics that AWS
-itself makes (of Lambda, SQS, API Gateway, DynamoDB) do not exist here: their lines are named as such.
+prints a metric as a line of JSON, in CloudWatch's embedded metric format) into one HTML page. The metrics of AWS
+itself (Lambda, SQS, API Gateway, DynamoDB) do not exist here: their lines are marked as such.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 
 from samtranslator.yaml_helper import yaml_parse
 
+from local.command_line import CommandLine
 from local.paths import ROOT
 from local.state_folder import state_folder
 
-# How many points a line has at most; a run of seconds is drawn as finely as one of hours.
+# The number of points of a line, for logs of seconds and of hours.
 POINTS = 60
 # An en dash, as CloudWatch shows it.
 NO_VALUE = "\N{EN DASH}"
@@ -32,7 +33,7 @@ COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One line or number of a widget. expression: made of others, by their ids; then name is empty."""
+    """One line or number of a widget. expression: computed from others, by their ids; name is then empty."""
 
     namespace: str = ""
     name: str = ""
@@ -56,7 +57,7 @@ class Point:
 
 
 def dashboard_body() -> dict[str, Any]:
-    """The dashboard as the template has it, with `${...}` for what CloudFormation puts in."""
+    """The dashboard's body in the template, with its `${...}` not replaced."""
     template = yaml_parse((ROOT / "infra" / "monitoring.yaml").read_text())
     body = json.loads(template["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"])
     assert isinstance(body, dict)
@@ -77,13 +78,13 @@ def metrics_of(widget: Mapping[str, Any]) -> list[Metric]:
     return found
 
 
-# ── what the functions said ─────────────────────────────────────────────────────────────────────────
+# ── the functions' metrics ──────────────────────────────────────────────────────────────────────────
 
 
 def points_in(logs: Path) -> Iterator[Point]:
-    """Every data point of every function's log in the folder, in no order.
+    """Every data point of every function's log in the folder, unordered.
 
-    Those are named by logical ids; the emulator's own log repeats some of their lines.
+    Only logs named by logical ids are read: the emulator's own log repeats some of their lines.
     """
     for log in sorted(logs.glob("[A-Z]*.log")):
         for line in log.read_text(errors="replace").splitlines():
@@ -92,7 +93,7 @@ def points_in(logs: Path) -> Iterator[Point]:
 
 
 def points_of(line: str) -> Iterator[Point]:
-    """The data points of one line; none when it is no metric or not whole."""
+    """The data points of one line; none when it is not a metric or is incomplete."""
     try:
         entry = json.loads(line)
         at = int(entry["_aws"]["Timestamp"])
@@ -104,7 +105,7 @@ def points_of(line: str) -> Iterator[Point]:
                 for value in values if isinstance(values, list) else [values]:
                     yield Point(at, metric["Name"], float(value), dimensions)
     except (ValueError, LookupError, TypeError):
-        # Two processes wrote at the same time, or the line is not finished.
+        # Two processes wrote at the same time, or the line is incomplete.
         return
 
 
@@ -112,10 +113,7 @@ def points_of(line: str) -> Iterator[Point]:
 
 
 def statistic(values: Sequence[float], stat: str) -> float | None:
-    """CloudWatch's statistics that the dashboard uses. None: no data.
-
-    Raises ValueError on one that is not known here.
-    """
+    """One of CloudWatch's statistics that the dashboard uses. None: no data. Raises ValueError on any other."""
     if not values:
         return None
     if stat.startswith("p"):
@@ -140,9 +138,9 @@ _OPERATORS: dict[type, Callable[[float, float], float]] = {
 
 
 def evaluate(expression: str, known: Mapping[str, float | None]) -> float | None:
-    """A metric math expression of `+ - * /` and FILL(id, number). None when something in it has no data.
+    """A metric math expression of `+ - * /` and FILL(id, number). None when one of its metrics has no data.
 
-    Raises ValueError on anything else.
+    Raises ValueError on any other expression.
     """
 
     def value(node: ast.AST) -> float | None:
@@ -305,12 +303,20 @@ def _lines(lines: Iterable[Sequence[float | None]], colours: Sequence[str], high
 
 def main(arguments: Sequence[str]) -> int:
     state = state_folder()
-    output = Path(arguments[0]) if arguments else state / "dashboard.html"
+    command = CommandLine(prog="python -m local.dashboard", description="The dashboard as one HTML page.")
+    command.add_argument(
+        "page", nargs="?", type=Path, default=state / "dashboard.html", help="where it is written"
+    )
+    output: Path = command.parse_args(arguments).page
     points = sorted(points_in(state / "logs"), key=lambda point: point.at)
     if not points:
         print(f"no metrics in {state / 'logs'}: start `make run` and place a call", file=sys.stderr)
         return 1
-    output.write_text(page(dashboard_body(), points, "Ringonce, local stack"))
+    drawn = page(dashboard_body(), points, "Ringonce, local stack")
+    try:
+        output.write_text(drawn)
+    except OSError as exc:
+        command.error(f"argument page: {output}: {exc.strerror}")
     print(output)
     return 0
 

@@ -1,8 +1,8 @@
 """`python -m local.demo`: starts the local stack, places three calls, shows what happens as it happens, stops.
 
-A call that is answered, one that is busy and one that nobody answers, each through the real HTTP route. The
-timeline merges what three witnesses say: the call's record (GET /v1/api/call/{callId}), LiveKit's stand-in and the
-webhook receiver. Ends with 1, and the end of the log of the function at fault, when anything is missing.
+One call is answered, one is busy and one is not answered, each through the real HTTP route. The timeline merges
+three sources: the call's record (GET /v1/api/call/{callId}), LiveKit's stand-in and the webhook receiver. When an
+event is missing, it prints the end of the log of the function at fault and exits with 1.
 
 With a real LiveKit (see `local.stack`) it places one call, to the number in the variable TO.
 """
@@ -21,17 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from local.errors import StackError
+from local.command_line import CommandLine
+from local.errors import SettingError, StackError
 from local.livekit_settings import real_livekit
 from local.processes import ANSWER_SECONDS, Running, tail
 from local.signals import StoppedError, pause, stop_on_signals
 from local.stack import stack
 from local.state_folder import state_folder
 
-# Witnesses are asked in turns, so a line is held for this long in case another has an earlier one.
+# The sources are polled in turn, so a line is held for this long in case another source has an earlier one.
 MERGE_SECONDS = 0.25
 ASK_EVERY_SECONDS = 0.05
-# For what will never come: a slow machine takes longer to start a process than a phone rings.
+# A deadline that only a failure reaches: a slow machine takes longer to start a process than a phone rings.
 SCENE_SECONDS = 180.0
 
 EXAMPLE: dict[str, Any] = {
@@ -49,7 +50,7 @@ EXAMPLE: dict[str, Any] = {
 
 
 class DemoError(Exception):
-    """Something is missing. `suspects`: the functions whose logs may tell why."""
+    """An expected event is missing. `suspects`: the functions whose logs may show why."""
 
     def __init__(self, what: str, *suspects: str) -> None:
         super().__init__(what)
@@ -58,7 +59,7 @@ class DemoError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A call to place and the end it must have."""
+    """A call to place and the status and reason it must end with (None: any)."""
 
     title: str
     to: str
@@ -68,7 +69,7 @@ class Scene:
 
 @dataclass(slots=True)
 class Watched:
-    """One call under way: what each witness has said so far. Times are epoch milliseconds."""
+    """One call in progress, with what each source has reported. Times are epoch milliseconds."""
 
     placed_at: int
     call_id: str
@@ -101,7 +102,7 @@ def show_line(milliseconds: int, who: str, what: str, detail: str) -> None:
 
 
 def show_due(watched: Watched, everything: bool = False) -> None:
-    """Prints, in the order of their times, the lines that no witness can come before any more."""
+    """Prints, in the order of their times, the lines that are older than MERGE_SECONDS, or all lines."""
     limit = now() - int(MERGE_SECONDS * 1000)
     watched.waiting.sort(key=lambda line: line[0])
     while watched.waiting and (everything or watched.waiting[0][0] <= limit):
@@ -109,7 +110,7 @@ def show_due(watched: Watched, everything: bool = False) -> None:
         show_line(at - watched.placed_at, who, what, detail)
 
 
-# ── the witnesses ───────────────────────────────────────────────────────────────────────────────
+# ── the sources ─────────────────────────────────────────────────────────────────────────────────
 
 
 def now() -> int:
@@ -117,7 +118,7 @@ def now() -> int:
 
 
 def fetch(url: str, headers: dict[str, str] | None = None, body: bytes | None = None) -> tuple[int, Any]:
-    """The status and the decoded JSON of an answer, whatever its status."""
+    """The status and the decoded JSON of an answer, also of an error."""
     request = urllib.request.Request(url, body, headers or {})
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
@@ -193,7 +194,7 @@ def ask_receiver(info: dict[str, Any], watched: Watched, metadata: object) -> No
 
 
 def place(info: dict[str, Any], scene: Scene, in_full: bool) -> tuple[Watched, object]:
-    """POSTs the scene's call; returns what to watch and the metadata it was sent with."""
+    """POSTs the scene's call; returns the call to watch and its metadata."""
     body = {**EXAMPLE, "to": scene.to, "callback_url": f"{info['receiverUrl']}/ringonce"}
     show(f"\n{coloured(scene.title, 'client')}\n")
     if in_full:
@@ -211,7 +212,8 @@ def place(info: dict[str, Any], scene: Scene, in_full: bool) -> tuple[Watched, o
 
 
 def missing(watched: Watched) -> DemoError | None:
-    """What has not happened yet, and whose part it was; None when the call is over and told of in full."""
+    """What is still missing, with the functions responsible; None when the call has ended and all its events are
+    delivered."""
     status = watched.record.get("status", "queued")
     if status == "queued":
         return DemoError("the call was not dialled", "DialWorker")
@@ -219,10 +221,10 @@ def missing(watched: Watched) -> DemoError | None:
         return DemoError("the dial has no outcome", "DialWorker", "LivekitEvents")
     if not watched.record.get("endedAt"):
         return DemoError("the call has not ended", "LivekitEvents" if watched.hung_up else "DialWorker")
-    told = {hook["sequence"] for hook in watched.hooks}
-    silent = [event["type"] for event in watched.record["events"] if event["sequence"] not in told]
-    if silent:
-        return DemoError(f"no webhook for {', '.join(silent)}", "FanOut", "Deliver")
+    received = {hook["sequence"] for hook in watched.hooks}
+    lacking = [event["type"] for event in watched.record["events"] if event["sequence"] not in received]
+    if lacking:
+        return DemoError(f"no webhook for {', '.join(lacking)}", "FanOut", "Deliver")
     return None
 
 
@@ -250,7 +252,7 @@ def watch(running: Running, scene: Scene, deadline_seconds: float, in_full: bool
 
 
 def judge(info: dict[str, Any], scene: Scene, watched: Watched, simulated: bool) -> None:
-    """Checks the three promises on a finished call, and sums it up."""
+    """Checks the three promises on a finished call and prints a summary. Raises DemoError."""
     call = watched.record
     ends = [event for event in call["events"] if event["type"] == "call.ended"]
     if len(ends) != 1:
@@ -272,19 +274,19 @@ def judge(info: dict[str, Any], scene: Scene, watched: Watched, simulated: bool)
     )
 
 
-# ── the whole ───────────────────────────────────────────────────────────────────────────────────
+# ── the demo ────────────────────────────────────────────────────────────────────────────────────
 
 
 def scenes() -> Sequence[Scene]:
     if real_livekit():
         to = os.environ.get("TO")
         if not to:
-            raise StackError("LIVEKIT_URL is set: set TO to the number to call")
+            raise SettingError("LIVEKIT_URL is set: set TO to the number to call")
         return [Scene("A call through a real LiveKit", to, None, None)]
     return [
         Scene("1. A call that is answered", EXAMPLE["to"], "completed", "hangup"),
         Scene("2. A call to a busy phone", "+15550000001", "busy", "busy"),
-        Scene("3. A call that nobody answers", "+15550000002", "no_answer", "no_answer"),
+        Scene("3. A call that is not answered", "+15550000002", "no_answer", "no_answer"),
     ]
 
 
@@ -307,14 +309,20 @@ def perform(state: Path) -> None:
     show(f"\nDone in {time.monotonic() - began:.0f} s. `make run` leaves the stack running for calls of your own.")
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
+    command = CommandLine(
+        prog="python -m local.demo", description="Places three calls on a local stack of its own."
+    )
+    command.parse_args(arguments)
     stop_on_signals()
     try:
-        # A folder of its own: a stack that `make run` started is left alone.
+        # A folder of its own, so that it runs beside the stack of `make run`.
         perform(state_folder(".local/demo"))
     except StoppedError:
         show("\nstopped")
         return 130
+    except SettingError as exc:
+        command.error(str(exc))
     except StackError as exc:
         show(f"\nfailed: {exc}")
         return 1
@@ -324,4 +332,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

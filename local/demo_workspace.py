@@ -1,4 +1,4 @@
-"""The workspace `demo`, which every local stack has."""
+"""The workspace `demo` of every local stack."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from local.processes import Running
 
 
 def write_workspace(running: Running) -> None:
-    """Writes the workspace `demo`, as `info` says."""
+    """Writes the workspace `demo` with the id, key and webhook secret in `info`."""
     from shared.workspaces import Workspace, WorkspaceStore
 
     info = running.info

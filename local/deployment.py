@@ -24,7 +24,7 @@ STACK_NAME = "ringonce-local"
 
 
 def zipped(folder: Path) -> bytes:
-    """The functions' sources as a deployment package; their third-party packages come by PYTHONPATH."""
+    """The functions' sources as a deployment package; PYTHONPATH provides their third-party packages."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(folder.rglob("*.py")):
@@ -33,7 +33,7 @@ def zipped(folder: Path) -> bytes:
 
 
 def function_environments(running: Running, api_url: str, functions: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The variables that only the local stack sets, by function; `""`: of all."""
+    """The variables that only the local stack sets, by function; `""`: those of all functions."""
     from local import template_for_emulator
 
     everywhere = {

@@ -1,14 +1,11 @@
-"""infra/openapi.yaml as one HTML page, made on the server: no script, nothing from elsewhere, light and dark.
-
-`html_page()` gives the page's text.
-"""
+"""infra/openapi.yaml as one HTML page, made on the server: no script, nothing from other hosts, light and dark."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,10 @@ from markdown_it import MarkdownIt
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "infra" / "openapi.yaml"
 METHODS = ("get", "post", "put", "patch", "delete")
+# The API's address in the document's examples.
+PLACEHOLDER = "https://API"
+# A longer regular expression says less than the description of its field.
+LONGEST_PATTERN = 40
 
 Json = dict[str, Any]
 
@@ -25,10 +26,14 @@ Json = dict[str, Any]
 _markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
-@cache
-def html_page(document: Path = DOCUMENT) -> str:
-    """The page of an OpenAPI 3.1 document. Raises OSError or yaml.YAMLError when it cannot be read."""
-    return _Page(yaml.safe_load(document.read_text(encoding="utf-8"))).html()
+@lru_cache(maxsize=4)
+def html_page(document: Path = DOCUMENT, address: str = PLACEHOLDER) -> str:
+    """The page of an OpenAPI 3.1 document, with `address` as the API's URL in its examples.
+
+    Raises OSError or yaml.YAMLError when the document cannot be read.
+    """
+    text = document.read_text(encoding="utf-8").replace(f"{PLACEHOLDER}/", f"{address}/")
+    return _Page(yaml.safe_load(text)).html()
 
 
 class _Page:
@@ -42,7 +47,9 @@ class _Page:
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{title} API</title><style>{_STYLE}</style></head><body>"
-            f"<nav><a class=name href=#top>{title}</a>{''.join(self.navigation())}</nav>"
+            f"<nav><a class=name href=#top>{title}</a>"
+            "<input type=checkbox id=contents><label for=contents>Contents</label>"
+            f"<div>{''.join(self.navigation())}</div></nav>"
             f"<main id=top><header><h1>{title} API</h1><p class=lead>{escape(info['summary'])}</p>"
             "<p>For programs: <a href=openapi.yaml>openapi.yaml</a></p></header>"
             f"<section class=text>{self.text()}</section>{''.join(self.sections())}"
@@ -145,9 +152,11 @@ class _Page:
 
     def schemas(self) -> Iterator[str]:
         for name, schema in self.document["components"]["schemas"].items():
+            # The id is inside: browsers open a <details> that a link leads into.
             yield (
-                f'<article id="schema-{escape(name)}"><h3>{escape(name)}</h3>'
-                f"{_text(schema.get('description'))}{self.schema(schema)}</article>"
+                f"<details class=schema><summary><h3>{escape(name)}</h3></summary>"
+                f'<div id="schema-{escape(name)}">{_text(schema.get("description"))}{self.schema(schema)}</div>'
+                "</details>"
             )
 
     # ── schemas ─────────────────────────────────────────────────────────────────────────────────
@@ -210,7 +219,7 @@ class _Page:
             said.append(f"at most {schema['maxProperties']} keys")
         if "default" in schema:
             said.append(f"default <code>{escape(json.dumps(schema['default']))}</code>")
-        if "pattern" in schema:
+        if len(schema.get("pattern", "")) in range(1, LONGEST_PATTERN + 1):
             said.append(f"<code class=pattern>{escape(schema['pattern'])}</code>")
         for part in schema.get("anyOf", ()):
             if "$ref" not in part:
@@ -276,17 +285,20 @@ nav{position:sticky;top:0;height:100vh;overflow:auto;padding:1.25rem 1rem;backgr
 border-right:1px solid var(--line);font-size:.875rem}
 nav a{display:block;padding:.15rem .25rem;color:inherit}nav b{display:block;margin:1rem .25rem .25rem}
 nav b a{padding:0}nav .name{font-size:1.1rem;font-weight:700;margin-bottom:.75rem}
+nav input,nav label{display:none}
 main{padding:2rem clamp(1rem,4vw,3.5rem) 6rem;max-width:68rem}
 h1{font-size:2rem;margin:0}.lead{font-size:1.15rem;color:var(--faint);margin:.25rem 0 1.5rem}
 h2{margin:3rem 0 .75rem;padding-top:1rem;border-top:1px solid var(--line)}.text h2{border:0;margin-top:1.5rem}
 h3{margin:0 0 .5rem}h4{margin:1.5rem 0 .5rem}h4 small{font-weight:400}h5{margin:.5rem 0 .25rem}
-article{margin:1rem 0;padding:1.25rem 1.25rem .75rem;border:1px solid var(--line);border-radius:10px}
+article,.schema{margin:1rem 0;padding:1.25rem 1.25rem .75rem;border:1px solid var(--line);border-radius:10px}
+.schema{margin:.5rem 0;padding:.6rem 1.25rem}.schema h3{display:inline;font-size:1rem}
+.schema>div{scroll-margin-top:4rem;padding-top:.5rem}
 .text{max-width:46rem}
 code,pre{font:.85em/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 code{background:var(--soft);padding:.1em .3em;border-radius:4px;overflow-wrap:anywhere}
 pre{background:var(--soft);border:1px solid var(--line);border-radius:8px;padding:.75rem 1rem;
-overflow:auto;margin:.5rem 0}
-pre code{background:none;padding:0;overflow-wrap:normal}
+white-space:pre-wrap;overflow-wrap:anywhere;margin:.5rem 0}
+pre code{background:none;padding:0}
 .route{margin:.25rem 0 .5rem}.route code{font-size:1rem}var{font-style:normal;color:var(--accent)}
 i.get,i.post{font-style:normal;font-weight:700;font-size:.75em;color:var(--get)}i.post{color:var(--post)}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.925rem}
@@ -301,7 +313,16 @@ details[open].answer>summary b::after{content:" ▾"}
 .answer>summary:hover{background:var(--soft)}.answer>summary::-webkit-details-marker{display:none}
 details.answer>:not(summary){margin-left:3.5rem}summary{cursor:pointer}
 b.s2{color:var(--good)}b.s4{color:var(--bad)}b.s5,b.sd{color:var(--worse)}
-@media(max-width:56rem){body{display:block}nav{position:static;height:auto;border-right:0;columns:2}
-nav b{break-after:avoid}nav .name{column-span:all}}
+@media(max-width:56rem){body{display:block}
+nav{position:static;height:auto;border-right:0;display:grid;
+grid-template-columns:1fr auto 1.5rem;align-items:center}
+nav .name{margin:0}nav input{display:block;order:1}nav label{display:block}
+nav div{display:none;grid-column:1/-1;order:2;columns:2}nav b{break-after:avoid}
+nav input:checked~div{display:block}}
+@media(max-width:40rem){article,.schema{padding-inline:.75rem}.fields tr,.fields td{display:block}
+.fields td,.fields td:first-child,.fields td:nth-child(2){width:auto;border:0;padding:.1rem 0}
+.fields tr{border-top:1px solid var(--line);padding:.5rem 0}
+.fields td:first-child small{display:inline;margin-left:.5rem}
+details.answer>:not(summary){margin-left:0}}
 @media print{nav{display:none}body{display:block}}
 """

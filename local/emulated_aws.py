@@ -19,12 +19,12 @@ def start_emulator(running: Running, port: int) -> Child:
             "GATEWAY_PORT": str(port),
             "MINISTACK_HOST": "127.0.0.1",
             "BIND_HOST": "127.0.0.1",
-            # It listens on every address otherwise.
+            # Otherwise it listens on every address.
             "IOT_MTLS_ENABLED": "0",
             "MINISTACK_REGION": REGION,
             # The functions' execution roles are enforced: what the template does not allow fails here too.
             "AUTH": "true",
-            # It looks for containers of its own at start and end.
+            # A socket that does not exist: the emulator looks for its containers at start and end.
             "DOCKER_HOST": f"unix://{running.state}/no-docker.sock",
             "RINGONCE_TEMPORARY_FOLDER": str(temporary_folder(running.state)),
         },

@@ -1,4 +1,4 @@
-"""What invokes functions in the emulator's place: the table's stream and the schedules."""
+"""Invokes functions for the table's stream and the schedules, in place of the emulator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def log_to(logger: logging.Logger, path: Path) -> None:
-    """Sends what the stack's own parts say to a file, and nowhere else."""
+    """Sends the lines of a logger to a file only."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers[:] = [handler]
@@ -27,7 +27,7 @@ def log_to(logger: logging.Logger, path: Path) -> None:
 
 
 def poll_stream(running: Running, mapping: StreamMapping) -> None:
-    """Hands the stream's records to its function until the stack is done."""
+    """Passes the stream's records to its function until the stack ends."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     from local import stream_poller
@@ -74,7 +74,7 @@ def poll_stream(running: Running, mapping: StreamMapping) -> None:
 
 
 def run_schedule(running: Running, schedule: Schedule) -> None:
-    """Invokes a function at its pace, asynchronously, with the event that EventBridge sends."""
+    """Invokes a function at its interval (scaled), asynchronously, with the event that EventBridge sends."""
     functions = aws_client("lambda", running.info["awsEndpointUrl"])
     log = running.state / "logs" / "schedule.log"
     while not running.done.wait(schedule.seconds * running.time_scale):
@@ -97,6 +97,6 @@ def run_schedule(running: Running, schedule: Schedule) -> None:
                 InvocationType="Event",
                 Payload=event.encode(),
             )
-        except Exception as exc:  # the next one may get through
+        except Exception as exc:  # the next invocation may succeed
             with log.open("a") as lines:
                 print(schedule.function, exc, file=lines)

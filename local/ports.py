@@ -1,4 +1,4 @@
-"""Ports of this machine for servers that are yet to start."""
+"""Reserves ports for servers that start later."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from local.errors import StackError
 
 @contextlib.contextmanager
 def reserved_port(port: int = 0) -> Iterator[int]:
-    """A port that no other process is given in the meantime: bound here, but not listening, so that a server may
-    take it with SO_REUSEADDR, as they all do. Raises StackError when `port` is in use."""
+    """Yields a port that no other process gets meanwhile: it is bound here without listening, so that a server can
+    bind it with SO_REUSEADDR, as the stack's servers do. Port 0 means any free one. Raises StackError when `port`
+    is in use."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""The processes of a running stack: how they are started, watched, waited for and ended."""
+"""The processes of a running stack: starts them, watches them, waits for them and ends them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from local.paths import PROCESS_HOOKS, ROOT
 from local.signals import pause
 from local.state_folder import temporary_folder
 
-# Deadlines are for what hangs: a process that dies is noticed at once, and a slow machine is not a broken one.
+# A deadline for processes that hang: one that dies is noticed immediately, and a slow machine must not reach it.
 START_SECONDS = 300.0
-# How long the API waits for a function's answer: its processes may have to start first.
+# How long the API waits for a function's answer, including the start of its process.
 ANSWER_SECONDS = 120.0
-# How long a server may take to end by itself after SIGTERM.
+# How long a server may take to end after SIGTERM.
 GRACE_SECONDS = 2.0
-# How long killed processes may take until they are gone.
+# How long killed processes may take to disappear.
 GONE_SECONDS = 30.0
 
 
@@ -45,7 +45,7 @@ class Child:
 
 @dataclass(slots=True)
 class Running:
-    """The parts of a running stack, and what its users are told (`info`). lock: of `locked`."""
+    """A running stack. info: the content of its `stack.json`. lock: the descriptor that `locked` yields."""
 
     state: Path
     time_scale: float
@@ -56,7 +56,7 @@ class Running:
     broken: BaseException | None = None
 
     def in_background(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Runs `work` in a thread until it returns; if it fails before the end, the stack is broken."""
+        """Runs `work` in a thread until it returns. An exception before the stack's end becomes `broken`."""
 
         def guarded() -> None:
             try:
@@ -68,8 +68,8 @@ class Running:
         threading.Thread(target=guarded, name=work.__name__, daemon=True).start()
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Child:
-        """Starts a process in a session of its own; what it prints goes to `logs/<name>.log`. It holds the state
-        folder's lock too: when this process is killed, the lock ends with the last of the others."""
+        """Starts a process in a session of its own; its output goes to `logs/<name>.log`. It inherits the state
+        folder's lock: when this process is killed, the lock is released by the last of the others."""
         log = self.state / "logs" / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -86,18 +86,19 @@ class Running:
         return self.children[name]
 
     def check(self) -> None:
-        """Raises StackError if a process, or what runs in the background, has ended by itself."""
+        """Raises StackError if a process has ended or background work has failed."""
         for child in self.children.values():
             child.fail_if_dead()
         if self.broken:
-            # A process that dies lets go of its connections first: whose end was it?
+            # A dying process closes its connections before it ends: the emulator's end may be the cause.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.children["aws"].process.wait(GRACE_SECONDS)
             self.children["aws"].fail_if_dead()
             raise StackError(f"the stack's own part failed: {self.broken!r}") from self.broken
 
     def stop(self) -> None:
-        """Ends every process. The emulator keeps nothing, and its group holds the functions' processes."""
+        """Ends every process. The emulator is killed with the functions' processes in its group: it stores
+        nothing."""
         self.done.set()
         for child in self.children.values():
             number = signal.SIGKILL if child.name == "aws" else signal.SIGTERM
@@ -110,13 +111,13 @@ class Running:
             child.process.wait()
         until = time.monotonic() + GONE_SECONDS
         for child in self.children.values():
-            # A killed function's process is not this one's child: nothing but a look tells when it is gone.
+            # A function's process is not this one's child, so its end can only be polled.
             while _lives(child.process.pid) and time.monotonic() < until:
                 time.sleep(0.01)
 
 
 def _signal_group(group: int, number: int) -> bool:
-    """Whether there was anybody to get the signal: a group whose leader is dead may still have members."""
+    """Whether a process got the signal: a group whose leader is dead may still have members."""
     try:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):
@@ -125,15 +126,15 @@ def _signal_group(group: int, number: int) -> bool:
 
 
 def _lives(group: int) -> bool:
-    """Whether a process of a group still runs. One that has ended and is not yet waited for, as in a container
-    without an init, would get signals too."""
+    """Whether a process of a group still runs. A zombie, as in a container without an init, gets signals too and
+    does not count."""
     if not _signal_group(group, 0):
         return False
     if not Path("/proc/self/stat").exists():
         return True
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # Behind the name, which may hold anything: state, parent, group (proc_pid_stat(5)).
+            # After the name, which may contain any character: state, parent, group (proc_pid_stat(5)).
             state, _, its_group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
             if int(its_group) == group and state not in ("Z", "X"):
                 return True
@@ -141,14 +142,15 @@ def _lives(group: int) -> bool:
 
 
 def tail(log: Path, lines: int = 30) -> str:
-    """The last lines of a log; a message in its place when there is none."""
+    """The last lines of a log; a message when it is empty or absent."""
     if not log.exists() or not (text := log.read_text(errors="replace")):
         return f"({log.name} is empty)"
     return "\n".join(text.splitlines()[-lines:])
 
 
 def wait_for(found: Callable[[], Any], what: str, running: Running, seconds: float = START_SECONDS) -> Any:
-    """What `found` returns, once it is true. Raises StackError after `seconds` or when a process ends."""
+    """Polls until `found` returns a true value, and returns it. Raises StackError after `seconds` or when a
+    process ends, StoppedError on a signal."""
     until = time.monotonic() + seconds
     pause(0)
     while not (result := found()):
@@ -160,9 +162,9 @@ def wait_for(found: Callable[[], Any], what: str, running: Running, seconds: flo
 
 
 def ready_line(child: Child) -> str | None:
-    """The URL that a server of this package prints when it accepts connections."""
+    """The URL in the READY line of a server of this package; None before it accepts connections."""
     for line in child.log.read_text(errors="replace").splitlines(keepends=True):
-        # A line without its end is still being written.
+        # A line without a newline is still being written.
         if line.startswith("READY ") and line.endswith("\n"):
             url: str = json.loads(line.removeprefix("READY "))["url"]
             return url
@@ -170,7 +172,7 @@ def ready_line(child: Child) -> str | None:
 
 
 def child_environment(state: Path) -> dict[str, str]:
-    """The environment without the user's AWS settings, tied to this process."""
+    """The environment of a child: without the user's AWS and LiveKit settings, and tied to this process's end."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "LIVEKIT_"))}
     return {
         **kept,

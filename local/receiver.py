@@ -1,11 +1,11 @@
-"""A customer's webhook endpoint: takes webhooks on any path, verifies them with `standardwebhooks`, and keeps
-everything it got. Through `/_receiver/` it is told how to misbehave. `python -m local.receiver` runs it as a
-process."""
+"""A customer's webhook endpoint: takes webhooks on any path, verifies them with `standardwebhooks`, and keeps all
+of them. Requests to `/_receiver/` list them and set faults. `python -m local.receiver` runs it as a process."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import ssl
 import time
@@ -17,8 +17,8 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 from standardwebhooks import Webhook, WebhookVerificationError
-from standardwebhooks.webhooks import EmptyWebhookSecretError
 
+from local.command_line import CommandLine, port
 from local.http_server import serve
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -27,7 +27,8 @@ ANY_PATH = "*"
 
 
 class Behaviour(BaseModel):
-    """How a path answers, the first `times` times (None: always). `big_body`: bytes of body to send."""
+    """How a path answers its first `times` requests (None: all). `hang`: never. `drip`: one byte at a time,
+    without end. `big_body`: the number of bytes of the body."""
 
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel, validate_by_name=True, frozen=True)
     status: Annotated[int, Field(ge=200, le=599)] | None = None
@@ -41,7 +42,7 @@ class Behaviour(BaseModel):
 
 @dataclass
 class Receiver:
-    """What was received, and how to answer. show: each webhook is printed as it comes."""
+    """The received webhooks and the behaviour of each path. show: print each webhook when it arrives."""
 
     secrets: tuple[str, ...]
     show: bool = False
@@ -51,7 +52,7 @@ class Receiver:
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     def next_behaviour(self, path: str) -> Behaviour:
-        """How to answer this request: what was set for its path, else for any path, while it lasts."""
+        """How to answer this request: the behaviour of its path, else that of any path, unless it is used up."""
         for key in (path, ANY_PATH):
             behaviour = self.behaviours.get(key)
             used = self.uses.get(key, 0)
@@ -69,7 +70,7 @@ _SECRETS = TypeAdapter(list[str])
 
 def create_app(secrets: Sequence[str] = (), show: bool = False) -> web.Application:
     """The receiver as an aiohttp application. A webhook is verified if it is signed with one of `secrets`
-    (`whsec_...`). show: print what comes."""
+    (`whsec_...`). show: print each webhook when it arrives."""
     app = web.Application(client_max_size=MAX_BODY_BYTES)
 
     async def set_up(app: web.Application) -> None:
@@ -85,8 +86,19 @@ def create_app(secrets: Sequence[str] = (), show: bool = False) -> web.Applicati
     return app
 
 
+def webhook_secret(text: str) -> str:
+    """A secret in Standard Webhooks' format: `whsec_` and 24 to 64 bytes in base64. Raises ArgumentTypeError."""
+    try:
+        secret = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        secret = b""
+    if not text.startswith("whsec_") or not 24 <= len(secret) <= 64:
+        raise argparse.ArgumentTypeError("must be whsec_ and 24 to 64 bytes in base64")
+    return text
+
+
 def verify(secrets: Sequence[str], body: bytes, headers: Mapping[str, str]) -> str | None:
-    """Why a webhook is not genuine; None when it is."""
+    """Why a webhook's signature is not valid; None when it is valid."""
     error = "no secret is set"
     for secret in secrets:
         try:
@@ -99,7 +111,7 @@ def verify(secrets: Sequence[str], body: bytes, headers: Mapping[str, str]) -> s
 
 
 async def receive(request: web.Request) -> web.StreamResponse:
-    """Takes a webhook: 204, unless its path was told otherwise. An unverified one is kept and marked."""
+    """Takes a webhook: answers 204 or as the behaviour of its path says. An unverified one is kept and marked."""
     receiver = request.app[RECEIVER]
     body = await request.read()
     error = verify(receiver.secrets, body, request.headers)
@@ -127,13 +139,13 @@ async def receive(request: web.Request) -> web.StreamResponse:
 
 
 def shown(event: Mapping[str, Any]) -> str:
-    """What arrived, for people: a line that says what it is, and its body."""
+    """A received webhook as text: a line with its time, path, type and id, and its body."""
     at = time.strftime("%H:%M:%S", time.localtime(event["receivedAtMs"] / 1000))
     genuine = "verified" if event["verified"] else f"NOT VERIFIED: {event['error']}"
     title = f"{at}  {event['path']}  {event['type']} {event['sequence']}  {event['id']}  {genuine}"
     decoded = _decode(event["body"].encode())
     body = json.dumps(decoded, indent=2, ensure_ascii=False) if decoded else event["body"]
-    # A body may hold anything: nothing of it may move the terminal's cursor.
+    # A body may contain control characters, which must not reach the terminal.
     return "".join(char if char.isprintable() or char == "\n" else " " for char in f"{title}\n{body}")
 
 
@@ -154,7 +166,7 @@ async def _answer(receiver: Receiver, request: web.Request, behaviour: Behaviour
 
 
 async def _drip(receiver: Receiver, request: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
-    """One byte at a time, until the client goes away."""
+    """Sends one byte at a time until the client disconnects."""
     await answer.prepare(request)
     try:
         while not receiver.stopped.is_set():
@@ -180,7 +192,7 @@ def _call_id(event: Mapping[str, Any]) -> Any:
 
 @routes.get("/_receiver/events")
 async def events(request: web.Request) -> web.Response:
-    """Everything received, in order. `?callId=`, `?path=`, `?after=` (a `number`) filter."""
+    """All received webhooks, in order. `?callId=`, `?path=` and `?after=` (a `number`) filter."""
     query = request.query
     after = query.get("after", "0")
     found = [
@@ -194,7 +206,7 @@ async def events(request: web.Request) -> web.Response:
 
 @routes.post("/_receiver/reset")
 async def reset(request: web.Request) -> web.Response:
-    """Forgets events and behaviours, and lets go of the requests it holds. Secrets stay."""
+    """Removes events and behaviours and ends the requests that hang. Secrets stay."""
     receiver = request.app[RECEIVER]
     receiver.stopped.set()
     receiver.events.clear()
@@ -206,15 +218,15 @@ async def reset(request: web.Request) -> web.Response:
 
 @routes.put("/_receiver/behaviour")
 async def set_behaviour(request: web.Request) -> web.Response:
-    """`{path: {"status", "retryAfter", "redirectTo", "hang", "drip", "bigBody", "times"}}`; the path `*` is
-    any other path; null: as usual again. Paths that are not named stay as they are."""
+    """`{path: {"status", "retryAfter", "redirectTo", "hang", "drip", "bigBody", "times"}}` sets the behaviour of
+    these paths and keeps that of others. The path `*` is any other path; null removes a behaviour."""
     receiver = request.app[RECEIVER]
     try:
-        told = _BEHAVIOURS.validate_json(await request.read())
+        behaviours = _BEHAVIOURS.validate_json(await request.read())
     except ValidationError as error:
         problems = {".".join(map(str, found["loc"])): found["msg"] for found in error.errors()}
         return web.json_response({"errors": problems}, status=400)
-    for path, behaviour in told.items():
+    for path, behaviour in behaviours.items():
         receiver.uses.pop(path, None)
         receiver.behaviours.pop(path, None)
         if behaviour:
@@ -227,30 +239,38 @@ async def set_behaviour(request: web.Request) -> web.Response:
 
 @routes.put("/_receiver/secrets")
 async def set_secrets(request: web.Request) -> web.Response:
-    """A list of `whsec_...`: what to verify with from now on."""
+    """A list of `whsec_...`: replaces the secrets that webhooks are verified with."""
     try:
-        secrets = _SECRETS.validate_json(await request.read())
-        for secret in secrets:
-            Webhook(secret)
-    except (EmptyWebhookSecretError, ValueError) as error:
+        secrets = [webhook_secret(secret) for secret in _SECRETS.validate_json(await request.read())]
+    except (argparse.ArgumentTypeError, ValueError) as error:
         return web.json_response({"errors": {"body": str(error)}}, status=400)
     request.app[RECEIVER].secrets = tuple(secrets)
     return web.json_response({"secrets": len(secrets)})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m local.receiver", description="A webhook receiver.")
-    parser.add_argument("--port", type=int, default=0, help="0: any free port (default)")
-    parser.add_argument("--secret", action="append", default=[], help="whsec_...; may be given twice")
-    parser.add_argument("--certificate", help="a PEM file: serve https")
-    parser.add_argument("--key", help="the PEM file of the certificate's key")
-    parser.add_argument("--show", action="store_true", help="print each webhook as it comes")
-    given = parser.parse_args()
+    command = CommandLine(prog="python -m local.receiver", description="A webhook receiver.")
+    command.add_argument("--port", type=port, default=0, help="0: any free port (default)")
+    command.add_argument(
+        "--secret", type=webhook_secret, action="append", default=[], help="whsec_...; may be given twice"
+    )
+    command.add_argument("--certificate", help="a PEM file: serve https")
+    command.add_argument("--key", help="the PEM file of the certificate's key, if it is not in the same file")
+    command.add_argument("--show", action="store_true", help="print each webhook as it comes")
+    given = command.parse_args()
+    if given.key and not given.certificate:
+        command.error("argument --key: needs --certificate")
     tls = None
     if given.certificate:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        tls.load_cert_chain(given.certificate, given.key)
-    serve(create_app(given.secret, given.show), given.port, tls)
+        try:
+            # A key with a passphrase is refused: the default would ask for it on the terminal.
+            tls.load_cert_chain(given.certificate, given.key, password="")
+        except OSError as exc:
+            problem = "not a certificate and its key" if isinstance(exc, ssl.SSLError) else exc.strerror
+            named = " and ".join(filter(None, (given.certificate, given.key)))
+            command.error(f"argument --certificate: {named}: {problem}")
+    serve(command, create_app(given.secret, given.show), given.port, tls)
 
 
 if __name__ == "__main__":

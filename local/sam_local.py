@@ -1,12 +1,12 @@
-"""What `sam local invoke` and `sam local start-api` need to run functions in containers against the local stack.
+"""The files with which `sam local invoke` and `sam local start-api` run functions in containers against the stack.
 
-Two files in the state folder, made anew at each start:
+Each start writes two files into the state folder:
     sam-template.yaml   the functions and their routes, for this machine's processor, with the local stack's
-                        variables declared, since `sam local` passes on no others, and with their code where
-                        `make build` leaves it
+                        variables declared, since `sam local` passes on no others, and with their code in the
+                        output folder of `make build`
     sam-env.json        the variables, by function
 
-They hold the emulated AWS's address and its own made-up credentials: no account of AWS's is asked for anything.
+They contain the emulated AWS's address and credentials: no request goes to an AWS account.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def container_host() -> str:
-    """How a container calls this machine. On Linux by the bridge's address, elsewhere by Docker's own name."""
+    """The host name of this machine in a container: the bridge's address on Linux, elsewhere Docker's own name."""
     if platform.system() != "Linux":
         return "host.docker.internal"
     return bridge_address() or LOOPBACK
@@ -42,7 +42,7 @@ def bridge_address(interface: str = "docker0") -> str | None:
     """The IPv4 address of a network interface of this machine; None when there is no such interface."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         try:
-            # SIOCGIFADDR (Linux, netdevice(7)): the address lies at bytes 20 to 24 of what comes back.
+            # SIOCGIFADDR (Linux, netdevice(7)): bytes 20 to 24 of the answer are the address.
             answer = fcntl.ioctl(asking.fileno(), 0x8915, struct.pack("256s", interface.encode()))
         except OSError:
             return None
@@ -63,9 +63,9 @@ def environments(
 
 
 def template(source: Mapping[str, Any], declared: Mapping[str, Mapping[str, str]], code: str) -> dict[str, Any]:
-    """The functions of template.yaml with their routes for `sam local`, which needs no more of them than this.
+    """The functions of template.yaml with their routes and the properties that `sam local` reads.
 
-    declared: every variable that it is to pass on, by function. code: the built artifact.
+    declared: the variables of each function, by logical id. code: the folder of the built artifact.
     """
     machine = "arm64" if platform.machine() in ("arm64", "aarch64") else "x86_64"
     shared = {"Runtime": source["Globals"]["Function"]["Runtime"], "Architectures": [machine], "CodeUri": code}
@@ -94,7 +94,7 @@ def template(source: Mapping[str, Any], declared: Mapping[str, Mapping[str, str]
 
 
 def artifact_folder() -> str:
-    """Where `make build` leaves the functions for this machine, from the state folder's parent."""
+    """The folder of `make build` with the functions for this machine, relative to the checkout."""
     folder = "build" if platform.machine() in ("arm64", "aarch64") else "build-x86_64"
     return f".aws-sam/{folder}/InitiateCall-Shared"
 
@@ -117,7 +117,7 @@ def write(
 
 
 def serve_containers(running: Running, functions: Sequence[str]) -> None:
-    """Writes both files for a running stack's functions, and opens their containers' way to the emulated AWS."""
+    """Writes both files for a running stack's functions and forwards their containers' connections to it."""
     endpoint = running.info["awsEndpointUrl"]
     lambdas = aws_client("lambda", endpoint)
     variables = {
@@ -129,16 +129,16 @@ def serve_containers(running: Running, functions: Sequence[str]) -> None:
     credentials = {**CREDENTIALS, "AWS_DEFAULT_REGION": REGION}
     write(running.state, variables, endpoint, credentials)
     if (host := bridge_address()) is not None:
-        open_door(host, int(endpoint.rpartition(":")[2]), running.done)
+        forward_port(host, int(endpoint.rpartition(":")[2]), running.done)
 
 
-# ── on Linux: a door from the containers' bridge to a server on loopback ────────────────────────────
+# ── on Linux: forwards the containers' bridge to a server on loopback ───────────────────────────────
 
 
-def open_door(address: str, port: int, done: threading.Event) -> threading.Thread:
-    """Passes connections to `address`:`port` on to the same port on loopback, until `done`.
+def forward_port(address: str, port: int, done: threading.Event) -> threading.Thread:
+    """Forwards connections to `address`:`port` to the same port on loopback, until `done` is set.
 
-    The stack's servers listen on loopback only. The bridge is this machine's own: no other network reaches it.
+    The stack's servers listen on loopback only. No other network reaches the bridge.
     Raises OSError when the address cannot be listened on.
     """
     listening = socket.create_server((address, port))
@@ -151,7 +151,7 @@ def open_door(address: str, port: int, done: threading.Event) -> threading.Threa
                     client, _ = listening.accept()
                     threading.Thread(target=_pass_on, args=(client, port), daemon=True).start()
 
-    thread = threading.Thread(target=accept, name=f"door {address}:{port}", daemon=True)
+    thread = threading.Thread(target=accept, name=f"forward {address}:{port}", daemon=True)
     thread.start()
     return thread
 

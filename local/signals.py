@@ -1,5 +1,5 @@
-"""The end by SIGINT, SIGTERM or SIGHUP: a flag, looked at between steps, so that no signal interrupts the start
-of a process."""
+"""SIGINT, SIGTERM and SIGHUP set a flag that is checked between steps, so that no signal interrupts the start of
+a process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ stopping = threading.Event()
 
 
 class StoppedError(Exception):
-    """A signal asked for the end."""
+    """A signal has asked the process to end."""
 
 
 def stop_on_signals() -> None:
-    """From here on SIGINT, SIGTERM and SIGHUP set `stopping`."""
+    """Makes SIGINT, SIGTERM and SIGHUP set `stopping`."""
 
     def note(number: int, frame: FrameType | None) -> None:
         stopping.set()
@@ -25,6 +25,6 @@ def stop_on_signals() -> None:
 
 
 def pause(seconds: float) -> None:
-    """Sleeps. Raises StoppedError as soon as a signal asks for the end."""
+    """Sleeps. Raises StoppedError as soon as a signal has set `stopping`."""
     if stopping.wait(seconds):
         raise StoppedError

@@ -1,11 +1,13 @@
-"""The whole system in this user's own processes: `python -m local.stack`, ended by Ctrl-C or
+"""The whole system in processes of this user: `python -m local.stack`, ended by Ctrl-C or
 `python -m local.stack stop`.
 
 An emulated AWS on which template.yaml is deployed, the API's plain address in front of it, a LiveKit stand-in,
-a webhook receiver and the console, a page that shows all of it at work. Prints one line `READY {json}` and writes
-the same JSON to `stack.json` in the state folder: apiUrl, consoleUrl, workspaceId, apiKey, webhookSecret,
-liveKitUrl, liveKitApiKey, liveKitApiSecret, liveKitStandIn (whether it is one), receiverUrl, awsEndpointUrl,
-timeScale, logs and deaths (folders), resources {logical id: physical id; a queue's is its URL}, pids.
+a webhook receiver and the console, a page that shows all of it at work. When it is ready, it prints its addresses
+and keys on stderr, with a `curl` command that places a call. Programs read `stack.json` in the state folder, or
+the same JSON in the line `READY {json}` on stdout, which is left out when stdout is a terminal: apiUrl,
+consoleUrl, workspaceId, apiKey, webhookSecret, liveKitUrl, liveKitApiKey, liveKitApiSecret, liveKitStandIn
+(whether it is one), receiverUrl, awsEndpointUrl, timeScale, logs and deaths (folders), resources {logical id:
+physical id; a queue's is its URL}, pids.
 
 Environment:
     PORT                the API's port; any free one without it
@@ -23,23 +25,26 @@ Every server binds 127.0.0.1. However this process ends, the others end too (`lo
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import dataclasses
 import json
 import os
 import secrets
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from local.aws_client import REGION, aws_client
+from local.command_line import CommandLine, port, positive
 from local.demo_workspace import write_workspace
 from local.deployment import deploy, function_environments, zipped
 from local.emulated_aws import answers, start_emulator
-from local.errors import StackError
+from local.errors import SettingError, StackError
 from local.lambda_triggers import poll_stream, run_schedule
 from local.livekit_settings import check_real_livekit, livekit_settings, real_livekit
 from local.paths import AWS_PYTHON, FUNCTIONS, PACKAGES, ROOT
@@ -56,7 +61,7 @@ def say(text: str) -> None:
 
 
 def check_packages() -> None:
-    """Raises StackError unless the environments that `make setup` makes are there and up to date."""
+    """Raises StackError unless the environments of `make setup` exist and are up to date."""
     installed = PACKAGES / "installed-requirements.txt"
     if not AWS_PYTHON.exists() or not installed.exists():
         raise StackError("run `make setup` first")
@@ -64,18 +69,26 @@ def check_packages() -> None:
         raise StackError("functions/requirements.txt has changed: run `make setup`")
 
 
-@contextlib.contextmanager
-def stack(state: Path, port: int = 0, progress: Callable[[str], None] = say) -> Iterator[Running]:
-    """A running stack; all of it ends with the context.
+def time_scale() -> float:
+    """The factor that TIME_SCALE names. Raises SettingError."""
+    try:
+        return positive(os.environ.get("TIME_SCALE") or "0.05")
+    except argparse.ArgumentTypeError as exc:
+        raise SettingError(f"TIME_SCALE {exc}") from exc
 
-    progress: told what is being done. Raises StackError when something does not start, StoppedError when a signal
-    comes before it is ready.
+
+@contextlib.contextmanager
+def stack(state: Path, api_port: int = 0, progress: Callable[[str], None] = say) -> Iterator[Running]:
+    """A running stack, which ends with the context.
+
+    progress: called with the name of each step. Raises StackError when a part does not start, StoppedError when a
+    signal arrives before it is ready.
     """
     check_packages()
-    # The workspace is written with this checkout's code, whichever checkout .venv was installed from.
+    # The workspace is written with this checkout's code, also when .venv was installed from another checkout.
     sys.path.insert(0, str(FUNCTIONS))
     check_real_livekit()
-    scale = 1.0 if real_livekit() else float(os.environ.get("TIME_SCALE", "0.05"))
+    scale = 1.0 if real_livekit() else time_scale()
     with locked(state) as lock:
         running = Running(state, scale, lock)
         clear(state)
@@ -85,15 +98,15 @@ def stack(state: Path, port: int = 0, progress: Callable[[str], None] = say) -> 
         (state / "deaths").mkdir()
         temporary_folder(state).mkdir()
         try:
-            _start(running, port, progress)
+            _start(running, api_port, progress)
             yield running
         finally:
             running.stop()
             clear(state)
 
 
-def _start(running: Running, port: int, progress: Callable[[str], None]) -> None:
-    with reserved_port(port) as api_port, reserved_port() as aws_port:
+def _start(running: Running, wanted_port: int, progress: Callable[[str], None]) -> None:
+    with reserved_port(wanted_port) as api_port, reserved_port() as aws_port:
         api_url, endpoint = f"http://127.0.0.1:{api_port}", f"http://127.0.0.1:{aws_port}"
         progress("starting the emulated AWS, LiveKit and the webhook receiver")
         start_emulator(running, aws_port)
@@ -165,14 +178,14 @@ def _start(running: Running, port: int, progress: Callable[[str], None]) -> None
     running.info["pids"] = {"stack": os.getpid()} | {c.name: c.process.pid for c in running.children.values()}
     for mapping in adapted.stream_mappings:
         running.in_background(poll_stream, running, mapping)
-    # One run has all shards here: on a machine of few processors several would only slow each other down.
+    # One run reads all shards here: concurrent runs slow each other down on a machine with few processors.
     for schedule in {each.function: dataclasses.replace(each, input=None) for each in adapted.schedules}.values():
         running.in_background(run_schedule, running, schedule)
 
 
 def start_console(running: Running) -> Child:
-    """The page that shows the stack at work. Its environment tells it what `info` says, the API key among it:
-    a command line can be read by every user of the machine."""
+    """Starts the console. It gets `info` with the API key by its environment, because every user of the machine
+    can read a command line."""
     environment = child_environment(running.state)
     packages = os.pathsep.join([environment["PYTHONPATH"], str(FUNCTIONS)])
     return running.start(
@@ -182,32 +195,70 @@ def start_console(running: Running) -> Child:
     )
 
 
-def run(state: Path, port: int, output: TextIO) -> None:
-    """Runs a stack until a signal, telling on `output` when it is ready."""
-    with stack(state, port) as running:
+def run(state: Path, api_port: int, output: TextIO) -> None:
+    """Runs a stack until a signal. Says on stderr when it is ready, and on `output` for programs."""
+    with stack(state, api_port) as running:
         write_info(state, running.info)
-        say(f"see it work: {running.info['consoleUrl']}")
-        say(f"the API's description: {running.info['apiUrl']}/docs")
-        print("READY", json.dumps(running.info), file=output, flush=True)
+        say(shown(running.info, state))
+        if not output.isatty():
+            print("READY", json.dumps(running.info), file=output, flush=True)
         while True:
             pause(0.5)
             running.check()
 
 
+def shown(info: Mapping[str, Any], state: Path) -> str:
+    """What a person needs of a running stack: addresses, keys, and a command that places a call."""
+    number = "+15550000000" if info["liveKitStandIn"] else os.environ.get("TO", "+1...")
+    body = {
+        "to": number,
+        "call_agent_id": "a1b2c3d4e5f6a7b8c9d0e1f2",
+        "callback_url": f"{info['receiverUrl']}/hook",
+    }
+    return f"""
+the local stack is ready, until Ctrl-C
+  console         {info["consoleUrl"]}
+  API             {info["apiUrl"]}
+  API's docs      {info["apiUrl"]}/docs
+  workspace       {info["workspaceId"]}
+  API key         {info["apiKey"]}
+  webhook secret  {info["webhookSecret"]}
+  for programs    {state / "stack.json"}
+
+place a call from another terminal:
+
+curl -s {info["apiUrl"]}/v1/api/call -H "x-workspace-id: {info["workspaceId"]}" -H "x-api-key: {info["apiKey"]}" \\
+  -d {shlex.quote(json.dumps(body))}
+
+for other examples:
+
+export API_URL={info["apiUrl"]} API_KEY={info["apiKey"]}
+"""
+
+
 def main(arguments: Sequence[str]) -> int:
     state = state_folder()
-    if arguments not in ([], ["stop"]):
-        say(__doc__)
-        return 2
+    command = CommandLine(
+        prog="python -m local.stack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_argument(
+        "action", nargs="?", choices=["stop"], help="ends the stack that runs in the state folder"
+    )
+    given = command.parse_args(arguments)
     try:
-        if arguments:
+        if given.action == "stop":
             stopped = stop(state)
             say("no local stack is running" if stopped is None else f"stopped the local stack (process {stopped})")
             return 0
+        api_port = port(os.environ.get("PORT") or "0")
         stop_on_signals()
-        run(state, int(os.environ.get("PORT") or 0), sys.stdout)
+        run(state, api_port, sys.stdout)
     except StoppedError:
         say("stopped")
+    except argparse.ArgumentTypeError as exc:
+        command.error(f"PORT {exc}")
+    except SettingError as exc:
+        command.error(str(exc))
     except StackError as exc:
         say(f"local stack: {exc}")
         return 1

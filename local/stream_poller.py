@@ -1,7 +1,7 @@
 """The event source of a DynamoDB stream: reads the table's stream and invokes the function, as AWS does.
 
-The emulator's own mapping ignores retries, bisection and partial failures, so the local stack does this part
-with the public Streams and Invoke APIs. What it does is what AWS documents:
+The emulator's own mapping ignores retries, bisection and partial failures, so the local stack implements it with
+the public Streams and Invoke APIs, as AWS documents it:
 https://docs.aws.amazon.com/lambda/latest/dg/services-dynamodb-eventsourcemapping.html and the pages below it
 (batch item failures, errors, parameters), https://docs.aws.amazon.com/lambda/latest/dg/invocation-eventfiltering.html.
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("stream")
 
 IDLE_SECONDS = 0.075
-# After a fault of the stream itself.
+# The pause after an error of the stream itself.
 AGAIN_SECONDS = 1.0
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
@@ -41,11 +41,11 @@ Record = dict[str, Any]
 
 
 class FunctionFailedError(Exception):
-    """The invocation ended with a function error. `args[0]` is what the function or the runtime said."""
+    """The invocation ended with a function error. `args[0]` is the error of the function or the runtime."""
 
 
 class NotInvokedError(Exception):
-    """The function was not reached (throttled, no connection): tried again without costing a retry."""
+    """The function was not reached (throttled, no connection): the next try does not count as a retry."""
 
 
 # ── filter criteria ─────────────────────────────────────────────────────────────────────────────
@@ -79,7 +79,7 @@ def _leaf_matches(condition: object, fields: Mapping[str, Any], key: str) -> boo
     return any(candidate == condition and type(candidate) is type(condition) for candidate in candidates)
 
 
-# ── what the mapping says ───────────────────────────────────────────────────────────────────────
+# ── the mapping's settings ──────────────────────────────────────────────────────────────────────
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,13 +111,13 @@ class Settings:
         )
 
     def scaled(self, factor: float) -> Settings:
-        """The same for a clock that runs `1/factor` times as fast."""
+        """The same with all durations multiplied by `factor`."""
         if self.maximum_record_age < 0:
             return self
         return dataclasses.replace(self, maximum_record_age=self.maximum_record_age * factor)
 
     def wants(self, record: Record) -> bool:
-        """Any of the filters is enough; no filter wants every record."""
+        """Whether one of the filters matches; without filters every record does."""
         return not self.patterns or any(matches(pattern, record) for pattern in self.patterns)
 
 
@@ -125,7 +125,7 @@ class Settings:
 
 
 def first_failure(answer: object, records: Sequence[Record]) -> int | None:
-    """The place of the first record that `answer`, a batch response, reports as failed; None for success.
+    """The index of the first record that `answer`, a batch response, reports as failed; None for success.
 
     An empty, null or malformed identifier, or one that is not in the batch, means that all failed.
     """
@@ -145,11 +145,11 @@ def first_failure(answer: object, records: Sequence[Record]) -> int | None:
 
 @dataclasses.dataclass(slots=True)
 class Batches:
-    """Hands records to a function until each has been processed or given up.
+    """Passes records to a function until each has been processed or given up.
 
     invoke: takes {"Records": [...]}, returns the function's answer, raises FunctionFailedError.
     give_up: takes the records, the condition and the number of invocations.
-    wait: sleeps for so many seconds; returns True when the poller is to stop.
+    wait: sleeps for the given seconds; returns True when the poller must stop.
     clock: epoch seconds.
     """
 
@@ -166,9 +166,9 @@ class Batches:
                 return
 
     def _finish(self, batch: Sequence[Record]) -> bool:
-        """Tries `batch` until nothing of it is left; False when the poller is to stop before that.
+        """Tries `batch` until no record of it is left; False when the poller must stop before that.
 
-        Progress inside a batch starts the count of retries anew.
+        Progress inside a batch resets the count of retries.
         """
         attempts = failures = 0
         while batch := self._without_too_old(batch, attempts):
@@ -196,7 +196,7 @@ class Batches:
             if failed:
                 batch, attempts, failures = batch[failed:], 0, 0
                 continue
-            # A function that names its failed record has cut the batch there; one that just fails has not.
+            # A function that reports its failed record has split the batch already.
             if self.settings.bisect and not reported and len(batch) > 1:
                 middle = len(batch) // 2
                 if not self._finish(batch[:middle]):
@@ -235,7 +235,8 @@ def failure_record(
     stream_arn: str,
     shard_id: str,
 ) -> dict[str, Any]:
-    """What the OnFailure destination gets: where the records are in the stream, not the records."""
+    """The message to the OnFailure destination: the position of the records in the stream, without their
+    content."""
 
     def stamp(seconds: float) -> str:
         moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
@@ -268,7 +269,7 @@ def failure_record(
 
 
 def as_event(record: Mapping[str, Any], stream_arn: str) -> Record:
-    """A record as Lambda hands it over: JSON, so times are epoch seconds and bytes are base64."""
+    """A record in Lambda's event: JSON, so times are epoch seconds and bytes are base64."""
 
     def plain(value: Any) -> Any:
         match value:
@@ -295,7 +296,7 @@ def poll(
 ) -> None:
     """Reads every shard of the stream until `stop` is set, each shard in a thread of its own.
 
-    batches_of: makes what handles a shard's records, from the shard's id.
+    batches_of: returns the handler of a shard's records, given the shard's id.
     """
     known: dict[str, threading.Thread] = {}
     while not stop.is_set():
@@ -308,7 +309,7 @@ def poll(
             continue
         for shard_id in shards:
             if shard_id not in known:
-                # Shards that come later hold what came later: nothing of them may be skipped.
+                # Later shards contain later records, none of which may be skipped.
                 start = settings.starting_position if not known else "TRIM_HORIZON"
                 arguments = (client, stream_arn, shard_id, start, batches_of(shard_id), stop, idle_seconds)
                 known[shard_id] = threading.Thread(target=_read_shard, args=arguments, daemon=True)
@@ -350,7 +351,7 @@ def _read_shard(
         except client.exceptions.ExpiredIteratorException:
             iterator = None
             if place["ShardIteratorType"] == "LATEST":
-                # Nothing that came since may be skipped.
+                # No record since then may be skipped.
                 place = {"ShardIteratorType": "TRIM_HORIZON"}
             continue
         except Exception:

@@ -1,17 +1,18 @@
 """template.yaml, translated as SAM does on AWS, and adapted where the emulator differs from AWS.
 
-What is deployed locally is the template itself: every difference is in this module, with its reason.
+The template itself is deployed locally: every difference is in this module, with its reason.
 
-- An HTTP API's OpenAPI `Body` makes no routes in the emulator: it becomes Integration and Route resources.
+- The emulator makes no routes from an HTTP API's OpenAPI `Body`: it becomes Integration and Route resources.
 - The emulator ignores a stream mapping's retries, bisection and partial failures: the mapping is left out and
   `local.stream_poller` works from its properties.
-- A rule of every minute would be too slow for a stack whose time runs faster: the rule is left out, and the
-  stack invokes its function itself.
-- The longest a dial may take follows the time scale: a lease ends with its process, and a crash is to be
-  healed at the scale of everything else. What answers may take (`LEAST_PATIENCE`) comes on top.
-- The emulator hands on the value of a Number parameter as text: a reference to one becomes the number.
-- AWS allows SendMessageBatch to whoever may SendMessage (there is no such IAM action); the emulator asks for an
-  action of that name: it is added beside the other.
+- A rule of every minute is too slow for a stack with scaled time: the rule is left out, and the stack invokes its
+  function itself.
+- The longest duration of a dial follows the time scale: a lease lasts as long as its process, and the recovery
+from
+  a crash must be scaled like everything else. The time for answers (`LEAST_PATIENCE`) is added.
+- The emulator passes the value of a Number parameter as text: a reference to one becomes the number. - On AWS,
+SendMessage permits SendMessageBatch (there is no such IAM action); the emulator requires an action of that
+  name: it is added.
 - Resource types that the emulator refuses and no call needs are left out: `LEFT_OUT`. Among them is the nested
   stack of alarms and dashboard, which `tests/e2e/test_monitoring.py` deploys by itself.
 """
@@ -39,13 +40,13 @@ LEFT_OUT = (
 # Durations, in seconds, that follow the time scale.
 SCALED = {"DialWorker": "Timeout", "DialQueue": "VisibilityTimeout"}
 
-# Seconds that an answer may take at any time scale (`shared.durations`): a busy machine may stall for as long.
+# Seconds that an answer may take at any time scale (`shared.durations`): a busy machine may stall this long.
 LEAST_PATIENCE = 4
-# How often of it each of SCALED gets besides: the worker waits for the room, the agent and the dial's answer, and
-# needs a moment of its own; a message stays hidden for six times the worker's time.
+# How many times LEAST_PATIENCE is added to each of SCALED: the worker waits for the room, the agent and the dial's
+# answer; a message stays invisible for six times the worker's time-out.
 ANSWERS = {"DialWorker": 3, "DialQueue": 18}
 
-# A machine has few cores: each process of a function that starts takes one for a second.
+# Limits for a machine with few cores: each function process takes one core for a second at its start.
 PARAMETERS = {"MaximumDialBatches": 3, "MaximumDeliveryBatches": 5}
 
 _METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "x-amazon-apigateway-any-method"}
@@ -57,7 +58,7 @@ _SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
 class StreamMapping:
     """A DynamoDB stream's mapping to a function: logical ids and the mapping's own properties.
 
-    function, table: logical ids. on_failure: logical id of the queue that gets what could not be processed.
+    function, table: logical ids. on_failure: logical id of the queue for records that could not be processed.
     """
 
     function: str
@@ -68,8 +69,8 @@ class StreamMapping:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Schedule:
-    """A function (logical id) that is invoked every so many seconds, on AWS's clock. input: JSON, the event in
-    place of EventBridge's own."""
+    """A function (logical id) that is invoked at an interval. seconds: unscaled. input: JSON, the event that
+    replaces EventBridge's own."""
 
     function: str
     seconds: int
@@ -78,7 +79,7 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Adapted:
-    """What is deployed to the emulator, and what the stack does in its place.
+    """The template for the emulator, and what the stack does in place of the emulator.
 
     routes: `METHOD /path` of the API and the function (logical id) behind it.
     """
@@ -93,7 +94,7 @@ class Adapted:
 def translate(path: Path, code_uri: str, parameters: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The CloudFormation template that SAM makes of `path`, its functions' code at `code_uri` (s3://bucket/key).
 
-    parameters: values other than the defaults; SAM looks at some of them.
+    parameters: values other than the defaults; SAM reads some of them.
 
     Needs a region in the environment (AWS_DEFAULT_REGION), as samtranslator asks boto3 for one.
     """
@@ -101,7 +102,8 @@ def translate(path: Path, code_uri: str, parameters: Mapping[str, str] | None = 
     from samtranslator.yaml_helper import yaml_parse
 
     class NoManagedPolicies:
-        """The names of AWS's managed policies; the template uses none, and asking IAM needs an account."""
+        """No names of AWS's managed policies: the template uses none, and reading them from IAM needs an
+        account."""
 
         def load(self) -> dict[str, str]:
             return {}
@@ -137,7 +139,7 @@ def adapt(
     gone |= translated["Resources"].keys() - resources.keys()
     for name in gone:
         resources.pop(name, None)
-    # A permission names who may invoke a function: it goes with the rule it was for.
+    # The permission for a rule to invoke a function is removed with the rule.
     for name, res in list(resources.items()):
         if res["Type"] == "AWS::Lambda::Permission" and gone.intersection(_references(res)):
             del resources[name]
@@ -274,7 +276,7 @@ def _with_numbers(value: Any, numbers: Mapping[str, int]) -> Any:
         case {"Ref": str(name)} if name in numbers:
             return numbers[name]
         case dict():
-            # An environment holds text: there the emulator's own way with parameters is right.
+            # The values of an environment are text: there the emulator's handling of parameters is right.
             return {
                 key: inner if key == "Variables" else _with_numbers(inner, numbers) for key, inner in value.items()
             }

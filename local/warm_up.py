@@ -1,4 +1,4 @@
-"""Starts the functions' processes before the first call comes."""
+"""Starts the functions' processes before the first call."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ if TYPE_CHECKING:
 
 
 def warm_up(running: Running, adapted: Adapted) -> None:
-    """Starts every function once, side by side: an empty batch, or a request without credentials.
+    """Invokes every function once, concurrently, with an empty batch or a request without credentials.
 
-    Where time runs twenty times faster a cold start would take as long as a ringing phone. Raises StackError
-    when a function cannot be started.
-    """
+    With scaled time a cold start takes as long as a ringing phone. Raises StackError when a function does not
+    start."""
     functions = aws_client("lambda", running.info["awsEndpointUrl"])
     routes = {function: route for route, function in adapted.routes}
 
     def failure(name: str) -> str | None:
-        # Not by the API, which waits no longer than API Gateway does.
+        # Not through the API, which has a time-out.
         event = request_event(routes[name]) if name in routes else {"Records": []}
         answer = functions.invoke(FunctionName=running.info["resources"][name], Payload=json.dumps(event).encode())
         if "FunctionError" in answer:
@@ -43,7 +42,7 @@ def warm_up(running: Running, adapted: Adapted) -> None:
         started = {name: pool.submit(failure, name) for name in adapted.functions}
         wait_for(lambda: all(one.done() for one in started.values()), "every function", running)
     finally:
-        # When the end has come, the emulator's end lets go of those that wait.
+        # The emulator's end also ends the invocations that still wait.
         pool.shutdown(wait=False, cancel_futures=True)
     for name, one in started.items():
         if failed := one.result():
@@ -52,7 +51,7 @@ def warm_up(running: Running, adapted: Adapted) -> None:
 
 
 def request_event(route: str) -> dict[str, Any]:
-    """What a function gets from an HTTP API for a request to `METHOD /path` without a body or credentials."""
+    """The event of an HTTP API for a request to `METHOD /path` without a body or credentials."""
     method, path = route.split(" ", 1)
     return {
         "version": "2.0",
@@ -67,7 +66,7 @@ def request_event(route: str) -> dict[str, Any]:
 
 
 def request_status(method: str, url: str) -> int:
-    """The status of an answer to a request without a body or credentials."""
+    """The status of the answer to a request without a body or credentials."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=ANSWER_SECONDS) as answer:
             return int(answer.status)

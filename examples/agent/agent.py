@@ -1,8 +1,8 @@
 """A LiveKit agent for outbound calls placed by Ringonce: `python agent.py dev`, or `start` in production.
 
 LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET name the server; AGENT_NAME must be the workspace's agent name.
-AGENT_STT, AGENT_LLM and AGENT_TTS give it ears, a mind and a voice (providers.py); without them it plays a tone.
-"""
+AGENT_STT, AGENT_LLM and AGENT_TTS name the providers of speech and language (providers.py); without them it plays
+a tone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ server = AgentServer(shutdown_process_timeout=120)
 
 @server.rtc_session(agent_name=os.environ.get("AGENT_NAME", "outbound"))
 async def take_call(ctx: JobContext) -> None:
-    """One call. Ringonce rings the phone once this agent is in the room, so it only has to wait for it."""
+    """Handles one call. Ringonce dials when this agent is in the room, so the agent waits for the phone."""
     dispatch = read_dispatch(ctx.job.metadata)
     providers = read_providers(os.environ)
     script, missing = fill(load(_script_path()), dispatch.dynamic_variables)
@@ -56,7 +56,7 @@ def _script_path() -> Path:
 
 
 async def play_tone(ctx: JobContext, identity: str, reports: Reports) -> None:
-    """For a first try without any provider: the callee hears a tone, then the agent hangs up."""
+    """The call without providers: the callee hears a tone, then the agent hangs up."""
     ctx.add_shutdown_callback(reports.close)
     if not await answered(ctx.room, identity, reports):
         leave_unanswered(ctx)
@@ -75,27 +75,25 @@ async def converse(ctx: JobContext, identity: str, script: Script, providers: Pr
         await reports.close()
 
     ctx.add_shutdown_callback(finish)
-    # A callee who hangs up closes the session; then there is nothing left to do here.
+    # A callee who hangs up closes the session.
     session.on("close", lambda _: ctx.shutdown("the session closed"))
     await session.start(
         Caller(script, reports), room=ctx.room, room_options=room_io.RoomOptions(participant_identity=identity)
     )
     match await begin(session, script, ctx.room, identity, reports):
-        case "nobody":
+        case "no_answer":
             leave_unanswered(ctx)
         case "machine":
             await hang_up(ctx)
 
 
 def leave_unanswered(ctx: JobContext) -> None:
-    """The room stays: Ringonce has the carrier's reason, and closes it."""
+    """Leaves without deleting the room: Ringonce has the carrier's reason, and deletes it."""
     ctx.shutdown("not answered")
 
 
 async def hang_up(ctx: JobContext) -> None:
-    """Deletes the room, which ends the call. If the agent only left, the callee would stay on the line in
-    silence.
-    """
+    """Deletes the room, which ends the call. If the agent only left, the callee would stay on a silent line."""
     await ctx.delete_room()
     ctx.shutdown("hung up")
 

@@ -1,4 +1,4 @@
-"""Detects when the phone is answered; nothing said before that reaches the callee."""
+"""Detects when the phone is answered: the callee hears nothing that is said before that."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ CALL_STATUS = "sip.callStatus"
 AWAY_SECONDS = 30.0
 LOOK_SECONDS = 0.1
 # A frame is loud when its samples' root mean square, of 32767, is over this: -60 dB. Before the answer LiveKit
-# passes nothing on, neither ringing nor early media, and every sample of the phone's track is 0.
+# passes on neither ringing nor early media, and every sample of the phone's track is 0.
 LOUD = 30.0
 LOUD_FRAMES = 10
 RATE, FRAME_MS = 8_000, 20
 
-# How an answer is detected: LiveKit reports it, or speech is heard.
-Answer = Literal["told", "heard"]
+# How an answer is detected: by LiveKit's status, or by speech.
+Answer = Literal["status", "speech"]
 
 
 async def answered(room: rtc.Room, identity: str, reports: Reports) -> Answer | None:
-    """Waits until the phone is answered; None when it, or the agent, left before. Reports that it rings.
+    """Waits until the phone is answered; None when it, or the agent, leaves before that. Reports that it rings.
 
-    `sip.callStatus` tells so by `active`. But when a LiveKit server restarts, the phone comes back as `dialing`
-    even if it was answered, and stays so: then only its sound tells. Do not ask again once this has returned.
-    """
+    An answered phone has the `sip.callStatus` `active`. When a LiveKit server restarts, the phone comes back as
+    `dialing` even if it was answered, and stays so: then only its speech shows the answer. Must not be called
+    again after an answer."""
     ringing = asyncio.create_task(_tell_ringing(room, identity, reports))
     try:
         while await _present(room, identity):
@@ -48,7 +48,7 @@ async def answered(room: rtc.Room, identity: str, reports: Reports) -> Answer | 
 
 async def _tell_ringing(room: rtc.Room, identity: str, reports: Reports) -> None:
     while await _present(room, identity):
-        # The error: the phone left while this waited.
+        # It raises RuntimeError when the phone leaves meanwhile.
         with contextlib.suppress(RuntimeError):
             await wait_for_participant_attribute(room, identity=identity, attribute=CALL_STATUS, value="ringing")
             reports.tell("agent.ringing")
@@ -56,29 +56,29 @@ async def _tell_ringing(room: rtc.Room, identity: str, reports: Reports) -> None
 
 
 async def _answer(room: rtc.Room, identity: str) -> Answer | None:
-    """Of one stay of the phone in the room; None when it, or the agent, leaves unanswered."""
-    told = asyncio.create_task(
+    """The answer during one stay of the phone in the room; None when it, or the agent, leaves unanswered."""
+    active = asyncio.create_task(
         wait_for_participant_attribute(room, identity=identity, attribute=CALL_STATUS, value="active")
     )
     heard = asyncio.create_task(_sounds(room, identity))
     try:
-        await asyncio.wait({told, heard}, return_when=asyncio.FIRST_COMPLETED)
-        if not told.done():
+        await asyncio.wait({active, heard}, return_when=asyncio.FIRST_COMPLETED)
+        if not active.done():
             heard.result()
-            logger.info("LiveKit does not tell of an answer, but the phone is heard")
-            return "heard"
+            logger.info("LiveKit reports no answer, but speech is heard")
+            return "speech"
         with contextlib.suppress(RuntimeError):
-            told.result()
-            return "told"
+            active.result()
+            return "status"
         return None
     finally:
-        told.cancel()
+        active.cancel()
         heard.cancel()
-        await asyncio.gather(told, heard, return_exceptions=True)
+        await asyncio.gather(active, heard, return_exceptions=True)
 
 
 async def _present(room: rtc.Room, identity: str) -> bool:
-    """Whether the phone is in the room, or comes back to it in time."""
+    """Whether the phone is in the room, or comes back within AWAY_SECONDS."""
     clock = asyncio.get_running_loop().time
     until = clock() + AWAY_SECONDS
     while identity not in room.remote_participants:
@@ -101,7 +101,7 @@ async def _sounds(room: rtc.Room, identity: str) -> None:
 
 
 async def _loud(track: rtc.Track) -> bool:
-    """Listens until LOUD_FRAMES were loud; False when the track ends before."""
+    """Whether LOUD_FRAMES frames of the track were loud before it ended."""
     stream = rtc.AudioStream.from_track(track=track, sample_rate=RATE, num_channels=1, frame_size_ms=FRAME_MS)
     try:
         return await _are_loud(stream)

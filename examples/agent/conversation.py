@@ -1,7 +1,6 @@
-"""A call from its first ring to its last report.
+"""A conversation from the first ring to the last report.
 
-The customer's `metadata` is nowhere in here: what the model may know of a call are its dynamic variables, and they
-come as a script that is filled already.
+The customer's `metadata` is not used here: the model gets only the dynamic variables, as a filled script.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from script import Script
 logger = logging.getLogger("ringonce.agent")
 
 SUMMARY_SECONDS = 10
-# A callee who answers and is silent for this long is greeted.
+# A callee who is silent for this long after the answer is greeted.
 NO_SPEECH_SECONDS = 4.0
 SUMMARY_PROMPT = "Summarise this phone call in two sentences, for the person who asked for it."
 
 
-Callee = Literal["nobody", "machine", "somebody"]
+Callee = Literal["no_answer", "machine", "person"]
 
 
 class Caller(Agent):
-    """Speaks the script. Its tools: ending the call, and noting that the callee wants no more calls."""
+    """Speaks the script. Its tools end the call and report that the callee wants no more calls."""
 
     def __init__(self, script: Script, reports: Reports) -> None:
         super().__init__(instructions=script.instructions, tools=[EndCallTool(), self._opt_out_tool(reports)])
@@ -53,11 +52,12 @@ class Caller(Agent):
 async def begin(
     session: AgentSession[Any], script: Script, room: rtc.Room, identity: str, reports: Reports
 ) -> Callee:
-    """Waits for an answer, finds out whose it is, and says the first words; to a machine all there is to say.
+    """Waits for the answer, detects whether a person or a machine gave it, and speaks: the greeting to a person,
+    the whole message to a machine.
 
-    The detection listens from before the answer on, so that it misses no word of the greeting. It waits for
-    `active` itself: where LiveKit does not tell of the answer, it would wait for ever, and the callee is greeted.
-    """
+    The detection starts before the answer, so that it hears the first word. It waits for the status `active`
+    itself; without that status it would never return, so it is not used after an answer that was detected by
+    speech."""
     async with AMD(
         session,
         participant_identity=identity,
@@ -66,13 +66,13 @@ async def begin(
     ) as detector:
         answer = await answered(room, identity, reports)
         if answer is None:
-            return "nobody"
-        callee = (await detector.execute()).category if answer == "told" else AMDCategory.UNCERTAIN
+            return "no_answer"
+        callee = (await detector.execute()).category if answer == "status" else AMDCategory.UNCERTAIN
     logger.info("answered by %s", callee.value)
     if callee not in (AMDCategory.MACHINE_VM, AMDCategory.MACHINE_UNAVAILABLE):
-        # A person; or a menu, which the detection has made the session listen to; or a silent callee.
+        # A person, a menu that the session listens to, or a silent callee.
         session.say(script.greeting)
-        return "somebody"
+        return "person"
     leaves_message = callee is AMDCategory.MACHINE_VM and bool(script.voicemail)
     if leaves_message:
         await session.say(script.voicemail, allow_interruptions=False)
@@ -81,7 +81,7 @@ async def begin(
 
 
 def turns_of(history: llm.ChatContext) -> list[tuple[str, str]]:
-    """Who said what, of what was said aloud."""
+    """Speaker and text of each spoken turn."""
     speakers = {"assistant": "agent", "user": "callee"}
     return [
         (speakers[item.role], item.text_content)
@@ -91,7 +91,7 @@ def turns_of(history: llm.ChatContext) -> list[tuple[str, str]]:
 
 
 async def tell_what_was_said(history: llm.ChatContext, model: Any, reports: Reports) -> None:
-    """The transcript and a summary; nothing when nothing was said."""
+    """Reports the transcript and a summary; nothing when nothing was said."""
     turns = turns_of(history)
     if not turns:
         return
@@ -108,7 +108,7 @@ async def _summary(turns: list[tuple[str, str]], model: Any) -> str:
         async with asyncio.timeout(SUMMARY_SECONDS):
             text = (await model.chat(chat_ctx=context).collect()).text
     except Exception as exc:
-        # Whatever the model's provider does, the call's report goes out.
+        # The summary is sent also when the model's provider fails.
         logger.warning("no summary from the model: %s", type(exc).__name__)
         text = ""
     return text or f"{len(turns)} turns were spoken; the last, by the {turns[-1][0]}: {turns[-1][1][:500]}"

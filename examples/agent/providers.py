@@ -1,4 +1,4 @@
-"""Who hears, thinks and speaks: from the environment."""
+"""The providers of speech recognition, language model and speech synthesis, from the environment."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ NAMES = ("AGENT_STT", "AGENT_LLM", "AGENT_TTS")
 
 @dataclasses.dataclass(frozen=True)
 class Providers:
-    """Each the name of a model of LiveKit Inference (`deepgram/nova-3`), or of a plugin's class
-    (`livekit.plugins.openai:LLM`), which is made anew for each call with what it finds in the environment."""
+    """Each is the name of a model of LiveKit Inference (`deepgram/nova-3`) or of a plugin's class
+    (`livekit.plugins.openai:LLM`), of which each call gets a new object that reads its settings from the
+    environment."""
 
     stt: str
     llm: str
     tts: str
 
     def make(self) -> dict[str, Any]:
-        """What an AgentSession takes as stt, llm and tts."""
+        """The arguments stt, llm and tts of an AgentSession."""
         return {field.name: _made(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 
 def read_providers(environment: Mapping[str, str]) -> Providers | None:
-    """None when none is configured. Raises ValueError when only some are: an agent cannot do with half of them."""
+    """The configured providers; None when none is configured. Raises ValueError when only some of NAMES are
+    set."""
     given = [environment.get(name, "") for name in NAMES]
     if not any(given):
         return None

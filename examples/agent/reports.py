@@ -1,6 +1,4 @@
-"""The reports of one call: sent in order and in the background, so that the conversation does not wait for
-them.
-"""
+"""The reports of one call, sent in order and in the background: the conversation does not wait for them."""
 
 from __future__ import annotations
 
@@ -17,17 +15,17 @@ from ringonce_agent import Dispatch, ReportFailedError, ReportRefusedError, repo
 
 logger = logging.getLogger("ringonce.agent")
 
-# One report has at most 32 KiB, a call at most 128 KiB: three of these leave room for everything else.
+# A report has at most 32 KiB and a call's reports 128 KiB: three transcripts leave room for the others.
 TRANSCRIPT_BYTES = 28 * 1024
 TRANSCRIPTS = 3
-# Of one turn: at most 24 KB, whatever they are. The rest of a longer one is left out.
+# The limit of one turn, at most 24 KB in any script. The rest of a longer turn is left out.
 TURN_CHARACTERS = 4000
 
 Send = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
 class Reports:
-    """send: how one report gets out; by default as `ringonce_agent.report` does."""
+    """The queue of one call's reports. send: sends one report; by default `ringonce_agent.report`."""
 
     def __init__(self, dispatch: Dispatch, room: str, send: Send | None = None) -> None:
         self._send = send or functools.partial(report, dispatch, room)
@@ -35,11 +33,11 @@ class Reports:
         self._worker = asyncio.create_task(self._work())
 
     def tell(self, kind: str, data: dict[str, Any] | None = None) -> None:
-        """Returns at once. A report that fails is named in the log; the call goes on."""
+        """Queues a report and returns immediately. One that fails is named in the log; the call continues."""
         self._waiting.put_nowait((kind, data or {}))
 
     async def close(self) -> None:
-        """Returns when every report is sent or has failed."""
+        """Waits until every report is sent or has failed."""
         await self._waiting.join()
         self._worker.cancel()
 
@@ -57,7 +55,7 @@ class Reports:
 
 
 def transcripts(turns: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """A conversation (speaker, text) as the `data` of the reports it needs, no more than a call takes."""
+    """The turns (speaker, text) of a conversation as the `data` of at most TRANSCRIPTS reports."""
     part: list[dict[str, str]] = []
     size = parts = 0
     for number, (speaker, text) in enumerate(turns):

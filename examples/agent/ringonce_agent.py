@@ -1,6 +1,6 @@
-"""An agent's side of a Ringonce call, to copy beside an agent of your own: what it was sent for, what it reports.
+"""Reads the dispatch of a Ringonce call and sends reports, in an agent of your own that this file is copied to.
 
-Needs livekit-api (and aiohttp, which that needs). It rests on the published contract only.
+Needs livekit-api (and its dependency aiohttp). It uses the published contract only.
 
     dispatch = read_dispatch(ctx.job.metadata)
     await report(dispatch, ctx.room.name, "agent.summary", {"text": "Will come on Friday"})
@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 from livekit.api.access_token import AccessToken, VideoGrants
 
-# Ringonce takes tokens that are valid for at most 10 minutes.
+# Ringonce accepts tokens that are valid for at most 10 minutes.
 TOKEN_SECONDS = 300
 # Seconds between the tries of one report. The first report may wait for a function that starts.
 WAITS = (0.5, 1, 2, 4, 8)
@@ -29,7 +29,7 @@ TRY_SECONDS = 15
 
 
 class ReportRefusedError(Exception):
-    """Ringonce does not take this report, and repeating it will not help."""
+    """Ringonce refused this report; a repetition would be refused too."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(f"{status} {code}: {message}")
@@ -38,16 +38,15 @@ class ReportRefusedError(Exception):
 
 
 class ReportFailedError(Exception):
-    """Ringonce could not be reached, or could not take the report, in any try."""
+    """No try reached Ringonce or was accepted by it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dispatch:
-    """What the agent was sent for.
+    """The call that the agent was dispatched to.
 
-    dynamic_variables: the agent's context, what its prompt may say. metadata: the customer's own, for the agent's
-    program; never let it reach the prompt. events_url: where reports go.
-    """
+    dynamic_variables: the agent's context, for its prompt. metadata: the customer's own data, for the agent's
+    program and not for the prompt. events_url: the address that reports are sent to."""
 
     call_id: str
     workspace_id: str
@@ -59,12 +58,12 @@ class Dispatch:
 
     @property
     def identity(self) -> str:
-        """The phone's participant in the room."""
+        """The identity of the phone's participant in the room."""
         return f"call-{self.call_id}"
 
 
 def read_dispatch(job_metadata: str) -> Dispatch:
-    """From the job's metadata, `ctx.job.metadata`. Raises ValueError when Ringonce did not write it."""
+    """Parses the job's metadata, `ctx.job.metadata`. Raises ValueError when Ringonce did not write it."""
     try:
         fields = json.loads(job_metadata)
         dispatch = Dispatch(
@@ -77,8 +76,8 @@ def read_dispatch(job_metadata: str) -> Dispatch:
             events_url=fields["eventsUrl"],
         )
     except (ValueError, KeyError, TypeError):
-        # Without `from`, and without the text: it holds the customer's data.
-        raise ValueError("the job was not dispatched by Ringonce: its metadata is not as it should be") from None
+        # Neither the cause nor the text is shown: they contain the customer's data.
+        raise ValueError("the job was not dispatched by Ringonce: its metadata lacks fields") from None
     if not isinstance(dispatch.dynamic_variables, dict) or not isinstance(dispatch.metadata, dict):
         raise ValueError("the job was not dispatched by Ringonce: variables and metadata must be objects")
     return dispatch
@@ -97,17 +96,16 @@ async def report(
 ) -> int:
     """Reports `agent.<name>` on the call. Returns the sequence of the resulting event.
 
-    It is tried for about a minute and counts once, however often it gets through. key: gives a report of your own
-    the same name at every call of this function; without one each call is a report of its own. The LiveKit key
-    comes from LIVEKIT_API_KEY and LIVEKIT_API_SECRET when it is not given. Raises ReportRefusedError or
-    ReportFailedError."""
+    It is retried for about a minute and counts once, also when several tries arrive. key: calls of this function
+    with the same key are one report; without a key each call is a separate report. The LiveKit key defaults to
+    LIVEKIT_API_KEY and LIVEKIT_API_SECRET. Raises ReportRefusedError or ReportFailedError."""
     body = json.dumps({"type": kind, "data": data or {}}, ensure_ascii=False, allow_nan=False).encode()
     headers = {"content-type": "application/json", "idempotency-key": key or uuid.uuid4().hex}
     failure = ""
-    # A session that was given stays open.
+    # The caller's session stays open.
     async with contextlib.nullcontext(session) if session else aiohttp.ClientSession() as http:
         for wait in (*WAITS, None):
-            # A new token for each try: the one before may have run out.
+            # A new token for each try: the previous one may have expired.
             token = signed(body, room, api_key, api_secret)
             try:
                 async with http.post(
@@ -117,21 +115,21 @@ async def report(
                     timeout=aiohttp.ClientTimeout(total=TRY_SECONDS),
                     allow_redirects=False,
                 ) as answer:
-                    told = await _object(answer)
+                    fields = await _object(answer)
                     if answer.status == 200:
-                        return int(told["sequence"])
+                        return int(fields["sequence"])
                     if answer.status < 500 and answer.status != 429:
-                        raise ReportRefusedError(answer.status, told.get("code", ""), told.get("message", ""))
+                        raise ReportRefusedError(answer.status, fields.get("code", ""), fields.get("message", ""))
                     failure = f"HTTP {answer.status}"
             except (aiohttp.ClientError, TimeoutError) as exc:
                 failure = type(exc).__name__
             if wait is not None:
                 await asyncio.sleep(wait)
-    raise ReportFailedError(f"{kind} was not taken: {failure}")
+    raise ReportFailedError(f"{kind} was not accepted: {failure}")
 
 
 def signed(body: bytes, room: str, api_key: str | None = None, api_secret: str | None = None) -> str:
-    """The token that lets this body, and nothing else, be reported of the call in this room."""
+    """The token for a report with exactly this body on the call in this room."""
     digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
     token = AccessToken(api_key, api_secret).with_grants(VideoGrants(room=room)).with_sha256(digest)
     return token.with_ttl(datetime.timedelta(seconds=TOKEN_SECONDS)).to_jwt()
@@ -139,7 +137,7 @@ def signed(body: bytes, room: str, api_key: str | None = None, api_secret: str |
 
 async def _object(answer: aiohttp.ClientResponse) -> dict[str, Any]:
     try:
-        told = json.loads(await answer.read())
+        fields = json.loads(await answer.read())
     except ValueError:
-        told = None
-    return told if isinstance(told, dict) else {}
+        fields = None
+    return fields if isinstance(fields, dict) else {}

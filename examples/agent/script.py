@@ -1,4 +1,4 @@
-"""What the agent says: a script whose `{names}` are filled with the call's dynamic variables."""
+"""The agent's script: a text whose `{names}` are replaced by the call's dynamic variables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _START = re.compile(r"^[\s,;:.!?]+")
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """instructions: the model's prompt. greeting: the first words. voicemail: said to a machine, or nothing."""
+    """instructions: the model's prompt. greeting: the first words. voicemail: the message for a machine; "":
+    none."""
 
     instructions: str
     greeting: str
@@ -23,15 +24,15 @@ class Script:
 
 
 def load(path: Path) -> Script:
-    """From a TOML file. Raises TypeError when it names something that is not of a script."""
+    """Reads a script from a TOML file. Raises TypeError when a field is unknown or missing."""
     return Script(**tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 def fill(script: Script, variables: Mapping[str, Any]) -> tuple[Script, set[str]]:
-    """The script for one call, and the names that it asks for and the call does not have.
+    """The script for one call, and the names in it that the call has no variable for.
 
-    What is missing is left out, with the blank before it, so that "{firstName}" is never spoken. A value is put in
-    as it is, whatever it holds.
+    A missing name is left out with the blank before it, so that "{firstName}" is never spoken. A value is inserted
+    literally: braces in it are not replaced.
     """
     missing: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""A short tone, for an agent that has no voice yet."""
+"""A short tone, for an agent without a speech provider."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from livekit import rtc
 RATE = 48_000
 HERTZ = 440
 FRAME_SAMPLES = RATE // 100
-# Of full loudness; it rises and falls, so that it does not click.
+# The share of full loudness. The tone fades in and out over EDGE_SECONDS, so that it does not click.
 LOUDNESS = 0.2
 EDGE_SECONDS = 0.02
 
 
 def tone(seconds: float) -> Iterator[rtc.AudioFrame]:
-    """Frames of 10 ms."""
+    """The tone as frames of 10 ms."""
     total = int(seconds * RATE)
     for start in range(0, total, FRAME_SAMPLES):
         samples = [_sample(n, total) for n in range(start, start + FRAME_SAMPLES)]
@@ -31,7 +31,7 @@ def _sample(n: int, total: int) -> int:
 
 
 async def play(participant: rtc.LocalParticipant, seconds: float) -> None:
-    """Publishes a track, plays the tone on it to the end, and takes the track away."""
+    """Publishes a track, plays the tone on it, and unpublishes the track."""
     source = rtc.AudioSource(RATE, 1)
     track = rtc.LocalAudioTrack.create_audio_track("tone", source)
     options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)

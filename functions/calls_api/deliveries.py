@@ -7,12 +7,13 @@ from typing import Any
 
 from shared.call import Call, compact, event_id_of, iso
 from shared.call_store import CallStore
+from shared.clock import to_ms
 from shared.delivery_store import Delivery, DeliveryStore
 from shared.durations import Durations
 from shared.errors import RequestRefusedError
 from shared.messages import delivery_message
 from shared.queues import Queue
-from shared.table_keys import RETENTION_SECONDS
+from shared.table_keys import expires_at
 
 
 def deliveries_view(deliveries: DeliveryStore, call: Call) -> str:
@@ -37,7 +38,7 @@ def replay(
     call: Call,
     sequence: str,
     durations: Durations,
-    now: int,
+    now_ms: int,
 ) -> None:
     """Sends one event again, from the beginning of its schedule, with the same id and the same bytes.
 
@@ -47,10 +48,10 @@ def replay(
     if call.callback_url is None or not 1 <= number <= len(call.events):
         raise RequestRefusedError(404, "delivery_not_found", "This call has no such delivery")
     # First, so that an accepted replay always has its call's record until the schedule ends.
-    if not calls.keep(call.call_id, now // 1000 + RETENTION_SECONDS):
+    if not calls.keep(call.call_id, expires_at(now_ms)):
         raise RequestRefusedError(404, "call_not_found", "This call has expired")
-    check_at = now + int(durations.webhook_grace * 1000)
-    if deliveries.replay(call.call_id, call.workspace_id, number, now, check_at) is None:
+    check_at_ms = now_ms + to_ms(durations.webhook_grace)
+    if deliveries.replay(call.call_id, call.workspace_id, number, now_ms, check_at_ms) is None:
         raise RequestRefusedError(409, "attempt_under_way", "An attempt is under way")
     webhook_queue.send(delivery_message(call.call_id, number), group=call.workspace_id)
 

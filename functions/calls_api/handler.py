@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from calls_api.cancel import Canceler
 from calls_api.deliveries import deliveries_view, replay
 from calls_api.queries import call_of_workspace, call_view, list_calls, list_query
 from calls_api.reports import ReportReceiver
@@ -15,6 +14,7 @@ from shared import aws
 from shared.authorization import api_key, authorized_workspace, bearer_token
 from shared.call import Call
 from shared.call_store import CallStore
+from shared.canceling import Canceler
 from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
 from shared.http_api import Answer, Event, answer, body_bytes, header, respond

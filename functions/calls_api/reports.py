@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from shared.call import Call, event, event_id
 from shared.call_store import CallStore
+from shared.clock import Clock, to_ms, to_seconds
 from shared.durations import Durations
 from shared.errors import FieldError, RequestRefusedError
 from shared.http_api import check_idempotency_key
@@ -109,14 +109,14 @@ class ReportReceiver:
     calls: CallStore
     livekit_secret: LiveKitSecretCache
     durations: Durations
-    clock: Callable[[], int]
+    clock: Clock
 
     def receive(self, call_id: str, token: str | None, idempotency_key: str | None, body: bytes) -> Reported:
         """Raises RequestRefusedError (4xx), StoreError (nothing known to be written: repeat it)."""
         if len(body) > MAXIMUM_REPORT_BYTES:
             raise RequestRefusedError(413, "too_large", "A report may have at most 32 KiB")
-        now = self.clock()
-        room = _signed_room(body, token, self.livekit_secret, now)
+        now_ms = self.clock()
+        room = _signed_room(body, token, self.livekit_secret, now_ms)
         report_id = _report_id(idempotency_key, body)
         given = parse_report(body)
         write = None
@@ -125,18 +125,18 @@ class ReportReceiver:
                 call_id,
                 room,
                 report_id,
-                event(given.kind, now, data=given.data),
+                event(given.kind, now_ms, data=given.data),
                 len(body),
-                ended_since=now - int(self.durations.report_grace * 1000),
+                ended_since_ms=now_ms - to_ms(self.durations.report_grace),
             )
         if write is None or write.call is None or write.call.room_name != room:
             # One answer for both: who may speak for one room learns nothing of any other call.
             raise RequestRefusedError(404, "call_not_found", "No such call is in the room that the token names")
         if write.won:
             return Reported(call_id, given.kind, len(write.call.events))
-        return self._not_appended(write.call, report_id, given, now)
+        return self._not_appended(write.call, report_id, given, now_ms)
 
-    def _not_appended(self, call: Call, report_id: str, given: Report, now: int) -> Reported:
+    def _not_appended(self, call: Call, report_id: str, given: Report, now_ms: int) -> Reported:
         """Why the record did not take the report: it has it already, is over for too long, or has too many."""
         for sequence, entry in enumerate(call.events, 1):
             if entry.get("reportId") == report_id:
@@ -147,7 +147,7 @@ class ReportReceiver:
                         "This Idempotency-Key was used with another report of this call",
                     )
                 return Reported(call.call_id, given.kind, sequence, replayed=True)
-        if call.ended_at_ms is not None and call.ended_at_ms < now - int(self.durations.report_grace * 1000):
+        if call.ended_at_ms is not None and call.ended_at_ms < now_ms - to_ms(self.durations.report_grace):
             raise RequestRefusedError(409, "call_ended", f"The call has ended, too long ago: {call.status}")
         raise RequestRefusedError(409, "reports_full", "A call takes at most 50 reports of together 128 KiB")
 
@@ -179,14 +179,14 @@ class Reported:
         }
 
 
-def _signed_room(body: bytes, token: str | None, secret: LiveKitSecretCache, now: int) -> str:
+def _signed_room(body: bytes, token: str | None, secret: LiveKitSecretCache, now_ms: int) -> str:
     """The room that the token speaks for. Raises RequestRefusedError (401)."""
     claims = signed_claims(body, token, secret.get())
     video = claims.get("video")
     room = video.get("room") if isinstance(video, dict) else None
     if not isinstance(room, str) or not room:
         raise RequestRefusedError(401, "invalid_signature", "The token names no room")
-    if int(claims["exp"]) > now / 1000 + MAXIMUM_TOKEN_SECONDS + LEEWAY_SECONDS:
+    if int(claims["exp"]) > to_seconds(now_ms) + MAXIMUM_TOKEN_SECONDS + LEEWAY_SECONDS:
         raise RequestRefusedError(401, "invalid_signature", "The token is valid for more than 10 minutes")
     return room
 

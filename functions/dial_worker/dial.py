@@ -26,6 +26,7 @@ from typing import Literal
 from shared.agent_left import send_agent_left
 from shared.call import Call, Outcome, compact, json_object
 from shared.call_store import ROOM_CLOSED, CallStore
+from shared.clock import Clock, to_ms, to_seconds
 from shared.durations import Durations
 from shared.ending import clear_with_room, end_call
 from shared.errors import LiveKitError, LiveKitUnreachableError
@@ -61,7 +62,7 @@ class Dialler:
     livekit: LiveKit
     durations: Durations
     public_api_url: str
-    clock: Callable[[], int]
+    clock: Clock
     remaining: Callable[[], float]
 
     async def dial(self, message: DialMessage) -> None:
@@ -73,8 +74,8 @@ class Dialler:
         if call is None:
             await self._wait_for_record(message)
             return
-        now = self.clock()
-        if call.status != "queued" or call.lease_until_ms >= now or call.wait_until_ms > now:
+        now_ms = self.clock()
+        if call.status != "queued" or call.lease_until_ms >= now_ms or call.wait_until_ms > now_ms:
             # Ended, fenced, leased, or waiting for another message: this one has nothing to do.
             logger.info("nothing to do", extra={"call_id": call.call_id, "status": call.status})
             return
@@ -82,7 +83,7 @@ class Dialler:
         if await asyncio.to_thread(self.limits.paused):
             await self._wait(call, self.durations.paused_wait, paused=True)
             return
-        if now >= call.queue_deadline_ms:
+        if now_ms >= call.queue_deadline_ms:
             await self._end(call, Outcome("expired", "expired", retryable=True))
             return
         workspace = await asyncio.to_thread(self.workspace_cache.get, call.workspace_id)
@@ -93,13 +94,13 @@ class Dialler:
         ):
             await self._end(call, Outcome("failed", "not_allowed"))
             return
-        trunk_free_in = await asyncio.to_thread(self.limits.next_free, workspace.sip_trunk_id) - now
-        if trunk_free_in > self.durations.pacing_hold * 1000:
-            await self._wait(call, trunk_free_in / 1000)
+        trunk_free_in_ms = await asyncio.to_thread(self.limits.next_free, workspace.sip_trunk_id) - now_ms
+        if trunk_free_in_ms > to_ms(self.durations.pacing_hold):
+            await self._wait(call, to_seconds(trunk_free_in_ms))
             return
         lease = secrets.token_hex(8)
-        until = now + int((self.remaining() + self.durations.lease_margin) * 1000)
-        leased = await asyncio.to_thread(self.calls.take_lease, call.call_id, lease, until, now)
+        until_ms = now_ms + to_ms(self.remaining() + self.durations.lease_margin)
+        leased = await asyncio.to_thread(self.calls.take_lease, call.call_id, lease, until_ms, now_ms)
         if leased.won and leased.call is not None:
             await self._dial_leased(workspace, leased.call, waited=call.wait_until_ms > 0)
 
@@ -126,15 +127,15 @@ class Dialler:
         if agent == "not needed":
             await self._clear(call)
             return
-        ring = call.ring_timeout_seconds * self.durations.scale
+        ring_seconds = call.ring_timeout_seconds * self.durations.scale
         # The client raises a shorter time-out to ring + 2 s.
-        timeout = max(ring + self.durations.answer_margin, ring + 2)
-        free_at = await self._reserve_trunk(workspace, timeout)
-        if free_at is None:
-            free_in = await asyncio.to_thread(self.limits.next_free, workspace.sip_trunk_id) - self.clock()
-            await self._step_back(call, max(free_in / 1000, self.durations.orphan_step))
+        timeout = max(ring_seconds + self.durations.answer_margin, ring_seconds + 2)
+        free_at_ms = await self._reserve_trunk(workspace, timeout)
+        if free_at_ms is None:
+            free_in_ms = await asyncio.to_thread(self.limits.next_free, workspace.sip_trunk_id) - self.clock()
+            await self._step_back(call, max(to_seconds(free_in_ms), self.durations.orphan_step))
             return
-        await asyncio.sleep(max(0.0, (free_at - self.clock()) / 1000))
+        await asyncio.sleep(max(0.0, to_seconds(free_at_ms - self.clock())))
         if await asyncio.to_thread(self.limits.paused):
             # Checked again just before the fence: waiting for the agent and the trunk takes time.
             await self._step_back(call, self.durations.paused_wait, paused=True)
@@ -147,7 +148,7 @@ class Dialler:
             count("CallsDialed")
             # From the POST until the dial, including waits for a slot, a trunk or the switch.
             measure("DialDelay", fenced.call.events[-1]["at"] - fenced.call.events[0]["at"])
-            await self._dial_fenced(workspace, fenced.call, from_number, ring, timeout)
+            await self._dial_fenced(workspace, fenced.call, from_number, ring_seconds, timeout)
         elif fenced.call is not None and fenced.call.ended and not self._lease_over(call):
             # Canceled meanwhile; this process made the room and took the slot.
             await self._clear(fenced.call)
@@ -157,33 +158,35 @@ class Dialler:
 
         A new call gets no slot while others wait, and the closer a waiting call is to its deadline, the more often
         it asks: no call starves."""
-        now = self.clock()
+        now_ms = self.clock()
         if await asyncio.to_thread(
             self.limits.take_slot,
             call.workspace_id,
             call.call_id,
             workspace.max_concurrent_calls,
             waited=waited,
-            now=now,
+            now_ms=now_ms,
         ):
             return True
         since = call.events[0]["at"]
-        time_left = max(0.2, (call.queue_deadline_ms - now) / max(1, call.queue_deadline_ms - since))
-        delay = self.durations.slot_wait * time_left * random.uniform(0.5, 1)
+        time_left = max(0.2, (call.queue_deadline_ms - now_ms) / max(1, call.queue_deadline_ms - since))
+        delay_seconds = self.durations.slot_wait * time_left * random.uniform(0.5, 1)
         # A message's delay is in whole seconds.
-        asks_until = now + int((math.ceil(delay) + self.durations.orphan_step) * 1000)
-        await asyncio.to_thread(self.limits.note_waiting, call.workspace_id, asks_until)
-        await self._wait(call, delay, uncount=True)
+        asks_until_ms = now_ms + to_ms(math.ceil(delay_seconds) + self.durations.orphan_step)
+        await asyncio.to_thread(self.limits.note_waiting, call.workspace_id, asks_until_ms)
+        await self._wait(call, delay_seconds, uncount=True)
         return False
 
     async def _reserve_trunk(self, workspace: Workspace, timeout: float) -> int | None:
         """The trunk's next free moment, epoch ms; None when a dial at that time would outlast this process."""
-        now = self.clock()
-        latest = now + int((self.remaining() - timeout - self.durations.fence_margin) * 1000)
-        if latest < now:
+        now_ms = self.clock()
+        latest_ms = now_ms + to_ms(self.remaining() - timeout - self.durations.fence_margin)
+        if latest_ms < now_ms:
             return None
-        gap_ms = int(1000 * self.durations.scale / workspace.calls_per_second)
-        return await asyncio.to_thread(self.limits.reserve_trunk, workspace.sip_trunk_id, gap_ms, now, latest)
+        gap_ms = to_ms(self.durations.scale / workspace.calls_per_second)
+        return await asyncio.to_thread(
+            self.limits.reserve_trunk, workspace.sip_trunk_id, gap_ms, now_ms, latest_ms
+        )
 
     async def _prepare_room(self, workspace: Workspace, call: Call) -> str:
         """Creates the room with its agent dispatched. Returns the room's sid."""
@@ -213,15 +216,18 @@ class Dialler:
         `not needed`: the call was canceled meanwhile.
         """
         durations = self.durations
-        now = self.clock()
-        give_up, redispatch_at = now + durations.agent_wait * 1000, now + durations.agent_redispatch * 1000
+        now_ms = self.clock()
+        give_up_at_ms, redispatch_at_ms = (
+            now_ms + to_ms(durations.agent_wait),
+            now_ms + to_ms(durations.agent_redispatch),
+        )
         step = durations.agent_step
         while not (await self.livekit.view_room(call.room_name, call.identity)).agent_present:
-            now = self.clock()
-            if now >= give_up:
+            now_ms = self.clock()
+            if now_ms >= give_up_at_ms:
                 return "missing"
-            if now >= redispatch_at:
-                redispatch_at = now + durations.agent_redispatch * 1000
+            if now_ms >= redispatch_at_ms:
+                redispatch_at_ms = now_ms + to_ms(durations.agent_redispatch)
                 lost = await self.livekit.delete_lost_dispatches(call.room_name)
                 if self._lease_over(call):
                     return "missing"
@@ -240,13 +246,13 @@ class Dialler:
         return "there"
 
     async def _dial_fenced(
-        self, workspace: Workspace, call: Call, from_number: str | None, ring: float, timeout: float
+        self, workspace: Workspace, call: Call, from_number: str | None, ring_seconds: float, timeout: float
     ) -> None:
         """Rings the phone (the only place that does) and handles LiveKit's answer."""
         if self._lease_over(call):
             # The fence's response took so long that the reconciler may have ended the call: it must not ring then.
             return
-        started = self.clock()
+        started_ms = self.clock()
         try:
             await self.livekit.dial(
                 room=call.room_name,
@@ -254,27 +260,27 @@ class Dialler:
                 trunk_id=workspace.sip_trunk_id,
                 to=call.to,
                 from_number=from_number,
-                ring=ring,
+                ring_seconds=ring_seconds,
                 # LiveKit counts from the room join, ringing included; the reconciler enforces the exact limit.
-                longest=timeout + call.max_duration_seconds * self.durations.scale,
+                longest_seconds=timeout + call.max_duration_seconds * self.durations.scale,
                 timeout=timeout,
             )
         except LiveKitError as exc:
             if self._lease_over(call):
                 return
             # LiveKit's timer starts after this one; a twentieth covers the difference of clocks.
-            rang_out = self.clock() - started >= ring * 950
-            await self._not_answered(call, exc, rang_out)
+            rang_out = self.clock() - started_ms >= to_ms(0.95 * ring_seconds)
+            await self._handle_error(call, exc, rang_out)
         else:
-            await self._answered(call)
+            await self._handle_answer(call)
 
-    async def _answered(self, call: Call) -> None:
+    async def _handle_answer(self, call: Call) -> None:
         if self._lease_over(call):
             return
-        now = self.clock()
+        now_ms = self.clock()
         # The first look is early: the agent may have left while the phone rang.
-        check_at = now + int(min(self.durations.second_look, self._longest(call)) * 1000)
-        answered = await asyncio.to_thread(self.calls.answered, call.call_id, _lease_of(call), check_at, now)
+        check_at_ms = now_ms + to_ms(min(self.durations.second_look, self._longest(call)))
+        answered = await asyncio.to_thread(self.calls.answered, call.call_id, _lease_of(call), check_at_ms, now_ms)
         if answered.won and answered.call is not None:
             if answered.call.phone_left is not None:
                 # The phone left before the dial's answer arrived.
@@ -295,7 +301,7 @@ class Dialler:
         ):
             await self._end(answered.call, Outcome("failed", "outcome_unknown"))
 
-    async def _not_answered(self, call: Call, error: LiveKitError, rang_out: bool) -> None:
+    async def _handle_error(self, call: Call, error: LiveKitError, rang_out: bool) -> None:
         """Handles LiveKit's error for the dial. Only one with the carrier's code is decisive without a look at the
         room.
         """
@@ -306,23 +312,23 @@ class Dialler:
             case Verdict(kind="over"):
                 view = await self._view(call)
                 if view is None or view.call_status is not None:
-                    await self._find_out(call, error)
+                    await self._determine_outcome(call, error)
                     return
-                seen = await self._told(call, error)
+                seen = await self._await_left_event(call, error)
                 if seen is not None and _still_mine(seen, call):
                     await self._end_dial(
                         seen, uncoded_outcome(error.code, seen.phone_left, rang_out=rang_out), error
                     )
             case _:
-                await self._find_out(call, error, unsent=judged.kind == "unsent")
+                await self._determine_outcome(call, error, unsent=judged.kind == "unsent")
 
-    async def _told(self, call: Call, error: LiveKitError) -> Call | None:
+    async def _await_left_event(self, call: Call, error: LiveKitError) -> Call | None:
         """The call once it has LiveKit's event of the phone's leaving or a request to hang up, or after
         `left_wait`.
 
         If LiveKit reported no phone in the room, the event is not waited for, except after `canceled`, which
         implies one."""
-        give_up = self.clock() + self.durations.left_wait * 1000
+        give_up_at_ms = self.clock() + to_ms(self.durations.left_wait)
         while True:
             seen = await asyncio.to_thread(self.calls.get, call.call_id)
             if (
@@ -330,25 +336,25 @@ class Dialler:
                 or seen.phone_left
                 or seen.hangup
                 or not _still_mine(seen, call)
-                or self.clock() >= give_up
+                or self.clock() >= give_up_at_ms
             ):
                 return seen
             if seen.phone_seen_at_ms is None and error.code != "canceled":
                 return seen
             await asyncio.sleep(self.durations.orphan_read / 5)
 
-    async def _find_out(self, call: Call, error: LiveKitError, *, unsent: bool = False) -> None:
+    async def _determine_outcome(self, call: Call, error: LiveKitError, *, unsent: bool = False) -> None:
         """Determines the outcome of a dial from looks at the room and from the events of LiveKit's on the record.
 
         The phone is gone once an event says so or two looks, `second_look` apart, do not find it. Then the call
         ends; or it is un-fenced, if the error came before the INVITE (unsent) and neither a look nor an event
         showed a phone. If this process's time is too short, the reconciler determines the outcome."""
-        missing_since: int | None = None
+        missing_since_ms: int | None = None
         in_room = False
         while self.remaining() > self.durations.fence_margin and not self._lease_over(call):
             view = await self._view(call)
             if view is not None and view.call_status in ANSWERED:
-                await self._answered(call)
+                await self._handle_answer(call)
                 return
             seen = await asyncio.to_thread(self.calls.get, call.call_id)
             if seen is None or not _still_mine(seen, call):
@@ -356,14 +362,14 @@ class Dialler:
             absent = view is not None and view.call_status is None
             if view is not None and not absent:
                 in_room = True
-                absent = seen.hangup is not None and not await self._hung_up(call)
+                absent = seen.hangup is not None and not await self._hang_up_ringing(call)
             if not absent:
-                missing_since = None
+                missing_since_ms = None
             else:
-                missing_since = missing_since or self.clock()
+                missing_since_ms = missing_since_ms or self.clock()
                 # ROOM_CLOSED proves nothing: a dial that joins after it recreates the room and rings.
                 left = seen.phone_left is not None and seen.phone_left["reason"] != ROOM_CLOSED
-                if left or self.clock() - missing_since >= self.durations.second_look * 1000:
+                if left or self.clock() - missing_since_ms >= to_ms(self.durations.second_look):
                     if (
                         unsent
                         and not in_room
@@ -386,7 +392,7 @@ class Dialler:
         except LiveKitError:
             return None
 
-    async def _hung_up(self, call: Call) -> bool:
+    async def _hang_up_ringing(self, call: Call) -> bool:
         """Hangs up a ringing phone. False: it is not in the room, although LiveKit listed it."""
         try:
             return await hang_up_phone(self.calls, self.livekit, call, answered=False)
@@ -398,16 +404,16 @@ class Dialler:
         if call.attempts >= MAXIMUM_ATTEMPTS:
             await self._end(call, Outcome("failed", "livekit_unavailable", retryable=True))
             return
-        delay = self._backoff(call)
-        now = self.clock()
-        wait_until, check_at = self._wait_times(now, delay)
+        delay_seconds = self._backoff(call)
+        now_ms = self.clock()
+        wait_until_ms, check_at_ms = self._wait_times(now_ms, delay_seconds)
         undone = await asyncio.to_thread(
-            self.calls.unfence, call.call_id, _lease_of(call), wait_until, check_at, now
+            self.calls.unfence, call.call_id, _lease_of(call), wait_until_ms, check_at_ms, now_ms
         )
         if undone.won:
             logger.warning("nothing rang, trying again", extra={"call_id": call.call_id, "livekit": str(error)})
             count("DialsUnfenced")
-            await self._send(call, delay)
+            await self._send(call, delay_seconds)
         elif undone.call is not None and _still_mine(undone.call, call):
             await self._end(undone.call, left_outcome(undone.call.phone_left))
 
@@ -441,10 +447,10 @@ class Dialler:
 
     async def _find(self, message: DialMessage) -> Call | None:
         """The message's call; reads for `orphan_read`, as the record is written after the message is sent."""
-        give_up = self.clock() + self.durations.orphan_read * 1000
+        give_up_at_ms = self.clock() + to_ms(self.durations.orphan_read)
         while True:
             call = await asyncio.to_thread(self.calls.get, message.call_id)
-            if call is not None or self.clock() >= give_up:
+            if call is not None or self.clock() >= give_up_at_ms:
                 return call
             await asyncio.sleep(self.durations.orphan_read / 5)
 
@@ -452,13 +458,13 @@ class Dialler:
         """Repeats a message without a record for `orphan_drop`: its request has not written it yet, or died
         before.
         """
-        if self.clock() - message.since >= self.durations.orphan_drop * 1000:
+        if self.clock() - message.since_ms >= to_ms(self.durations.orphan_drop):
             logger.warning("message without a record dropped", extra={"call_id": message.call_id})
             count("OrphanMessages")
             return
         await asyncio.to_thread(
             self.dial_queue.send,
-            dial_message(message.call_id, message.workspace_id, since=message.since),
+            dial_message(message.call_id, message.workspace_id, since_ms=message.since_ms),
             group=message.workspace_id,
             delay_seconds=self.durations.orphan_step,
         )
@@ -476,24 +482,26 @@ class Dialler:
         else:
             await self._wait(call, self._backoff(call))
 
-    async def _wait(self, call: Call, delay: float, *, uncount: bool = False, paused: bool = False) -> None:
+    async def _wait(
+        self, call: Call, delay_seconds: float, *, uncount: bool = False, paused: bool = False
+    ) -> None:
         """Makes the call wait for `delay` seconds and sends its next message. A duplicate message loses the write,
         so it starts no second chain.
         """
-        now = self.clock()
-        wait_until, check_at = self._wait_times(now, delay)
+        now_ms = self.clock()
+        wait_until_ms, check_at_ms = self._wait_times(now_ms, delay_seconds)
         waiting = await asyncio.to_thread(
             self.calls.wait,
             call.call_id,
-            wait_until,
-            check_at,
-            now,
+            wait_until_ms,
+            check_at_ms,
+            now_ms,
             lease=call.lease_id,
             uncount=uncount,
-            extend_ms=await self._paused_time(call, wait_until) if paused else 0,
+            extend_ms=await self._paused_time(call, wait_until_ms) if paused else 0,
         )
         if waiting.won:
-            await self._send(call, delay)
+            await self._send(call, delay_seconds)
         elif (
             waiting.call is not None
             and waiting.call.ended
@@ -504,31 +512,33 @@ class Dialler:
         ):
             await self._clear(waiting.call)
 
-    async def _paused_time(self, call: Call, until: int) -> int:
+    async def _paused_time(self, call: Call, until_ms: int) -> int:
         """Milliseconds up to `until` (epoch ms) that the call is paused by an operator and no earlier wait has
         counted.
 
         They extend the queue deadline, independent of how often and how late the call's messages arrive.
         """
-        paused_at = await asyncio.to_thread(self.limits.paused_at)
-        if paused_at is None:
+        paused_at_ms = await asyncio.to_thread(self.limits.paused_at_ms)
+        if paused_at_ms is None:
             return 0
         created_at: int = call.events[0]["at"]
-        return max(0, until - max(paused_at, created_at, call.paused_until_ms))
+        return max(0, until_ms - max(paused_at_ms, created_at, call.paused_until_ms))
 
-    async def _step_back(self, call: Call, delay: float, *, paused: bool = False) -> None:
+    async def _step_back(self, call: Call, delay_seconds: float, *, paused: bool = False) -> None:
         """Deletes the room, as its agent must not wait with the call, and makes the call wait."""
         if not self._lease_over(call):
             await self._delete_room(call)
-            await self._wait(call, delay, paused=paused)
+            await self._wait(call, delay_seconds, paused=paused)
 
-    async def _send(self, call: Call, delay: float) -> None:
+    async def _send(self, call: Call, delay_seconds: float) -> None:
         message = dial_message(call.call_id, call.workspace_id)
-        await asyncio.to_thread(self.dial_queue.send, message, group=call.workspace_id, delay_seconds=delay)
+        await asyncio.to_thread(
+            self.dial_queue.send, message, group=call.workspace_id, delay_seconds=delay_seconds
+        )
 
-    def _wait_times(self, now: int, delay: float) -> tuple[int, int]:
-        wait_until = now + int(delay * 1000)
-        return wait_until, wait_until + int(self.durations.wait_grace * 1000)
+    def _wait_times(self, now_ms: int, delay_seconds: float) -> tuple[int, int]:
+        wait_until_ms = now_ms + to_ms(delay_seconds)
+        return wait_until_ms, wait_until_ms + to_ms(self.durations.wait_grace)
 
     def _backoff(self, call: Call) -> float:
         """Seconds before the next attempt: doubled each time, with jitter over the upper half."""

@@ -11,7 +11,7 @@ from dial_worker.dial import Dialler
 from dial_worker.settings import Settings
 from shared import aws
 from shared.call_store import CallStore
-from shared.clock import now_ms
+from shared.clock import now_ms, to_seconds
 from shared.limits import LimitStore
 from shared.livekit.client import connect
 from shared.livekit.secret import LiveKitSecretCache
@@ -51,7 +51,7 @@ async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, A
             durations=settings.durations,
             public_api_url=settings.public_api_url,
             clock=now_ms,
-            remaining=lambda: context.get_remaining_time_in_millis() / 1000,
+            remaining=lambda: to_seconds(context.get_remaining_time_in_millis()),
         )
         results = await asyncio.gather(
             *(dial_record(dialler, record) for record in records), return_exceptions=True

@@ -11,7 +11,6 @@ import hashlib
 import json
 import secrets
 import string
-from collections.abc import Callable
 
 from initiate_call.rate_limit import RateLimit
 from initiate_call.request import CallRequest, canonical, parse_request, read_body
@@ -19,6 +18,7 @@ from shared.authorization import authorized_workspace
 from shared.call import Call, event, iso
 from shared.call_store import CallStore
 from shared.callback_url import AddressRefusedError, LookUp, Policy, check_name
+from shared.clock import Clock, to_ms
 from shared.durations import Durations
 from shared.errors import FieldError, RequestRefusedError, StoreError, StoreUnclearError
 from shared.http_api import check_idempotency_key
@@ -42,7 +42,7 @@ class Acceptor:
     durations: Durations
     callback_policy: Policy
     look_up: LookUp
-    clock: Callable[[], int]
+    clock: Clock
 
     def accept(
         self, workspace_id: str | None, api_key: str | None, idempotency_key: str | None, body: bytes
@@ -92,8 +92,8 @@ class Acceptor:
         request = parse_request(fields, self.callback_policy)
         check_allowed(workspace, request)
         self._check_callback_name(request)
-        now = self.clock()
-        minute = self.rate_limit.spend(workspace, now)
+        now_ms = self.clock()
+        minute = self.rate_limit.spend(workspace, now_ms)
         message = dial_message(call_id, workspace.workspace_id)
         job_id = self.dial_queue.send(message, group=workspace.workspace_id)
         room_suffix = "".join(secrets.choice(_ROOM_ALPHABET) for _ in range(10))
@@ -105,17 +105,17 @@ class Acceptor:
             from_number=request.from_number,
             room_name=f"{request.call_agent_id}-{room_suffix}",
             job_id=job_id,
-            created_at=iso(now),
+            created_at=iso(now_ms),
             status="queued",
-            events=(event("call.queued", now),),
+            events=(event("call.queued", now_ms),),
             callback_url=request.callback_url,
             dynamic_variables=json_text(fields, "dynamic_variables"),
             metadata=json_text(fields, "metadata"),
             request_hash=request_hash,
             ring_timeout_seconds=request.ring_timeout_seconds,
             max_duration_seconds=request.max_duration_seconds,
-            queue_deadline_ms=now + int(self.durations.queue_ttl * 1000),
-            check_at_ms=now + int(self.durations.queued_check * 1000),
+            queue_deadline_ms=now_ms + to_ms(self.durations.queue_ttl),
+            check_at_ms=now_ms + to_ms(self.durations.queued_check),
         )
         try:
             there = self.calls.create(call).call

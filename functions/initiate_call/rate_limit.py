@@ -12,6 +12,7 @@ import dataclasses
 import math
 import threading
 
+from shared.clock import to_seconds
 from shared.errors import RequestRefusedError
 from shared.limits import LimitStore, Permits
 from shared.workspaces import Workspace
@@ -27,12 +28,12 @@ class RateLimit:
         self._held: dict[str, Permits] = {}
         self._lock = threading.Lock()
 
-    def spend(self, workspace: Workspace, now: int) -> int:
+    def spend(self, workspace: Workspace, now_ms: int) -> int:
         """Spends one permit of the minute of `now` (epoch milliseconds). Returns the permit's epoch minute.
 
         Raises RequestRefusedError (429) when the minute has none left, StoreError if the counter is unavailable.
         """
-        minute = now // _MINUTE_MS
+        minute = now_ms // _MINUTE_MS
         with self._lock:
             held = self._held.get(workspace.workspace_id)
             # A minute ahead of this clock was opened by a process with a faster clock.
@@ -42,7 +43,7 @@ class RateLimit:
             if held.left:
                 self._held[workspace.workspace_id] = dataclasses.replace(held, left=held.left - 1)
                 return held.minute
-        raise _refusal(workspace.calls_per_minute, math.ceil(((held.minute + 1) * _MINUTE_MS - now) / 1000))
+        raise _refusal(workspace.calls_per_minute, math.ceil(to_seconds((held.minute + 1) * _MINUTE_MS - now_ms)))
 
     def give_back(self, workspace: Workspace, minute: int) -> None:
         """Returns a permit that was not used for a call."""

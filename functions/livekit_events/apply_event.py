@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from typing import Any, Literal
 
 from livekit.protocol.models import DisconnectReason, ParticipantInfo
@@ -18,6 +17,7 @@ from livekit.protocol.webhook import WebhookEvent
 from shared.agent_left import send_agent_left
 from shared.call import Call, Outcome
 from shared.call_store import ROOM_CLOSED, CallStore, Write
+from shared.clock import Clock, to_ms
 from shared.durations import Durations
 from shared.ending import clear, end_call
 from shared.limits import LimitStore
@@ -44,7 +44,7 @@ class EventApplier:
     limits: LimitStore
     dial_queue: Queue
     durations: Durations
-    clock: Callable[[], int]
+    clock: Clock
 
     def apply(self, event: WebhookEvent) -> tuple[Applied, str | None]:
         """Applies the event. Returns what was done and the call's id. Idempotent.
@@ -72,7 +72,7 @@ class EventApplier:
         """Stores that LiveKit has sent the dial to a phone: from then on the dial is never un-fenced."""
         if call.status != "dialing" or call.phone_seen_at_ms is not None:
             return "ignored"
-        return "noted" if self.calls.note_joined(call, event.created_at * 1000).won else "ignored"
+        return "noted" if self.calls.note_joined(call, to_ms(event.created_at)).won else "ignored"
 
     def _agent_left(self, call: Call, event: WebhookEvent) -> Applied:
         """Stores that the agent left, and sends the message that makes the dial worker look for another
@@ -94,7 +94,7 @@ class EventApplier:
         left = {
             "reason": reason,
             "callStatus": event.participant.attributes.get(CALL_STATUS, "dialing")[:_STATUS_CHARACTERS],
-            "at": event.created_at * 1000,
+            "at": to_ms(event.created_at),
         }
         if call.status == "dialing" and reason not in NOT_AN_END:
             write = self.calls.note_left(call, left)
@@ -106,7 +106,7 @@ class EventApplier:
             return "ignored"
         if reason in NOT_AN_END:
             # It may rejoin; if it does not, two looks show that.
-            self.calls.postpone(call, self.clock() + int(self.durations.second_look * 1000))
+            self.calls.postpone(call, self.clock() + to_ms(self.durations.second_look))
             return "noted"
         return self._end(call, answered_outcome(left))
 
@@ -174,7 +174,7 @@ def _answered_meanwhile(seen: Call, write: Write) -> Call | None:
     """The current call if the worker stored its answer since `seen`, in the event's room: the call is over
     then.
     """
-    now = write.call
-    if write.won or now is None or now.status != "in_progress" or now.room_sid != seen.room_sid:
+    current = write.call
+    if write.won or current is None or current.status != "in_progress" or current.room_sid != seen.room_sid:
         return None
-    return now
+    return current

@@ -12,7 +12,7 @@ from reconcile_calls.reconcile import ROUND_SECONDS, WRITE_SECONDS, Reconciler, 
 from reconcile_calls.settings import Settings
 from shared import aws
 from shared.call_store import CallStore
-from shared.clock import now_ms
+from shared.clock import now_ms, to_seconds
 from shared.delivery_store import DeliveryStore
 from shared.limits import LimitStore
 from shared.livekit.client import connect
@@ -43,7 +43,7 @@ def lambda_handler(event: dict[str, Any], context: Any) -> dict[str, int]:
 
 async def run(context: Any, shards: Sequence[int] = range(SHARDS)) -> dict[str, int]:
     def remaining() -> float:
-        return float(context.get_remaining_time_in_millis() / 1000)
+        return to_seconds(context.get_remaining_time_in_millis())
 
     look = settings.durations.livekit_look
     async with connect(livekit_secret.get, look) as livekit:

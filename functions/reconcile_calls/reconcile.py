@@ -25,6 +25,7 @@ from typing import Any
 
 from shared.call import Call, Outcome
 from shared.call_store import CallStore
+from shared.clock import Clock, to_ms, to_seconds
 from shared.delivery_store import Delivery, DeliveryStore, sort_key
 from shared.durations import Durations
 from shared.ending import clear, clear_with_room, end_call
@@ -75,13 +76,13 @@ class Reconciler:
     webhook_queue: Queue
     livekit: LiveKit
     durations: Durations
-    clock: Callable[[], int]
+    clock: Clock
     time_left: Callable[[], bool]
     answers_in_time: Callable[[int], bool] = lambda requests: True
     shards: Sequence[int] = range(SHARDS)
     requests_left: int = LIVEKIT_REQUESTS
     # The most milliseconds by which an item of this run was late.
-    lateness: int = 0
+    lateness_ms: int = 0
     done: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def spend_requests(self, number: int = 1) -> None:
@@ -97,17 +98,17 @@ class Reconciler:
 
         async def work() -> None:
             while self.time_left() and (keys := await due.portion()):
-                await self._round(keys, paused)
+                await self._reconcile_portion(keys, paused)
 
         await asyncio.gather(*(work() for _ in range(PORTIONS)))
-        repairs = self.clock() % int(self.durations.slot_repair * 1000) < int(60_000 * self.durations.scale)
+        repairs = self.clock() % to_ms(self.durations.slot_repair) < to_ms(60 * self.durations.scale)
         if repairs and FIRST_SHARD in self.shards:
             # About every fifth minute, in one of the minute's runs.
             await asyncio.to_thread(
                 self.repair_slots,
             )
         logger.info("reconciled", extra={"done": dict(self.done), "requests_left": self.requests_left})
-        measure("DueLateness", self.lateness)
+        measure("DueLateness", self.lateness_ms)
         return self.done
 
     async def _paused(self) -> bool:
@@ -120,7 +121,7 @@ class Reconciler:
             _count_error("the switch cannot be read")
             return True
 
-    async def _round(self, keys: list[tuple[str, str]], paused: bool) -> None:
+    async def _reconcile_portion(self, keys: list[tuple[str, str]], paused: bool) -> None:
         """Reads the items with these keys and processes them concurrently."""
         try:
             found = await asyncio.to_thread(self.calls.read_due, keys)
@@ -128,21 +129,24 @@ class Reconciler:
             # Not postponed: nothing is known of the items, and the next run reads them again.
             _count_error("a portion cannot be read")
             return
-        now = self.clock()
-        calls = [call for call in found.calls if call.check_at_ms is not None and call.check_at_ms <= now]
-        rows = [row for row in found.deliveries if row.check_at_ms is not None and row.check_at_ms <= now]
-        since = [call.check_at_ms or now for call in calls] + [row.check_at_ms or now for row in rows]
-        self.lateness = max(self.lateness, now - min(since, default=now))
+        now_ms = self.clock()
+        calls = [call for call in found.calls if call.check_at_ms is not None and call.check_at_ms <= now_ms]
+        rows = [row for row in found.deliveries if row.check_at_ms is not None and row.check_at_ms <= now_ms]
+        since = [call.check_at_ms or now_ms for call in calls] + [row.check_at_ms or now_ms for row in rows]
+        self.lateness_ms = max(self.lateness_ms, now_ms - min(since, default=now_ms))
         rooms = asyncio.create_task(self._rooms(calls))
 
         async def looked_at(call: Call) -> str:
             # Items that need no room do not wait for LiveKit's response.
             room = (await rooms).get(call.room_name) if _in_room(call) else None
-            return await self._call(call, room, paused)
+            return await self._process_call(call, room, paused)
 
-        work = [self._guarded(call, looked_at(call)) for call in calls]
+        work = [self._reconcile_call(call, looked_at(call)) for call in calls]
         due: list[Delivery] = []
-        work += [self._apart((row.call_id, sort_key(row.sequence)), self._delivery(row, due)) for row in rows]
+        work += [
+            self._isolated((row.call_id, sort_key(row.sequence)), self._reconcile_delivery(row, due))
+            for row in rows
+        ]
         work += [self._put_off(key, self.durations.live_check) for key in found.unreadable]
         await asyncio.gather(rooms, *work)
         await self._send_again(due)
@@ -168,7 +172,7 @@ class Reconciler:
         answers = await asyncio.gather(*(listed(names[start : start + ROOMS_PER_REQUEST]) for start in starts))
         return {name: presence for answer in answers for name, presence in answer.items()}
 
-    async def _guarded(self, call: Call, work: Coroutine[Any, Any, str]) -> None:
+    async def _reconcile_call(self, call: Call, work: Coroutine[Any, Any, str]) -> None:
         """Processes a call; one that fails for lack of LiveKit is postponed, behind those that do not need
         LiveKit.
         """
@@ -181,9 +185,9 @@ class Reconciler:
                 await self._postpone(call, self.durations.second_look)
                 self.done["postponed"] += 1
 
-        await self._apart((call.call_id, "CALL"), guarded())
+        await self._isolated((call.call_id, "CALL"), guarded())
 
-    async def _apart(self, key: tuple[str, str], work: Awaitable[None]) -> None:
+    async def _isolated(self, key: tuple[str, str], work: Awaitable[None]) -> None:
         """Processes one item; any exception is logged and postpones this item only."""
         try:
             await work
@@ -193,13 +197,13 @@ class Reconciler:
 
     async def _put_off(self, key: tuple[str, str], seconds: float) -> None:
         """Postpones an item by its key, without relying on its content."""
-        now = self.clock()
+        now_ms = self.clock()
         try:
-            await asyncio.to_thread(self.calls.put_off, key, now + int(seconds * 1000), now)
+            await asyncio.to_thread(self.calls.put_off, key, now_ms + to_ms(seconds), now_ms)
         except Exception:
             _count_error("not put off", key)
 
-    async def _call(self, call: Call, room: Presence | None, paused: bool) -> str:
+    async def _process_call(self, call: Call, room: Presence | None, paused: bool) -> str:
         """Processes a due call. room: None when its presence is unknown."""
         match call.status:
             case "queued":
@@ -212,10 +216,10 @@ class Reconciler:
                 return await self._ended(call, room)
 
     async def _queued(self, call: Call, paused: bool) -> str:
-        now = self.clock()
-        if call.lease_until_ms >= now:
+        now_ms = self.clock()
+        if call.lease_until_ms >= now_ms:
             return await self._postpone_to(call, call.lease_until_ms)
-        if now >= call.queue_deadline_ms and not paused:
+        if now_ms >= call.queue_deadline_ms and not paused:
             return await self._end(call, Outcome("expired", "expired", retryable=True))
         if await self._postpone(call, self.durations.queued_check) == "lost":
             return "lost"
@@ -231,15 +235,15 @@ class Reconciler:
         """While its worker may be alive only a request to hang up is carried out; after the lease the dial is
         settled.
         """
-        now = self.clock()
-        if call.lease_until_ms >= now:
+        now_ms = self.clock()
+        if call.lease_until_ms >= now_ms:
             if call.hangup is None:
                 return await self._postpone_to(call, call.lease_until_ms)
             self.spend_requests()
             await hang_up_phone(self.calls, self.livekit, call, answered=False)
             return await self._postpone(call, self.durations.second_look)
         longest = (call.ring_timeout_seconds + call.max_duration_seconds) * self.durations.scale
-        if now >= (call.dialed_at_ms or 0) + int((longest + self.durations.end_margin) * 1000):
+        if now_ms >= (call.dialed_at_ms or 0) + to_ms(longest + self.durations.end_margin):
             # LiveKit was unreachable for longer than any call lasts.
             return await self._end(call, left_outcome(call.phone_left))
         self.spend_requests()
@@ -255,9 +259,9 @@ class Reconciler:
                 return await self._end(call, left_outcome(call.phone_left))
             return await self._missing(call)
         if status in ANSWERED and call.lease_id is not None:
-            check_at = now + int(self.durations.second_look * 1000)
+            check_at_ms = now_ms + to_ms(self.durations.second_look)
             write = await asyncio.to_thread(
-                self.calls.answered, call.call_id, call.lease_id, check_at, now, inferred=True
+                self.calls.answered, call.call_id, call.lease_id, check_at_ms, now_ms, inferred=True
             )
             if not write.won or write.call is None:
                 return "lost"
@@ -275,25 +279,25 @@ class Reconciler:
         LiveKit gives up a dial within `dial_limit` of its ring time. A phone that is `dialing` or `ringing` after
         that is a stale entry of a crashed server; unless it has joined again since: then a server restarted during
         the call, which reset the status, and the phone counts as `active`."""
-        dialed_at = call.dialed_at_ms or 0
+        dialed_at_ms = call.dialed_at_ms or 0
         ring = call.ring_timeout_seconds * self.durations.scale
         if view.call_status is None or view.call_status in ANSWERED:
             return view.call_status
-        if self.clock() < dialed_at + int((ring + self.durations.dial_limit) * 1000):
+        if self.clock() < dialed_at_ms + to_ms(ring + self.durations.dial_limit):
             return view.call_status
-        first_joined = min(call.phone_seen_at_ms or math.inf, dialed_at + self.durations.second_look * 1000)
+        first_joined = min(call.phone_seen_at_ms or math.inf, dialed_at_ms + to_ms(self.durations.second_look))
         # LiveKit's event has a resolution of one second.
-        return "active" if view.joined_at // 1000 > first_joined // 1000 else None
+        return "active" if view.joined_at_ms // 1000 > first_joined // 1000 else None
 
     async def _in_progress(self, call: Call, room: Presence | None) -> str:
-        now = self.clock()
-        limit = (call.answered_at_ms or 0) + int(call.max_duration_seconds * self.durations.scale * 1000)
-        if now >= limit + int(self.durations.end_margin * 1000):
+        now_ms = self.clock()
+        limit = (call.answered_at_ms or 0) + to_ms(call.max_duration_seconds * self.durations.scale)
+        if now_ms >= limit + to_ms(self.durations.end_margin):
             # The published bound holds independent of LiveKit.
             return await self._end(call, Outcome("failed", "outcome_unknown", inferred=True))
         if call.hangup is not None:
             return await self._hang_up(call, call.hangup["reason"])
-        if now >= limit:
+        if now_ms >= limit:
             return await self._hang_up(call, "max_duration")
         if room == "both":
             return await self._alive(call, limit)
@@ -309,14 +313,14 @@ class Reconciler:
                     call,
                     self.durations.second_look,
                     phone_missing_since_ms=None,
-                    agent_missing_since_ms=call.agent_missing_since_ms or now,
+                    agent_missing_since_ms=call.agent_missing_since_ms or now_ms,
                 )
         if self._missing_long_enough(call.phone_missing_since_ms):
             return await self._end(call, answered_outcome(None))
         return await self._missing(call)
 
     async def _alive(self, call: Call, limit: int) -> str:
-        seconds = min(self.durations.live_check, max(0.0, (limit - self.clock()) / 1000))
+        seconds = min(self.durations.live_check, max(0.0, to_seconds(limit - self.clock())))
         await self._note(call, seconds, phone_missing_since_ms=None, agent_missing_since_ms=None)
         return "alive"
 
@@ -336,10 +340,10 @@ class Reconciler:
             return "cleared"
         return await self._clear(call)
 
-    async def _delivery(self, row: Delivery, due: list[Delivery]) -> None:
+    async def _reconcile_delivery(self, row: Delivery, due: list[Delivery]) -> None:
         """Postpones a delivery that is still due and adds it to `due`, whose messages are repeated."""
-        check_at = self.clock() + int(self.durations.webhook_grace * 1000)
-        if await asyncio.to_thread(self.deliveries.postpone, row, check_at):
+        check_at_ms = self.clock() + to_ms(self.durations.webhook_grace)
+        if await asyncio.to_thread(self.deliveries.postpone, row, check_at_ms):
             due.append(row)
 
     async def _send_again(self, rows: list[Delivery]) -> None:
@@ -394,7 +398,7 @@ class Reconciler:
         return await delete_room(self.calls, self.livekit, call)
 
     def _missing_long_enough(self, since: int | None) -> bool:
-        return since is not None and self.clock() - since >= self.durations.second_look * 1000
+        return since is not None and self.clock() - since >= to_ms(self.durations.second_look)
 
     async def _missing(self, call: Call) -> str:
         return await self._note(
@@ -404,15 +408,15 @@ class Reconciler:
         )
 
     async def _note(self, call: Call, seconds: float, **since: int | None) -> str:
-        check_at = self.clock() + int(seconds * 1000)
-        write = await asyncio.to_thread(self.calls.note_missing, call, check_at, **since)
+        check_at_ms = self.clock() + to_ms(seconds)
+        write = await asyncio.to_thread(self.calls.note_missing, call, check_at_ms, **since)
         return "noted" if write.won else "lost"
 
     async def _postpone(self, call: Call, seconds: float) -> str:
-        return await self._postpone_to(call, self.clock() + int(seconds * 1000))
+        return await self._postpone_to(call, self.clock() + to_ms(seconds))
 
-    async def _postpone_to(self, call: Call, check_at: int) -> str:
-        write = await asyncio.to_thread(self.calls.postpone, call, check_at)
+    async def _postpone_to(self, call: Call, check_at_ms: int) -> str:
+        write = await asyncio.to_thread(self.calls.postpone, call, check_at_ms)
         return "postponed" if write.won else "lost"
 
 
@@ -425,8 +429,8 @@ class _DueKeys:
     """Keys of due items, in portions: the oldest of each of the run's shards first, page by page."""
 
     def __init__(self, reconciler: Reconciler) -> None:
-        now = reconciler.clock()
-        self._pages = [reconciler.calls.due(shard, now) for shard in reconciler.shards]
+        now_ms = reconciler.clock()
+        self._pages = [reconciler.calls.due(shard, now_ms) for shard in reconciler.shards]
         self._keys: list[tuple[str, str]] = []
         self._reading = asyncio.Lock()
 

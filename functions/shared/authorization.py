@@ -21,7 +21,9 @@ def authorized_workspace(workspaces: WorkspaceCache, workspace_id: str | None, a
         given = key_hash(api_key or "")
         # Every hash is compared, each in constant time: the response time reveals nothing about a key.
         if sum(hmac.compare_digest(given, known) for known in workspace.api_key_hashes) == 0:
-            raise RequestRefusedError(401, "invalid_api_key", "The API key is missing or wrong")
+            # That none was sent its sender may know. Of a wrong one nothing is said.
+            how = "wrong" if api_key else "missing: send it as x-api-key, or as Authorization: Bearer"
+            raise RequestRefusedError(401, "invalid_api_key", f"The API key is {how}")
     return workspace
 
 

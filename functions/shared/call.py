@@ -17,6 +17,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
+from shared.clock import to_seconds
+
 Status = Literal[
     "queued",
     "dialing",
@@ -199,7 +201,7 @@ CALL_ATTRIBUTES = {
 
 def iso(ms: int) -> str:
     """Epoch milliseconds as ISO 8601 in UTC: `2026-11-24T09:30:00.123Z`."""
-    moment = datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC)
+    moment = datetime.datetime.fromtimestamp(to_seconds(ms), datetime.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -243,7 +245,7 @@ def snapshot(call: Call, sequence: int) -> dict[str, Any]:
         "retryable": None,
     }
     # Epoch ms of the answer; None too when the answer was only detected later (`inferred`).
-    answered_at: int | None = None
+    answered_at_ms: int | None = None
     for entry in call.events[:sequence]:
         match entry["type"]:
             case "call.queued":
@@ -256,7 +258,7 @@ def snapshot(call: Call, sequence: int) -> dict[str, Any]:
                 view["dialedAt"] = iso(entry["at"])
             case "call.answered":
                 view["status"] = "in_progress"
-                answered_at = None if entry.get("inferred") else entry["at"]
+                answered_at_ms = None if entry.get("inferred") else entry["at"]
                 view["answeredAt"] = iso(entry["at"])
             case "call.ended":
                 view["status"] = entry["status"]
@@ -264,8 +266,8 @@ def snapshot(call: Call, sequence: int) -> dict[str, Any]:
                 view["endReason"] = entry["reason"]
                 view["retryable"] = entry["retryable"]
                 view["sipStatusCode"] = entry.get("sipStatusCode")
-                if answered_at is not None and not entry.get("inferred"):
-                    view["durationSeconds"] = max(0, round((entry["at"] - answered_at) / 1000))
+                if answered_at_ms is not None and not entry.get("inferred"):
+                    view["durationSeconds"] = max(0, round(to_seconds(entry["at"] - answered_at_ms)))
     return view
 
 

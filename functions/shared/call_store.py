@@ -18,7 +18,7 @@ from shared.call import CALL_ATTRIBUTES, ENDED, TRANSITIONS, Call, Outcome, Stat
 from shared.delivery_store import DELIVERY_ATTRIBUTES, Delivery, sort_key
 from shared.dynamo import from_wire, store_errors, to_wire
 from shared.errors import StoreError
-from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
+from shared.table_keys import call_key, due_shard, expires_at
 from shared.telemetry import count, logger
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class CallStore:
         limit: int,
         agent: str | None = None,
         to: str | None = None,
+        room: str | None = None,
         created_after: str | None = None,
         created_before: str | None = None,
         start: tuple[str, str] | None = None,
@@ -115,7 +116,7 @@ class CallStore:
         """
         values = {":workspace": workspace_id, ":from": created_after or "0", ":until": created_before or "9"}
         names, filters = {}, []
-        for name, value in (("callAgentId", agent), ("to", to)):
+        for name, value in (("callAgentId", agent), ("to", to), ("roomName", room)):
             if value is not None:
                 filters.append(f"#{name} = :{name}")
                 names[f"#{name}"] = name
@@ -146,7 +147,7 @@ class CallStore:
 
     # ── a queued call ───────────────────────────────────────────────────────────────────────────
 
-    def take_lease(self, call_id: str, lease: str, until: int, now: int) -> Write:
+    def take_lease(self, call_id: str, lease: str, until_ms: int, now_ms: int) -> Write:
         """Claims a queued call for one process. Status stays `queued`: nothing has rung.
 
         Lost while the call waits, so that a duplicate message does not start a second chain of messages.
@@ -156,16 +157,16 @@ class CallStore:
             "SET leaseId = :lease, leaseUntil = :until, checkAt = :until, "
             "attempts = if_not_exists(attempts, :zero) + :one REMOVE waitUntil",
             f"{QUEUED} AND {NO_LIVE_LEASE} AND {NOT_WAITING}",
-            {":lease": lease, ":until": until, ":now": now, ":zero": 0, ":one": 1},
+            {":lease": lease, ":until": until_ms, ":now": now_ms, ":zero": 0, ":one": 1},
             mine=lambda call: call.lease_id == lease,
         )
 
     def wait(
         self,
         call_id: str,
-        wait_until: int,
-        check_at: int,
-        now: int,
+        wait_until_ms: int,
+        check_at_ms: int,
+        now_ms: int,
         *,
         lease: str | None = None,
         uncount: bool = False,
@@ -177,10 +178,10 @@ class CallStore:
         message does not start a second chain of messages. uncount: take back the attempt that the lease counted,
         as it did not reach LiveKit. extend_ms: added to the queue deadline.
         """
-        values: dict[str, Any] = {":wait": wait_until, ":check": check_at, ":extend": extend_ms}
+        values: dict[str, Any] = {":wait": wait_until_ms, ":check": check_at_ms, ":extend": extend_ms}
         counted = ", pausedUntil = :wait" if extend_ms else ""
         if lease is None:
-            values[":now"] = now
+            values[":now"] = now_ms
         else:
             values[":lease"] = lease
             if uncount:
@@ -192,39 +193,41 @@ class CallStore:
             f"{counted} REMOVE leaseId, leaseUntil",
             f"{QUEUED} AND " + (f"{NO_LIVE_LEASE} AND {NOT_WAITING}" if lease is None else LEASE_MINE),
             values,
-            mine=lambda call: call.wait_until_ms == wait_until and call.lease_id is None,
+            mine=lambda call: call.wait_until_ms == wait_until_ms and call.lease_id is None,
         )
 
-    def fence(self, call_id: str, lease: str, room_sid: str, from_number: str | None, now: int) -> Write:
+    def fence(self, call_id: str, lease: str, room_sid: str, from_number: str | None, now_ms: int) -> Write:
         """`queued` → `dialing`. From here on no process dials this call again."""
         return self._transition(
             call_id,
             "queued",
             "dialing",
-            event("call.dialing", now, **{"from": from_number}),
+            event("call.dialing", now_ms, **{"from": from_number}),
             "dialedAt = :now, roomSid = :room",
             f"{LEASE_MINE} AND leaseUntil > :now AND {NO_HANGUP}",
-            {":lease": lease, ":room": room_sid, ":now": now},
+            {":lease": lease, ":room": room_sid, ":now": now_ms},
             mine=lambda call: call.status == "dialing" and call.lease_id == lease,
         )
 
     # ── a fenced call ───────────────────────────────────────────────────────────────────────────
 
-    def unfence(self, call_id: str, lease: str, wait_until: int, check_at: int, now: int) -> Write:
+    def unfence(self, call_id: str, lease: str, wait_until_ms: int, check_at_ms: int, now_ms: int) -> Write:
         """`dialing` → `queued`, allowed only while no event of LiveKit's has shown a phone: nothing has rung."""
         return self._transition(
             call_id,
             "dialing",
             "queued",
-            event("call.queued", now),
+            event("call.queued", now_ms),
             "waitUntil = :wait, checkAt = :check",
             f"{LEASE_MINE} AND {NO_HANGUP} AND attribute_not_exists(#left) AND attribute_not_exists(phoneSeenAt)",
-            {":lease": lease, ":wait": wait_until, ":check": check_at},
+            {":lease": lease, ":wait": wait_until_ms, ":check": check_at_ms},
             remove="leaseId, leaseUntil, roomSid, dialedAt",
-            mine=lambda call: call.status == "queued" and call.wait_until_ms == wait_until,
+            mine=lambda call: call.status == "queued" and call.wait_until_ms == wait_until_ms,
         )
 
-    def answered(self, call_id: str, lease: str, check_at: int, now: int, *, inferred: bool = False) -> Write:
+    def answered(
+        self, call_id: str, lease: str, check_at_ms: int, now_ms: int, *, inferred: bool = False
+    ) -> Write:
         """`dialing` → `in_progress`, unless a hang-up was asked for. lease: as held, or as read. inferred: the
         phone was answered at an unknown time before `now`.
         """
@@ -232,12 +235,12 @@ class CallStore:
             call_id,
             "dialing",
             "in_progress",
-            event("call.answered", now, inferred=inferred or None),
+            event("call.answered", now_ms, inferred=inferred or None),
             "answeredAt = :now, checkAt = :check",
             f"{LEASE_MINE} AND {NO_HANGUP}",
-            {":lease": lease, ":now": now, ":check": check_at},
+            {":lease": lease, ":now": now_ms, ":check": check_at_ms},
             remove="missingSince",
-            mine=lambda call: call.status == "in_progress" and call.answered_at_ms == now,
+            mine=lambda call: call.status == "in_progress" and call.answered_at_ms == now_ms,
         )
 
     def note_joined(self, seen: Call, at: int) -> Write:
@@ -253,13 +256,13 @@ class CallStore:
             mine=lambda call: call.phone_seen_at_ms == at,
         )
 
-    def note_agent_left(self, seen: Call, now: int) -> Write:
+    def note_agent_left(self, seen: Call, now_ms: int) -> Write:
         """Stores since when (epoch ms) the agent of a fenced call is absent; an earlier value is kept."""
         return self._update(
             seen.call_id,
             "SET agentMissingSince = if_not_exists(agentMissingSince, :now)",
             "#status = :seen AND roomSid = :room",
-            {":now": now, ":seen": seen.status, ":room": seen.room_sid},
+            {":now": now_ms, ":seen": seen.status, ":room": seen.room_sid},
         )
 
     def note_left(self, seen: Call, left: dict[str, Any]) -> Write:
@@ -276,7 +279,7 @@ class CallStore:
             mine=lambda call: call.phone_left == left,
         )
 
-    def note_missing(self, seen: Call, check_at: int, **since: int | None) -> Write:
+    def note_missing(self, seen: Call, check_at_ms: int, **since: int | None) -> Write:
         """Stores what was absent at LiveKit: `phone_missing_since_ms`, `agent_missing_since_ms`; None removes it.
 
         Lost when another process has moved `checkAt` since: a request to hang up makes the call due at once, and
@@ -291,7 +294,7 @@ class CallStore:
             + (f" REMOVE {', '.join(removed)}" if removed else ""),
             "#status = :seen AND checkAt = :was",
             {
-                ":check": check_at,
+                ":check": check_at_ms,
                 ":seen": seen.status,
                 ":was": seen.check_at_ms,
                 **{f":{name}": value for name, value in assigned.items()},
@@ -301,7 +304,7 @@ class CallStore:
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────
 
-    def end(self, seen: Call, outcome: Outcome, check_at: int, now: int) -> Write:
+    def end(self, seen: Call, outcome: Outcome, check_at_ms: int, now_ms: int) -> Write:
         """Ends a call whose status, lease and presence of a request to hang up are still those of `seen`.
 
         A lost write returns the current call, so that the caller can decide again. The record expires 30 days
@@ -309,9 +312,9 @@ class CallStore:
         """
         condition = f"attribute_{'not_' if seen.hangup is None else ''}exists(hangup)"
         values: dict[str, Any] = {
-            ":ended": now,
-            ":check": check_at,
-            ":expires": now // 1000 + RETENTION_SECONDS,
+            ":ended": now_ms,
+            ":check": check_at_ms,
+            ":expires": expires_at(now_ms),
         }
         if seen.lease_id is None:
             condition += " AND attribute_not_exists(leaseId)"
@@ -324,7 +327,7 @@ class CallStore:
             outcome.status,
             event(
                 "call.ended",
-                now,
+                now_ms,
                 status=outcome.status,
                 reason=outcome.reason,
                 retryable=outcome.retryable,
@@ -336,10 +339,10 @@ class CallStore:
             condition,
             values,
             remove="waitUntil, missingSince, agentMissingSince",
-            mine=lambda call: call.ended_at_ms == now and call.end_event.get("reason") == outcome.reason,
+            mine=lambda call: call.ended_at_ms == now_ms and call.end_event.get("reason") == outcome.reason,
         )
 
-    def ask_to_hang_up(self, seen: Call, reason: str, now: int) -> Write:
+    def ask_to_hang_up(self, seen: Call, reason: str, now_ms: int) -> Write:
         """Stores a request to hang up a fenced call, unless there is one; the reconciler repeats it until it is
         done.
         """
@@ -347,8 +350,8 @@ class CallStore:
             seen.call_id,
             "SET hangup = :hangup, checkAt = :now",
             f"#status = :seen AND {NO_HANGUP}",
-            {":hangup": {"reason": reason, "at": now}, ":seen": seen.status, ":now": now},
-            mine=lambda call: call.hangup == {"reason": reason, "at": now},
+            {":hangup": {"reason": reason, "at": now_ms}, ":seen": seen.status, ":now": now_ms},
+            mine=lambda call: call.hangup == {"reason": reason, "at": now_ms},
         )
 
     def note_orphan(self, call_id: str) -> Write:
@@ -366,30 +369,30 @@ class CallStore:
             item_back=False,
         )
 
-    def postpone(self, seen: Call, check_at: int) -> Write:
+    def postpone(self, seen: Call, check_at_ms: int) -> Write:
         """Sets `checkAt`, unless another process has changed it since the call was read."""
         return self._update(
             seen.call_id,
             "SET checkAt = :check",
             "#status = :seen AND checkAt = :was",
-            {":check": check_at, ":seen": seen.status, ":was": seen.check_at_ms},
-            mine=lambda call: call.check_at_ms == check_at,
+            {":check": check_at_ms, ":seen": seen.status, ":was": seen.check_at_ms},
+            mine=lambda call: call.check_at_ms == check_at_ms,
             item_back=False,
         )
 
-    def stop_webhooks(self, call_id: str, now: int) -> None:
+    def stop_webhooks(self, call_id: str, now_ms: int) -> None:
         """Stores that the receiver wants no more webhooks of this call; an earlier time is kept."""
         self._update(
             call_id,
             "SET webhooksStoppedAt = if_not_exists(webhooksStoppedAt, :now)",
             "attribute_exists(pk)",
-            {":now": now},
+            {":now": now_ms},
         )
 
     # ── what the agent reports ──────────────────────────────────────────────────────────────────
 
     def append_report(
-        self, call_id: str, room: str, report_id: str, report: dict[str, Any], size: int, *, ended_since: int
+        self, call_id: str, room: str, report_id: str, report: dict[str, Any], size: int, *, ended_since_ms: int
     ) -> Write:
         """Appends an agent's event to a call of this room that has not ended before `ended_since` (epoch ms).
 
@@ -410,7 +413,7 @@ class CallStore:
                 ":size": size,
                 ":ids": {report_id},
                 ":room": room,
-                ":since": ended_since,
+                ":since": ended_since_ms,
                 ":most": MAXIMUM_REPORTS,
                 ":id": report_id,
                 ":left": MAXIMUM_REPORTS_BYTES - size,
@@ -419,7 +422,7 @@ class CallStore:
 
     # ── what is due ─────────────────────────────────────────────────────────────────────────────
 
-    def due(self, shard: int, now: int) -> Iterator[list[tuple[str, str]]]:
+    def due(self, shard: int, now_ms: int) -> Iterator[list[tuple[str, str]]]:
         """Pages of (call id, sort key) of one shard that were due by `now`, oldest first.
 
         The index may be stale: decide on a consistent read of the item.
@@ -428,7 +431,7 @@ class CallStore:
             "TableName": self._table,
             "IndexName": "due",
             "KeyConditionExpression": "dueShard = :shard AND checkAt <= :now",
-            "ExpressionAttributeValues": to_wire({":shard": shard, ":now": now}),
+            "ExpressionAttributeValues": to_wire({":shard": shard, ":now": now_ms}),
             "Limit": DUE_PAGE,
         }
         while True:
@@ -457,13 +460,13 @@ class CallStore:
                 due.unreadable.append(_unreadable(found))
         return due
 
-    def put_off(self, key: tuple[str, str], check_at: int, now: int) -> None:
+    def put_off(self, key: tuple[str, str], check_at_ms: int, now_ms: int) -> None:
         """Sets `checkAt` of an item that is due by `now`, without reading any other attribute of it."""
         self._update(
             key[0],
             "SET checkAt = :check",
             "checkAt <= :now",
-            {":check": check_at, ":now": now},
+            {":check": check_at_ms, ":now": now_ms},
             mine=None,
             item_back=False,
             sort_key=key[1],
@@ -501,13 +504,13 @@ class CallStore:
 
     # ── how long it lives ───────────────────────────────────────────────────────────────────────
 
-    def keep(self, call_id: str, until: int) -> bool:
+    def keep(self, call_id: str, until_ms: int) -> bool:
         """Extends a call's expiry to `until` (epoch seconds) if it is earlier. False: there is no such call.
 
         A call that has not ended has no expiry and gets none.
         """
         write = self._update(
-            call_id, "SET expiresAt = :until", "expiresAt < :until", {":until": until}, item_back=False
+            call_id, "SET expiresAt = :until", "expiresAt < :until", {":until": until_ms}, item_back=False
         )
         return write.won or write.call is not None
 

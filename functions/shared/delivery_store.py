@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from botocore.exceptions import ClientError
 
 from shared.dynamo import from_wire, store_errors, to_wire
-from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
+from shared.table_keys import call_key, due_shard, expires_at
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -86,7 +86,7 @@ class DeliveryStore:
         self._client = client
         self._table = table
 
-    def create(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> None:
+    def create(self, call_id: str, workspace_id: str, sequence: int, now_ms: int, check_at_ms: int) -> None:
         """Creates the delivery of one event, due at once. An existing one is not changed."""
         row = {
             "callId": call_id,
@@ -94,10 +94,10 @@ class DeliveryStore:
             "sequence": sequence,
             "state": "pending",
             "attempt": 0,
-            "nextAttemptAt": now,
+            "nextAttemptAt": now_ms,
             "attempts": [],
             "dueShard": due_shard(call_id),
-            "checkAt": check_at,
+            "checkAt": check_at_ms,
         }
         try:
             with store_errors():
@@ -116,7 +116,7 @@ class DeliveryStore:
             )
         return Delivery.from_item(from_wire(answer["Item"])) if "Item" in answer else None
 
-    def take(self, call_id: str, sequence: int, lease: str, now: int, until: int) -> Delivery | None:
+    def take(self, call_id: str, sequence: int, lease: str, now_ms: int, until_ms: int) -> Delivery | None:
         """Claims a delivery that is due for one attempt, which counts as begun. None: not due, or taken."""
         return self._update(
             call_id,
@@ -125,7 +125,7 @@ class DeliveryStore:
             "begun = if_not_exists(begun, :zero) + :one",
             "#state = :pending AND nextAttemptAt <= :now AND "
             "(attribute_not_exists(leaseUntil) OR leaseUntil < :now)",
-            {":lease": lease, ":until": until, ":now": now, ":zero": 0, ":one": 1, ":pending": "pending"},
+            {":lease": lease, ":until": until_ms, ":now": now_ms, ":zero": 0, ":one": 1, ":pending": "pending"},
             mine=lambda there: there.lease_id == lease,
         )
 
@@ -144,7 +144,7 @@ class DeliveryStore:
         )
 
     def finish(
-        self, delivery: Delivery, attempt: dict[str, Any], state: State, next_attempt_at: int, check_at: int
+        self, delivery: Delivery, attempt: dict[str, Any], state: State, next_attempt_at_ms: int, check_at_ms: int
     ) -> Delivery | None:
         """Stores an attempt and the next state. None: the lease was lost, another process has taken over.
 
@@ -155,16 +155,16 @@ class DeliveryStore:
             ":state": state,
             ":count": delivery.attempt + 1,
             ":attempts": [*delivery.attempts, attempt][-ATTEMPTS_LISTED:],
-            ":next": next_attempt_at,
+            ":next": next_attempt_at_ms,
         }
         assignments = "#state = :state, attempt = :count, attempts = :attempts, nextAttemptAt = :next"
         removed = "leaseId, leaseUntil, begun"
         if state == "pending":
             assignments += ", checkAt = :check"
-            values[":check"] = check_at
+            values[":check"] = check_at_ms
         else:
             assignments += ", expiresAt = :expires"
-            values[":expires"] = attempt["at"] // 1000 + RETENTION_SECONDS
+            values[":expires"] = expires_at(attempt["at"])
             removed += ", dueShard, checkAt"
         return self._update(
             delivery.call_id,
@@ -175,7 +175,9 @@ class DeliveryStore:
             mine=lambda there: there.state == state and there.attempts[-1:] == (attempt,),
         )
 
-    def replay(self, call_id: str, workspace_id: str, sequence: int, now: int, check_at: int) -> Delivery | None:
+    def replay(
+        self, call_id: str, workspace_id: str, sequence: int, now_ms: int, check_at_ms: int
+    ) -> Delivery | None:
         """Makes a delivery due again from the beginning of its schedule; earlier attempts stay listed. A delivery
         that does not exist is created. None: an attempt is under way.
         """
@@ -194,14 +196,14 @@ class DeliveryStore:
                 ":none": [],
                 ":pending": "pending",
                 ":zero": 0,
-                ":now": now,
-                ":check": check_at,
+                ":now": now_ms,
+                ":check": check_at_ms,
                 ":shard": due_shard(call_id),
                 ":yes": True,
             },
         )
 
-    def make_due(self, seen: Delivery, now: int) -> bool:
+    def make_due(self, seen: Delivery, now_ms: int) -> bool:
         """Makes a failed delivery due now, from the beginning of its schedule; the reconciler sends its message.
         Earlier attempts stay listed. For an operator, after an outage: the receiver's 410 stays in force.
 
@@ -216,12 +218,12 @@ class DeliveryStore:
             {
                 ":pending": "pending",
                 ":zero": 0,
-                ":now": now,
+                ":now": now_ms,
                 ":shard": due_shard(seen.call_id),
                 ":seen": seen.state,
                 ":attempts": seen.attempt,
             },
-            mine=lambda there: (there.state, there.attempt, there.next_attempt_at_ms) == ("pending", 0, now),
+            mine=lambda there: (there.state, there.attempt, there.next_attempt_at_ms) == ("pending", 0, now_ms),
         )
         return made is not None
 
@@ -242,14 +244,14 @@ class DeliveryStore:
                 return found
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
-    def postpone(self, seen: Delivery, check_at: int) -> bool:
+    def postpone(self, seen: Delivery, check_at_ms: int) -> bool:
         """Sets a pending delivery's `checkAt`, unless another process has changed it since it was read."""
         moved = self._update(
             seen.call_id,
             seen.sequence,
             "SET checkAt = :check",
             "#state = :pending AND checkAt = :was",
-            {":check": check_at, ":was": seen.check_at_ms, ":pending": "pending"},
+            {":check": check_at_ms, ":was": seen.check_at_ms, ":pending": "pending"},
             mine=None,
             instead=seen,
         )

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from shared.call import Call, Outcome, Status
 from shared.call_store import CallStore
+from shared.clock import Clock, to_ms
 from shared.durations import Durations
 from shared.limits import LimitStore
 from shared.telemetry import count, logger, masked
@@ -41,7 +42,7 @@ def end_call(
     seen: Call,
     outcome: Outcome,
     durations: Durations,
-    clock: Callable[[], int],
+    clock: Clock,
     report: Callable[[Call], None] = report_end,
 ) -> Call | None:
     """Ends the call as it was read. Returns the ended call if this caller ended it, else None.
@@ -51,11 +52,11 @@ def end_call(
     """
     status, lease = seen.status, seen.lease_id
     while True:
-        now = clock()
+        now_ms = clock()
         # A process that holds a live lease may still make the room or take the slot: clear after the lease's end.
-        held_until = seen.lease_until_ms if seen.status == "queued" else 0
-        check_at = max(now + int(durations.clear_check * 1000), held_until)
-        write = calls.end(seen, end_outcome(seen, outcome), check_at, now)
+        held_until_ms = seen.lease_until_ms if seen.status == "queued" else 0
+        check_at_ms = max(now_ms + to_ms(durations.clear_check), held_until_ms)
+        write = calls.end(seen, end_outcome(seen, outcome), check_at_ms, now_ms)
         if write.won and write.call is not None:
             report(write.call)
             return write.call

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from shared.call import Call, Outcome
 from shared.call_store import CallStore
+from shared.clock import Clock
 from shared.livekit.client import LiveKit, OrphanRoomError
 
 # How many requests to LiveKit `hang_up_call` makes.
@@ -40,7 +40,7 @@ async def hang_up_phone(calls: CallStore, livekit: LiveKit, call: Call, *, answe
 
 
 async def hang_up_call(
-    calls: CallStore, livekit: LiveKit, call: Call, reason: str, clock: Callable[[], int]
+    calls: CallStore, livekit: LiveKit, call: Call, reason: str, clock: Clock
 ) -> tuple[Call, Outcome] | None:
     """Hangs up an answered call: stores the request to hang up, deletes the room, checks that the phone is gone.
 

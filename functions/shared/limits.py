@@ -39,7 +39,9 @@ class LimitStore:
 
     # ── slots ───────────────────────────────────────────────────────────────────────────────────
 
-    def take_slot(self, workspace_id: str, call_id: str, limit: int, *, waited: bool = True, now: int = 0) -> bool:
+    def take_slot(
+        self, workspace_id: str, call_id: str, limit: int, *, waited: bool = True, now_ms: int = 0
+    ) -> bool:
         """Adds the call to the active calls, if fewer than `limit` are active. Idempotent.
 
         waited: False for a call that has not waited yet: it gets no slot while others wait. now: epoch ms, used
@@ -49,7 +51,7 @@ class LimitStore:
         values: dict[str, Any] = {":ids": {call_id}, ":id": call_id, ":limit": limit}
         if not waited:
             room += " AND (attribute_not_exists(waitingUntil) OR waitingUntil < :now)"
-            values[":now"] = now
+            values[":now"] = now_ms
         return self._table.update_item(
             f"{workspace_id}#slots", "ADD activeCalls :ids", f"contains(activeCalls, :id) OR {room}", values
         )
@@ -136,7 +138,7 @@ class LimitStore:
         """Epoch ms from which the trunk may get its next INVITE; 0 if it never had one."""
         return int((self._table.read(f"trunk#{trunk_id}") or {}).get("nextFreeAt", 0))
 
-    def reserve_trunk(self, trunk_id: str, gap_ms: int, now: int, latest: int) -> int | None:
+    def reserve_trunk(self, trunk_id: str, gap_ms: int, now_ms: int, latest_ms: int) -> int | None:
         """Takes the trunk's next free moment for one INVITE. Returns it, epoch ms (`now` or later).
 
         Returns None and takes nothing when that is after `latest`: the caller could not use the moment.
@@ -147,34 +149,34 @@ class LimitStore:
                 key,
                 "SET nextFreeAt = :next",
                 "attribute_not_exists(nextFreeAt) OR nextFreeAt <= :now",
-                {":next": now + gap_ms, ":now": now},
+                {":next": now_ms + gap_ms, ":now": now_ms},
             ):
-                return now
-            free_at = self.next_free(trunk_id)
-            if free_at > latest:
+                return now_ms
+            free_at_ms = self.next_free(trunk_id)
+            if free_at_ms > latest_ms:
                 return None
             if self._table.update_item(
                 key,
                 "SET nextFreeAt = :next",
                 "nextFreeAt = :seen",
-                {":next": free_at + gap_ms, ":seen": free_at},
+                {":next": free_at_ms + gap_ms, ":seen": free_at_ms},
             ):
-                return max(free_at, now)
+                return max(free_at_ms, now_ms)
 
     # ── the switch ──────────────────────────────────────────────────────────────────────────────
 
     def paused(self) -> bool:
         """Whether an operator has stopped all dialling."""
-        return self.paused_at() is not None
+        return self.paused_at_ms() is not None
 
-    def paused_at(self) -> int | None:
+    def paused_at_ms(self) -> int | None:
         """Epoch ms since when dialling is stopped; None when it is not."""
-        paused_at: int | None = (self._table.read(SWITCH) or {}).get("pausedAt")
-        return paused_at
+        paused_at_ms: int | None = (self._table.read(SWITCH) or {}).get("pausedAt")
+        return paused_at_ms
 
-    def pause(self, now: int) -> None:
+    def pause(self, now_ms: int) -> None:
         """Stops all dialling. Idempotent: the first time is kept."""
-        self._table.update_item(SWITCH, "SET pausedAt = if_not_exists(pausedAt, :now)", None, {":now": now})
+        self._table.update_item(SWITCH, "SET pausedAt = if_not_exists(pausedAt, :now)", None, {":now": now_ms})
 
     def resume(self) -> None:
         self._table.update_item(SWITCH, "REMOVE pausedAt", None, {})

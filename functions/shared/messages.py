@@ -19,13 +19,13 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DialMessage:
-    """A hint that a call may be dialled. since: epoch ms of the first message, for a call whose record is missing.
+    """A hint that a call may be dialled. since_ms: of the first message, for a call whose record is missing.
     agent_left: the message is about a call under way whose agent has left instead.
     """
 
     call_id: str
     workspace_id: str
-    since: int
+    since_ms: int
     agent_left: bool = False
 
 
@@ -37,9 +37,9 @@ class DeliveryMessage:
     sequence: int | None
 
 
-def dial_message(call_id: str, workspace_id: str, *, since: int | None = None) -> dict[str, Any]:
+def dial_message(call_id: str, workspace_id: str, *, since_ms: int | None = None) -> dict[str, Any]:
     message: dict[str, Any] = {"callId": call_id, "workspaceId": workspace_id}
-    return message if since is None else message | {"since": since}
+    return message if since_ms is None else message | {"since": since_ms}
 
 
 def agent_left_message(call_id: str, workspace_id: str) -> dict[str, Any]:
@@ -51,8 +51,8 @@ def read_dial_message(record: dict[str, Any]) -> DialMessage:
     message.
     """
     body = json.loads(record["body"])
-    since = body.get("since") or int(record["attributes"]["SentTimestamp"])
-    return DialMessage(body["callId"], body["workspaceId"], since, agent_left=body.get("agentLeft") is True)
+    since_ms = body.get("since") or int(record["attributes"]["SentTimestamp"])
+    return DialMessage(body["callId"], body["workspaceId"], since_ms, agent_left=body.get("agentLeft") is True)
 
 
 def delivery_message(call_id: str, sequence: int) -> dict[str, Any]:

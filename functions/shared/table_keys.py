@@ -17,6 +17,11 @@ SHARDS = 16
 RETENTION_SECONDS = 30 * 24 * 3600
 
 
+def expires_at(ended_ms: int) -> int:
+    """The expiry (epoch seconds, DynamoDB's TTL) of what ended at a time in epoch ms."""
+    return ended_ms // 1000 + RETENTION_SECONDS
+
+
 def call_key(call_id: str, sort_key: str = "CALL") -> dict[str, Any]:
     return to_wire({"pk": f"CALL#{call_id}", "sk": sort_key})
 

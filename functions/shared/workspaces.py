@@ -26,6 +26,8 @@ class Workspace:
     keys, a request needs only the workspace's id. agents: the agent ids it may dispatch; empty means any.
     allowed_calling_codes: `+1`, `+44`, ...; if empty, no number may be called. calls_per_second: INVITEs its trunk
     takes. webhook_secrets: one, or two during a rotation, the newest first. version: incremented by each update.
+    key_notes: by the hash of a key, what people recognise it by (admin/keys.py); no request depends on them, and
+    keys of older versions have none.
     """
 
     workspace_id: str
@@ -45,6 +47,7 @@ class Workspace:
     disabled: bool = False
     created_at: str = ""
     version: int = 0
+    key_notes: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict, hash=False)
 
     @classmethod
     def from_item(cls, item: dict[str, Any]) -> Workspace:
@@ -60,13 +63,14 @@ class Workspace:
         return cls(**known)
 
     def to_item(self) -> dict[str, Any]:
-        """The stored item; DynamoDB has no empty set, so an empty one is omitted."""
+        """The stored item. DynamoDB has no empty set, so an empty one is omitted; so are notes of no key."""
         item: dict[str, Any] = {}
         for field, name in WORKSPACE_ATTRIBUTES.items():
             value = getattr(self, field)
+            if isinstance(value, frozenset | dict) and not value:
+                continue
             if isinstance(value, frozenset):
-                if value:
-                    item[name] = set(value)
+                item[name] = set(value)
             else:
                 item[name] = list(value) if isinstance(value, tuple) else value
         return item
@@ -91,6 +95,7 @@ WORKSPACE_ATTRIBUTES = {
     "disabled": "disabled",
     "created_at": "createdAt",
     "version": "version",
+    "key_notes": "apiKeys",
 }
 
 

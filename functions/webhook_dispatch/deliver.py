@@ -14,6 +14,7 @@ import httpx
 
 from shared.call import Call, event_id_of, webhook_body
 from shared.call_store import CallStore
+from shared.clock import Clock, to_ms
 from shared.delivery_store import Delivery, DeliveryStore, State
 from shared.durations import Durations
 from shared.errors import RingonceError, StoreError
@@ -44,7 +45,7 @@ class Deliverer:
     webhook_queue: Queue
     client: httpx.AsyncClient
     durations: Durations
-    clock: Callable[[], int]
+    clock: Clock
 
     async def deliver(self, call_id: str, sequence: int, on_post: Callable[[], None] = lambda: None) -> None:
         """Makes the attempt that is due now, if there is one. Returning acknowledges the message.
@@ -58,7 +59,7 @@ class Deliverer:
             logger.info("nothing to deliver", extra={"call_id": call_id, "sequence": sequence})
             return
         delivery, call, workspace = taken
-        began = self.clock()
+        began_ms = self.clock()
         state: State
         if _given_up(delivery):
             state, attempted = (
@@ -69,20 +70,20 @@ class Deliverer:
             state, attempted = "dead", Attempted(error="the call's record is gone")
         elif call.webhooks_stopped_at_ms is not None and not delivery.replayed:
             state, attempted = "stopped", Attempted(error="the receiver answered 410 to an earlier event")
-        elif began + self.durations.webhook_attempt * 1000 >= delivery.lease_until_ms:
+        elif began_ms + to_ms(self.durations.webhook_attempt) >= delivery.lease_until_ms:
             # AWS was slow. A POST that outlives its lease could overlap with the next attempt.
             await asyncio.to_thread(self._release, delivery)
             raise StoreError(f"no time is left for delivery {sequence} of call {call_id}")
         else:
             attempted = await self._attempt(call, call.callback_url, sequence, workspace, on_post)
-            await asyncio.to_thread(self._conclude, delivery, attempted, began, call.events[sequence - 1]["at"])
+            await asyncio.to_thread(self._conclude, delivery, attempted, began_ms, call.events[sequence - 1]["at"])
             return
-        await asyncio.to_thread(self._finish, delivery, attempted, state, None, began)
+        await asyncio.to_thread(self._finish, delivery, attempted, state, None, began_ms)
 
     def _take(self, call_id: str, sequence: int) -> tuple[Delivery, Call | None, Workspace | None] | None:
-        now = self.clock()
-        lease_until = now + int(self.durations.webhook_lease * 1000)
-        delivery = self.deliveries.take(call_id, sequence, secrets.token_hex(8), now, lease_until)
+        now_ms = self.clock()
+        lease_until_ms = now_ms + to_ms(self.durations.webhook_lease)
+        delivery = self.deliveries.take(call_id, sequence, secrets.token_hex(8), now_ms, lease_until_ms)
         if delivery is None:
             return None
         if _given_up(delivery):
@@ -108,42 +109,42 @@ class Deliverer:
         workspace: Workspace | None,
         on_post: Callable[[], None],
     ) -> Attempted:
-        def now() -> datetime.datetime:
+        def moment() -> datetime.datetime:
             return datetime.datetime.fromtimestamp(self.clock() // 1000, datetime.UTC)
 
         body = webhook_body(call, sequence)
         webhook_secrets = workspace.webhook_secrets if workspace is not None else ()
         try:
-            headers = signed_headers(webhook_secrets, event_id_of(call, sequence), now(), body, call.metadata)
+            headers = signed_headers(webhook_secrets, event_id_of(call, sequence), moment(), body, call.metadata)
         except SecretMissingError as exc:
             return Attempted(error=str(exc))
         on_post()
-        return await post(self.client, url, body, headers, self.durations.webhook_attempt, now)
+        return await post(self.client, url, body, headers, self.durations.webhook_attempt, moment)
 
-    def _conclude(self, delivery: Delivery, attempted: Attempted, began: int, happened: int) -> None:
+    def _conclude(self, delivery: Delivery, attempted: Attempted, began_ms: int, happened_ms: int) -> None:
         if attempted.status == GONE:
             # Before the row: after a crash in between the webhooks are stopped, and the next attempt sees that.
             self.calls.stop_webhooks(delivery.call_id, self.clock())
         earlier = [attempt.get("status") for attempt in delivery.attempts]
-        state, delay = what_follows(attempted, delivery.attempt + 1, earlier, self.durations)
-        self._finish(delivery, attempted, state, delay, began)
+        state, delay_seconds = what_follows(attempted, delivery.attempt + 1, earlier, self.durations)
+        self._finish(delivery, attempted, state, delay_seconds, began_ms)
         if state == "delivered" and not delivery.replayed:
-            measure("WebhookDelay", self.clock() - happened)
+            measure("WebhookDelay", self.clock() - happened_ms)
 
     def _finish(
-        self, delivery: Delivery, attempted: Attempted, state: State, delay: float | None, began: int
+        self, delivery: Delivery, attempted: Attempted, state: State, delay_seconds: float | None, began_ms: int
     ) -> None:
-        now = self.clock()
-        next_at = now + int((delay or 0) * 1000)
-        by_message = delay is not None and delay < self.durations.webhook_message
-        check_at = next_at + int(self.durations.webhook_grace * 1000) if by_message else next_at
+        now_ms = self.clock()
+        next_at_ms = now_ms + to_ms(delay_seconds or 0)
+        by_message = delay_seconds is not None and delay_seconds < self.durations.webhook_message
+        check_at_ms = next_at_ms + to_ms(self.durations.webhook_grace) if by_message else next_at_ms
         told = {
             "status": attempted.status,
             "error": attempted.error,
             "answer": attempted.answer or None,
             "location": attempted.location,
         }
-        attempt = {"at": began, "ms": now - began} | {
+        attempt = {"at": began_ms, "ms": now_ms - began_ms} | {
             name: value for name, value in told.items() if value is not None
         }
         extra = {
@@ -154,7 +155,7 @@ class Deliverer:
             "error": attempted.error,
             "state": state,
         }
-        if self.deliveries.finish(delivery, attempt, state, next_at, check_at) is None:
+        if self.deliveries.finish(delivery, attempt, state, next_at_ms, check_at_ms) is None:
             logger.warning("delivery taken over by another process", extra=extra)
             return
         logger.info("webhook", extra=extra)
@@ -166,7 +167,7 @@ class Deliverer:
             self.webhook_queue.send(
                 delivery_message(delivery.call_id, delivery.sequence),
                 group=delivery.workspace_id,
-                delay_seconds=delay or 0,
+                delay_seconds=delay_seconds or 0,
             )
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from shared.call_store import CallStore
+from shared.clock import Clock, to_ms
 from shared.delivery_store import DeliveryStore
 from shared.durations import Durations
 from shared.errors import QueueError, RingonceError
 from shared.messages import all_deliveries_message, delivery_message
 from shared.queues import Queue
-from shared.table_keys import RETENTION_SECONDS
+from shared.table_keys import expires_at
 from shared.telemetry import count, logger
 
 # Rows of a batch that are written concurrently: writes mostly wait, and the client has 20 connections.
@@ -28,7 +29,7 @@ class FanOut:
     deliveries: DeliveryStore
     webhook_queue: Queue
     durations: Durations
-    clock: Callable[[], int]
+    clock: Clock
 
     def process(self, dead_letters: Queue, records: Sequence[dict[str, Any]]) -> int | None:
         """Processes stream records (NEW_AND_OLD_IMAGES) in order. Returns the index of the first that failed, or
@@ -80,7 +81,7 @@ class FanOut:
         Raises StoreError or QueueError when AWS fails.
         """
         call = calls.get(call_id)
-        kept_until = self.clock() // 1000 + RETENTION_SECONDS
+        kept_until = expires_at(self.clock())
         if call is None or call.callback_url is None or not calls.keep(call_id, kept_until):
             logger.warning("no deliveries to make", extra={"call_id": call_id})
             return
@@ -93,9 +94,9 @@ class FanOut:
 
     def make_row(self, call_id: str, workspace_id: str, sequence: int) -> tuple[dict[str, Any], str]:
         """Writes the delivery of one event unless it exists. Returns its message and group, still to be sent."""
-        now = self.clock()
-        check_at = now + int(self.durations.webhook_grace * 1000)
-        self.deliveries.create(call_id, workspace_id, sequence, now, check_at)
+        now_ms = self.clock()
+        check_at_ms = now_ms + to_ms(self.durations.webhook_grace)
+        self.deliveries.create(call_id, workspace_id, sequence, now_ms, check_at_ms)
         return delivery_message(call_id, sequence), workspace_id
 
 

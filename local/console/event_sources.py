@@ -1,8 +1,7 @@
-"""What the witnesses say, read while somebody looks at the page, and kept by call.
+"""Reads the console's sources while a page is open, and keeps what they report by call.
 
-Nothing is asked for while nobody looks: every witness keeps its own history, so a page that comes later, or again,
-gets all of it.
-"""
+The sources are not read while no page is open: each keeps its own history, so a page that is opened later, or
+again, gets all of it."""
 
 from __future__ import annotations
 
@@ -31,11 +30,13 @@ LINES_KEPT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Where everything is. functions: logical name by physical name. stand_in: LiveKit is the stand-in."""
+    """The stack's addresses, keys and folders. functions: logical name by physical name. stand_in: whether LiveKit
+    is the stand-in."""
 
     api_url: str
     workspace_id: str
     api_key: str
+    webhook_secret: str
     livekit_url: str
     stand_in: bool
     receiver_url: str
@@ -53,6 +54,7 @@ class Stack:
             api_url=info["apiUrl"],
             workspace_id=info["workspaceId"],
             api_key=info["apiKey"],
+            webhook_secret=info["webhookSecret"],
             livekit_url=info["liveKitUrl"],
             stand_in=info["liveKitStandIn"],
             receiver_url=info["receiverUrl"],
@@ -66,7 +68,8 @@ class Stack:
 
 
 class TableStream:
-    """Every change of CallsTable, in order, from its stream's beginning. Blocks: for a thread."""
+    """Every change of CallsTable, in order, from its stream's beginning. Its methods block: they run in a
+    thread."""
 
     def __init__(self, stack: Stack) -> None:
         self._streams = aws_client("dynamodbstreams", stack.aws_url, Config())
@@ -79,7 +82,7 @@ class TableStream:
         self._iterators: dict[str, str] = {}
 
     def read(self) -> Iterator[tuple[str, Json]]:
-        """What has changed since the last time: sort key and item as it is now.
+        """The changes since the last call: sort key and new item.
 
         Raises botocore's errors when the emulator does not answer."""
         if time.monotonic() - self._listed > LIST_SHARDS_SECONDS or not self._shards:
@@ -117,7 +120,7 @@ class TableStream:
 
 
 class LogFile:
-    """The whole lines that a file has gained."""
+    """Reads the complete lines that were appended to a file since the last read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,14 +140,15 @@ class LogFile:
 
 @dataclass(eq=False, slots=True)
 class Watcher:
-    """One open page. changed: the calls it has not been told of; None: it has been told nothing yet."""
+    """One open page. changed: the calls whose changes it has not been sent; None: it has not been sent
+    anything."""
 
     changed: set[str] | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class EventSources:
-    """All witnesses. Belongs to one event loop."""
+    """All sources of one stack. Belongs to one event loop."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -155,7 +159,7 @@ class EventSources:
         self._rooms: dict[str, list[Json]] = {}
         self._wanted = asyncio.Event()
         self._table: TableStream | None = None
-        # Read, and not noted yet.
+        # Read, but not yet added to the histories.
         self._rows: list[tuple[str, Json]] = []
         self._said: list[Json] = []
         self._livekit_last: Json | None = None
@@ -176,18 +180,19 @@ class EventSources:
             self._wanted.clear()
 
     def known(self, call_id: str) -> CallHistory | None:
-        """The call's history, once its record has been seen."""
+        """The call's history; None before its record has been read."""
         history = self.histories.get(call_id)
         return history if history is not None and history.item else None
 
     def history(self, call_id: str) -> CallHistory:
-        """The call's history, begun if need be. That of a forgotten call is a new one, which no page shows."""
+        """The call's history, created if there is none. For a removed call it is a new one, which no page
+        shows."""
         if call_id in self._forgotten:
             return CallHistory(call_id)
         return self.histories.setdefault(call_id, CallHistory(call_id))
 
     async def run(self, client: aiohttp.ClientSession) -> None:
-        """Asks the witnesses in turns, for ever, while anybody watches."""
+        """Polls the sources while a page is open. Never returns."""
         while True:
             await self._wanted.wait()
             before = self.trouble
@@ -195,7 +200,7 @@ class EventSources:
                 changed = await self._ask(client)
                 self.trouble = None
             except Exception as exc:
-                # Whatever it was: the page says so, and the next turn may find the witness well again.
+                # The page shows the error, and the next poll may succeed.
                 changed, self.trouble = set(), f"{type(exc).__name__}: {exc}"
                 if self.trouble != before:
                     traceback.print_exc()
@@ -207,25 +212,25 @@ class EventSources:
             await asyncio.sleep(ASK_EVERY_SECONDS)
 
     async def _ask(self, client: aiohttp.ClientSession) -> set[str]:
-        """The ids of the calls of which there is news.
+        """Reads all sources; the ids of the calls that have changed.
 
-        The table is asked first and nothing is noted before all have answered: whatever led to what the table says
-        has happened by then, so no page shows an end, or a delivery, without what came before it.
+        The table is read first, and no source's data is used before all have answered: the causes of the table's
+        changes are then among the data, so no page shows an end, or a delivery, without the steps before it.
         """
-        # These two are told each thing once, so it is kept in case one of the others does not answer.
+        # These two return each item once, so it is kept in case another source does not answer.
         self._rows += await asyncio.to_thread(self._read_table)
         self._said += await asyncio.to_thread(self._read_files)
         events = await self._read_livekit(client) if self.stack.stand_in else []
         hooks = await self._read_receiver(client)
         rows, said = self._rows, self._said
-        # Before they are noted: what cannot be noted must not come again at every turn.
+        # Cleared before they are used: an item that raises must not be retried at every poll.
         self._rows, self._said = [], []
         changed = self._note_changes(rows) | self._note_files(said)
         changed |= self._note_events(events) | self._note_hooks(hooks)
         self._forget()
         return changed & self.histories.keys()
 
-    # What blocks reads in a thread and touches nothing that the event loop does.
+    # The blocking methods run in a thread and share no state with the event loop.
 
     def _read_table(self) -> list[tuple[str, Json]]:
         if self._table is None:
@@ -233,7 +238,7 @@ class EventSources:
         return list(self._table.read())
 
     def _read_files(self) -> list[Json]:
-        """The steps, and of the functions' logs the lines about a call: call, function, at, text."""
+        """The steps, and the lines of the functions' logs that name a call: call, function, at, text."""
         steps = [json.loads(line) for line in self._steps.read()]
         return steps + [
             {"call": said["call_id"], "function": name, "at": said.get("timestamp", ""), "text": line}
@@ -298,9 +303,9 @@ class EventSources:
 
 
 async def events_after(client: aiohttp.ClientSession, url: str, last: Json | None, counter: str) -> list[Json]:
-    """The events of a numbered feed that came after `last`.
+    """The events of a numbered feed after `last`.
 
-    The last one is asked for again: if it is another, the feed was reset and is read from its beginning."""
+    `last` is read again: if it differs, the feed was reset and is read from its beginning."""
     after = last[counter] - 1 if last else 0
     async with client.get(url, params={"after": str(after)}) as answer:
         events: list[Json] = (await answer.json())["events"]
@@ -313,7 +318,7 @@ async def events_after(client: aiohttp.ClientSession, url: str, last: Json | Non
 
 
 def _said_about_a_call(line: str) -> Json | None:
-    """A function's log line, decoded, if it names a call."""
+    """A function's log line, decoded; None when it names no call."""
     if '"call_id"' not in line:
         return None
     try:

@@ -1,9 +1,9 @@
-"""What shall happen to the next call: what its phone does, where a process dies, how its webhooks are answered.
+"""Faults that the console injects into the next call: in its phone, in a process, in its webhook endpoint.
 
-A phone's fate is an override of its number in LiveKit's stand-in (`PUT /_standin/faults`); it stays until the
-number is called from here again or the override is taken back. A death is a file for
-`local/process_hooks/kill_points.py` and happens once. An endpoint's fate is told to the local receiver, for the
-path that the call's webhooks go to, which the page makes the call's own.
+A fault of the phone is an override of its number in LiveKit's stand-in (`PUT /_standin/faults`). It holds until
+the number is called from the console again or the override is removed. A kill is a file that
+`local/process_hooks/kill_points.py` reads; it happens once. A fault of the endpoint is set at the local receiver
+for one path, so the page gives such a call a callback path of its own.
 """
 
 from __future__ import annotations
@@ -22,23 +22,27 @@ from local.console.timeline import Json
 from local.livekit import Faults
 from local.livekit.scripts import SCRIPTS, Script
 
-# A client repeats what got no answer, with the same key.
+# A client repeats a request without an answer, with the same key.
 TRIES = 2
 
 
 class FaultRefusedError(Exception):
-    """The fate asked for cannot be had. `str()` says why."""
+    """The fault cannot be injected. `str()` says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
-    """One choice. expect: what a reader may look for. Exactly one of the last three is set."""
+class Fault:
+    """One choice of the form. expect: what the call is expected to do. Exactly one of these is set:
+
+    kill: the function, the point and the moment (before, during, after) at which its process is killed.
+    outcome: what the phone does, one of the stand-in's outcomes. behaviour: how the local receiver answers.
+    """
 
     name: str
     group: str
     label: str
     expect: str
-    death: tuple[str, str, str] | None = None
+    kill: tuple[str, str, str] | None = None
     outcome: str | None = None
     behaviour: Json | None = None
 
@@ -47,70 +51,110 @@ def _does(script: Script) -> str:
     return script.does.replace("talkSeconds", f"{Faults().talk_seconds:.0f}\u00a0s").replace("`", "")
 
 
-DIES, PHONE, ENDPOINT = "A process is killed", "The phone, whatever its number", "The webhook endpoint"
-FATES = {
-    fate.name: fate
-    for fate in (
-        Fate("before_fence", DIES, "the worker, right before the fence",
-             "Its lease ends, another worker takes over, and the phone rings once.",
-             death=("DialWorker", "CallStore.fence", "before")),
-        Fate("after_fence", DIES, "the worker, right after the fence",
-             "Nobody can tell whether it rang, so nobody dials again: the call ends outcome_unknown, once.",
-             death=("DialWorker", "CallStore.fence", "after")),
-        Fate("while_ringing", DIES, "the worker, while the phone rings",
-             "The call goes on without it; the reconciler finds it in the room. It rings once.",
-             death=("DialWorker", "LiveKit.dial", "during")),
-        Fate("answer_not_written", DIES, "the worker, answered but not written",
-             "The answer is found in LiveKit's room or in its events. It rings once.",
-             death=("DialWorker", "CallStore.answered", "before")),
-        Fate("accepted_unanswered", DIES, "the API, record written, no answer given",
-             "The client gets a 5xx and repeats with the same Idempotency-Key: one call.",
-             death=("InitiateCall", "CallStore.create", "after")),
-        Fate("fan_out", DIES, "fan out, delivery row written, no message",
-             "The stream hands the record over again, or the reconciler finds the row. The event comes.",
-             death=("FanOut", "DeliveryStore.create", "after")),
-        Fate("after_post", DIES, "deliver, right after the POST",
-             "Nobody noted the answer, so the event is sent again: the same id and the same bytes.",
-             death=("Deliver", "GuardedTransport.handle_async_request", "after")),
-        *(Fate(f"phone_{script.outcome}", PHONE, _does(script), "", outcome=script.outcome) for script in SCRIPTS),
-        Fate("endpoint_503", ENDPOINT, "answers 503 at first, then 204",
-             "The event is tried again, later each time, until it is taken: the same id and the same bytes.",
-             behaviour={"status": 503, "times": 1}),
-        Fate("endpoint_410", ENDPOINT, "answers 410: no more webhooks of this call",
-             "What was not sent stays listed and can be sent again.",
-             behaviour={"status": 410, "times": 1}),
+KILL, PHONE, ENDPOINT = "A process is killed", "The phone, at any number", "The webhook endpoint"
+FAULTS = {
+    fault.name: fault
+    for fault in (
+        Fault(
+            name="before_fence",
+            group=KILL,
+            label="the worker, right before the fence",
+            expect="Its lease ends, another worker takes over, and the phone rings once.",
+            kill=("DialWorker", "CallStore.fence", "before"),
+        ),
+        Fault(
+            name="after_fence",
+            group=KILL,
+            label="the worker, right after the fence",
+            expect="It is unknown whether the phone rang, so the call is not dialled again: it ends once, as "
+            "outcome_unknown.",
+            kill=("DialWorker", "CallStore.fence", "after"),
+        ),
+        Fault(
+            name="while_ringing",
+            group=KILL,
+            label="the worker, while the phone rings",
+            expect="The call goes on without it; the reconciler finds it in the room. It rings once.",
+            kill=("DialWorker", "LiveKit.dial", "during"),
+        ),
+        Fault(
+            name="answer_not_written",
+            group=KILL,
+            label="the worker, answered but not written",
+            expect="The answer is found in LiveKit's room or in its events. It rings once.",
+            kill=("DialWorker", "CallStore.answered", "before"),
+        ),
+        Fault(
+            name="accepted_unanswered",
+            group=KILL,
+            label="the API, record written, no answer given",
+            expect="The client gets a 5xx and repeats with the same Idempotency-Key: one call.",
+            kill=("InitiateCall", "CallStore.create", "after"),
+        ),
+        Fault(
+            name="fan_out",
+            group=KILL,
+            label="fan out, delivery row written, no message",
+            expect="The stream delivers the record again, or the reconciler finds the row. The event arrives.",
+            kill=("FanOut", "DeliveryStore.create", "after"),
+        ),
+        Fault(
+            name="after_post",
+            group=KILL,
+            label="deliver, right after the POST",
+            expect="The answer was not stored, so the event is sent again: the same id and the same bytes.",
+            kill=("Deliver", "GuardedTransport.handle_async_request", "after"),
+        ),
+        *(
+            Fault(f"phone_{script.outcome}", PHONE, _does(script), expect="", outcome=script.outcome)
+            for script in SCRIPTS
+        ),
+        Fault(
+            name="endpoint_503",
+            group=ENDPOINT,
+            label="answers 503 at first, then 204",
+            expect="The event is retried, after longer and longer pauses: the same id and the same bytes.",
+            behaviour={"status": 503, "times": 1},
+        ),
+        Fault(
+            name="endpoint_410",
+            group=ENDPOINT,
+            label="answers 410: no more webhooks of this call",
+            expect="What was not sent stays listed and can be sent again.",
+            behaviour={"status": 410, "times": 1},
+        ),
     )
-}  # a table: name and kind, words, how  # fmt: skip
+}
 
 
 def choices(stand_in: bool) -> list[Json]:
-    """The fates that can be chosen; those of the phone only with the stand-in. path: the call needs a callback
-    path of its own."""
+    """The faults that can be chosen; those of the phone only with the stand-in. path: whether the call needs a
+    callback path of its own."""
     return [
         {
-            "name": fate.name,
-            "group": fate.group,
-            "label": fate.label,
-            "expect": fate.expect,
-            "path": fate.behaviour is not None,
+            "name": fault.name,
+            "group": fault.group,
+            "label": fault.label,
+            "expect": fault.expect,
+            "path": fault.behaviour is not None,
         }
-        for fate in FATES.values()
-        if stand_in or fate.outcome is None
+        for fault in FAULTS.values()
+        if stand_in or fault.outcome is None
     ]
 
 
 def numbers() -> list[Json]:
-    """The magic numbers, and what each does."""
+    """The numbers that have a script, with what each does."""
     return [{"number": f"+1555000{script.digits}", "does": _does(script)} for script in SCRIPTS]
 
 
 def call_id_of(workspace_id: str, key: str) -> str:
-    """The id that a call of this Idempotency-Key gets (docs/architecture.md)."""
+    """The id of the call that is placed with this Idempotency-Key (docs/architecture.md)."""
     return hashlib.sha256(json.dumps([workspace_id, key]).encode()).hexdigest()[:24]
 
 
 async def set_number(client: aiohttp.ClientSession, stack: Stack, number: str, outcome: str | None) -> None:
-    """Gives a number a script of its own, or (None) the one that its digits say."""
+    """Overrides the outcome of a number in the stand-in. None: removes the override, so that its digits decide."""
     url = f"{stack.livekit_url}/_standin/faults"
     numbers = await numbers_in_force(client, stack)
     if outcome is None and number not in numbers:
@@ -123,7 +167,7 @@ async def set_number(client: aiohttp.ClientSession, stack: Stack, number: str, o
 
 
 async def numbers_in_force(client: aiohttp.ClientSession, stack: Stack) -> dict[str, Any]:
-    """The numbers that have a script of their own in the stand-in."""
+    """The stand-in's overrides, by number."""
     async with client.get(f"{stack.livekit_url}/_standin/faults") as answer:
         answer.raise_for_status()
         return dict((await answer.json())["numbers"])
@@ -132,52 +176,52 @@ async def numbers_in_force(client: aiohttp.ClientSession, stack: Stack) -> dict[
 async def _set_behaviour(client: aiohttp.ClientSession, stack: Stack, url: str, behaviour: Json) -> None:
     if not url.startswith(stack.receiver_url + "/"):
         raise FaultRefusedError(
-            "only the local receiver can be told how to answer: use its address as callback URL"
+            "only the local receiver can answer with a fault: use its address as the callback URL"
         )
-    told = {urlsplit(url).path: behaviour}
-    async with client.put(f"{stack.receiver_url}/_receiver/behaviour", json=told) as answer:
+    by_path = {urlsplit(url).path: behaviour}
+    async with client.put(f"{stack.receiver_url}/_receiver/behaviour", json=by_path) as answer:
         answer.raise_for_status()
 
 
-async def place(client: aiohttp.ClientSession, sources: EventSources, text: str, fate_name: str) -> Json:
-    """Places a call through the API with the fate of that name ("": none).
+async def place(client: aiohttp.ClientSession, sources: EventSources, text: str, fault_name: str) -> Json:
+    """Places a call through the API with the fault of that name ("": none).
 
-    text: the request's body, passed on as it is. Returns the API's last answer: status, body, and the call's id.
+    text: the request's body, sent unchanged. Returns the API's last answer: status, body, and the call's id.
     Raises FaultRefusedError; aiohttp.ClientError when a part of the stack does not answer.
     """
     stack = sources.stack
-    fate = FATES.get(fate_name)
-    if fate_name and (fate is None or (fate.outcome and not stack.stand_in)):
-        raise FaultRefusedError(f"there is no fate {fate_name!r} here")
-    asked_for = _decoded(text)
+    fault = FAULTS.get(fault_name)
+    if fault_name and (fault is None or (fault.outcome and not stack.stand_in)):
+        raise FaultRefusedError(f"there is no fault {fault_name!r} here")
+    request = _decoded(text)
     key = f"console-{uuid.uuid4()}"
     call_id = call_id_of(stack.workspace_id, key)
-    number = "".join(character for character in str(asked_for.get("to", "")) if character in "+0123456789")
-    if fate and fate.behaviour:
-        await _set_behaviour(client, stack, str(asked_for.get("callback_url") or ""), fate.behaviour)
+    number = "".join(character for character in str(request.get("to", "")) if character in "+0123456789")
+    if fault and fault.behaviour:
+        await _set_behaviour(client, stack, str(request.get("callback_url") or ""), fault.behaviour)
     if stack.stand_in:
-        await set_number(client, stack, number, fate.outcome if fate else None)
-    death = stack.deaths / f"{key}.json"
-    if fate and fate.death:
-        function, point, when = fate.death
-        # Whole or not at all: functions look for it at every step.
-        wish = {"function": function, "point": point, "when": when, "call": call_id}
-        death.with_suffix(".new").write_text(json.dumps(wish))
-        death.with_suffix(".new").rename(death)
-    told = sources.history(call_id)
-    told.fate = {"label": f"{fate.group}: {fate.label}", "expect": fate.expect} if fate else None
+        await set_number(client, stack, number, fault.outcome if fault else None)
+    kill_file = stack.deaths / f"{key}.json"
+    if fault and fault.kill:
+        function, point, when = fault.kill
+        # Renamed when it is complete: functions look for it at every step.
+        kill = {"function": function, "point": point, "when": when, "call": call_id}
+        kill_file.with_suffix(".new").write_text(json.dumps(kill))
+        kill_file.with_suffix(".new").rename(kill_file)
+    history = sources.history(call_id)
+    history.fault = {"label": f"{fault.group}: {fault.label}", "expect": fault.expect} if fault else None
     status, answer = 0, ""
-    for tried in range(TRIES):
+    for attempt in range(TRIES):
         at = now_ms()
         status, answer = await _post(client, stack, text, key)
-        what = "POST again" if tried else "POST"
-        told.requests.append(
+        what = "POST again" if attempt else "POST"
+        history.requests.append(
             {"at": at, "what": what, "detail": f"to {number}", "status": status, "ms": now_ms() - at}
         )
         if status < 500:
             break
     if status != 200:
-        death.unlink(missing_ok=True)
+        kill_file.unlink(missing_ok=True)
         sources.histories.pop(call_id, None)
     return {"status": status, "answer": _decoded(answer), "callId": call_id if status == 200 else None}
 
@@ -193,7 +237,7 @@ def credentials(stack: Stack) -> dict[str, str]:
 
 
 def _decoded(text: str) -> Json:
-    """A JSON object; anything else as the message of one."""
+    """The decoded JSON object; `{"message": text}` when the text is anything else."""
     try:
         decoded = json.loads(text)
     except ValueError:

@@ -1,8 +1,9 @@
-"""The console's routes. The page itself is plain files in `page/`; what it shows comes by server-sent events.
+"""The console's routes. The page is static files in `page/`; its data arrives as server-sent events.
 
-The API key stays here: the page asks this server, and this server asks the API. So that no page from elsewhere can
-ask in the developer's browser, a request must name this address as its host (against DNS rebinding) and as its
-origin, if it names any; no CORS header is ever sent, and nothing may frame or embed what is served.
+The page sends its requests to this server, and this server sends them to the API with the key. A page of another
+site in the developer's browser must neither act nor read the key: a request must name this address as its host
+(against DNS rebinding) and as its origin, if it names any; no CORS header is ever sent, and nothing may frame or
+embed what is served.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from local.console.event_sources import EventSources, Stack, Watcher, now_ms
 
 PAGE = Path(__file__).parent / "page"
 MAX_BODY_BYTES = 256 * 1024
-# Longer than any answer of the API, which gives up after two minutes here (`ANSWER_SECONDS` of `local.processes`).
+# Longer than any answer of the API, which has a time-out of two minutes here (`ANSWER_SECONDS` of
+# `local.processes`).
 TIMEOUT_SECONDS = 130.0
 HEARTBEAT_SECONDS = 15.0
 LOG_BYTES_SHOWN = 64 * 1024
@@ -38,7 +40,7 @@ routes = web.RouteTableDef()
 
 class Placement(TypedDict):
     request: str
-    fate: str
+    fault: str
 
 
 _PLACEMENT = TypeAdapter(Placement)
@@ -86,16 +88,16 @@ def create_app(stack: Stack) -> web.Application:
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuses what a page of another origin could have sent."""
+    """Refuses requests that a page of another origin could have sent."""
     transport = request.transport
     port = transport.get_extra_info("sockname")[1] if transport else 0
     hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
     origin = request.headers.get("Origin")
     if request.host not in hosts or (origin is not None and origin.removeprefix("http://") not in hosts):
-        return _refuse(403, "This page answers only to itself, at http://127.0.0.1")
-    # Browsers say so of requests that name no origin, such as those of a script tag.
+        return _refuse(403, "Only the console's own page may ask, at http://127.0.0.1")
+    # Browsers send this header also with requests without an origin, such as those of a script tag.
     if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site") and request.path != "/":
-        return _refuse(403, "Another site asked for this")
+        return _refuse(403, "The request comes from another site")
     if request.method not in ("GET", "HEAD") and request.content_type != "application/json":
         return _refuse(415, "Send application/json")
     return await handler(request)
@@ -112,30 +114,34 @@ async def page(request: web.Request) -> web.FileResponse:
 
 @routes.get("/setup")
 async def setup(request: web.Request) -> web.Response:
-    """What does not change while the stack runs. Never a secret."""
+    """What does not change while the stack runs. The API key and the webhook secret are those of the local stack,
+    and this is the only answer that contains them."""
     stack = request.app[SOURCES].stack
     return web.json_response(
         {
             "apiUrl": stack.api_url,
+            "docsUrl": f"{stack.api_url}/docs",
             "workspaceId": stack.workspace_id,
+            "apiKey": stack.api_key,
+            "webhookSecret": stack.webhook_secret,
             "callbackUrl": f"{stack.receiver_url}/hook",
             "standIn": stack.stand_in,
             "timeScale": stack.time_scale,
             "numbers": fault_injection.numbers() if stack.stand_in else [],
-            "fates": fault_injection.choices(stack.stand_in),
+            "faults": fault_injection.choices(stack.stand_in),
             "logs": sorted(path.stem for path in stack.logs.glob("*.log")),
         }
     )
 
 
-# ── what happens ────────────────────────────────────────────────────────────────────────────────
+# ── the feed ───────────────────────────────────────────────────────────────────────────────────
 
 
 @routes.get("/feed")
 async def feed(request: web.Request) -> web.StreamResponse:
-    """Server-sent events. `calls`: summaries, of all calls first (`"all": true`), then of those that changed.
-    `chosen`: everything about the call `?call=`, or null while there is no such call. `trouble`: why the
-    witnesses cannot be asked, or null."""
+    """Server-sent events. `calls`: summaries, first of all calls (`"all": true`), then of those that changed.
+    `chosen`: all data of the call `?call=`, or null while there is no such call. `trouble`: why the sources cannot
+    be read, or null."""
     sources = request.app[SOURCES]
     chosen = request.query.get("call")
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -163,15 +169,15 @@ async def feed(request: web.Request) -> web.StreamResponse:
 
 
 async def _tell(response: web.StreamResponse, sources: EventSources, watcher: Watcher, chosen: str | None) -> None:
-    """Sends what this page has not been told yet."""
+    """Sends the changes that this page has not been sent."""
     everything = watcher.changed is None
     ids = set(sources.histories) if watcher.changed is None else watcher.changed
     if sources.trouble and everything:
         return
     watcher.changed = set()
-    told = [timeline.summary(one) for call_id in ids if (one := sources.known(call_id)) is not None]
-    if told or everything:
-        await _send(response, "calls", {"all": everything, "calls": told})
+    summaries = [timeline.summary(one) for call_id in ids if (one := sources.known(call_id)) is not None]
+    if summaries or everything:
+        await _send(response, "calls", {"all": everything, "calls": summaries})
     if chosen is not None and (everything or chosen in ids):
         known = sources.known(chosen)
         stand_in = sources.stack.stand_in
@@ -198,11 +204,11 @@ def _end_of(path: Path) -> str:
         return file.read().decode(errors="replace")
 
 
-# ── what the page does ──────────────────────────────────────────────────────────────────────────
+# ── the page's requests ─────────────────────────────────────────────────────────────────────────
 
 
 def passed_on(handler: Callable[[web.Request], Awaitable[web.Response]]) -> Handler:
-    """A part of the stack that does not answer becomes 502 with the reason."""
+    """Answers 502 with the reason when a part of the stack does not answer."""
 
     async def guarded(request: web.Request) -> web.StreamResponse:
         try:
@@ -216,15 +222,15 @@ def passed_on(handler: Callable[[web.Request], Awaitable[web.Response]]) -> Hand
 @routes.post("/calls")
 @passed_on
 async def place(request: web.Request) -> web.Response:
-    """`{"request": the body of POST /v1/api/call, as text, "fate": a name or ""}`; the API's answer, with
-    its status in it."""
+    """`{"request": the body of POST /v1/api/call as text, "fault": a name or ""}`. Answers with the API's status
+    and body."""
     try:
         asked = _PLACEMENT.validate_json(await request.read())
     except ValidationError:
-        return _refuse(400, 'Send {"request": a text, "fate": a name}')
+        return _refuse(400, 'Send {"request": a text, "fault": a name}')
     try:
         answer = await fault_injection.place(
-            request.app[CLIENT], request.app[SOURCES], asked["request"], asked["fate"]
+            request.app[CLIENT], request.app[SOURCES], asked["request"], asked["fault"]
         )
         return web.json_response(answer)
     except fault_injection.FaultRefusedError as exc:
@@ -251,7 +257,7 @@ async def replay(request: web.Request) -> web.Response:
 
 
 async def _api(request: web.Request, method: str, path: str, noted: str | None = None) -> web.Response:
-    """Asks the public API about a call, with the key; its answer, as it is."""
+    """Sends a request about a call to the public API, with the key; returns its answer unchanged."""
     sources, call_id = request.app[SOURCES], request.match_info["call_id"]
     url = f"{sources.stack.api_url}/v1/api/call/{call_id}{path}"
     started = now_ms()
@@ -261,7 +267,7 @@ async def _api(request: web.Request, method: str, path: str, noted: str | None =
         body = await answer.read()
     if noted and (known := sources.known(call_id)) is not None:
         asked = {"at": started, "what": "POST", "detail": noted, "status": answer.status, "ms": now_ms() - started}
-        # The first request is the call's beginning, wherever that came from.
+        # Not the first request of a call that was placed elsewhere: `placed_at` takes the earlier time.
         known.requests.append(asked)
     return web.Response(status=answer.status, body=body, content_type="application/json")
 
@@ -269,7 +275,7 @@ async def _api(request: web.Request, method: str, path: str, noted: str | None =
 @routes.post("/calls/{call_id:[0-9a-f]+}/hangup")
 @passed_on
 async def hang_up(request: web.Request) -> web.Response:
-    """The callee hangs up, or declines while it rings."""
+    """Makes the callee hang up, or decline while it rings."""
     stack = request.app[SOURCES].stack
     if not stack.stand_in:
         return _refuse(404, "LiveKit is real: hang up the phone")
@@ -281,7 +287,7 @@ async def hang_up(request: web.Request) -> web.Response:
 @routes.get("/numbers")
 @passed_on
 async def numbers(request: web.Request) -> web.Response:
-    """The numbers that the stand-in gives a script of their own."""
+    """The stand-in's overrides: outcome by number."""
     stack = request.app[SOURCES].stack
     found = await fault_injection.numbers_in_force(request.app[CLIENT], stack) if stack.stand_in else {}
     return web.json_response({number: fault["outcome"] for number, fault in found.items()})

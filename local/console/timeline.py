@@ -1,6 +1,6 @@
-"""One call as its witnesses tell it, and what the page shows of that: a summary, the three promises, a timeline.
+"""The history of one call, and what the page shows of it: a summary, the three promises, a timeline.
 
-Witnesses: the record and its deliveries (the table's stream), the steps of the functions
+Its sources are the record and its deliveries (the table's stream), the steps of the functions
 (`local/process_hooks/step_log.py`), LiveKit's stand-in, the webhook receiver, and the console's own requests. All
 times are epoch milliseconds.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shared.call import ENDED
@@ -22,8 +22,8 @@ LOG_LINES_SHOWN = 400
 
 @dataclass(slots=True)
 class CallHistory:
-    """What is known of one call. item: its record as it stands. deliveries: by sequence. fate: what was chosen
-    for it here."""
+    """What the sources report of one call. item: its record. deliveries: by sequence. fault: the one injected by
+    the console."""
 
     call_id: str
     item: Json = field(default_factory=dict)
@@ -33,18 +33,22 @@ class CallHistory:
     hooks: list[Json] = field(default_factory=list)
     requests: list[Json] = field(default_factory=list)
     lines: list[Json] = field(default_factory=list)
-    fate: Json | None = None
+    fault: Json | None = None
 
     @property
     def placed_at(self) -> int:
-        """When the client asked, if it was this console's; else when the call was accepted."""
+        """The time of the request, if the console sent it; else when the call was accepted."""
         asked = [int(request["at"]) for request in self.requests[:1]]
         return min([*asked, milliseconds(self.item["createdAt"])])
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the timeline. minor: of interest only to who wants every step. tone: "good", "bad" or ""."""
+    """A line of the timeline. at: epoch milliseconds. minor: shown only with every step. tone: "good", "bad", "".
+
+    delivery: the sequence of the event whose delivery failed in this row, else 0. folded: the rows that this one
+    sums up.
+    """
 
     at: int
     who: str
@@ -52,6 +56,8 @@ class Row:
     detail: str = ""
     minor: bool = False
     tone: str = ""
+    delivery: int = 0
+    folded: tuple[Row, ...] = ()
 
 
 def milliseconds(text: str) -> int:
@@ -63,7 +69,7 @@ def milliseconds(text: str) -> int:
 
 
 def summary(history: CallHistory) -> Json:
-    """What the list shows of a call."""
+    """The fields of a call that the list shows."""
     item = history.item
     end: Json = next((entry for entry in item["events"] if entry["type"] == "call.ended"), {})
     return {
@@ -80,7 +86,7 @@ def summary(history: CallHistory) -> Json:
 
 
 def promises(history: CallHistory, simulated: bool) -> list[Json]:
-    """The three promises, each with its figure and whether it holds, is broken, or cannot be told yet."""
+    """The three promises, each with its figure and its state: kept, broken, or open while that is not decided."""
     events = history.item["events"]
     over = history.item["status"] in ENDED
     rings = sum(event["kind"] == "invite" for event in history.livekit)
@@ -88,12 +94,12 @@ def promises(history: CallHistory, simulated: bool) -> list[Json]:
     states = Counter(row["state"] for row in history.deliveries.values())
     settled = states["delivered"] + states["dead"] + states["stopped"]
     if not history.item.get("callbackUrl"):
-        told, state = "no callback", "open"
+        figure, state = "no callback", "open"
     else:
-        told = f"{states['delivered']} of {len(events)} delivered"
+        figure = f"{states['delivered']} of {len(events)} delivered"
         state = "kept" if over and settled == len(events) else "open"
         if missing := states["dead"] + states["stopped"]:
-            told += f", {missing} given up and listed"
+            figure += f", {missing} given up and listed"
     return [
         {
             "name": "Rings at most once",
@@ -105,7 +111,7 @@ def promises(history: CallHistory, simulated: bool) -> list[Json]:
             "figure": _times(ends, "ended", "has not ended"),
             "state": "broken" if ends > 1 else "kept" if ends == 1 else "open",
         },
-        {"name": "Every event accounted for", "figure": told, "state": state},
+        {"name": "Every event accounted for", "figure": figure, "state": state},
     ]
 
 
@@ -114,7 +120,7 @@ def _times(count: int, verb: str, never: str) -> str:
 
 
 def next_look(history: CallHistory, now: int) -> Json | None:
-    """What an open call waits for, and until when; None when nothing is due."""
+    """What a call waits for, and until when; None when nothing is due."""
     item = history.item
     if item["status"] in ENDED:
         due = [row for row in history.deliveries.values() if row["state"] == "pending"]
@@ -130,22 +136,12 @@ def next_look(history: CallHistory, now: int) -> Json | None:
 
 
 def detail(history: CallHistory, simulated: bool, now: int) -> Json:
-    """Everything that the page shows of the chosen call."""
+    """All data that the page shows of the chosen call."""
     return summary(history) | {
-        "fate": history.fate,
+        "fault": history.fault,
         "promises": promises(history, simulated),
         "next": next_look(history, now),
-        "rows": [
-            {
-                "at": row.at,
-                "who": row.who,
-                "what": row.what,
-                "detail": row.detail,
-                "minor": row.minor,
-                "tone": row.tone,
-            }
-            for row in timeline(history, simulated)
-        ],
+        "rows": [asdict(row) for row in timeline(history, simulated)],
         "record": history.item,
         "deliveries": [history.deliveries[sequence] for sequence in sorted(history.deliveries)],
         "hooks": history.hooks,
@@ -157,7 +153,7 @@ def detail(history: CallHistory, simulated: bool, now: int) -> Json:
 
 
 def timeline(history: CallHistory, simulated: bool) -> list[Row]:
-    """All that happened to a call, in the order of its times; in the same millisecond cause before effect."""
+    """All rows of a call in the order of their times; in the same millisecond cause before effect."""
     rows = [
         *_request_rows(history),
         *_livekit_rows(history),
@@ -166,7 +162,36 @@ def timeline(history: CallHistory, simulated: bool) -> list[Row]:
         *_attempt_rows(history),
         *_hook_rows(history),
     ]
-    return sorted(rows, key=lambda row: row.at)
+    return _with_retries_folded(sorted(rows, key=lambda row: row.at))
+
+
+def _with_retries_folded(rows: Sequence[Row]) -> list[Row]:
+    """The rows; several failed attempts at one delivery are one row, at the time of the first."""
+    failed: dict[int, list[Row]] = {}
+    for row in rows:
+        if row.delivery:
+            failed.setdefault(row.delivery, []).append(row)
+    shown = []
+    for row in rows:
+        group = failed.get(row.delivery, [])
+        attempts = [each.what.rpartition(" → ") for each in group if each.who == "Deliver"]
+        if len(attempts) < 2:
+            shown.append(row)
+        elif row is group[0]:
+            outcomes = Counter(outcome for _, _, outcome in attempts)
+            counted = ", ".join(f"{count} x {outcome}" for outcome, count in outcomes.items())
+            shown.append(
+                Row(
+                    row.at,
+                    "Deliver",
+                    f"{attempts[0][0]}: {len(attempts)} attempts failed",
+                    f"{counted}; the last {(group[-1].at - row.at) / 1000:.1f} s after the first",
+                    tone="bad",
+                    delivery=row.delivery,
+                    folded=tuple(group),
+                )
+            )
+    return shown
 
 
 def _request_rows(history: CallHistory) -> Iterator[Row]:
@@ -185,7 +210,7 @@ def _request_rows(history: CallHistory) -> Iterator[Row]:
             )
 
 
-# The step whose write appends an event, so that the event's row can say whose it was.
+# The step that writes each event, so that the event's row names its writer.
 _WRITES = {
     "call.dialing": "CallStore.fence",
     "call.answered": "CallStore.answered",
@@ -207,7 +232,7 @@ def _record_rows(history: CallHistory) -> Iterator[Row]:
         who = mine.pop(0) if mine else "record"
         match kind:
             case "call.dialing":
-                yield Row(entry["at"], who, "fenced", "from here on nobody dials it again")
+                yield Row(entry["at"], who, "fenced", "from here on it is not dialled again")
             case "call.answered":
                 yield Row(entry["at"], who, "answered", "dialing → in_progress", tone="good")
             case "call.queued":
@@ -225,8 +250,8 @@ def _record_rows(history: CallHistory) -> Iterator[Row]:
                 yield Row(entry["at"], who, kind, "the agent's report")
 
 
-# Step → what it is called when it was done, and when its condition was lost. Those that append an event have
-# its row; "+" marks what matters to everyone.
+# The name of each step when it is done, and when its condition fails. Steps that append an event are shown by the
+# event's row instead; "+" marks rows that are shown without "every step".
 _STEPS: dict[str, tuple[str, str]] = {
     "CallStore.create": ("+queued", "the record was there"),
     "CallStore.take_lease": ("+claimed", "claim lost: another has it"),
@@ -274,16 +299,16 @@ def _step_rows(history: CallHistory, simulated: bool) -> Iterator[Row]:
             what = done if won else lost
             if not what:
                 continue
-            told = _DETAILS.get(point, "") if won else ""
+            extra = _DETAILS.get(point, "") if won else ""
             if point == "CallStore.create":
-                # Who sees the record may be on with it before the answer has come back here.
+                # Other processes may continue with the record before this step's answer has arrived.
                 at -= step["ms"]
             if point == "CallStore.take_lease" and won:
                 claims += 1
-                told = f"attempt {claims}, {told}"
-            # Real LiveKit has no feed: its side is what the worker sees.
+                extra = f"attempt {claims}, {extra}"
+            # A real LiveKit has no feed: its side is shown by the worker's steps.
             major = what.startswith("+") or (not simulated and point.startswith("LiveKit."))
-            yield Row(at, who, what.lstrip("+"), told or f"{point}, {step['ms']} ms", minor=not major)
+            yield Row(at, who, what.lstrip("+"), extra or f"{point}, {step['ms']} ms", minor=not major)
 
 
 def _livekit_rows(history: CallHistory) -> Iterator[Row]:
@@ -320,15 +345,16 @@ def _attempt_rows(history: CallHistory) -> Iterator[Row]:
             status = attempt.get("status")
             good = status is not None and 200 <= status < 300
             answer = status if status is not None else attempt.get("error", "no answer")
-            told = f"attempt {n}, {attempt['ms']} ms"
+            extra = f"attempt {n}, {attempt['ms']} ms"
             if n == len(row["attempts"]) and row["state"] in ("dead", "stopped"):
-                told += f"; {row['state']}"
+                extra += f"; {row['state']}"
             yield Row(
                 attempt["at"] + attempt["ms"],
                 "Deliver",
                 f"{kind} → {answer}",
-                told,
+                extra,
                 tone="good" if good else "bad",
+                delivery=0 if good else sequence,
             )
 
 
@@ -340,6 +366,12 @@ def _hook_rows(history: CallHistory) -> Iterator[Row]:
         if not hook["verified"]:
             yield Row(at, "receiver", f"{kind} not genuine", hook["error"], tone="bad")
         elif seen[hook["id"]] > 1:
-            yield Row(at, "receiver", f"{kind} came again", f"the same id: {hook['id']}")
+            failed = hook["sequence"] if _fails(hook["behaviour"]) else 0
+            yield Row(at, "receiver", f"{kind} came again", f"the same id: {hook['id']}", delivery=failed)
         else:
             yield Row(at, "receiver", f"{kind} received", "signature verified", minor=True)
+
+
+def _fails(behaviour: Json) -> bool:
+    """Whether the receiver, behaving like this, fails to take a webhook."""
+    return bool(behaviour.get("hang") or behaviour.get("redirectTo") or behaviour.get("status", 200) >= 300)

@@ -1,11 +1,11 @@
 """A stand-in for a LiveKit server and for the telephone network behind its SIP trunk.
 
-It speaks LiveKit's real wire protocol to the unmodified `livekit-api` client, keeps rooms, participants and
-calls, sends signed webhooks, and is as unkind as the original: a repeated dial rings a second time, a client
-that hangs up does not stop the call, and webhooks can be lost. The last four digits of the number dialled
-decide what becomes of a call (`scripts.SCRIPTS`); a control API under `/_standin/` (`control.py`) shows what
-happened, makes things fail (`faults.py`) and processes die. What it answers and tells is held against a record of
-real servers (`tests/integration/test_livekit_recorded.py`).
+It speaks LiveKit's wire protocol to the unmodified `livekit-api` client, keeps rooms, participants and calls, and
+sends signed webhooks. It has the original's hazards: a repeated dial rings a second time, a client that closes its
+connection does not stop the call, and webhooks can be lost. The last four digits of the number dialled select the
+script of a call (`scripts.SCRIPTS`). A control API under `/_standin/` (`control.py`) shows what happened, injects
+faults (`faults.py`) and kills processes. Its answers and events are compared with a record of real servers
+(`tests/integration/test_livekit_recorded.py`).
 
 In process: `create_app(Settings(...))`; as a process: `python -m local.livekit`.
 """

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-
+from local.command_line import CommandLine, http_url, port, positive, seconds
 from local.http_server import serve
 from local.livekit import Faults, Settings, create_app
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m local.livekit", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="0: any free port (default)")
-    parser.add_argument("--api-key", required=True)
-    parser.add_argument("--api-secret", required=True)
-    parser.add_argument("--webhook-url", action="append", default=[], help="may be given several times")
-    parser.add_argument("--time-scale", type=float, default=1.0, help="multiplies LiveKit's own limits")
-    parser.add_argument(
-        "--slack", type=float, default=0.0, help="seconds given besides to whoever must do something"
+    command = CommandLine(prog="python -m local.livekit", description=__doc__)
+    command.add_argument("--port", type=port, default=0, help="0: any free port (default)")
+    command.add_argument("--api-key", required=True)
+    command.add_argument("--api-secret", required=True)
+    command.add_argument(
+        "--webhook-url", type=http_url, action="append", default=[], help="may be given several times"
     )
+    command.add_argument("--time-scale", type=positive, default=1.0, help="multiplies LiveKit's own limits")
+    command.add_argument("--slack", type=seconds, default=0.0, help="seconds that each wait lasts longer")
     defaults = Faults()
-    parser.add_argument("--agent-join-seconds", type=float, default=defaults.agent_join_seconds)
-    parser.add_argument("--ring-seconds", type=float, default=defaults.ring_seconds)
-    parser.add_argument("--talk-seconds", type=float, default=defaults.talk_seconds)
-    given = parser.parse_args()
+    command.add_argument("--agent-join-seconds", type=seconds, default=defaults.agent_join_seconds)
+    command.add_argument("--ring-seconds", type=seconds, default=defaults.ring_seconds)
+    command.add_argument("--talk-seconds", type=seconds, default=defaults.talk_seconds)
+    given = command.parse_args()
     settings = Settings(
         api_key=given.api_key,
         api_secret=given.api_secret,
@@ -35,7 +34,7 @@ def main() -> None:
             talk_seconds=given.talk_seconds,
         ),
     )
-    serve(create_app(settings), given.port)
+    serve(command, create_app(settings), given.port)
 
 
 if __name__ == "__main__":

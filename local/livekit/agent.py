@@ -1,6 +1,6 @@
-"""The agent that LiveKit's stand-in lets join: it listens to nobody, but reports what a real one would.
+"""The agent that joins the rooms of LiveKit's stand-in: it processes no audio, but sends a real agent's reports.
 
-It reads its dispatch and signs its reports with the very file that agents copy, examples/agent/ringonce_agent.py.
+It reads its dispatch and signs its reports with the file that agents copy, examples/agent/ringonce_agent.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOOK_SECONDS = 0.01
 
 
 class Server(Protocol):
-    """What an agent needs of its server."""
+    """The part of the server that an agent uses."""
 
     settings: Settings
     faults: Faults
@@ -40,25 +40,26 @@ def number_of(metadata: str) -> str:
 
 
 def script_of_dispatch(faults: Faults, metadata: str) -> Script:
-    """The script of the number to be called: its override, else by its digits."""
+    """The script of the number to be called: its override, else the one of its digits."""
     number = number_of(metadata)
     fault = faults.numbers.get(number)
     return OUTCOMES[fault.outcome] if fault else script_of(number)
 
 
 def join_seconds(faults: Faults, metadata: str) -> float:
-    """How long the agent of a dispatch needs to join."""
+    """Seconds that the agent of a dispatch needs to join."""
     own = faults.of_number(number_of(metadata)).agent_join_seconds
     return faults.agent_join_seconds if own is None else own
 
 
 def reports(faults: Faults, metadata: str) -> bool:
-    """Whether the agent of a dispatch tells what happens, as `work` does."""
+    """Whether the agent of a dispatch sends reports (`work`)."""
     return script_of_dispatch(faults, metadata).agent_reports
 
 
 async def work(server: Server, room: Room, job_metadata: str) -> None:
-    """From the agent's joining to a little after the call's end. A refused report is noted in the log."""
+    """Sends the agent's reports, from its joining until shortly after the call's end. A refused report is
+    logged."""
     dispatch = read_dispatch(job_metadata)
     async with aiohttp.ClientSession() as session:
         tell = functools.partial(
@@ -87,7 +88,7 @@ async def work(server: Server, room: Room, job_metadata: str) -> None:
 
 
 async def _phone(server: Server, room: Room) -> Call | None:
-    """The call in this room, once it is dialled; None when the room closes without."""
+    """Waits for the call in this room; None when the room closes before one is dialled."""
     while server.rooms.get(room.info.name) is room:
         for call in server.calls:
             if call.room_name == room.info.name and call.outcome is None:

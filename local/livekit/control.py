@@ -1,4 +1,4 @@
-"""The control API under `/_standin/`: look at what happened, and make things fail. JSON; no token needed."""
+"""The control API under `/_standin/`: shows what happened and injects faults. JSON; no token needed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from aiohttp import web
 from google.protobuf.json_format import MessageToDict
 from pydantic import TypeAdapter, ValidationError, model_validator
 
-from local.livekit.faults import Knobs, Seconds
+from local.livekit.faults import Model, Seconds
 from local.livekit.state import LiveKit
 
 LIVEKIT = web.AppKey("livekit", LiveKit)
 routes = web.RouteTableDef()
-Body = TypeVar("Body", bound=Knobs)
+Body = TypeVar("Body", bound=Model)
 _ADDRESSES = TypeAdapter(list[str])
 
 
-class Outage(Knobs):
+class Outage(Model):
     """Seconds for which every request is cut."""
 
     down_seconds: Seconds = 0
@@ -29,8 +29,8 @@ class Restart(Outage):
     agent_rejoin_seconds: Seconds | None = None
 
 
-class Chosen(Knobs):
-    """The calls meant: of one room, number or participant; all when none is named."""
+class Chosen(Model):
+    """Selects the calls of one room, number or participant; all calls when none is named."""
 
     room_name: str | None = None
     number: str | None = None
@@ -57,7 +57,7 @@ class AgentDeath(Chosen):
 
 @routes.get("/_standin/calls")
 async def calls(request: web.Request) -> web.Response:
-    """Every INVITE placed, whatever became of it; `?number=` filters. A `+` may have arrived as a space."""
+    """Every INVITE sent, with its outcome; `?number=` filters. A `+` in the query is decoded as a space."""
     number = _number(request.query.get("number", ""))
     placed = request.app[LIVEKIT].calls
     return web.json_response({"calls": [call.as_json() for call in placed if number in ("", call.number)]})
@@ -65,7 +65,7 @@ async def calls(request: web.Request) -> web.Response:
 
 @routes.get("/_standin/rooms")
 async def rooms(request: web.Request) -> web.Response:
-    """The rooms that exist now, each with its participants, and whether its server has died (`orphan`)."""
+    """The rooms that exist, each with its participants, and whether its server has crashed (`orphan`)."""
     return web.json_response(
         {
             "rooms": [
@@ -80,13 +80,13 @@ async def rooms(request: web.Request) -> web.Response:
 
 @routes.get("/_standin/dispatches")
 async def dispatches(request: web.Request) -> web.Response:
-    """Every agent that was dispatched, with its metadata, whether or not its room still exists."""
+    """Every dispatch of an agent with its metadata, also of rooms that no longer exist."""
     return web.json_response({"dispatches": request.app[LIVEKIT].dispatches})
 
 
 @routes.get("/_standin/events")
 async def events(request: web.Request) -> web.Response:
-    """The log, from after `?after=` (a sequence; default 0)."""
+    """The log's events with a sequence above `?after=` (default 0)."""
     after = request.query.get("after", "0")
     if not after.isdecimal():
         return _refuse({"after": "must be a number"})
@@ -95,7 +95,8 @@ async def events(request: web.Request) -> web.Response:
 
 @routes.get("/_standin/requests")
 async def requests(request: web.Request) -> web.Response:
-    """Requests by method, and the User-Agents seen. When each came is in the log (kind `request`)."""
+    """The number of requests by method, and their User-Agents. Each request's time is in the log (kind
+    `request`)."""
     livekit = request.app[LIVEKIT]
     return web.json_response({"counts": livekit.requests, "userAgents": sorted(livekit.user_agents)})
 
@@ -107,7 +108,7 @@ async def faults(request: web.Request) -> web.Response:
 
 @routes.put("/_standin/faults")
 async def set_faults(request: web.Request) -> web.Response:
-    """Replaces the knobs named; the others stay. null: back to the default. 400 names what is wrong."""
+    """Replaces the faults in the body and keeps the others; null resets one. 400 names each wrong field."""
     livekit = request.app[LIVEKIT]
     try:
         livekit.set_faults(livekit.faults.changed_by(await _read_object(request)))
@@ -118,7 +119,7 @@ async def set_faults(request: web.Request) -> web.Response:
 
 @routes.put("/_standin/webhook-urls")
 async def set_webhook_urls(request: web.Request) -> web.Response:
-    """`{"urls": [...]}`: where events go from now on."""
+    """`{"urls": [...]}`: replaces the addresses that events are sent to."""
     livekit = request.app[LIVEKIT]
     try:
         livekit.webhook_urls = tuple(_ADDRESSES.validate_python((await _read_object(request)).get("urls")))
@@ -129,7 +130,7 @@ async def set_webhook_urls(request: web.Request) -> web.Response:
 
 @routes.post("/_standin/hangup")
 async def hang_up(request: web.Request) -> web.Response:
-    """`{"number"}` or `{"identity"}`: the callee hangs up now, or declines while it rings. 404: no call."""
+    """`{"number"}` or `{"identity"}`: the callee hangs up, or declines while it rings. 404: no such call."""
     livekit, wanted = request.app[LIVEKIT], await _read_object(request)
     if set(wanted) not in ({"number"}, {"identity"}):
         return _refuse({"body": "must hold either number or identity"})
@@ -140,10 +141,10 @@ async def hang_up(request: web.Request) -> web.Response:
 
 @routes.post("/_standin/crash")
 async def crash(request: web.Request) -> web.Response:
-    """`{"downSeconds": 0}`: LiveKit, its SIP service and the agents die while redis lives. Every phone is cut;
-    every room goes on being shown as it was, and nothing happens in it any more. DeleteRoom cannot find it;
-    RemoveParticipant, ListDispatch and DeleteDispatch are `unavailable`. CreateRoom takes it up again and
-    dispatches its agents once more; DeleteRoom clears it then."""
+    """`{"downSeconds": 0}`: LiveKit, its SIP service and the agents crash while redis lives. Every phone is cut
+    off; ListRooms still shows every room, in which nothing happens any more. DeleteRoom does not find it;
+    RemoveParticipant, ListDispatch and DeleteDispatch are `unavailable`. CreateRoom opens it again and dispatches
+    its agents once more; DeleteRoom removes it then."""
     given = await _read(request, Outage)
     request.app[LIVEKIT].crash(given.down_seconds)
     return web.json_response({})
@@ -151,9 +152,9 @@ async def crash(request: web.Request) -> web.Response:
 
 @routes.post("/_standin/restart")
 async def restart(request: web.Request) -> web.Response:
-    """`{"downSeconds": 0, "phoneRejoinSeconds": null, "agentRejoinSeconds": null}`: LiveKit dies alone and comes
-    back; phones talk and ring on. Phones and agents join again so much later (null: 9 and 7 s, scaled), a phone
-    with the `sip.callStatus` `dialing`. Until then their rooms are as after a crash."""
+    """`{"downSeconds": 0, "phoneRejoinSeconds": null, "agentRejoinSeconds": null}`: LiveKit alone restarts; calls
+    continue. Phones and agents join again after these seconds (null: 9 and 7 s, scaled), a phone with the
+    `sip.callStatus` `dialing`. Until then their rooms are as after a crash."""
     given = await _read(request, Restart)
     request.app[LIVEKIT].restart(given.down_seconds, given.phone_rejoin_seconds, given.agent_rejoin_seconds)
     return web.json_response({})
@@ -161,9 +162,9 @@ async def restart(request: web.Request) -> web.Response:
 
 @routes.post("/_standin/agent-death")
 async def agent_death(request: web.Request) -> web.Response:
-    """`{"atOnce": false}`, with `roomName`, `number` or `identity` for that call's agents alone: the agents'
-    processes die. They leave as CONNECTION_TIMEOUT after 22 s (scaled), or, `atOnce`, as CLIENT_INITIATED now.
-    404: no agent."""
+    """`{"atOnce": false}`, with `roomName`, `number` or `identity` for that call's agents only: the agents'
+    processes die. They leave as CONNECTION_TIMEOUT after 22 s (scaled), with `atOnce` immediately as
+    CLIENT_INITIATED. 404: no agent."""
     livekit, given = request.app[LIVEKIT], await _read(request, AgentDeath)
     names = given.room_names(livekit)
     dying = [one for name in names if name in livekit.rooms for one in livekit.rooms[name].working_agents()]
@@ -173,9 +174,9 @@ async def agent_death(request: web.Request) -> web.Response:
 
 @routes.post("/_standin/sip-death")
 async def sip_death(request: web.Request) -> web.Response:
-    """`{}`, or with `roomName`, `number` or `identity` for that call alone: the SIP service dies. The phones hear
-    nothing more, their participants leave as CONNECTION_TIMEOUT after 22 s (scaled), and a dial that waits is
-    answered `deadline_exceeded` at LiveKit's limit of 80 s (scaled). 404: no call is under way."""
+    """`{}`, or `roomName`, `number` or `identity` for that call only: the SIP service dies. The phones get no more
+    audio, their participants leave as CONNECTION_TIMEOUT after 22 s (scaled), and a pending dial is answered
+    `deadline_exceeded` at LiveKit's limit of 80 s (scaled). 404: no call is active."""
     livekit, given = request.app[LIVEKIT], await _read(request, Chosen)
     names = given.room_names(livekit)
     count = livekit.sip_dies(call for call in livekit.calls if call.room_name in names)
@@ -189,7 +190,7 @@ async def reset(request: web.Request) -> web.Response:
 
 
 async def _read(request: web.Request, body: type[Body]) -> Body:
-    """The body as that. Raises HTTPBadRequest, which names each unknown or wrong field."""
+    """The validated body. Raises HTTPBadRequest, which names each unknown or wrong field."""
     try:
         return body.model_validate(await _read_object(request))
     except ValidationError as error:

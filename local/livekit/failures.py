@@ -1,4 +1,4 @@
-"""What LiveKit answers when a request fails for another reason than what the carrier says (`wire.sip_failure`).
+"""LiveKit's errors that do not come from the carrier; those are made by `wire.sip_failure`.
 
 Sources: livekit/sip `pkg/sip/outbound.go`, `pkg/sip/errors.go`; livekit/livekit `pkg/service/roommanager.go`.
 """

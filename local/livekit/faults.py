@@ -1,4 +1,4 @@
-"""The knobs of the stand-in: how long things take, and what goes wrong. Set by `PUT /_standin/faults`."""
+"""The faults and durations of the stand-in, set by `PUT /_standin/faults`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic.alias_generators import to_camel
 from local.livekit.scripts import OUTCOMES
 from local.livekit.wire import HTTP_STATUS, Version
 
-# Besides Twirp codes, a method can fail below Twirp: the connection is cut, no answer ever comes, a proxy's
-# HTML page with 502, a gateway's 503 as text or as JSON that is not Twirp's, a plain-text 401.
+# A method fails with a Twirp code or below Twirp: the connection is cut, no answer is sent, a proxy's HTML page
+# with 502, a gateway's 503 as text or as JSON that is not Twirp's, a plain-text 401.
 TRANSPORT_FAILURES = ("cut", "hang", "html502", "text503", "json503", "list503", "text401")
 
 
@@ -33,13 +33,13 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Outcome = Annotated[str, AfterValidator(_known_outcome)]
 
 
-class Knobs(BaseModel):
+class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel, validate_by_name=True, frozen=True)
 
 
-class WebhookFaults(Knobs):
-    """Probabilities per event and address. A reordered event is held back for `reorder_seconds`, so that
-    later ones of its room overtake it. `only`: the event names this is about (None: all)."""
+class WebhookFaults(Model):
+    """Probabilities per event and address. A reordered event is delayed by `reorder_seconds`, so that later ones
+    of its room overtake it. `only`: the event names that these faults apply to (None: all)."""
 
     drop: Probability = 0
     duplicate: Probability = 0
@@ -49,13 +49,13 @@ class WebhookFaults(Knobs):
     only: tuple[str, ...] | None = None
 
 
-class NumberFaults(Knobs):
-    """What one number does, whatever its digits say.
+class NumberFaults(Model):
+    """Overrides the script of one number.
 
-    `fail`: what the request that dials it is answered: before the phone is rung; `while_ringing`, as soon as it
-    rings; or `after` it has answered or not. The phone does in each of these what `outcome` says.
-    `without_meta`: the refusal of the carrier is answered without its metadata, so without a SIP code.
-    `lost_dispatches`: how many dispatches of agents for this number are lost before one reaches a worker."""
+    `fail`: the failure that the request that dials it gets: before the phone rings; `while_ringing`, as soon as it
+    rings; or `after` the phone has answered or the dial has ended. The phone follows `outcome` in each case.
+    `without_meta`: the carrier's refusal is answered without its metadata, so without a SIP code.
+    `lost_dispatches`: the number of agent dispatches for this number that are lost before one reaches a worker."""
 
     outcome: Outcome = "answer"
     ring_seconds: Seconds | None = None
@@ -76,19 +76,19 @@ class NumberFaults(Knobs):
         return self
 
 
-class DispatchFaults(Knobs):
-    """Dispatches that find no worker, and are lost for good: with probability `lose`, the first `times` of them
-    (None: always). ListDispatch shows no job then, or with a `reason` one that has failed for it (RETRYING: one
-    that is pending for ever)."""
+class DispatchFaults(Model):
+    """Dispatches that reach no worker and are not repeated: with probability `lose`, the first `times` of them
+    (None: always). ListDispatch then shows no job, or with a `reason` a job that failed for it (RETRYING: a job
+    that stays pending)."""
 
     lose: Probability = 0
     times: Count | None = None
     reason: Literal["NO_CAPACITY", "ROOM_CLOSED", "DISPATCH_DELETED", "RETRYING"] | None = None
 
 
-class MethodFaults(Knobs):
-    """How a method fails: with `probability`, the first `times` requests (None: always), before or `after`
-    it has done its work, and how long each of its requests waits."""
+class MethodFaults(Model):
+    """How a method fails: with `probability`, the first `times` requests (None: always), before or `after` it has
+    taken effect. `delay_seconds`: how long each of its requests waits."""
 
     fail: Annotated[str, AfterValidator(_known_failure)] | None = None
     probability: Probability = 1
@@ -97,15 +97,15 @@ class MethodFaults(Knobs):
     delay_seconds: Seconds = 0
 
 
-class Faults(Knobs):
-    """All knobs. Seconds are real ones. `seed` makes every random choice repeatable.
+class Faults(Model):
+    """All faults and durations. Seconds are real ones. `seed` makes every random choice repeatable.
 
-    `server_version`: the release of LiveKit whose wording errors have, and whose User-Agent webhooks.
-    `agent_capacity`: how many agents the workers take at a time (None: any number); a dispatch beyond is lost,
-    its job shown as failed for NO_CAPACITY. `room_count_seconds`: how often the counts that ListRooms shows are
-    brought up to date (None: LiveKit's 5 s, scaled). `media_timeout_seconds`: how long a call without sound lasts
-    (None: LiveKit's 30 s, scaled). `publish_seconds`: how long a phone's participant is in the
-    room before its audio is published and the phone dialled. `draining`: no new room is made."""
+    `server_version`: the release of LiveKit whose error messages and webhook User-Agent are used.
+    `agent_capacity`: how many agents the workers take at a time (None: any number); a further dispatch is lost and
+    its job shown as failed for NO_CAPACITY. `room_count_seconds`: the interval at which the counts that ListRooms
+    shows are updated (None: LiveKit's 5 s, scaled). `media_timeout_seconds`: how long a call without audio lasts
+    (None: LiveKit's 30 s, scaled). `publish_seconds`: how long a phone's participant is in the room before its
+    audio is published and the phone dialled. `draining`: no new room is created."""
 
     agent_join_seconds: Seconds = 0.2
     ring_seconds: Seconds = 1.0
@@ -139,9 +139,9 @@ class Faults(Knobs):
         return self
 
     def of_method(self, method: str) -> MethodFaults | None:
-        """The knob of an RPC such as CreateRoom."""
-        for name, knob in Faults.model_fields.items():
-            if (knob.alias or "").lower() == method.lower():
+        """The faults of an RPC such as CreateRoom; None when it has none."""
+        for name, field in Faults.model_fields.items():
+            if (field.alias or "").lower() == method.lower():
                 faults: MethodFaults | None = getattr(self, name)
                 return faults
         return None
@@ -150,16 +150,16 @@ class Faults(Knobs):
         return self.numbers.get(number) or NumberFaults()
 
     def durations(self, number: str) -> tuple[float, float]:
-        """Seconds that a number rings, and talks."""
+        """Seconds that a number rings and talks."""
         own = self.of_number(number)
         ring = self.ring_seconds if own.ring_seconds is None else own.ring_seconds
         return ring, self.talk_seconds if own.talk_seconds is None else own.talk_seconds
 
-    def changed_by(self, knobs: dict[str, Any]) -> Faults:
-        """These faults with some knobs replaced; None puts a knob back to its default.
+    def changed_by(self, changes: dict[str, Any]) -> Faults:
+        """These faults with some replaced; None resets one to its default.
 
-        Raises pydantic.ValidationError, which names each unknown or wrong knob."""
-        merged = self.model_dump(by_alias=True, exclude_unset=True) | knobs
+        Raises pydantic.ValidationError, which names each unknown or wrong field."""
+        merged = self.model_dump(by_alias=True, exclude_unset=True) | changes
         known = {field.alias for field in Faults.model_fields.values()}
         return Faults.model_validate(
             {name: value for name, value in merged.items() if value is not None or name not in known}

@@ -24,7 +24,8 @@ DIALING_SHARE = 0.2
 
 
 def choose_script(livekit: LiveKit, number: str) -> Script:
-    """The script of one dial: the number's override, else a random outcome by `rates`, else by its digits."""
+    """The script of one dial: the number's override, else a random outcome by `rates`, else the one of its
+    digits."""
     if fault := livekit.faults.numbers.get(number):
         return OUTCOMES[fault.outcome]
     script = script_of(number)
@@ -37,21 +38,21 @@ def choose_script(livekit: LiveKit, number: str) -> Script:
 
 
 async def dial(livekit: LiveKit, request: sip.CreateSIPParticipantRequest, script: Script, limit: float) -> Call:
-    """Sends the INVITE; the call then lives on its own, also when the request that asked for it is cut.
+    """Sends the INVITE. The call then continues on its own, also when the request's connection is cut.
     `limit`: seconds until the server gives up.
 
-    Raises TwirpError, and rings nothing, when the participant is removed before its audio is published."""
+    Raises TwirpError, without ringing, when the participant is removed before its audio is published."""
     call = await livekit.invite(request, script.outcome)
     livekit.spawn(live(livekit, call, script, limit))
     return call
 
 
 async def live(livekit: LiveKit, call: Call, script: Script, limit: float) -> None:
-    """One call from its INVITE to its end. `limit`: seconds the server gives the dial, if it has to wait for
-    the answer. Sets `call.answered` to None or to the failure, after the participant has left.
+    """One call from its INVITE to its end. `limit`: seconds the server waits for the answer. Sets `call.answered`
+    to None or to the failure, after the participant has left.
 
-    When the process dies that holds the call, the phone hears nothing more and the participant stays; a dial that
-    waits is told at the server's limit."""
+    When the process that holds the call dies, the phone gets no more audio and the participant stays; a pending
+    dial is answered at the server's limit."""
     loop = asyncio.get_running_loop()
     started = loop.time()
     ring_seconds, talk_seconds = livekit.faults.durations(call.number)

@@ -1,4 +1,4 @@
-"""What a server knows: its settings, its rooms, their participants and the calls placed."""
+"""The state of a server: its settings, its rooms, their participants and the calls placed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ AGENT, SIP = models.ParticipantInfo.AGENT, models.ParticipantInfo.SIP
 
 @dataclass(frozen=True)
 class Settings:
-    """`time_scale` multiplies LiveKit's own limits, so that tests need not wait 80 seconds for one; the
-    script of a call is in real seconds, and among the `faults`, which are what a reset goes back to.
-    `slack`: real seconds that it waits besides for what others must do, however slow their machine is: come into a
-    room, take an event."""
+    """`time_scale` multiplies LiveKit's own limits, so that tests need not wait 80 seconds for one. The durations
+    of a call are real seconds and part of `faults`, which a reset restores. `slack`: real seconds added to the
+    limits for what other processes do, which a slow machine does late: join a room, take an event."""
 
     api_key: str
     api_secret: str
@@ -35,8 +34,8 @@ class Settings:
 class Member:
     """A participant of a room. `call`: only of a SIP participant; `job`, `work`: only of an agent.
 
-    `connected`: False when its server has died: it is only what redis still holds of it. `alive`: False when its
-    own process has died, which its server does not know yet."""
+    `connected`: False when its server has crashed; only redis still has it. `alive`: False when its own process
+    has died, which its server does not know yet."""
 
     room: Room
     info: models.ParticipantInfo
@@ -49,9 +48,9 @@ class Member:
 
 @dataclass(eq=False)
 class Room:
-    """`agents`: those of the request that made it. `counts`: participants and publishers since when, of which
-    `info` does not tell yet; `opened`: when it began to be brought up to date (both by the loop's clock).
-    `orphan`: its server has died, and redis has it still."""
+    """`agents`: those of the request that created it. `counts`: later numbers of participants and publishers that
+    `info` does not show yet, each with its time; `opened`: the time of the first update (both by the loop's
+    clock). `orphan`: its server has crashed, and redis still has it."""
 
     info: models.Room
     agents: list[agent_dispatch.RoomAgentDispatch]
@@ -63,22 +62,22 @@ class Room:
     orphan: bool = False
 
     def guests(self) -> list[Member]:
-        """Everyone but agents: an agent does not keep a room open, and does not count as a participant."""
+        """All participants but agents: an agent does not keep a room open and is not counted as a participant."""
         return [member for member in self.members.values() if member.info.kind != AGENT and member.connected]
 
     def working_agents(self) -> list[Member]:
         return [one for one in self.members.values() if one.info.kind == AGENT and one.connected and one.alive]
 
     def is_talked_in(self) -> bool:
-        """Whether a phone in it has answered."""
+        """Whether a phone in the room has answered."""
         return any(one.call and one.call.status == "active" for one in self.guests())
 
 
 @dataclass(eq=False)
 class Call:
-    """One INVITE. `answered` becomes None, or the failure; `end` who or what ended it, when it is not its script:
-    `crashed` with the server, `lost` with the SIP service alone. `status` is the phone's own, whatever the
-    attribute of `member` tells."""
+    """One INVITE. `answered` becomes None or the failure. `end` becomes the reason when the call does not end by
+    its script: `crashed` with the server, `lost` with the SIP service only. `status` is the phone's, which the
+    attribute of `member` may lag behind."""
 
     number: str
     caller: str
@@ -103,7 +102,7 @@ class Call:
     member: Member = field(init=False)
 
     async def ends_within(self, seconds: float) -> bool:
-        """Waits so long; True as soon as the callee hangs up or the participant is removed."""
+        """Waits for at most `seconds`; True as soon as the callee hangs up or the participant is removed."""
         await asyncio.wait({self.end}, timeout=max(seconds, 0))
         return self.end.done()
 
@@ -129,7 +128,7 @@ class Call:
         }
 
     def ids(self) -> dict[str, str]:
-        """What the log of events names it by."""
+        """The fields that identify it in the log of events."""
         return {
             "number": self.number,
             "roomName": self.room_name,

@@ -1,8 +1,8 @@
-"""What a dialled number does.
+"""The script of each number: what its phone does.
 
-A number `+1555000xxxx` is a magic number: its last four digits choose a script from `SCRIPTS`. Every other
-number is answered and hung up like `+15550000000`. The control API can give any number another script by
-its outcome's name, and choose outcomes at random for a load test.
+The last four digits of a number `+1555000xxxx` select a script from `SCRIPTS`. Every other number is answered and
+hung up like `+15550000000`. The control API overrides the script of any number by its outcome's name, and selects
+outcomes at random for a load test.
 
 Sources for what LiveKit answers: livekit/sip `pkg/sip/outbound.go`, `pkg/sip/errors.go`.
 """
@@ -34,8 +34,8 @@ Reply = Literal["normal", "cut while ringing", "502 while ringing", "cut when an
 
 @dataclass(frozen=True)
 class Script:
-    """One kind of call. `refused` is an answer given before anything is dialled; `failure` the answer after
-    the carrier refused the INVITE, with `leaves_as` as the participant's disconnect reason."""
+    """One kind of call. `refused`: the answer before anything is dialled. `failure`: the answer after the carrier
+    refused the INVITE, with `leaves_as` as the participant's disconnect reason."""
 
     digits: str
     outcome: str
@@ -78,7 +78,7 @@ SCRIPTS = (
     sip_script(603, "0003", "rejected", "rings, then declines the call (SIP 603)"),
     sip_script(404, "0004", "invalid_number", "does not exist (SIP 404)"),
     sip_script(503, "0005", "carrier_error", "the carrier answers with SIP 503"),
-    # The number is learnt from "to" in the JSON metadata of the agent's dispatch. The phone itself answers.
+    # The number is "to" in the JSON metadata of the agent's dispatch. The phone itself answers.
     Script("0006", "agent_never_joins", "the agent never joins the room", agent_joins=False),
     Script(
         "0007", "cut_after_answer", "is answered, then the HTTP connection is cut; the call goes on",
@@ -132,7 +132,7 @@ SCRIPTS = (
         rings=False, failure=TRUNK_REFUSED,
     ),
     Script(
-        "0022", "trunk_silent", "the trunk never says a word (408 `canceled`, no SIP code)",
+        "0022", "trunk_silent", "the trunk never answers (408 `canceled`, no SIP code)",
         rings=False, failure=TRUNK_SILENT, leaves_as=DisconnectReason.USER_UNAVAILABLE,
     ),
     Script(
@@ -152,6 +152,6 @@ ANSWER = OUTCOMES["answer"]
 
 
 def script_of(number: str) -> Script:
-    """The script of a number, by its digits alone."""
+    """The script that the digits of a number select."""
     magic = re.fullmatch(r"\+?1555000(\d{4})", number)
     return BY_DIGITS.get(magic[1], ANSWER) if magic else ANSWER

@@ -32,7 +32,7 @@ from local.livekit.wire import (
 MAX_BODY_BYTES = 10 * 1024 * 1024
 MAX_NAME_BYTES, MAX_DISPLAY_NAME_BYTES, MAX_METADATA_BYTES = 256, 128, 512 * 1024
 BAD_GATEWAY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
-# What is answered by others than Twirp: LiveKit's own check of tokens, gateways in front of it.
+# Answers that do not come from Twirp: LiveKit's check of tokens, gateways in front of it.
 OTHER_ANSWERS = {
     "text401": (401, "text/plain", "invalid API key"),
     "text503": (503, "text/plain", "upstream connect error or disconnect/reset before headers"),
@@ -46,7 +46,7 @@ class TransportError(Exception):
 
 
 def create_app(settings: Settings) -> web.Application:
-    """The stand-in as an aiohttp application. When it shuts down, it ends every call and delivery."""
+    """The stand-in as an aiohttp application. Its shutdown ends every call and delivery."""
     app = web.Application(client_max_size=MAX_BODY_BYTES)
 
     async def lifetime(app: web.Application) -> Any:
@@ -134,7 +134,7 @@ async def delete_dispatch(
 async def create_sip_participant(
     livekit: LiveKit, asked: sip.CreateSIPParticipantRequest, request: web.Request
 ) -> sip.SIPParticipantInfo:
-    """Places a call. Every request that gets this far rings the phone: nothing is deduplicated."""
+    """Places a call. Every request that reaches this point rings the phone: there is no deduplication."""
     if not asked.sip_trunk_id and not asked.HasField("trunk") and not asked.sip_number:
         raise twirp_error("invalid_argument", "missing sip trunk id and sip number")
     if not asked.sip_call_to:
@@ -161,9 +161,9 @@ async def create_sip_participant(
             livekit.refused_once.add(refusal)
             raise TwirpError(script.refused)
 
-    # The header is the server's own; the Python client never sends it.
-    told = request.headers.get("X-Twirp-Timeout-Ms", "")
-    limit = int(told) / 1000 if told.isdecimal() else livekit.scaled(DIAL_LIMIT)
+    # A header of the server's Go client; the Python client never sends it.
+    timeout = request.headers.get("X-Twirp-Timeout-Ms", "")
+    limit = int(timeout) / 1000 if timeout.isdecimal() else livekit.scaled(DIAL_LIMIT)
     call = await phone.dial(livekit, asked, script, limit if asked.wait_until_answered else float("inf"))
     if number and number.fail and number.while_ringing:
         await call.rang.wait()
@@ -200,7 +200,7 @@ def _check_lengths(name: str, *metadata: str) -> None:
 
 @dataclass(frozen=True)
 class Method:
-    """An RPC: what it takes, the grant it needs, what it does."""
+    """An RPC: the type of its request, the grant it needs, and its handler."""
 
     takes: type[Message]
     grant: str
@@ -231,7 +231,7 @@ SERVICES = {path.partition("/")[0] for path in METHODS}
 
 
 async def twirp(request: web.Request) -> web.Response:
-    """One RPC. A server that dies meanwhile, or has not come back, cuts the connection."""
+    """Handles one RPC. The connection is cut when the server is down or crashes meanwhile."""
     livekit, connection = request.app[control.LIVEKIT], request.transport
     assert connection
     if livekit.is_down():
@@ -309,7 +309,7 @@ def _parse(message: Message, body: bytes, content_type: str) -> Message:
 
 
 async def _failure_of_method(livekit: LiveKit, name: str, after: bool) -> Exception | None:
-    """What the faults say about this request, before or after the method has done its work."""
+    """Applies the faults of the method to this request, before or after the method has taken effect."""
     faults = livekit.faults.of_method(name)
     if not faults:
         return None

@@ -1,4 +1,4 @@
-"""One server: what happens to its rooms, their participants and the calls placed, and a log of all of it.
+"""One LiveKit server: the changes of its rooms, their participants and calls, and a log of them.
 
 Rules from livekit/livekit `pkg/service/roommanager.go`, `pkg/rtc/room.go`, `pkg/telemetry/events.go`.
 """
@@ -31,14 +31,14 @@ ROOM_END_REASONS = {
 # `participant.go`)
 EMPTY_TIMEOUT, DEPARTURE_TIMEOUT, ROOM_UPDATE_INTERVAL = 300, 20, 5
 DIAL_LIMIT, DEFAULT_RINGING_TIMEOUT, DEFAULT_MAX_CALL_DURATION = 80, 180, 24 * 3600
-# Measured, in seconds: until a participant whose process died is put out, and until agents and SIP participants
-# are back after the server was restarted.
+# Measured, in seconds: until a participant whose process died is removed, and until agents and SIP participants
+# rejoin after the server's restart.
 CONNECTION_TIMEOUT, AGENT_REJOINS, SIP_REJOINS = 22, 7, 9
 # The SIP service's limit for publishing a participant's audio.
 PUBLISH_LIMIT = 10
-# Real seconds after which an agent leaves that has not spoken and sees its callee leave.
+# Real seconds after which an agent that has not spoken leaves when its callee has left.
 AGENT_LEAVES_SECONDS = 0.02
-# What a server without settings of its own allows (livekit `pkg/config/config.go`).
+# The codecs of a server's default settings (livekit `pkg/config/config.go`).
 ENABLED_CODECS = (
     "audio/opus",
     "audio/red",
@@ -68,7 +68,7 @@ class LiveKit:
         self.settings = settings
         self.notifier = Notifier(self)
         self._tasks: set[asyncio.Task[None]] = set()
-        # Connections of the requests that are being answered: a server that dies cuts them.
+        # Connections of the requests in progress: a server that crashes cuts them.
         self.connections: Counter[asyncio.Transport] = Counter()
         self._clear()
 
@@ -89,12 +89,12 @@ class LiveKit:
     def set_faults(self, faults: Faults) -> None:
         self.faults = faults
         self.method_failures: Counter[str] = Counter()
-        # Dispatches lost so far: by the number to be called, and of any ("").
+        # The number of lost dispatches: by the number to be called, and in total ("").
         self.dispatches_lost: Counter[str] = Counter()
         self._dice: dict[str, random.Random] = {}
 
     async def reset(self) -> None:
-        """Drops all state and ends every call, timer and delivery; waiting dials are answered `canceled`."""
+        """Drops all state and ends every call, timer and delivery; pending dials are answered `canceled`."""
         for open_room in self.rooms.values():
             if open_room.closing:
                 open_room.closing.cancel()
@@ -153,8 +153,8 @@ class LiveKit:
         return found
 
     def get_or_create_room(self, request: room.CreateRoomRequest) -> Room:
-        """The room of that name. One that exists stays as it is: the request's agents are ignored. An orphan is
-        taken up by this server as redis has it, and its own agents are dispatched once more."""
+        """The room of that name. An existing one is not changed: the request's agents are ignored. An orphan is
+        opened again with its state in redis, and its own agents are dispatched once more."""
         if existing := self.rooms.get(request.name):
             if existing.orphan:
                 self._open(existing)
@@ -191,7 +191,7 @@ class LiveKit:
         self._close_later(opened, self.scaled(opened.info.empty_timeout) + self.settings.slack)
 
     def close_room(self, closed: Room, reason: models.DisconnectReason) -> None:
-        """Everyone leaves, then the room is finished."""
+        """All participants leave, then the room is finished."""
         for member in list(closed.members.values()):
             self.leave(member, reason)
         if closed.closing:
@@ -206,11 +206,11 @@ class LiveKit:
         )
 
     def shown(self, of: Room) -> models.Room:
-        """The room as LiveKit tells of it: its counts are brought up to date only from time to time."""
+        """The room as LiveKit shows it: its counts are updated at intervals only."""
         own, now = self.faults.room_count_seconds, asyncio.get_running_loop().time()
         every = self.scaled(ROOM_UPDATE_INTERVAL) if own is None else own
-        told = of.opened + (now - of.opened) // every * every if every else now
-        while of.counts and of.counts[0][0] <= told:
+        updated = of.opened + (now - of.opened) // every * every if every else now
+        while of.counts and of.counts[0][0] <= updated:
             _, of.info.num_participants, of.info.num_publishers = of.counts.popleft()
         return of.info
 
@@ -224,9 +224,9 @@ class LiveKit:
     def dispatch_agent(
         self, into: Room, agent_name: str, metadata: str, *, outlives_room: bool = False
     ) -> agent_dispatch.AgentDispatch:
-        """One more agent for the room. A worker that is free takes the job at once, and its agent joins after
-        `agentJoinSeconds`; without one the dispatch is lost, and never repeated. `outlives_room`: the agent comes
-        though the room was deleted meanwhile, and so makes it anew."""
+        """Dispatches one more agent to the room. A free worker takes the job immediately, and its agent joins
+        after `agentJoinSeconds`; without a free worker the dispatch is lost and not repeated. `outlives_room`: the
+        agent joins also when the room was deleted meanwhile, and so creates it again."""
         dispatch = self._note_dispatch(into, agent_name, metadata)
         lost = self._lost_dispatch(metadata)
         if lost is None:
@@ -241,8 +241,8 @@ class LiveKit:
         return dispatch
 
     def _lost_dispatch(self, metadata: str) -> str | None:
-        """Why no worker takes the job of this dispatch, as the reason of its JobState; "" when nothing tells why,
-        because no job was made; None when one takes it."""
+        """Why no worker takes the job of this dispatch, as the reason of its JobState; "" when there is no job to
+        show a reason; None when a worker takes it."""
         faults, number = self.faults, agents.number_of(metadata)
         if self.dispatches_lost[number] < faults.of_number(number).lost_dispatches:
             self.dispatches_lost[number] += 1
@@ -282,7 +282,7 @@ class LiveKit:
         )
 
     def agents_at_work(self) -> int:
-        """Agents in rooms, and those on their way."""
+        """The number of agents in rooms and of those about to join."""
         return len(self._starting_agents) + sum(len(one.working_agents()) for one in self.rooms.values())
 
     async def _agent_joins(
@@ -305,7 +305,7 @@ class LiveKit:
             member.work = self.spawn(agents.work(self, into, dispatch.metadata))
 
     def delete_dispatch(self, into: Room, dispatch_id: str) -> agent_dispatch.AgentDispatch | None:
-        """Its agents leave, or never come."""
+        """Deletes a dispatch: its agents leave, or do not join. None when there is no such dispatch."""
         deleted = into.dispatches.pop(dispatch_id, None)
         if deleted:
             identities = {job.state.participant_identity for job in deleted.state.jobs}
@@ -315,7 +315,7 @@ class LiveKit:
         return deleted
 
     async def _silent_agents_leave(self, left: Room) -> None:
-        """Agents that never saw the callee answer see that it has left, and leave too, unless another is there."""
+        """Agents that have not spoken leave after the callee, unless another participant is there."""
         await asyncio.sleep(AGENT_LEAVES_SECONDS)
         for member in left.working_agents() if not left.guests() else ():
             if not member.info.tracks:
@@ -324,7 +324,7 @@ class LiveKit:
     # Participants
 
     def join(self, into: Room, info: models.ParticipantInfo, call: Call | None = None) -> Member:
-        """A participant enters. One with the same identity is put out first."""
+        """A participant joins. One with the same identity is removed first."""
         if former := into.members.get(info.identity):
             self.leave(former, models.DisconnectReason.DUPLICATE_IDENTITY)
         joined = now_ms()
@@ -345,7 +345,7 @@ class LiveKit:
         return member
 
     def publish(self, member: Member) -> None:
-        """Its audio is heard from now on: a phone's from its joining, an agent's from the answer."""
+        """Publishes a participant's audio: a phone's when it joins, an agent's at the answer."""
         info = member.info
         codec = models.SimulcastCodecInfo(
             mime_type="audio/opus", mid="0", cid="audio", video_layer_mode="ONE_SPATIAL_LAYER_PER_STREAM"
@@ -367,7 +367,7 @@ class LiveKit:
         self.notifier.notify("track_published", self.shown(member.room), info, info.tracks[0])
 
     def leave(self, member: Member, reason: models.DisconnectReason) -> None:
-        """A participant goes, and with it its call. Nothing happens if it has gone already, or its server has."""
+        """A participant leaves, and its call ends. Does nothing when it or its server is gone already."""
         from_room, info = member.room, member.info
         if from_room.members.get(info.identity) is not member or not member.connected:
             return
@@ -393,8 +393,8 @@ class LiveKit:
     # Deaths
 
     def crash(self, down: float) -> None:
-        """The server dies with the SIP service and the agents, while redis lives, and is there again after `down`
-        seconds. Phones are cut; every room stays as it was, and nothing happens in it any more."""
+        """The server crashes with the SIP service and the agents while redis lives, and is up again after `down`
+        seconds. Phones are cut off; every room keeps its state, and nothing happens in it any more."""
         self._server_dies(down)
         for task in self._starting_agents:
             task.cancel()
@@ -406,8 +406,8 @@ class LiveKit:
         self.note("crash")
 
     def restart(self, down: float, phones_rejoin: float | None, agents_rejoin: float | None) -> None:
-        """The server dies and is there again after `down` seconds; phones, SIP service and agents go on without
-        it, and join again after so many more (None: as many as they need)."""
+        """The server goes down and is up again after `down` seconds; phones, SIP service and agents continue
+        without it and rejoin after so many seconds more (None: SIP_REJOINS and AGENT_REJOINS, scaled)."""
         self._server_dies(down)
         for task in self._starting_agents:
             task.cancel()
@@ -439,9 +439,8 @@ class LiveKit:
         return [member for one in self.rooms.values() for member in one.members.values()]
 
     async def _rejoins(self, member: Member, seconds: float) -> None:
-        """A participant that outlived its server comes back as one that joins: a phone's `sip.callStatus` is
-        `dialing` again. The room is opened again by the first; its agents' dispatches find no worker, because
-        none has registered yet."""
+        """A participant that outlived its server rejoins: a phone's `sip.callStatus` is `dialing` again. The first
+        one opens the room again; its agents' dispatches reach no worker, because none has registered yet."""
         await asyncio.sleep(seconds)
         if not member.alive or (member.call and member.call.outcome is not None):
             return
@@ -472,8 +471,8 @@ class LiveKit:
             self.publish(again)
 
     def agents_die(self, dying: Iterable[Member], at_once: bool) -> int:
-        """Agents' processes end: their server notices it by their silence, or (`at_once`) by their leaving.
-        Returns how many did."""
+        """Kills agents' processes. The server notices it after CONNECTION_TIMEOUT, or with `at_once` immediately.
+        Returns how many were killed."""
         died = [member for member in dying if member.info.kind == AGENT and member.connected and member.alive]
         for member in died:
             _stop_work(member)
@@ -484,8 +483,8 @@ class LiveKit:
         return len(died)
 
     def sip_dies(self, calls: Iterable[Call]) -> int:
-        """The SIP service of these calls dies: their phones hear nothing more, and their server notices it by the
-        silence. Returns how many calls were under way."""
+        """Kills the SIP service of these calls: their phones get no more audio, and the server notices it after
+        CONNECTION_TIMEOUT. Returns how many calls were active."""
         wanted = set(calls)
         lost = [call for call in self._live_calls() if call in wanted and call.member.connected]
         for call in lost:
@@ -504,10 +503,10 @@ class LiveKit:
     # Calls
 
     async def invite(self, request: sip.CreateSIPParticipantRequest, outcome: str) -> Call:
-        """Joins the room as the SIP participant, publishes its audio and sends the INVITE. outcome: of the script
-        that the phone follows.
+        """Joins the room as the SIP participant, publishes its audio and sends the INVITE. outcome: the outcome of
+        the script that the phone follows.
 
-        Raises TwirpError, and rings nothing, when the participant is removed before its audio is published."""
+        Raises TwirpError, without ringing, when the participant is removed before its audio is published."""
         into = self.get_or_create_room(room.CreateRoomRequest(name=request.room_name))
         call = Call(
             number=request.sip_call_to,
@@ -559,7 +558,7 @@ class LiveKit:
         self.note(status, **call.ids())
 
     def answer(self, call: Call) -> None:
-        """The phone has answered; the agents in the room begin to speak."""
+        """The phone answers; the agents in the room begin to speak."""
         attributes = {"sip.callIDFull": str(uuid.uuid4()), "sip.callTag": uuid.uuid4().hex[:8]}
         if call.member.connected:
             call.member.info.attributes.update(attributes)
@@ -576,7 +575,7 @@ class LiveKit:
         call.rang.set()
 
     def tell(self, call: Call, failure: Failure | None) -> None:
-        """Answers the dial, if it has not been answered yet."""
+        """Answers the dial unless it is answered already."""
         if not call.answered.done():
             call.answered.set_result(failure)
 
@@ -584,7 +583,7 @@ class LiveKit:
         return [call for call in self.calls if not call.end.done() and call.outcome is None]
 
     def hang_up(self, calls: Iterable[Call]) -> int:
-        """The callees hang up (or decline, while it rings). Returns how many did."""
+        """The callees of these calls hang up, or decline while it rings. Returns how many calls that ended."""
         wanted = set(calls)
         live = [call for call in self._live_calls() if call in wanted]
         for call in live:

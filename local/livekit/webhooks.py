@@ -1,7 +1,7 @@
 """LiveKit's webhooks: signed events, one queue for each address and room, and LiveKit's retries.
 
 Sources: livekit/protocol `webhook/resource_url_notifier.go`, `webhook/resource_queue.go`;
-hashicorp/go-retryablehttp `client.go`; livekit `pkg/telemetry/events.go` for what an event holds.
+hashicorp/go-retryablehttp `client.go`; livekit `pkg/telemetry/events.go` for the content of an event.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TOKEN_SECONDS = 300
 
 @dataclass(frozen=True)
 class Signed:
-    """An event as it goes over the wire; the same on every attempt."""
+    """A signed event; the same bytes at every attempt."""
 
     id: str
     name: str
@@ -45,7 +45,7 @@ class Signed:
 
 
 class Server(Protocol):
-    """What the sender needs of its server."""
+    """The part of the server that the sender uses."""
 
     settings: Settings
     faults: Faults
@@ -62,25 +62,25 @@ class Notifier:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        # By address and room; each event with the loop's second it was queued at.
+        # By address and room; each event with the loop's time when it was queued.
         self._queues: dict[tuple[str, str], deque[tuple[float, Signed]]] = {}
         self._deliveries: dict[tuple[str, str], asyncio.Task[None]] = {}
-        # Events held back by a fault.
+        # Events that a fault delays.
         self._held: dict[asyncio.Task[None], tuple[str, Signed]] = {}
         self._session: aiohttp.ClientSession | None = None
 
     @property
     def is_sending(self) -> bool:
-        """Events wait in a queue or are on their way."""
+        """Whether events are queued or being sent."""
         return bool(self._queues)
 
     def forget(self) -> None:
-        """Drops what is queued. The tasks that deliver have been ended before."""
+        """Drops the queued events. The caller has ended the tasks that deliver them."""
         for kept in (self._queues, self._deliveries, self._held):
             kept.clear()
 
     def lose_all(self) -> None:
-        """The server dies, and with it what waits in its queues; what was being sent may have arrived."""
+        """Loses the queued events, as a server that crashes does; those being sent may have arrived."""
         for task in (*self._deliveries.values(), *self._held):
             task.cancel()
         waiting = [(url, signed) for (url, _), queue in self._queues.items() for _, signed in queue]
@@ -100,7 +100,7 @@ class Notifier:
         track: models.TrackInfo | None = None,
         end_reason: models.RoomEndReason | None = None,
     ) -> None:
-        """Queues an event for each address. Of track events only the ids of room and participant are told."""
+        """Queues an event for each address. Track events contain only the ids of room and participant."""
         event = WebhookEvent(event=name, id=f"EV_{uuid.uuid4().hex[:12]}", created_at=int(time.time()))
         if end_reason is not None:
             event.room_end_reason = end_reason
@@ -130,7 +130,7 @@ class Notifier:
         return Signed(event.id, event.event, event.room.name, body, token)
 
     def _send(self, url: str, signed: Signed) -> None:
-        """Puts an event into its queue, or does with it what the faults say."""
+        """Queues an event, or applies the faults to it: drops, delays or duplicates it."""
         faults = self._server.faults.webhooks
         if faults.only is not None and signed.name not in faults.only:
             self._enqueue(url, signed)
@@ -178,13 +178,13 @@ class Notifier:
                 del self._queues[key], self._deliveries[key]
 
     async def _deliver(self, url: str, signed: Signed) -> None:
-        """Posts until an answer is final. Only connection errors, 429 and 5xx but 501 are tried again."""
+        """Posts until an answer is final. Only connection errors, 429 and 5xx except 501 are retried."""
         for attempt, wait in enumerate((*RETRY_WAITS, None), start=1):
             status, retry_after = await self._post(url, signed)
             final = status is not None and status != 429 and (status < 500 or status == 501)
             kind = "webhook_delivered" if final else "webhook_failed"
-            told = {"url": url, "event": signed.name, "id": signed.id, "roomName": signed.room_name}
-            self._server.note(kind, **told, attempt=attempt, status=status)
+            fields = {"url": url, "event": signed.name, "id": signed.id, "roomName": signed.room_name}
+            self._server.note(kind, **fields, attempt=attempt, status=status)
             if final or wait is None:
                 return
             wanted = status in {429, 503} and retry_after.isdecimal()

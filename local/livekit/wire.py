@@ -29,8 +29,9 @@ GRPC_CODE = {
     "resource_exhausted": 8, "failed_precondition": 9, "aborted": 10, "out_of_range": 11,
     "unauthenticated": 16,
 }  # pairs of a table  # fmt: skip
-# SIP answers by Twirp code; any other 5xx is failed_precondition, anything else invalid_argument. 401 and 407 are
-# not told: the SIP service answers them itself, and fails by itself when it has no credentials that help.
+# SIP answers by Twirp code; any other 5xx is failed_precondition, any other code invalid_argument. 401 and 407
+# never occur: the SIP service answers them itself, and fails by itself without credentials that the carrier
+# accepts.
 SIP_CODES = {
     "resource_exhausted": {440, 480, 486, 600},
     "permission_denied": {402, 403, 433, 470, 603, 607, 608},
@@ -46,20 +47,20 @@ SIP_REASONS = {
     404: "Not Found", 500: "Server Internal Error", 504: "Server Time-out", 600: "Busy Everywhere", 603: "Decline",
 }  # pairs of a table  # fmt: skip
 CLOCK_LEEWAY_SECONDS = 60
-# As golang-jwt words them.
+# The messages of golang-jwt.
 GO_JWT_ERRORS: dict[type[Exception], str] = {
     jwt.InvalidSignatureError: "token signature is invalid: signature is invalid",
     jwt.ExpiredSignatureError: "token has invalid claims: token is expired",
 }
-# The releases of LiveKit that the stand-in can be: they differ in the wording of errors.
+# The releases of LiveKit that the stand-in imitates: they differ in the wording of errors.
 Version = Literal["1.13.5", "1.13.11"]
-# What 1.13.5 puts before errors that came over its internal RPC.
+# The prefix that 1.13.5 adds to errors of its internal RPC.
 RPC_PREFIX = "twirp error unknown: "
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A Twirp error: its code, message and metadata (empty: left out of the JSON). `by_rpc`: it came over
+    """A Twirp error: its code, message and metadata (left out of the JSON when empty). `by_rpc`: it came from
     LiveKit's internal RPC."""
 
     code: str
@@ -116,7 +117,7 @@ def sip_reason(status: int) -> str:
 
 
 def sip_failure(status: int, reason: str) -> Failure:
-    """What CreateSIPParticipant answers when the carrier answered the INVITE with `status` (300-699)."""
+    """CreateSIPParticipant's error when the carrier answers the INVITE with `status` (300-699)."""
     default = "failed_precondition" if 500 <= status < 600 else "invalid_argument"
     code = next((code for code, statuses in SIP_CODES.items() if status in statuses), default)
     origin = (
@@ -150,7 +151,7 @@ def _length_delimited(number: int, payload: bytes) -> bytes:
 
 
 def read_token(header: str | None, api_key: str, api_secret: str, version: Version) -> dict[str, Any]:
-    """Checks an Authorization header and returns the token's claims; none when there is no header at all.
+    """Checks an Authorization header and returns the token's claims; no claims when there is no header.
 
     Raises BadTokenError."""
     if header is None:
@@ -180,7 +181,7 @@ def read_token(header: str | None, api_key: str, api_secret: str, version: Versi
 
 
 def require_grant(claims: Mapping[str, Any], grant: str, room: str) -> None:
-    """Raises TwirpError unless the claims hold `grant` ("video.roomAdmin": for this very room)."""
+    """Raises TwirpError unless the claims contain `grant` ("video.roomAdmin": for this room)."""
     section, _, name = grant.partition(".")
     grants = claims.get(section) or {}
     if not grants.get(name) or (name == "roomAdmin" and grants.get("room") != room):

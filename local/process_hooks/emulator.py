@@ -1,8 +1,8 @@
-"""The emulated AWS, with a condition key of DynamoDB's that it lacks.
+"""The emulated AWS with DynamoDB's condition key `dynamodb:LeadingKeys`, which the emulator lacks.
 
-`python -m emulator` is `python -m ministack` whose requests carry `dynamodb:LeadingKeys`, so that policies which
-are narrowed by it are enforced on the local stack too. AWS gives the key to every request that names items by
-their partition key; here a Query has none, as no policy of template.yaml narrows one.
+`python -m emulator` runs `python -m ministack` and adds the key to requests, so that the local stack enforces the
+policies that use it. AWS adds the key to every request that names items by their partition key; here a Query has
+none, because no policy of template.yaml restricts one.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def leading_keys(request: dict[str, Any]) -> Iterator[str]:
 
 
 def with_leading_keys(context: Callable[[bytes], dict[str, Any]]) -> Callable[[bytes], dict[str, Any]]:
-    """The emulator's own condition keys of a request, and the one that it lacks, where the request has it."""
+    """Wraps the emulator's function that returns the condition keys of a request; adds the leading keys."""
 
     def completed(body: bytes) -> dict[str, Any]:
         found = context(body)
-        # What is no request of DynamoDB's is answered by the emulator.
+        # The emulator itself refuses a body that is not a request of DynamoDB.
         keys = list(leading_keys(json.loads(body))) if found else []
         return {**found, "dynamodb:LeadingKeys": keys} if keys else found
 

@@ -1,11 +1,10 @@
-"""Lets a function's process die at a chosen point of one call, as a crash, a kill or a lost machine would.
+"""Kills a function's process at a chosen point of one call, as a crash or a lost machine does.
 
-The product knows nothing of this: on the local stack the points are wrapped from outside when their modules are
-imported. A death is a file in the folder RINGONCE_DEATHS,
-`{"function": "DialWorker", "point": "CallStore.fence", "when": "before"|"during"|"after", "call": "<callId>"}`.
-The first process that comes to that point with that call takes the file (renames it to `.done`) and is gone at
-once: no exception handler, no `finally`, nothing. Each point is also noted as it is passed (`step_log.py`).
-"""
+The functions contain nothing for this: the local stack wraps the points when their modules are imported. A kill is
+a file in the folder RINGONCE_DEATHS, `{"function": "DialWorker", "point": "CallStore.fence", "when":
+"before"|"during"|"after", "call": "<callId>"}`. The first process that reaches that point with that call renames
+the file to `.done` and exits immediately, without exception handlers or `finally`. Each step is also logged
+(`step_log.py`)."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from typing import Any
 
 import step_log
 
-# Everything that leaves a process: each a point to die before or after; what awaits, to die during, too.
+# Every request that a process sends: it can be killed before and after each, and during one that is awaited.
 POINTS: dict[str, tuple[str, ...]] = {
     "shared.call_store": (
         "CallStore.create",
@@ -49,28 +48,28 @@ POINTS: dict[str, tuple[str, ...]] = {
     "webhook_dispatch.transport": ("GuardedTransport.handle_async_request",),
 }
 
-# Not every answer says when its request has arrived; one that takes this long has been sent.
+# A request without an answer after this time is taken as sent: most services do not show its arrival.
 DURING_SECONDS = 0.3
 LOOK_EVERY_SECONDS = 0.02
 
 
 async def rings(livekit: Any, named: dict[str, Any]) -> bool:
-    """Whether a dial's phone has begun to ring: a process that is slow to send it must not be taken for one that
-    died while it rang. Asked past the points, as the product's own looks are points too."""
+    """Whether the dial's phone has begun to ring. A slow process must not be killed before it has sent the dial.
+    The unwrapped method is called, because `LiveKit.view_room` is a point too."""
     try:
         view = await inspect.unwrap(type(livekit).view_room)(livekit, named["room"], named["identity"])
     except Exception:
-        # Nothing of this may come between the product and its own answer.
+        # An error of this check must not reach the function.
         return False
     return view.call_status not in (None, "dialing")
 
 
-# What a death during a point waits for, where the other side can be asked; it waits no longer than the answer.
+# The condition that a kill during a point waits for, at most until the answer arrives.
 BEGUN: dict[str, Callable[[Any, dict[str, Any]], Awaitable[bool]]] = {"LiveKit.dial": rings}
 
 
-# Held from before a step to the death that it leads to. One process works on many calls side by side, and the
-# first to die takes the others with it: their own fatal steps must not be done, or half done, but be to come.
+# Held from before a step until its kill. One process works on many calls concurrently, and the first kill ends all
+# of them: the steps at which others are to be killed must not have begun by then.
 dying = threading.Lock()
 DYING_SECONDS = 10.0
 
@@ -137,13 +136,13 @@ def wrap(owner: type, point: str, name: str) -> None:
 
 
 def asked(point: str, when: str, given: tuple[Any, ...], named: dict[str, Any]) -> Path | None:
-    """The file that asks for a death here, if there is one."""
+    """The file that asks for a kill here; None when there is none."""
     folder = Path(os.environ["RINGONCE_DEATHS"])
     for path in folder.glob("*.json"):
         try:
             death = json.loads(path.read_text())
         except (OSError, ValueError):
-            continue  # Another process has just taken it.
+            continue  # Another process has just renamed it.
         here = death["point"] == point and death["when"] == when
         if here and death["function"] in os.environ.get("AWS_LAMBDA_FUNCTION_NAME", ""):
             headers = [dict(getattr(value, "headers", {})) for value in given]
@@ -153,7 +152,8 @@ def asked(point: str, when: str, given: tuple[Any, ...], named: dict[str, Any]) 
 
 
 async def taken(lock: threading.Lock) -> bool:
-    """Waits until the lock is this task's, without a thread: those may be what others need to let go of it."""
+    """Polls until the lock is acquired. It uses no thread, because its holders may need all threads to release
+    it."""
     while True:
         if lock.acquire(blocking=False):
             return True

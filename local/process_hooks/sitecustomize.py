@@ -1,13 +1,14 @@
-"""Ties a process of the local stack to the stack. Python imports this module at start-up, wherever this
-folder is on PYTHONPATH: in the emulator, in the functions' processes that it starts, and in the servers beside it.
+"""Ties a process of the local stack to the stack. Python imports this module at start-up when its folder is on
+PYTHONPATH: in the emulator, in the functions' processes that it starts, and in the stack's servers.
 
-Four duties:
-- The process ends with the one that started it and with the stack, however those ended: a killed process
-  cannot stop its children, so the children look.
-- A function's process writes what it prints, as it prints it, to a file of the function. The emulator hands
-  its output on only when an invocation has ended, and only the message of an import error.
-- A function's process dies where a test or the console wants it to (`kill_points.py`), and notes each
-  step that it takes (`step_log.py`).
+- The process ends with its parent and with the stack, also when those were killed: a killed process cannot stop
+its
+  children, so the children poll.
+- A function's process writes its output immediately to the function's log. The emulator passes output on only at
+the
+  end of an invocation, and of an import error only the message.
+- A function's process is killed where a test or the console asks for it (`kill_points.py`), and logs its steps
+  (`step_log.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def watch(stack: int) -> None:
 
 
 class Copied:
-    """A text stream whose text also goes to a log, line by line."""
+    """A text stream that also writes its text to a log."""
 
     def __init__(self, stream: TextIO, log: TextIO) -> None:
         self._stream = stream
@@ -53,7 +54,7 @@ class Copied:
 
 
 class Answers(Copied):
-    """The stream on which a function's process answers the emulator: of it, the log gets the tracebacks."""
+    """The stream on which a function's process answers the emulator; only tracebacks are written to the log."""
 
     def write(self, text: str) -> int:
         if text.startswith('{"status": "error"') and sys.exc_info()[0]:

@@ -1,11 +1,9 @@
-"""Writes down what a function's process sends out, step by step, for the console's timeline.
+"""Logs the requests that a function's process sends, for the console's timeline.
 
-What the product itself keeps does not say when a lease was taken or a slot was freed, and is not to be changed for
-a page. So the points of `kill_points.py` are also noted from outside, one line of JSON each in the file
-RINGONCE_STEPS:
-`{"at", "ms", "function", "point", "phase": "started"|"ended"|"died", "call", "won", "result", "error", "when"}`,
-where `at` is in epoch milliseconds and the last four are there when they say something.
-"""
+The call's record does not show when a lease was taken or a slot was freed. So the points of `kill_points.py` are
+also logged, one line of JSON each in the file RINGONCE_STEPS: `{"at", "ms", "function", "point", "phase":
+"started"|"ended"|"died", "call", "won", "result", "error", "when"}`, where `at` is in epoch milliseconds, `ms` is
+the duration, and the last four are optional."""
 
 from __future__ import annotations
 
@@ -17,18 +15,18 @@ from typing import Any
 
 _CALL_ID = re.compile(r"[0-9a-f]{24}")
 # In a message's body, a room's metadata, a participant's identity, a webhook's id.
-_CALL_ID_INSIDE = re.compile(r"(?:callId\W{2,8}|\bcall-|\bevt_)([0-9a-f]{24})(?![0-9a-f])")
+_CALL_ID_INSIDE = re.compile(r"(?:call_?[iI]d\W{2,8}|\bcall-|\bevt_)([0-9a-f]{24})(?![0-9a-f])")
 _file = os.environ.get("RINGONCE_STEPS")
-# Whole lines at once, at the end: the processes of all functions share the file.
+# Appends whole lines with one write each, because the processes of all functions share the file.
 _handle = os.open(_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) if _file else None
 
 
 def call_of(given: tuple[Any, ...], named: dict[str, Any]) -> str | None:
-    """The id of the call that a step is about, from its arguments; None when there is none in them."""
+    """The id of the step's call, found in its arguments; None when they contain none."""
     for value in given[1:]:
         if isinstance(value, str) and _CALL_ID.fullmatch(value):
             return value
-        if isinstance(of_object := getattr(value, "callId", None), str):
+        if isinstance(of_object := getattr(value, "call_id", None), str):
             return of_object
     headers = [dict(getattr(value, "headers", {})) for value in given[1:]]
     inside = _CALL_ID_INSIDE.search(repr((given[1:], named, headers)))
@@ -36,14 +34,14 @@ def call_of(given: tuple[Any, ...], named: dict[str, Any]) -> str | None:
 
 
 def outcome(result: Any) -> dict[str, Any]:
-    """What a timeline needs of a step's result: whether a conditional write was made, or its yes or no."""
+    """The part of a step's result that the timeline shows: whether a conditional write was made, or a boolean."""
     if isinstance(won := getattr(result, "won", None), bool):
         return {"won": won}
     return {"result": result} if isinstance(result, bool) else {}
 
 
 def note(point: str, phase: str, call: str | None, **fields: Any) -> None:
-    """Writes one line, unless the step belongs to no call."""
+    """Writes one line; nothing when the step belongs to no call."""
     if _handle is None or call is None:
         return
     line = {
@@ -58,7 +56,7 @@ def note(point: str, phase: str, call: str | None, **fields: Any) -> None:
 
 
 class Step:
-    """One step under way. Leaving it notes its end, with `result` or what was raised."""
+    """One step in progress. Leaving the context logs its end with `result` or the exception."""
 
     def __init__(self, point: str, call: str | None) -> None:
         self._point, self._call = point, call
@@ -70,5 +68,5 @@ class Step:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        told = outcome(self.result) if kind is None else {"error": kind.__name__}
-        note(self._point, "ended", self._call, ms=round((time.monotonic() - self._started) * 1000), **told)
+        ended = outcome(self.result) if kind is None else {"error": kind.__name__}
+        note(self._point, "ended", self._call, ms=round((time.monotonic() - self._started) * 1000), **ended)

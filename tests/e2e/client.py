@@ -13,7 +13,7 @@ from tests.e2e.launch import END_SECONDS, eventually
 
 
 class Client:
-    """info: what the stack's READY line says."""
+    """info: the content of the stack's READY line."""
 
     def __init__(self, info: dict[str, Any]) -> None:
         self.info = info

@@ -1,6 +1,6 @@
-"""The console in a real browser: its use by a developer, and access that it must refuse.
+"""The console in a real browser: what a developer does with it, and the requests that it refuses.
 
-Pictures of it are left in `.local/screenshots/`.
+Screenshots are written to `.local/screenshots/`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A stack of its own, with short calls: what the list holds is what these tests placed."""
+    """A stack of its own, with short calls: its list contains only the calls of these tests."""
     with launched(tmp_path_factory.mktemp("console") / "state") as running, Client(running.info()) as client:
         faults = {"talkSeconds": 1.0, "ringSeconds": 0.8}
         client.livekit.put("/_standin/faults", json=faults).raise_for_status()
@@ -84,7 +84,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 @pytest.fixture
 def page(browser: Browser, client: Client) -> Iterator[Page]:
-    """The console's page, live. A test fails when the page has an error of its own."""
+    """The console's page, connected. A test fails when the page raises an error."""
     with opened(browser, client.info["consoleUrl"]) as page:
         yield page
 
@@ -97,6 +97,8 @@ def opened(browser: Browser, url: str) -> Iterator[Page]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(url)
     page.wait_for_selector("#connection[data-state=live]")
+    # Then the newest call is chosen, if there is any.
+    page.wait_for_selector("#calls-state:not(:has-text('Asking'))", state="attached")
     yield page
     context.close()
     assert errors == []
@@ -104,12 +106,12 @@ def opened(browser: Browser, url: str) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def killed(browser: Browser, client: Client) -> dict[str, str]:
-    """A call whose worker, and one whose delivery, is killed by a planned fault: placed early, as their ends take
-    as long as a lease."""
+    """The ids of a call whose worker is killed and of one whose sender is killed. They are placed early, because
+    they end only after a lease."""
     with opened(browser, client.info["consoleUrl"]) as page:
         calls = {}
-        for fate, to in (("after_post", "+15550000001"), ("after_fence", "+15550000000")):
-            calls[fate] = place(page, to, fate)
+        for fault, to in (("after_post", "+15550000001"), ("after_fence", "+15550000000")):
+            calls[fault] = place(page, to, fault)
             page.wait_for_selector(".rows [data-tone=bad] .what:text-is('killed')")
         page.wait_for_selector(".next:has-text('lease ends')")
     return calls
@@ -119,10 +121,10 @@ def choose(page: Page, call_id: str) -> None:
     page.click(f"#calls a[href='#/calls/{call_id}']")
 
 
-def place(page: Page, to: str, fate: str = "", **more: str) -> str:
-    """Fills in the form as a user does; the id of the call, as soon as it is shown."""
+def place(page: Page, to: str, fault: str = "", **more: str) -> str:
+    """Fills in and submits the form; returns the call's id when the call is shown."""
     page.fill("#to", to)
-    page.select_option("#fate", fate)
+    page.select_option("#fault", fault)
     if more:
         page.evaluate("document.getElementById('more').open = true")
     for name, text in more.items():
@@ -135,7 +137,7 @@ def place(page: Page, to: str, fate: str = "", **more: str) -> str:
 
 
 def ended(page: Page, status: str) -> None:
-    """Waits until the call has ended with this outcome and all of it is shown."""
+    """Waits until the shown call has ended with this status and all its events are delivered."""
     page.wait_for_selector(f".head .badge[data-status={status}]")
     page.wait_for_selector(".promises li[data-state=kept] >> nth=2")
 
@@ -149,7 +151,7 @@ def promises(page: Page) -> list[str]:
 
 
 def pictures(page: Page, name: str) -> None:
-    """The page in light and dark, on a desk and on a phone."""
+    """Takes screenshots in light and dark, at the width of a desktop and of a phone."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     for size in (WIDE, PHONE):
         page.set_viewport_size(size)
@@ -165,7 +167,7 @@ def test_a_stack_without_calls_says_what_to_do(page: Page) -> None:
     pictures(page, "empty")
 
 
-def test_a_call_is_shown_from_its_request_to_its_last_webhook_and_a_reload_loses_nothing(page: Page) -> None:
+def test_a_call_is_shown_from_its_request_to_its_last_webhook_and_a_reload_keeps_it(page: Page) -> None:
     place(page, "+15550000012")
     page.wait_for_selector(".rows .what:text-is('answered')")
     page.click("button:text-is('Callee hangs up')")
@@ -209,7 +211,7 @@ def test_a_webhook_can_be_sent_again_and_its_body_read(page: Page) -> None:
     assert "received 2 times" in page.locator(".deliveries > li:last-child summary").inner_text()
 
 
-def test_what_a_call_carries_stays_text(page: Page, client: Client) -> None:
+def test_a_calls_content_is_shown_as_text_only(page: Page, client: Client) -> None:
     carried = json.dumps({"note": HOSTILE, HOSTILE: "x" * 400})
     call_id = place(page, "+15550000001", metadata=carried, dynamic_variables=json.dumps({"firstName": HOSTILE}))
     ended(page, "busy")
@@ -241,24 +243,53 @@ def test_a_refused_request_names_its_field(page: Page) -> None:
     assert page.locator("#to-error").is_hidden()
 
 
-def test_a_phones_fate_can_be_chosen_and_taken_back(page: Page, client: Client) -> None:
+def test_a_fault_of_the_phone_can_be_chosen_and_reset(page: Page, client: Client) -> None:
     number = "+14155550123"
-    place(page, number, fate="phone_busy")
+    place(page, number, fault="phone_busy")
     ended(page, "busy")
-    page.click(f"button[aria-label='Take back the fate of {number}']")
+    page.click(f"button[aria-label='Reset {number}']")
     page.wait_for_selector("#overrides", state="hidden")
     assert client.livekit.get("/_standin/faults").json()["numbers"] == {}
 
 
 def test_an_endpoint_that_fails_at_first_gets_the_event_again(page: Page, client: Client) -> None:
-    call_id = place(page, "+15550000001", fate="endpoint_503")
+    call_id = place(page, "+15550000001", fault="endpoint_503")
     ended(page, "busy")
     assert any(step.endswith("→ 503") for step in steps(page))
     assert any(step.endswith("came again") for step in steps(page))
-    # Other calls' webhooks are answered as ever.
+    # Other calls' webhooks are answered as before.
     path = httpx.URL(client.call(call_id)["callbackUrl"]).path
     assert path.startswith("/hook/")
     assert {event["path"] for event in client.received(call_id)} == {path}
+
+
+def test_retries_are_one_line_that_the_keyboard_unfolds(page: Page, client: Client) -> None:
+    def answer(behaviour: dict[str, Any] | None) -> None:
+        client.receiver.put("/_receiver/behaviour", json={"/folded": behaviour}).raise_for_status()
+
+    answer({"status": 503})
+    place(page, "+15550000001", callback_url=f"{client.info['receiverUrl']}/folded")
+    page.wait_for_selector(".rows summary:has-text('attempts failed')")
+    answer(None)
+    ended(page, "busy")
+    line = next(step for step in steps(page) if "attempts failed" in step)
+    kind, attempts, *_ = line.split()
+    assert f"{kind.rstrip(':')} → 503" not in steps(page)
+    row = page.locator(f".rows details:has-text('{line}')")
+    assert row.locator("li").first.is_hidden()
+    row.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert row.locator("li:has-text('→ 503')").count() == int(attempts)
+    assert row.locator("li").first.is_visible()
+    pictures(page, "retries")
+    page.click("#tab-webhooks")
+    retries = page.locator(".retries").first
+    assert "503" in retries.locator("summary").inner_text()
+    retries.locator("summary").focus()
+    page.keyboard.press("Space")
+    assert retries.locator("li").count() >= 2
+    assert retries.locator("li").first.is_visible()
+    pictures(page, "retries-webhooks")
 
 
 def test_a_call_can_be_placed_and_read_without_a_mouse(page: Page) -> None:
@@ -280,14 +311,16 @@ def test_a_call_can_be_placed_and_read_without_a_mouse(page: Page) -> None:
     ended(page, "completed")
 
 
-def test_only_the_page_itself_may_ask_and_nobody_gets_the_key(client: Client) -> None:
+def test_only_the_page_itself_gets_an_answer_and_the_keys(client: Client) -> None:
     url, key = client.info["consoleUrl"], client.info["apiKey"]
-    call = {"request": "{}", "fate": ""}
+    call = {"request": "{}", "fault": ""}
     with httpx.Client(base_url=url, timeout=END_SECONDS) as console:
         port = httpx.URL(url).port
         rebound, elsewhere = {"host": f"evil.example:{port}"}, {"origin": "http://evil.example"}
         for headers in (rebound, elsewhere, {"origin": "null"}, {"origin": f"https://127.0.0.1:{port}"}):
-            assert console.get("/setup", headers=headers).status_code == 403
+            refused = console.get("/setup", headers=headers)
+            assert refused.status_code == 403
+            assert key not in refused.text
             assert console.post("/calls", headers=headers, json=call).status_code == 403
         assert console.get("/", headers=rebound).status_code == 403
         assert console.get("/setup", headers={"sec-fetch-site": "same-site"}).status_code == 403
@@ -298,7 +331,7 @@ def test_only_the_page_itself_may_ask_and_nobody_gets_the_key(client: Client) ->
         for path in ("/", "/setup", "/page/console.js", *logs):
             answer = console.get(path)
             assert answer.status_code == 200, path
-            assert key not in answer.text
+            assert (key in answer.text) is (path == "/setup"), path
             assert not any(name.startswith("access-control") for name in answer.headers)
             assert answer.headers["cross-origin-resource-policy"] == "same-origin"
         with console.stream("GET", "/feed", headers={"origin": url}) as feed:
@@ -307,7 +340,7 @@ def test_only_the_page_itself_may_ask_and_nobody_gets_the_key(client: Client) ->
             assert console.get(path).status_code in (403, 404), path
 
 
-def test_a_worker_killed_after_the_fence_rings_nobody_twice_and_the_call_ends_once(
+def test_a_call_whose_worker_is_killed_after_the_fence_does_not_ring_again_and_ends_once(
     page: Page, killed: dict[str, str]
 ) -> None:
     choose(page, killed["after_fence"])
@@ -320,7 +353,7 @@ def test_a_worker_killed_after_the_fence_rings_nobody_twice_and_the_call_ends_on
     pictures(page, "killed")
 
 
-def test_a_delivery_killed_after_its_post_comes_again_under_the_same_id(
+def test_an_event_whose_sender_is_killed_after_the_post_is_sent_again_with_the_same_id(
     page: Page, killed: dict[str, str]
 ) -> None:
     choose(page, killed["after_post"])
@@ -331,18 +364,55 @@ def test_a_delivery_killed_after_its_post_comes_again_under_the_same_id(
     assert promises(page)[2] == "3 of 3 delivered"
 
 
-def test_an_older_call_can_be_looked_at_again(page: Page) -> None:
+def test_an_older_call_can_be_chosen(page: Page) -> None:
+    newest = page.url
     page.click("#calls a:has-text('completed') >> nth=-1")
     ended(page, "completed")
     assert [step for step in dict.fromkeys(steps(page)) if step in MILESTONES] == MILESTONES
+    # The README has one of these pictures: no keys in it.
+    page.click("#access summary")
     pictures(page, "answered")
     page.go_back()
+    page.wait_for_url(newest)
+    page.goto(page.url.partition("#")[0] + "#/")
     page.wait_for_selector("#call-title:text-is('Choose a call')")
+
+
+def test_the_page_opens_with_the_newest_call_and_on_a_phone_with_the_list(
+    browser: Browser, page: Page, client: Client
+) -> None:
+    newest = page.locator("#calls a").first
+    assert page.url.endswith(newest.get_attribute("href") or "?")
+    assert newest.get_attribute("aria-current") == "true"
+    page.wait_for_selector(".rows > li")
+    context = browser.new_context(viewport=PHONE)
+    phone = context.new_page()
+    phone.goto(client.info["consoleUrl"])
+    phone.wait_for_selector("#calls a")
+    phone.screenshot(path=PICTURES / "list-light-390.png", full_page=True)
+    assert phone.locator("#place").is_visible()
+    assert "#" not in phone.url
+    context.close()
+
+
+def test_the_page_shows_what_a_client_needs_and_links_the_apis_docs(page: Page, client: Client) -> None:
+    shown = page.locator("#access").inner_text()
+    for name in ("apiUrl", "workspaceId", "apiKey", "webhookSecret"):
+        assert client.info[name] in shown, name
+    address = page.get_attribute("#docs", "href")
+    assert address == f"{client.info['apiUrl']}/docs"
+    assert httpx.get(address, timeout=END_SECONDS).status_code == 200
+    assert "waits 20x shorter" in page.locator("#pace").inner_text()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.focus("button[aria-label='Copy API key']")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("button[aria-label='Copy API key']:text-is('Copied')")
+    assert page.evaluate("navigator.clipboard.readText()") == client.info["apiKey"]
 
 
 @contextlib.contextmanager
 def console_of(info: dict[str, Any], log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Another console, of a stack that describes itself as `info`."""
+    """Runs another console for a stack with this `info`; yields its address and process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "functions"), "RINGONCE_CONSOLE": json.dumps(info)}
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -364,7 +434,7 @@ def test_with_a_real_livekit_the_page_says_so_and_still_works_until_its_stack_is
     with console_of(real, tmp_path / "log") as (url, process), opened(browser, url) as page:
         assert page.locator("#real").is_visible()
         assert page.locator("#magic button").count() == 0
-        assert page.locator("#fate option[value^=phone_]").count() == 0
+        assert page.locator("#fault option[value^=phone_]").count() == 0
         place(page, "+15550000001")
         page.wait_for_selector(".head .badge[data-status=busy]")
         assert {"claimed", "room asked for", "fenced", "dial sent", "ended"} <= set(steps(page))

@@ -1,4 +1,4 @@
-"""The local stack leaves no process, port or temporary folder behind, in whatever way it ends."""
+"""The local stack leaves no process, port or temporary folder, however it ends."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ def rings(info: dict[str, Any]) -> bool:
 
 
 def closed(sockets: AbstractSet[tuple[int, str]]) -> None:
-    """A process that dies loses its environment, by which `processes_of` knows it, before it closes its files."""
+    """Waits until the sockets are closed: a dying process loses its environment, by which `processes_of` finds it,
+    before it closes its files."""
     eventually(lambda: not sockets & set(all_listening()), "its ports are free")
 
 
 def nothing_is_left(state: Path, sockets: AbstractSet[tuple[int, str]] = frozenset()) -> None:
-    """No process, none of these sockets, and no file but logs and what was asked for."""
+    """Asserts that no process, none of these sockets and no file but logs and kills is left."""
     assert processes_of(state) == {}
     closed(sockets)
     assert {path.name for path in state.iterdir()} <= {"said", "lock", "logs", "deaths"}
@@ -51,7 +52,7 @@ def nothing_is_left(state: Path, sockets: AbstractSet[tuple[int, str]] = frozens
 
 
 def stop(state: Path) -> str:
-    """What `make stop` does; returns what it says."""
+    """Runs `make stop`'s command; returns its stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "local.stack", "stop"],
         cwd=ROOT,
@@ -112,7 +113,7 @@ def test_a_killed_stack_takes_everything_with_it_and_the_next_one_has_its_port(t
         assert len({port for port, _ in sockets}) >= 4
         stack.process.kill()
         stack.process.wait()
-        # At once, while the others are about to notice.
+        # Immediately, before the other processes have noticed.
         with launched(state, {"PORT": info["apiUrl"].rpartition(":")[2]}) as following:
             eventually(lambda: not before.keys() & processes_of(state).keys(), "its processes have ended")
             closed(sockets)

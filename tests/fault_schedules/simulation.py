@@ -36,7 +36,7 @@ from livekit.api.twirp_client import ServerError, TwirpClient
 from livekit.protocol.webhook import WebhookEvent
 from standardwebhooks import Webhook
 
-import calls_api.cancel
+import shared.canceling
 import webhook_dispatch.fan_out
 from initiate_call.rate_limit import RateLimit
 from local.livekit import Faults as StandinFaults
@@ -155,7 +155,7 @@ class Stage:
         ):
             self._undo.enter_context(mock.patch(target, replaced))
         in_thread = SimpleNamespace(run=virtual_time.wait_for, sleep=asyncio.sleep, to_thread=asyncio.to_thread)
-        self._undo.enter_context(mock.patch.object(calls_api.cancel, "asyncio", in_thread))
+        self._undo.enter_context(mock.patch.object(shared.canceling, "asyncio", in_thread))
         # Its rows one after the other: threads of its own would run outside the virtual time.
         one_by_one = SimpleNamespace(map=map)
         self._undo.enter_context(mock.patch.object(webhook_dispatch.fan_out, "pool", one_by_one))

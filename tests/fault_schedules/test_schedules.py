@@ -263,7 +263,7 @@ async def dialled_again_when_unclear(self: LiveKit, **given: Any) -> None:
         await dialled_once(self, **given)
 
 
-found_out = Dialler._find_out
+found_out = Dialler._determine_outcome
 
 
 async def un_fenced_without_a_look(
@@ -298,7 +298,7 @@ def refused_when_exhausted(error: LiveKitError) -> Verdict:
 
 Patch = tuple[Any, str, Callable[..., Any]]
 UN_FENCED_AT_ONCE: tuple[Patch, ...] = (
-    (Dialler, "_find_out", un_fenced_without_a_look),
+    (Dialler, "_determine_outcome", un_fenced_without_a_look),
     (CallStore, "unfence", un_fenced_without_condition),
 )
 PLANTED: dict[str, tuple[Patch, ...]] = {

@@ -264,7 +264,7 @@ def test_the_page_refuses_the_queries_that_the_code_refuses(bad: BadQuery) -> No
 @pytest.mark.parametrize(
     ("field", "least", "most", "default"),
     [
-        (name, schema["minimum"], schema["maximum"], re.findall(r"Without it (\d+)\.", schema["description"]))
+        (name, schema["minimum"], schema["maximum"], re.findall(r"Defaults to (\d+)\.", schema["description"]))
         for name, schema in PAGE["components"]["schemas"]["CallRequest"]["properties"].items()
         if "minimum" in schema
     ],

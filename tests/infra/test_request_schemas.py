@@ -44,7 +44,7 @@ def test_the_call_request_of_the_page_is_that_of_the_model() -> None:
     for name, field in schema["properties"].items():
         # In words: a field with `default` is required in generated types, and always sent by generated clients.
         if (default := field.pop("default", None)) is not None:
-            assert f"Without it {default}." in SCHEMAS["CallRequest"]["properties"][name]["description"]
+            assert f"Defaults to {default}." in SCHEMAS["CallRequest"]["properties"][name]["description"]
     assert of_page("CallRequest") == of_model(schema)
     assert list(SCHEMAS["CallRequest"]["properties"]) == list(CallRequest.model_json_schema()["properties"])
 

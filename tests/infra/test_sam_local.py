@@ -1,4 +1,4 @@
-"""What `sam local` is given, read by SAM's own classes: every route, for a container that this machine can run."""
+"""The template for `sam local`, read by SAM's own classes: every route, for this machine's processor."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_functions_are_those_that_were_built_for_this_machine(read: tuple[st
         assert environment == {"Variables": {"A": name}}
 
 
-def test_both_commands_of_sam_local_take_the_local_stacks_template() -> None:
+def test_both_commands_of_sam_local_accept_the_local_stacks_template() -> None:
     config = tomllib.loads((ROOT / "samconfig.toml").read_text())["default"]
     wanted = {"template_file": ".local/sam-template.yaml", "env_vars": ".local/sam-env.json"}
     assert config["local_invoke"]["parameters"] == config["local_start_api"]["parameters"] == wanted

@@ -95,7 +95,7 @@ def test_the_poller_knows_every_comparison_of_the_mappings_filters(adapted: Adap
 def test_the_queues_mappings_are_deployed(adapted: Adapted) -> None:
     deployed = of_type(adapted.template, "AWS::Lambda::EventSourceMapping")
     assert set(deployed) == {"DialFromQueue", "DeliverFromQueue"}
-    # The emulator compares this with a number, and would be handed the parameter's text.
+    # The emulator compares this with a number and would otherwise get the parameter's text.
     limits = {"DialFromQueue": "MaximumDialBatches", "DeliverFromQueue": "MaximumDeliveryBatches"}
     for mapping, parameter in limits.items():
         concurrency = deployed[mapping]["Properties"]["ScalingConfig"]["MaximumConcurrency"]
@@ -151,7 +151,7 @@ def test_at_real_time_nothing_is_scaled(translated: dict[str, Any]) -> None:
 
 
 def test_nothing_else_is_missing_or_changed(translated: dict[str, Any], adapted: Adapted) -> None:
-    """Every resource is deployed as it is, but for the kinds that the tests above are about."""
+    """Every resource is deployed unchanged, except the types that the tests above cover."""
     touched = (
         "AWS::Lambda::Function",
         "AWS::Lambda::EventSourceMapping",

@@ -1,4 +1,4 @@
-"""The API's plain address in front of a scripted emulator behaves like API Gateway."""
+"""The API's address in front of a scripted emulator behaves like API Gateway."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_request_arrives_byte_for_byte_and_so_does_its_answer() -> None:
     through_the_front(emulator, talk)
 
 
-def test_no_header_is_invented_and_repeated_ones_are_joined() -> None:
+def test_no_header_is_added_and_repeated_ones_are_joined() -> None:
     seen: dict[str, list[str]] = {}
 
     async def emulator(request: web.Request) -> web.Response:
@@ -154,7 +154,9 @@ def test_the_apis_description_is_a_page_and_a_file_and_its_routes_stay_the_apis_
     async def talk(client: aiohttp.ClientSession, url: str) -> None:
         async with client.get(f"{url}/docs") as answer:
             assert (answer.status, answer.content_type) == (200, "text/html")
-            assert await answer.text() == html_page()
+            page = await answer.text()
+            assert page == html_page(address=url)
+            assert f"curl {url}/v1/api/call" in page
         async with client.get(f"{url}/openapi.yaml") as answer:
             assert (answer.status, answer.content_type) == (200, "application/yaml")
             assert await answer.read() == DOCUMENT.read_bytes()

@@ -105,7 +105,7 @@ def test_a_dial_in_an_orphan_room_ends_within_six_minutes_canceled_or_not(
     """Worker and LiveKit crashed while it rang; LiveKit keeps listing the phone."""
     call_id = world.place_dialing()
     room = world.call(call_id).room_name
-    world.livekit.rooms[room] = RoomView(status, True, joined_at=START)
+    world.livekit.rooms[room] = RoomView(status, True, joined_at_ms=START)
     world.livekit.orphans.add(room)
     if canceled:
         assert world.calls.ask_to_hang_up(world.call(call_id), "canceled_by_api", world.now).won

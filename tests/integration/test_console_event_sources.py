@@ -1,4 +1,4 @@
-"""What the console reads: nothing twice, nothing left out, even when the feed or the file fails."""
+"""The console reads each event and line exactly once, also when a feed or a file fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from local.console.event_sources import EventSources, LogFile, Stack, events_aft
 from local.console.timeline import Json
 
 
-def test_a_feed_is_read_on_from_the_last_event_and_anew_after_a_reset() -> None:
+def test_a_feed_is_read_from_its_last_event_and_after_a_reset_from_its_beginning() -> None:
     async def run() -> None:
         async with (
             TestServer(receiver.create_app(), host="127.0.0.1") as server,
@@ -46,7 +46,7 @@ def test_a_feed_is_read_on_from_the_last_event_and_anew_after_a_reset() -> None:
     asyncio.run(run())
 
 
-def test_a_line_is_read_once_and_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_line_is_read_once_when_it_is_complete(tmp_path: Path) -> None:
     feed = LogFile(tmp_path / "log")
     assert feed.read() == []
     with (tmp_path / "log").open("a", buffering=1) as log:
@@ -58,13 +58,14 @@ def test_a_line_is_read_once_and_only_when_it_is_whole(tmp_path: Path) -> None:
         assert feed.read() == ["two", "three"]
 
 
-def test_nothing_is_told_before_all_have_answered_and_then_all_of_it_once(
+def test_data_is_used_once_and_only_after_all_sources_have_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     down = Stack(
         api_url="",
         workspace_id="demo",
         api_key="",
+        webhook_secret="",
         livekit_url="",
         stand_in=False,
         receiver_url="http://127.0.0.1:1",

@@ -51,8 +51,8 @@ async def dial(livekit: LiveKit, number: str, room: str) -> LiveKitError | None:
             trunk_id="ST_1",
             to=number,
             from_number=None,
-            ring=60,
-            longest=120,
+            ring_seconds=60,
+            longest_seconds=120,
             timeout=DEADLINE_SECONDS,
         )
     except LiveKitError as exc:
@@ -240,8 +240,8 @@ def test_an_answer_that_is_not_livekits_own_word_is_an_unknown_outcome(
                     trunk_id="ST_1",
                     to="+15550000000",
                     from_number=None,
-                    ring=0.1,
-                    longest=60,
+                    ring_seconds=0.1,
+                    longest_seconds=60,
                     timeout=0.2 if fail == "hang" else DEADLINE_SECONDS,
                 )
             except LiveKitError as exc:

@@ -1,4 +1,4 @@
-"""The LiveKit stand-in, spoken to by the real `livekit-api` client over real HTTP."""
+"""The LiveKit stand-in, tested with the real `livekit-api` client over HTTP."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_request_that_is_not_twirp_gets_a_twirp_error(
     run(check())
 
 
-def test_another_service_is_no_page_of_livekits() -> None:
+def test_a_path_of_another_service_is_not_found() -> None:
     async def check() -> None:
         async with bench() as b:
             answer = await b.raw("POST", "/twirp/livekit.Nope/CreateRoom", b"")
@@ -110,7 +110,7 @@ def test_another_service_is_no_page_of_livekits() -> None:
     run(check())
 
 
-def test_an_older_livekit_tells_the_token_that_it_refuses() -> None:
+def test_an_older_livekit_shows_the_refused_token() -> None:
     async def check() -> None:
         async with bench() as b:
             await b.control("PUT", "faults", {"serverVersion": "1.13.5"})
@@ -196,7 +196,7 @@ def test_every_create_dispatch_adds_an_agent() -> None:
     run(check())
 
 
-def test_what_is_absent_is_not_found_but_its_participants_are_an_empty_list() -> None:
+def test_an_absent_room_is_not_found_but_its_participants_are_an_empty_list() -> None:
     async def check() -> None:
         async with bench() as b:
             assert await b.participants("none") == []
@@ -221,7 +221,7 @@ def test_what_is_absent_is_not_found_but_its_participants_are_an_empty_list() ->
     run(check())
 
 
-def test_rooms_are_listed_by_name_and_a_room_made_again_has_another_sid() -> None:
+def test_rooms_are_listed_by_name_and_a_recreated_room_has_another_sid() -> None:
     async def check() -> None:
         async with bench() as b:
             old = await b.create_room("a")
@@ -239,7 +239,7 @@ def test_rooms_are_listed_by_name_and_a_room_made_again_has_another_sid() -> Non
     run(check())
 
 
-def test_a_room_that_nobody_but_an_agent_joins_closes_after_its_empty_timeout() -> None:
+def test_a_room_that_only_an_agent_joins_closes_after_its_empty_timeout() -> None:
     async def check() -> None:
         async with bench() as b:
             await b.create_room("r", "", empty_timeout=200)
@@ -581,7 +581,7 @@ def test_the_agent_of_number_0006_never_joins_and_others_do() -> None:
     ("digits", "error"),
     [("0007", aiohttp.ClientError), ("0008", aiohttp.ClientError), ("0011", api.ServerError)],
 )
-def test_a_call_goes_on_when_the_answer_to_its_request_is_lost(digits: str, error: type[Exception]) -> None:
+def test_a_call_continues_when_the_answer_to_its_request_is_lost(digits: str, error: type[Exception]) -> None:
     async def check() -> None:
         async with bench(ring=LONG, talk=LONG) as b:
             dial = asyncio.create_task(b.dial(digits))
@@ -602,7 +602,7 @@ def test_a_call_goes_on_when_the_answer_to_its_request_is_lost(digits: str, erro
     run(check())
 
 
-def test_number_0018_is_never_told_and_rings_out() -> None:
+def test_the_dial_of_number_0018_is_never_answered_and_rings_out() -> None:
     async def check() -> None:
         async with bench() as b:
             dial = asyncio.create_task(b.dial("0018", ringing_timeout=Duration(nanos=1)))
@@ -763,7 +763,7 @@ def test_a_rate_of_agents_that_never_join() -> None:
     run(check())
 
 
-def test_a_method_fails_before_or_after_its_work_as_often_as_told() -> None:
+def test_a_method_fails_before_or_after_its_effect_as_often_as_set() -> None:
     async def check() -> None:
         async with bench() as b:
             await b.control("PUT", "faults", {"createRoom": {"fail": "unavailable", "times": 1}})
@@ -792,7 +792,7 @@ def test_a_method_fails_before_or_after_its_work_as_often_as_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "named"),
+    ("changes", "named"),
     [
         ({"ringSecond": 1}, "ringSecond"),
         ({"ringSecond": None}, "ringSecond"),
@@ -803,17 +803,17 @@ def test_a_method_fails_before_or_after_its_work_as_often_as_told() -> None:
         ({"rates": {"busy": 0.6, "rejected": 0.6}}, "more than 1"),
     ],
 )
-def test_an_unknown_or_wrong_knob_is_named(knobs: dict[str, Any], named: str) -> None:
+def test_an_unknown_or_wrong_fault_is_named(changes: dict[str, Any], named: str) -> None:
     async def check() -> None:
         async with bench() as b:
             before = await b.control("GET", "faults")
-            assert named in str(await b.control("PUT", "faults", knobs, status=400))
+            assert named in str(await b.control("PUT", "faults", changes, status=400))
             assert await b.control("GET", "faults") == before
 
     run(check())
 
 
-def test_knobs_that_are_not_named_stay_and_a_reset_restores_all() -> None:
+def test_faults_that_are_not_named_stay_and_a_reset_restores_all() -> None:
     async def check() -> None:
         async with bench() as b:
             start = await b.control("GET", "faults")
@@ -946,7 +946,7 @@ def test_a_webhook_address_that_cannot_be_reached_is_tried_again_and_old_events_
     run(check())
 
 
-def test_webhooks_can_be_lost_doubled_late_and_out_of_order() -> None:
+def test_webhooks_can_be_lost_duplicated_late_and_out_of_order() -> None:
     async def check() -> None:
         async with bench() as b:
             await b.control("PUT", "faults", {"webhooks": {"drop": 1, "only": ["room_finished"]}})
@@ -975,7 +975,7 @@ def test_webhooks_can_be_lost_doubled_late_and_out_of_order() -> None:
 # As a process
 
 
-def test_the_process_says_where_it_listens_and_ends_on_a_signal() -> None:
+def test_the_process_prints_its_address_and_ends_on_a_signal() -> None:
     command = [sys.executable, "-m", "local.livekit", "--port", "0", "--api-key", KEY, "--api-secret", SECRET]
     with subprocess.Popen(
         [*command, "--time-scale", "0.05", "--ring-seconds", "0.01"],

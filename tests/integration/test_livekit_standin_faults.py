@@ -1,4 +1,4 @@
-"""The LiveKit stand-in's faults on demand: errors that contradict the phone's state, processes that die."""
+"""The LiveKit stand-in's faults on demand: errors that contradict the phone's state, and crashes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.livekit_bench import LONG, Bench, bench, run, until
 AGENT = ParticipantInfo.AGENT
 ME = api.RoomParticipantIdentity(room="r", identity="call-1")
 
-# Errors that say nothing of the phone
+# Errors that do not show the state of the phone
 
 
 @pytest.mark.parametrize("fail", ["failed_precondition", "unavailable", "internal"])
-def test_a_dial_can_be_answered_an_error_though_the_phone_has_answered_and_talks(fail: str) -> None:
+def test_a_dial_can_fail_although_the_phone_has_answered(fail: str) -> None:
     async def check() -> None:
         async with bench() as b:
             await b.control(
@@ -37,11 +37,11 @@ def test_a_dial_can_be_answered_an_error_though_the_phone_has_answered_and_talks
     run(check())
 
 
-def test_a_dial_can_be_answered_an_error_while_the_phone_rings_on() -> None:
+def test_a_dial_can_fail_while_the_phone_rings() -> None:
     async def check() -> None:
         async with bench(ring=LONG) as b:
-            knobs = {"outcome": "talks_on", "fail": "unavailable", "whileRinging": True}
-            await b.control("PUT", "faults", {"numbers": {"+491": knobs}})
+            changes = {"outcome": "talks_on", "fail": "unavailable", "whileRinging": True}
+            await b.control("PUT", "faults", {"numbers": {"+491": changes}})
             dial = asyncio.create_task(b.dial("+491"))
             await b.placed()
             await b.time_passes(0.2 * LONG)
@@ -69,18 +69,18 @@ def test_a_refusal_of_the_carrier_can_lack_its_sip_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"fail": "internal", "after": True, "whileRinging": True}, {"after": True}, {"whileRinging": True}]
+    "changes", [{"fail": "internal", "after": True, "whileRinging": True}, {"after": True}, {"whileRinging": True}]
 )
-def test_a_failure_of_a_number_comes_at_one_time(knobs: dict[str, Any]) -> None:
+def test_a_failure_of_a_number_has_one_time(changes: dict[str, Any]) -> None:
     async def check() -> None:
         async with bench() as b:
-            told = await b.control("PUT", "faults", {"numbers": {"+491": knobs}}, status=400)
+            told = await b.control("PUT", "faults", {"numbers": {"+491": changes}}, status=400)
             assert "whileRinging" in str(told)
 
     run(check())
 
 
-# A server that dies while redis lives
+# A server that crashes while redis lives
 
 
 async def with_agent(b: Bench, room: str = "r", to: str = "+15550000012") -> None:
@@ -99,7 +99,7 @@ async def refused(attempt: Awaitable[Any]) -> tuple[str, int, str]:
 
 
 @pytest.mark.parametrize(("digits", "status"), [("0002", "ringing"), ("0012", "active")])
-def test_after_a_crash_rooms_stay_as_they_were_and_nothing_happens_in_them(digits: str, status: str) -> None:
+def test_after_a_crash_rooms_keep_their_state_and_nothing_happens_in_them(digits: str, status: str) -> None:
     async def check() -> None:
         async with bench() as b:
             await with_agent(b)
@@ -142,7 +142,7 @@ def test_after_a_crash_rooms_stay_as_they_were_and_nothing_happens_in_them(digit
     run(check())
 
 
-def test_an_orphan_room_is_cleared_by_making_and_deleting_it_and_its_agent_comes_once_more() -> None:
+def test_an_orphan_room_is_removed_by_creating_and_deleting_it_and_its_agent_is_dispatched_once_more() -> None:
     async def check() -> None:
         async with bench() as b:
             await with_agent(b)
@@ -175,7 +175,7 @@ def test_an_orphan_room_is_cleared_by_making_and_deleting_it_and_its_agent_comes
     run(check())
 
 
-def test_a_server_that_is_down_cuts_every_request_and_what_it_had_to_tell_is_lost() -> None:
+def test_a_server_that_is_down_cuts_every_request_and_its_queued_events_are_lost() -> None:
     async def check() -> None:
         async with bench() as b:
             b.hook.answers = [500]
@@ -215,10 +215,10 @@ def test_a_wrong_field_of_a_control_call_is_named(path: str, body: dict[str, Any
     run(check())
 
 
-# A server that restarts in a call
+# A server that restarts during a call
 
 
-def test_after_a_restart_those_who_outlived_it_join_again_and_the_phone_is_dialing_though_it_talks() -> None:
+def test_after_a_restart_participants_rejoin_and_an_answered_phone_is_dialing() -> None:
     async def check() -> None:
         async with bench() as b:
             await with_agent(b)
@@ -255,7 +255,7 @@ def test_after_a_restart_those_who_outlived_it_join_again_and_the_phone_is_diali
     run(check())
 
 
-def test_a_phone_that_rings_when_the_server_restarts_rings_on_and_its_room_can_be_deleted_afterwards() -> None:
+def test_a_phone_keeps_ringing_during_a_restart_and_its_room_can_be_deleted_afterwards() -> None:
     async def check() -> None:
         async with bench(ring=LONG) as b:
             dial = asyncio.create_task(b.dial("0012"))
@@ -291,11 +291,11 @@ def test_a_call_that_ends_before_its_server_is_back_leaves_an_orphan() -> None:
     run(check())
 
 
-# Processes that die alone
+# Other processes that die
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_an_agent_dies_in_a_call_that_goes_on(at_once: bool) -> None:
+def test_a_call_continues_when_its_agent_dies(at_once: bool) -> None:
     async def check() -> None:
         async with bench() as b:
             await with_agent(b)
@@ -320,7 +320,9 @@ def test_an_agent_dies_in_a_call_that_goes_on(at_once: bool) -> None:
 
 
 @pytest.mark.parametrize(("digits", "status"), [("0002", "ringing"), ("0012", "active")])
-def test_the_sip_service_dies_and_its_participant_is_put_out_by_its_silence(digits: str, status: str) -> None:
+def test_the_participant_of_a_dead_sip_service_is_removed_after_the_connection_timeout(
+    digits: str, status: str
+) -> None:
     async def check() -> None:
         async with bench() as b:
             dial = asyncio.create_task(b.dial(digits))
@@ -345,7 +347,7 @@ def test_the_sip_service_dies_and_its_participant_is_put_out_by_its_silence(digi
     run(check())
 
 
-def test_a_phone_without_sound_is_put_out_while_it_is_active() -> None:
+def test_a_phone_without_audio_is_removed_while_it_is_active() -> None:
     async def check() -> None:
         async with bench() as b:
             await b.dial("0025", max_call_duration=Duration(seconds=300))
@@ -359,7 +361,7 @@ def test_a_phone_without_sound_is_put_out_while_it_is_active() -> None:
     run(check())
 
 
-def test_a_server_that_is_draining_makes_no_room_and_lets_calls_go_on() -> None:
+def test_a_draining_server_creates_no_room_and_continues_its_calls() -> None:
     async def check() -> None:
         async with bench() as b:
             await b.create_room()
@@ -374,7 +376,7 @@ def test_a_server_that_is_draining_makes_no_room_and_lets_calls_go_on() -> None:
     run(check())
 
 
-# Agents that do not come
+# Agents that do not join
 
 
 async def jobs(b: Bench, room: str) -> list[tuple[int, int, str]]:
@@ -386,7 +388,7 @@ async def jobs(b: Bench, room: str) -> list[tuple[int, int, str]]:
     ]
 
 
-def test_a_late_agent_is_told_from_one_that_never_comes_by_its_job() -> None:
+def test_a_job_distinguishes_a_late_agent_from_a_lost_dispatch() -> None:
     async def check() -> None:
         async with bench() as b:
             numbers = {"+491": {"agentJoinSeconds": LONG}, "+492": {"lostDispatches": 1}}
@@ -415,7 +417,7 @@ def test_a_late_agent_is_told_from_one_that_never_comes_by_its_job() -> None:
     run(check())
 
 
-def test_the_first_dispatches_are_lost_and_may_tell_why() -> None:
+def test_the_first_dispatches_are_lost_and_may_show_a_reason() -> None:
     async def check() -> None:
         async with bench() as b:
             await b.control("PUT", "faults", {"dispatches": {"lose": 1, "times": 1, "reason": "NO_CAPACITY"}})
@@ -427,8 +429,8 @@ def test_the_first_dispatches_are_lost_and_may_tell_why() -> None:
             await b.control("PUT", "faults", {"dispatches": {"lose": 1, "reason": "RETRYING"}})
             await b.create_room("third", "{}")
             assert await jobs(b, "third") == [(agent.JS_PENDING, agent.JSR_RETRYING, "")]
-            knobs = {"dispatches": {"reason": "FULL"}}
-            assert "dispatches.reason" in str(await b.control("PUT", "faults", knobs, status=400))
+            changes = {"dispatches": {"reason": "FULL"}}
+            assert "dispatches.reason" in str(await b.control("PUT", "faults", changes, status=400))
 
     run(check())
 
@@ -447,7 +449,7 @@ def test_workers_at_their_limit_take_no_more_agents_until_one_leaves() -> None:
     run(check())
 
 
-def test_deleting_a_dispatch_takes_its_agent_out() -> None:
+def test_deleting_a_dispatch_removes_its_agent() -> None:
     async def check() -> None:
         async with bench() as b:
             await with_agent(b)
@@ -472,7 +474,7 @@ def test_an_agent_leaves_when_its_callee_has_left_unanswered(digits: str) -> Non
     run(check())
 
 
-# Counts, and what a removal meets
+# Counts, and removals during a dial
 
 
 def test_the_counts_of_a_room_lag_behind() -> None:

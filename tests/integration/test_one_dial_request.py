@@ -112,8 +112,8 @@ def test_a_dial_to_livekit_cloud_that_fails_was_sent_once(
                     trunk_id="ST_1",
                     to="+15550000000",
                     from_number=None,
-                    ring=30,
-                    longest=1830,
+                    ring_seconds=30,
+                    longest_seconds=1830,
                     timeout=SECONDS,
                 )
 

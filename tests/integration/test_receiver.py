@@ -161,7 +161,7 @@ def test_events_are_listed_by_call_path_and_number() -> None:
     run(check())
 
 
-def test_a_path_refuses_as_often_as_told_and_others_do_not() -> None:
+def test_a_path_refuses_as_often_as_set_and_others_do_not() -> None:
     async def check() -> None:
         async with bench() as b:
             told = {"/bad": {"status": 503, "retryAfter": 7, "times": 2}, "*": {"status": 200}}
@@ -219,7 +219,7 @@ def test_an_unknown_behaviour_is_refused_by_name(behaviour: Any) -> None:
     run(check())
 
 
-def test_people_are_shown_what_arrives(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_each_webhook(capsys: pytest.CaptureFixture[str]) -> None:
     async def check() -> None:
         app = create_app((SECRET,), show=True)
         async with TestServer(app) as server, aiohttp.ClientSession() as http:
@@ -236,7 +236,7 @@ def test_people_are_shown_what_arrives(capsys: pytest.CaptureFixture[str]) -> No
     assert "\x1b" not in said
 
 
-def test_the_process_says_where_it_listens_and_ends_on_a_signal() -> None:
+def test_the_process_prints_its_address_and_ends_on_a_signal() -> None:
     command = [sys.executable, "-m", "local.receiver", "--port", "0", "--secret", SECRET]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:

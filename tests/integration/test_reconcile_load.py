@@ -55,12 +55,12 @@ class CallsInMemory(CallStore):
     def read_due(self, keys: list[tuple[str, str]]) -> Due:
         return Due([self.calls[call_id] for call_id, _ in keys], [], [])
 
-    def note_missing(self, seen: Call, check_at: int, **since: int | None) -> Write:
-        self.looked.setdefault(seen.call_id, []).append(check_at)
-        return self._put(dataclasses.replace(seen, check_at_ms=check_at, **cast(dict[str, Any], since)))
+    def note_missing(self, seen: Call, check_at_ms: int, **since: int | None) -> Write:
+        self.looked.setdefault(seen.call_id, []).append(check_at_ms)
+        return self._put(dataclasses.replace(seen, check_at_ms=check_at_ms, **cast(dict[str, Any], since)))
 
-    def postpone(self, seen: Call, check_at: int) -> Write:
-        return self._put(dataclasses.replace(seen, check_at_ms=check_at))
+    def postpone(self, seen: Call, check_at_ms: int) -> Write:
+        return self._put(dataclasses.replace(seen, check_at_ms=check_at_ms))
 
     def _put(self, call: Call) -> Write:
         self.calls[call.call_id] = call
@@ -129,12 +129,12 @@ def test_a_run_has_few_items_in_hand_and_writes_the_first_before_it_reads_on(sys
             most = max(most, in_hand)
         return read_due(keys)
 
-    def write(seen: Call, check_at: int, **since: int | None) -> Write:
+    def write(seen: Call, check_at_ms: int, **since: int | None) -> Write:
         nonlocal in_hand, read_before_the_first_write
         with lock:
             read_before_the_first_write = read_before_the_first_write or in_hand
             in_hand -= 1
-        return note_missing(seen, check_at, **since)
+        return note_missing(seen, check_at_ms, **since)
 
     calls.read_due, calls.note_missing = read, write  # type: ignore[method-assign]
     assert world.reconcile() == {"alive": 1600}

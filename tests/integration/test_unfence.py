@@ -168,8 +168,8 @@ def test_no_shape_of_an_errors_body_is_believed_or_breaks_the_worker(body: str, 
                         trunk_id="ST_1",
                         to=NUMBER,
                         from_number=None,
-                        ring=1,
-                        longest=60,
+                        ring_seconds=1,
+                        longest_seconds=60,
                         timeout=10,
                     )
             return caught.value

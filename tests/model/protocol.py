@@ -56,9 +56,9 @@ NO_PROCESS = Process()
 DEAD = 9
 # What must follow at once on a check of the lease: nothing else holds it back.
 RIGHT_BEHIND_A_CHECK = {
-    "delete_room": "the worker looks whether its lease is over",
-    "step_back": "the worker looks whether its lease is over",
-    "create_dispatch": "the worker looks whether its lease is over",
+    "delete_room": "the worker checks whether its lease has expired",
+    "step_back": "the worker checks whether its lease has expired",
+    "create_dispatch": "the worker checks whether its lease has expired",
     "dial": "fence: lease live",
 }
 
@@ -241,7 +241,7 @@ def _deletes(
     """DeleteRoom; an orphan room is not found, made again, and deleted: then `orphan` goes on, not `then`."""
     if not orphaned(state):
         return Step(label, put(delete_room(config, state), orphan if process.proof == "orphan" else then))
-    if "an orphan room is made again to be deleted" in config.without:
+    if "an orphan room is created again to be deleted" in config.without:
         return Step(f"{label}: it is not found", put(state, NO_PROCESS))
     return Step(
         f"{label}: not found, so makes it again", put(revive_room(state), process._replace(proof="orphan"))
@@ -263,7 +263,7 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
 
     def checked(label: str, after: State, at: str, fair: bool = True, **changes: object) -> Step:
         """Goes on with `at` if its lease is not over; it cannot be where no living worker's ever is."""
-        if config.stall == "never" or "the worker looks whether its lease is over" in config.without:
+        if config.stall == "never" or "the worker checks whether its lease has expired" in config.without:
             return go(label, after, at, fair, **changes)
         return go(label, after, "check", fair, then=at, **changes)
 
@@ -280,7 +280,7 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
     call, faults, without = state.call, state.faults, config.without
     mine = Seen(DIALING, worker.lease, False)
     unclear = "prove" if "an unclear dial is not sent again" in without else ""
-    left = call.left == "phone" or (call.left and "a closed room alone ends no dial" in without)
+    left = call.left == "phone" or (call.left and "a closed room alone does not end a dial" in without)
     still_mine = call.status != ENDED and call.lease == worker.lease
     still_mine = still_mine or "the worker ends only what is still its own" in without
 
@@ -358,13 +358,13 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
                 stale = state.room is not None and state.room.made_by != worker.lease
                 after = broken(config, state, AGENT_ASKED) if stale else state
                 yield checked("sees no agent come", after, "end", seen=Seen(QUEUED, worker.lease, False))
-            elif "the agent comes before the dial" in without:
+            elif "the agent joins before the dial" in without:
                 yield checked("does not wait for the agent", state, "fence")
             lost = state.room is not None and agent in (LOST, GONE) and state.room.second != COMING
-            if lost or (agent == COMING and "an agent that has a job is waited for" in without):
+            if lost or (agent == COMING and "the worker waits for an agent that has a job" in without):
                 yield go("sees no agent, and no dispatch with a job", state, "delete_dispatch")
                 yield from no_livekit("cannot list the dispatches")
-            ended = call.status == ENDED and "waiting for the agent, the worker reads the record" not in without
+            ended = call.status == ENDED and "the waiting worker reads the record" not in without
             if agent != THERE and ended:
                 yield clear("sees no agent, and the call ended", state, lease_checked=True)
             if agent == THERE and config.waits:
@@ -372,7 +372,7 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
             yield from no_livekit("cannot look for the agent")
         case "delete_dispatch":
             deleted = state
-            if "a lost dispatch is deleted before another is made" not in without:
+            if "a lost dispatch is deleted before a new one is created" not in without:
                 deleted = delete_dispatch(state, worker.room)
             yield checked("deletes the dispatch", deleted, "create_dispatch")
             yield from no_livekit("cannot delete the dispatch")
@@ -421,7 +421,7 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
                 yield go("loses the connection, and the client dials again", dial(config, state), "answer")
         case "answered":
             after = record.answered(config, state, worker.lease)
-            if after is not None and after.call.left and "an answer looks at what left" not in without:
+            if after is not None and after.call.left and "the answer checks for a phone that left" not in without:
                 step = go("writes the answer", after, "end", seen=seen_in(after))
             elif after is not None:
                 step = stop("writes the answer", after)
@@ -431,7 +431,7 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
                 step = stop("finds the answer written", state)
             yield from written(step, "answered")
         case "error":
-            if state.phone in IN_ROOM and "an error without a SIP code is looked at" not in without:
+            if state.phone in IN_ROOM and "an error without a SIP code requires a look" not in without:
                 yield go("sees the phone in the room", state, "look")
             else:
                 yield go("sees no phone in the room", state, "end", seen=mine)
@@ -515,11 +515,9 @@ def _counts_as_there(config: Config, state: State) -> str:
     """
     there = shown(state)
     if there == RINGING and state.rung_out and state.phone == ACTIVE:
-        return ACTIVE if "a phone that joined anew is on" not in config.without else ""
+        return ACTIVE if "a phone that joined again is connected" not in config.without else ""
     gone = (
-        there == RINGING
-        and state.rung_out
-        and "a ring that outlasts its time counts as gone" not in config.without
+        there == RINGING and state.rung_out and "a phone that rings too long counts as gone" not in config.without
     )
     return "" if gone else there
 
@@ -649,7 +647,7 @@ def _due(config: Config, state: State, put: Put) -> Iterator[Step]:
                     yield start("in progress for too long", "ask", seen_in(state))
         case _:
             # A room that was not listed is not deleted; the list is as old as the record.
-            if call.room or not call.live or "clearing waits for a foreign lease" in without:
+            if call.room or not call.live or "clearing waits for another process's lease" in without:
                 label, what = ("ended", _room_of(call)) if state.room else ("ended, no room", "no room")
                 yield Step(f"the reconciler reads the record: {label}", put(state, _to_clear(config, what)))
 
@@ -675,7 +673,7 @@ def _present(config: Config, state: State, process: Process, seen: Seen, put: Pu
     return go("note_there") if seen.missing else Step(label, put(state, NO_PROCESS))
 
 
-# ── calls_api/cancel.py ─────────────────────────────────────────────────────────────────────────────
+# ── shared/canceling.py ─────────────────────────────────────────────────────────────────────────────
 
 
 def _canceller(config: Config, state: State) -> Iterator[Step]:
@@ -694,7 +692,7 @@ def _canceller(config: Config, state: State) -> Iterator[Step]:
             elif call.status == QUEUED:
                 # Canceled by the API is a reason of its own: what the record says of hanging up is the same.
                 yield go("finds the call queued", state, "end", False, read)
-            elif "a fenced call is not canceled but hung up" in config.without:
+            elif "a fenced call is hung up instead of canceled" in config.without:
                 yield go(f"finds the call {call.status}", state, "end", False, read)
             else:
                 yield go(f"finds the call {call.status}", state, "hang_up" if call.hangup else "ask", False, read)
@@ -747,7 +745,7 @@ def _handler(config: Config, state: State) -> Iterator[Step]:
             elif (
                 call.status == IN_PROGRESS
                 and same_room
-                and "an event ends what was answered meanwhile" not in without
+                and "an event ends a call that was answered meanwhile" not in without
             ):
                 step = Step(f"{who} finds the call answered", put(state, Process("end", seen=seen_in(state))))
             else:
@@ -776,13 +774,13 @@ def _event(config: Config, state: State, kind: str, sid: int) -> Iterator[Step]:
     fenced = call.room or "an event clears only what was fenced" in without
     if call.room and call.room != sid and "an event of another room is ignored" not in without:
         return
-    if kind == "moved" and "moving is no end" not in without:
+    if kind == "moved" and "moving a phone does not end its call" not in without:
         return
     if kind == "participant_joined":
         if call.status == DIALING:
             yield start(Process("note_joined", seen=seen_in(state)._replace(room=call.room)))
     elif call.status == DIALING:
-        if "an event ends no call that is dialing" in without:
+        if "an event does not end a call that is dialing" in without:
             yield start(Process("end", seen=seen_in(state)))
         else:
             who = "room" if kind == "room_finished" else "phone"

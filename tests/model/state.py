@@ -180,23 +180,23 @@ class Config(NamedTuple):
 
 # ── promises ────────────────────────────────────────────────────────────────────────────────────────
 
-ONE_RING = "at most one dial is asked for"
+ONE_RING = "at most one dial is requested"
 NO_RING_AFTER_END = "no phone begins to ring after the end is written"
-ONE_END = "one end, its event with it, and nothing after it"
+ONE_END = "exactly one end, written with its event, and nothing after it"
 NOT_CUT_OFF = "no call is hung up without a request"
-NOT_ENDED_EARLY = "no end while the phone is on"
-HANGUP_STANDS = "a request to hang up is neither undone nor unsaid"
-HANGUP_OBEYED = "nothing goes on over a request to hang up"
+NOT_ENDED_EARLY = "no end while the phone is connected"
+HANGUP_STANDS = "a request to hang up is never undone or lost"
+HANGUP_OBEYED = "no call continues after a request to hang up"
 ONE_WORKER = "one worker at a time"
 ONE_CHAIN = "one chain of messages"
 AGENT_THERE = "no ring without an agent in the room"
-AGENT_ASKED = "an agent is missing only after it was asked for"
+AGENT_ASKED = "an agent is missing only after it was dispatched"
 ONE_AGENT = "one agent in the room"
 HELD_BY_ITS_DIALLER = "a fenced call keeps its dialler's lease"
-SLOT_HELD = "no phone is on without a slot, no more slots than the limit"
-SLOT_FREED = "no slot is left to the repair"
+SLOT_HELD = "no phone is connected without a slot, no more slots than the limit"
+SLOT_FREED = "no slot needs the repair"
 ROOM_GONE = "no agent is left behind in a room"
-ALWAYS_ENDS = "once faults stop, an end, a free slot, and nothing due"
+ALWAYS_ENDS = "once faults stop, the call ends, its slot is free, nothing is due"
 NEEDS_NO_RESCUE = "without faults, an end without the reconciler"
 PROMISES = frozenset(
     (

@@ -33,20 +33,20 @@ _STUCK = frozenset({ALWAYS_ENDS})
 
 CALM = Config("no faults, and no reconciler", cancel=True, events=True, reconcilers=0, grows_old=False)
 CANCELED = Config("a cancel, events in any order", cancel=True, events=True)
-TWO_DEATHS = Config("two deaths, a refusal, no slot free", Faults(crashes=2, refusals=1, full_slots=1))
+TWO_DEATHS = Config("two crashes, a refusal, no free slot", Faults(crashes=2, refusals=1, full_slots=1))
 REFUSED = Config(
-    "a death, a refusal, a cancel",
+    "a crash, a refusal, a cancel",
     Faults(crashes=1, refusals=1),
     cancel=True,
     grows_old=False,
     ignored=_STUCK,
 )
 LATE_EVENTS = Config(
-    "an earlier room's late events, two deaths", Faults(crashes=2, refusals=1), workers=1, events=True
+    "an earlier room's late events, two crashes", Faults(crashes=2, refusals=1), workers=1, events=True
 )
 UNCLEAR = Config("a lost answer, a wrong look, a cancel", Faults(cuts=1, wrong_looks=1), cancel=True)
 ANSWERED = Config(
-    "a moving phone, a wrong look, a death, events",
+    "a moving phone, a wrong look, a crash, events",
     Faults(crashes=1, cuts=1, wrong_looks=1, migrations=1),
     workers=1,
     leases=1,
@@ -56,7 +56,7 @@ OVERTIME = Config(
     "a call that lasts too long, a cancel, events", workers=1, leases=1, cancel=True, events=True, overtime=True
 )
 RECONCILERS = Config(
-    "two reconcilers, a death, a cancel",
+    "two reconcilers, a crash, a cancel",
     Faults(crashes=1),
     workers=1,
     leases=1,
@@ -64,13 +64,15 @@ RECONCILERS = Config(
     cancel=True,
     overtime=True,
 )
-AGENTS = Config("agents that do not come", Faults(crashes=1, refusals=1, lost_agents=1), workers=1)
+AGENTS = Config("agents that do not join", Faults(crashes=1, refusals=1, lost_agents=1), workers=1)
 AGENTS_LATE = Config(
-    "agents that come late, a cancel", Faults(lost_agents=1, late_agents=1), workers=1, leases=1, cancel=True
+    "agents that join late, a cancel", Faults(lost_agents=1, late_agents=1), workers=1, leases=1, cancel=True
 )
-LIARS = Config("`unavailable`, and it rings", Faults(crashes=1, liars=1), workers=1, attempts=3, events=True)
+LIARS = Config(
+    "`unavailable`, although the phone rings", Faults(crashes=1, liars=1), workers=1, attempts=3, events=True
+)
 ERRORS = Config(
-    "an error while the phone is on, a cancel, events",
+    "an error while the phone is connected, a cancel, events",
     Faults(errors=1),
     workers=1,
     leases=1,
@@ -78,7 +80,7 @@ ERRORS = Config(
     events=True,
 )
 ORPHANS = Config(
-    "a LiveKit server that dies or restarts, a death, a cancel",
+    "a LiveKit server that crashes or restarts, a crash, a cancel",
     Faults(crashes=1, orphans=1, restarts=1),
     workers=1,
     leases=1,
@@ -86,7 +88,7 @@ ORPHANS = Config(
     overtime=True,
 )
 DEAF = Config(
-    "LiveKit deletes no room any more, a death, events",
+    "LiveKit no longer deletes rooms, a crash, events",
     Faults(crashes=1, orphans=1),
     workers=1,
     leases=1,
@@ -105,7 +107,7 @@ LOST_ROOMS = Config(
 # A slot that is taken late waits for its repair.
 _REPAIRED = frozenset({SLOT_FREED})
 COPIES = Config(
-    "a write executed late, a refusal, no slot free",
+    "a write executed late, a refusal, no free slot",
     Faults(late_copies=1, refusals=1, full_slots=1),
     leases=3,
     attempts=3,
@@ -155,7 +157,7 @@ COPIES_WAITS = Config(
     ignored=_REPAIRED,
 )
 COPIES_LOOKS = Config(
-    "a write executed late, a wrong look, a death",
+    "a write executed late, a wrong look, a crash",
     Faults(late_copies=1, wrong_looks=1, crashes=1),
     workers=1,
     leases=1,
@@ -165,7 +167,7 @@ COPIES_LOOKS = Config(
     ignored=_REPAIRED,
 )
 COPIES_LIARS = Config(
-    "a write executed late, `unavailable`, and it rings",
+    "a write executed late, `unavailable`, although the phone rings",
     Faults(late_copies=1, liars=1),
     workers=1,
     attempts=3,
@@ -176,7 +178,7 @@ COPIES_LIARS = Config(
 )
 WAITS = Config("dialling paused, a refusal, a cancel", Faults(refusals=1), waits=True, cancel=True)
 WAITS_DEATH = Config(
-    "dialling paused, a death, a refusal, a cancel",
+    "dialling paused, a crash, a refusal, a cancel",
     Faults(crashes=1, refusals=1),
     waits=True,
     cancel=True,
@@ -184,14 +186,14 @@ WAITS_DEATH = Config(
     ignored=_STUCK,
 )
 STALLED = Config(
-    "a worker that wakes after its lease, a refusal",
+    "a worker that resumes after its lease, a refusal",
     Faults(refusals=1),
     grows_old=False,
     stall="unchecked",
     ignored=_LATE,
 )
 STALLED_UNCLEAR = Config(
-    "a worker that wakes after its lease, a lost answer",
+    "a worker that resumes after its lease, a lost answer",
     Faults(cuts=1),
     workers=1,
     leases=1,
@@ -200,14 +202,14 @@ STALLED_UNCLEAR = Config(
     ignored=_LATE,
 )
 STALLED_THIRD = Config(
-    "a worker that wakes after its lease, a third lease",
+    "a worker that resumes after its lease, a third lease",
     leases=3,
     grows_old=False,
     stall="unchecked",
     ignored=_LATE,
 )
 STALLED_CANCEL = Config(
-    "a worker that wakes after its lease, a cancel",
+    "a worker that resumes after its lease, a cancel",
     workers=1,
     cancel=True,
     grows_old=False,
@@ -215,7 +217,7 @@ STALLED_CANCEL = Config(
     ignored=_LATE,
 )
 STALLED_AGENTS = Config(
-    "a worker that wakes after its lease, a lost agent",
+    "a worker that resumes after its lease, a lost agent",
     Faults(lost_agents=1),
     grows_old=False,
     stall="unchecked",
@@ -224,7 +226,7 @@ STALLED_AGENTS = Config(
     ignored=_LATE | {AGENT_ASKED, AGENT_THERE},
 )
 STALLED_ANYWHERE = Config(
-    "a worker that wakes anywhere after its lease",
+    "a worker that resumes anywhere after its lease",
     Faults(refusals=1),
     grows_old=False,
     stall="anywhere",
@@ -313,43 +315,43 @@ NEEDED = {
     "lease before slot": Breaks(CANCELED, SLOT_FREED),
     "slot before the dial": Breaks(CALM, SLOT_HELD),
     "the last attempt's room is deleted": Breaks(AGENTS, AGENT_ASKED),
-    "an agent that has a job is waited for": Breaks(AGENTS, ONE_AGENT),
-    "a lost dispatch is deleted before another is made": Breaks(AGENTS_LATE, ONE_AGENT),
-    "the agent comes before the dial": Breaks(CALM, AGENT_THERE),
-    "the worker looks whether its lease is over": Breaks(STALLED_THIRD, AGENT_THERE),
+    "the worker waits for an agent that has a job": Breaks(AGENTS, ONE_AGENT),
+    "a lost dispatch is deleted before a new one is created": Breaks(AGENTS_LATE, ONE_AGENT),
+    "the agent joins before the dial": Breaks(CALM, AGENT_THERE),
+    "the worker checks whether its lease has expired": Breaks(STALLED_THIRD, AGENT_THERE),
     "waiting clears only what no other process holds": Breaks(WAITS_DEATH, SLOT_FREED),
     "only the winner of the fence dials": Breaks(only(STALLED, ONE_RING), ONE_RING),
     "a dial is sent once": Breaks(UNCLEAR, ONE_RING),
     "an unclear dial is not sent again": Breaks(only(UNCLEAR, ONE_RING), ONE_RING),
     "un-fence: no phone in the room": Breaks(only(LIARS, ONE_RING), ONE_RING),
     "un-fence: no phone on two looks": Breaks(only(LIARS, ONE_RING), ONE_RING),
-    "an error without a SIP code is looked at": Breaks(ERRORS, NOT_ENDED_EARLY),
+    "an error without a SIP code requires a look": Breaks(ERRORS, NOT_ENDED_EARLY),
     "the worker looks twice": Breaks(UNCLEAR, NO_RING_AFTER_END),
-    "a closed room alone ends no dial": Breaks(LOST_ROOMS, NO_RING_AFTER_END),
+    "a closed room alone does not end a dial": Breaks(LOST_ROOMS, NO_RING_AFTER_END),
     # shared/ending
     "the end and its event are one write": Breaks(CANCELED, ONE_END),
     "an ended call stays due": Breaks(LATE_EVENTS, SLOT_FREED),
     "only the winner of the end clears": Breaks(CANCELED, SLOT_HELD),
     "the slot is freed before the room is deleted": Breaks(DEAF, ALWAYS_ENDS),
     "the room is deleted before the call leaves the index": Breaks(LATE_EVENTS, ROOM_GONE),
-    "an orphan room is made again to be deleted": Breaks(ORPHANS, ALWAYS_ENDS),
+    "an orphan room is created again to be deleted": Breaks(ORPHANS, ALWAYS_ENDS),
     "the slot is freed before the call leaves the index": Breaks(LATE_EVENTS, SLOT_FREED),
     # reconcile_calls
     "the reconciler leaves a live dial alone": Breaks(CANCELED, NO_RING_AFTER_END),
     "the reconciler looks twice": Breaks(ANSWERED, NOT_ENDED_EARLY),
-    "a ring that outlasts its time counts as gone": Breaks(ORPHANS, ALWAYS_ENDS),
-    "a phone that joined anew is on": Breaks(ORPHANS, NOT_ENDED_EARLY),
-    "clearing waits for a foreign lease": Breaks(REFUSED, SLOT_FREED),
+    "a phone that rings too long counts as gone": Breaks(ORPHANS, ALWAYS_ENDS),
+    "a phone that joined again is connected": Breaks(ORPHANS, NOT_ENDED_EARLY),
+    "clearing waits for another process's lease": Breaks(REFUSED, SLOT_FREED),
     "slots are repaired": Breaks(COPIES, ALWAYS_ENDS),
     "the repair frees only what has ended": Breaks(COPIES, SLOT_HELD),
     # calls_api
-    "a fenced call is not canceled but hung up": Breaks(CANCELED, NO_RING_AFTER_END),
+    "a fenced call is hung up instead of canceled": Breaks(CANCELED, NO_RING_AFTER_END),
     "the room stays while it rings": Breaks(CANCELED, AGENT_THERE),
     "cancel clears only what no other process touched": Breaks(REFUSED, SLOT_FREED),
     # livekit_events
-    "an event ends no call that is dialing": Breaks(LOST_ROOMS, NO_RING_AFTER_END),
+    "an event does not end a call that is dialing": Breaks(LOST_ROOMS, NO_RING_AFTER_END),
     "an event of another room is ignored": Breaks(LATE_EVENTS, NOT_ENDED_EARLY),
-    "moving is no end": Breaks(ANSWERED, NOT_ENDED_EARLY),
+    "moving a phone does not end its call": Breaks(ANSWERED, NOT_ENDED_EARLY),
     "an event clears only what was fenced": Breaks(LATE_EVENTS, ROOM_GONE),
 }
 
@@ -366,18 +368,18 @@ SECOND_LINES = {
 
 # No promise of the model rests on these.
 OTHER_REASONS = {
-    "answered: lease mine": "only the lease's holder, or the reconciler after it, has a dial to tell of",
-    "note_joined: room as seen": "what another room's phone did only keeps the call from being dialled again",
-    "note_joined: no phone seen": "the first time at which the phone joined is kept",
-    "note_left: no event about the phone": "the first event about the phone is kept; that its room closed is none",
-    "note_missing: status as seen": "a look noted too late only brings on another look",
-    "note_missing: next look as seen": "a look noted too late would put off a request to hang up by minutes",
-    "ask_to_hang_up: no hangup": "the first reason to hang up is kept",
-    "leave_due: ended": "every process that makes this write has seen the end",
-    "take_slot: its own slot": "a call that backs off while every slot is taken would wait for its own",
-    "waiting for the agent, the worker reads the record": "slot and room of a canceled call are free at once",
-    "cancel looks again": "a phone that joins a moment after the cancel is hung up at once",
-    "un-fence: no event on the record": "what became of a phone that was there is looked for, not undone",
-    "an answer looks at what left": "a call that is over is ended at once, not at the next look",
-    "an event ends what was answered meanwhile": "a call that is over is ended at once, not at the next look",
+    "answered: lease mine": "only the lease's holder, or the reconciler after it, knows the outcome of a dial",
+    "note_joined: room as seen": "a phone in another room only prevents the call from being dialled again",
+    "note_joined: no phone seen": "keeps the first time at which the phone joined",
+    "note_left: no event about the phone": "keeps the first event about the phone; a closed room is not one",
+    "note_missing: status as seen": "a result that is stored too late only causes another look",
+    "note_missing: next look as seen": "a result that is stored too late would delay a hang-up by minutes",
+    "ask_to_hang_up: no hangup": "keeps the first reason to hang up",
+    "leave_due: ended": "every process that makes this write has read the end",
+    "take_slot: its own slot": "a call that waits while every slot is taken would wait for its own slot",
+    "the waiting worker reads the record": "frees slot and room of a canceled call at once",
+    "cancel looks again": "hangs up at once a phone that joins a moment after the cancel",
+    "un-fence: no event on the record": "if a phone was there, the outcome is determined, not undone",
+    "the answer checks for a phone that left": "ends a call that is over at once, not at the next look",
+    "an event ends a call that was answered meanwhile": "ends a call that is over at once, not at the next look",
 }

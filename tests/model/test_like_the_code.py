@@ -15,11 +15,11 @@ from types import ModuleType
 
 import pytest
 
-import calls_api.cancel
 import dial_worker.agent_left
 import dial_worker.dial
 import livekit_events.apply_event
 import reconcile_calls.reconcile
+import shared.canceling
 import shared.ending
 import shared.hang_up
 import shared.livekit.client
@@ -52,13 +52,17 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "_await_agent": (
             "livekit.view_room livekit.delete_lost_dispatches _lease_over livekit.dispatch_agent calls.get"
         ),
-        "_dial_fenced": "_lease_over livekit.dial _lease_over _not_answered _answered",
-        "_answered": "_lease_over calls.answered _end _still_mine _delete_room _end",
-        "_not_answered": "verdict _end_dial _view _find_out _told _still_mine _end_dial _find_out",
-        "_told": "calls.get _still_mine",
-        "_find_out": ("_lease_over _view _answered calls.get _still_mine _hung_up _un_fence _end _end_dial"),
+        "_dial_fenced": "_lease_over livekit.dial _lease_over _handle_error _handle_answer",
+        "_handle_answer": "_lease_over calls.answered _end _still_mine _delete_room _end",
+        "_handle_error": (
+            "verdict _end_dial _view _determine_outcome _await_left_event _still_mine _end_dial _determine_outcome"
+        ),
+        "_await_left_event": "calls.get _still_mine",
+        "_determine_outcome": (
+            "_lease_over _view _handle_answer calls.get _still_mine _hang_up_ringing _un_fence _end _end_dial"
+        ),
         "_view": "livekit.view_room",
-        "_hung_up": "hang_up_phone",
+        "_hang_up_ringing": "hang_up_phone",
         "_un_fence": "_end calls.unfence _still_mine _end",
         "_end_dial": "_end",
         "_end": "end_call _clear",
@@ -117,7 +121,7 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "_room_finished": "calls.note_left _answered_meanwhile _end clear",
         "_end": "end_call limits.free_slot",
     },
-    calls_api.cancel: {
+    shared.canceling: {
         "cancel": "end_call clear calls.ask_to_hang_up hang_up_now calls.get",
         "hang_up_now": "hang_up_phone calls.get",
     },

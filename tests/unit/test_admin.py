@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import dataclasses
 import io
@@ -28,7 +29,7 @@ from botocore.exceptions import (
 )
 from botocore.loaders import create_loader
 
-from admin.command import main
+from admin.command import main, parser
 from shared.limits import LimitStore
 from shared.workspaces import Workspace, WorkspaceStore, key_hash
 from tests.mocked_aws import mock_aws
@@ -138,6 +139,15 @@ def there(store: WorkspaceStore, workspace_id: str = "acme") -> Workspace:
     return workspace
 
 
+def made_at(store: WorkspaceStore, key: str) -> str:
+    return there(store).key_notes[key_hash(key)]["createdAt"]
+
+
+def known_of(store: WorkspaceStore, key: str, label: str | None = None) -> dict[str, Any]:
+    known = {"label": label, "createdAt": made_at(store, key), "last4": key[-4:]}
+    return {"id": key_hash(key)[:8]} | known
+
+
 def one_line(said: Said) -> str:
     """The one line on stderr of a command that failed, without a traceback and with nothing on stdout."""
     assert (said.code, said.out) == (1, ""), said
@@ -193,6 +203,7 @@ def test_create_writes_what_it_was_told(admin: Admin, store: WorkspaceStore) -> 
         webhook_secrets=(value["webhookSecret"],),
         created_at=workspace.created_at,
         version=1,
+        key_notes=workspace.key_notes,
     )
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", workspace.created_at)
     assert len(base64.b64decode(value["webhookSecret"].removeprefix("whsec_"))) == 32
@@ -308,7 +319,7 @@ def test_show_tells_everything_but_the_secrets(
         "Workspace        acme",
         "State            active",
         "Access           1 key",
-        f"API keys         {key_hash(key)[:8]}",
+        f"API keys         {key_hash(key)[:8]}, made {made_at(store, key)}, ends in {key[-4:]}",
         "May call         +1",
         "Special numbers  refused",
         "From             +12025550100",
@@ -341,6 +352,7 @@ def test_show_for_scripts(admin: Admin, key: str, store: WorkspaceStore, limits:
         "createdAt": there(store).created_at,
         "version": 1,
         "apiKeyIds": [key_hash(key)[:8]],
+        "apiKeys": [known_of(store, key)],
         "webhookSecretCount": 1,
         "activeCalls": ["call-1"],
     }
@@ -547,14 +559,78 @@ def test_key_create_for_scripts_prints_the_key_and_its_id(admin: Admin, key: str
     assert said.value["apiKeyIds"] == sorted([key_hash(key)[:8], made])
 
 
-def test_key_list_shows_ids_and_no_key(admin: Admin, key: str) -> None:
+def test_key_list_shows_ids_and_no_key(admin: Admin, key: str, store: WorkspaceStore) -> None:
     said = admin("key list acme")
-    assert said.out == f"KEY       SHA-256\n{key_hash(key)[:8]}  {key_hash(key)}\n"
+    lines = [line.split() for line in said.out.splitlines()]
+    assert lines == [
+        ["KEY", "LABEL", "CREATED", "ENDS", "IN", "SHA-256"],
+        [key_hash(key)[:8], "-", made_at(store, key), key[-4:], key_hash(key)],
+    ]
+    assert key not in said.out
     assert admin("key list acme --json").value == {
         "workspaceId": "acme",
         "apiKeyIds": [key_hash(key)[:8]],
+        "apiKeys": [known_of(store, key)],
         "open": False,
     }
+
+
+def test_a_key_has_a_label_a_time_and_its_end(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    said = admin("key create acme --label 'billing, blue' --json")
+    second = said.value["apiKey"]
+    assert said.value["label"] == "billing, blue"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", made_at(store, second))
+    listed = admin("key list acme --json").value["apiKeys"]
+    both = [known_of(store, key), known_of(store, second, "billing, blue")]
+    assert listed == sorted(both, key=lambda known: str(known["id"]))
+    (line,) = [line for line in admin("key list acme").out.splitlines() if "billing, blue" in line]
+    assert line.split() == [
+        *(key_hash(second)[:8], "billing,", "blue", made_at(store, second), second[-4:], key_hash(second)),
+    ]
+    shown = admin("workspace show acme").out
+    assert f"{key_hash(second)[:8]} (billing, blue), made {made_at(store, second)}, ends in {second[-4:]}" in shown
+    # Of the key itself no more than its end is kept.
+    item = boto3.client("dynamodb").get_item(TableName=TABLE, Key={"workspaceId": {"S": "acme"}})["Item"]
+    assert second[-5:] not in json.dumps(item, default=sorted)
+
+
+@pytest.mark.parametrize("label", ["''", "' a'", "'a\tb'", "x" * 129])
+def test_a_label_that_is_none_is_refused(admin: Admin, key: str, store: WorkspaceStore, label: str) -> None:
+    before = there(store)
+    assert admin(f"key create acme --label {label}").code == 2
+    assert there(store) == before
+
+
+def test_a_key_of_an_older_version_is_shown_without_what_is_not_known(
+    admin: Admin, key: str, store: WorkspaceStore
+) -> None:
+    """The hashes are where they were, so requests with it go on, here and after going back to that version."""
+    boto3.client("dynamodb").update_item(
+        TableName=TABLE, Key={"workspaceId": {"S": "acme"}}, UpdateExpression="REMOVE apiKeys"
+    )
+    assert admin("key list acme").out.splitlines()[1].split() == [key_hash(key)[:8], *"---", key_hash(key)]
+    assert f"API keys         {key_hash(key)[:8]}" in admin("workspace show acme").out.splitlines()
+    assert admin("key list acme --json").value["apiKeys"] == [
+        {"id": key_hash(key)[:8], "label": None, "createdAt": None, "last4": None}
+    ]
+    second = admin("key create acme --label new --json").value["apiKey"]
+    assert there(store).api_key_hashes == {key_hash(key), key_hash(second)}
+    assert set(there(store).key_notes) == {key_hash(second)}
+
+
+def test_a_revoked_keys_note_goes_with_it(admin: Admin, key: str, store: WorkspaceStore) -> None:
+    second = admin("key create acme --label second --json").value["apiKey"]
+    # As an older version leaves it, which revokes a key and knows nothing of its note.
+    store.update("acme", lambda seen: dataclasses.replace(seen, api_key_hashes=frozenset({key_hash(second)})))
+    assert admin("key list acme --json").value["apiKeys"] == [known_of(store, second, "second")]
+    third = admin("key create acme --json").value["apiKey"]
+    assert set(there(store).key_notes) == {key_hash(second), key_hash(third)}
+    admin(f"key revoke acme {key_hash(second)[:8]} --yes")
+    assert set(there(store).key_notes) == {key_hash(third)}
+    admin(f"key revoke acme {key_hash(third)[:8]} --yes")
+    item = boto3.client("dynamodb").get_item(TableName=TABLE, Key={"workspaceId": {"S": "acme"}})["Item"]
+    assert "apiKeys" not in item
+    assert "apiKeyHashes" not in item
 
 
 def test_a_revoked_key_is_gone_and_the_other_stays(admin: Admin, key: str, store: WorkspaceStore) -> None:
@@ -979,6 +1055,29 @@ def test_a_change_whose_outcome_is_unknown_says_so(
 def test_an_item_that_is_damaged_is_one_line_too(admin: Admin, store: WorkspaceStore) -> None:
     boto3.client("dynamodb").put_item(TableName=TABLE, Item={"workspaceId": {"S": "half"}})
     assert "workspace half has no name, agentName, sipTrunkId" in one_line(admin("workspace show half"))
+
+
+# ── what it says of itself ──────────────────────────────────────────────────────────────────────────
+
+
+def commands_of(parser: argparse.ArgumentParser, *words: str) -> Iterator[tuple[str, ...]]:
+    """Every command of the parser, in words."""
+    groups = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield words
+    for choices in groups:
+        for word, made in choices.items():
+            yield from commands_of(made, *words, word)
+
+
+@pytest.mark.parametrize("words", list(commands_of(parser())), ids=" ".join)
+def test_help_has_plain_headings(run: Admin, words: tuple[str, ...]) -> None:
+    said = run(" ".join(words) + " --help")
+    assert said.code == 0
+    headings = [line for line in said.out.splitlines() if re.fullmatch(r"\S.*:", line) and line.islower()]
+    known = ["what it acts on:", "how it is done:", "which stack or table:", "how it answers and asks:"]
+    assert headings == [line for line in known if line in headings]
+    assert headings[-3:] == known[1:]
 
 
 # ── how it is started ───────────────────────────────────────────────────────────────────────────────

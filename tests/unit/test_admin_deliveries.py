@@ -1,146 +1,32 @@
-"""`admin deliveries redrive` after an outage: what it finds, asks, makes due and leaves alone."""
+"""`admin deliveries`: what a redrive finds, asks, makes due and leaves alone after an outage; what is listed."""
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import datetime
-import io
+import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.client import BaseClient
-from samtranslator.yaml_helper import yaml_parse
 
-from admin.command import main
-from shared.call import Call, event, iso
-from shared.call_store import CallStore
+from shared.call import event
 from shared.clock import now_ms
-from shared.delivery_store import Delivery, DeliveryStore
+from shared.delivery_store import Delivery
 from shared.dynamo import to_wire
 from shared.table_keys import RETENTION_SECONDS, call_key, due_shard
-from shared.workspaces import Workspace, WorkspaceStore
-from tests.mocked_aws import mock_aws
-
-CALLS = "Calls"
-TEMPLATE = yaml_parse((Path(__file__).parents[2] / "template.yaml").read_text())["Resources"]
-HOUR = 3_600_000
-EVENTS = 3
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Account:
-    """Two tables. sent: the operations sent to DynamoDB, by table."""
-
-    calls: CallStore
-    deliveries: DeliveryStore
-    sent: collections.Counter[tuple[str, str]]
-    now: int
-
-    def call(self, number: int, hours_ago: float, workspace_id: str = "acme", **changes: Any) -> str:
-        """A call with so many events, placed so long ago, whose deliveries do not exist yet."""
-        placed = self.now - round(hours_ago * HOUR)
-        call = Call(
-            call_id=f"{number:024x}",
-            workspace_id=workspace_id,
-            call_agent_id="agent-1",
-            to="+15550000000",
-            room_name="agent-1-x7k2m9p4q1",
-            job_id="job",
-            created_at=iso(placed),
-            status="dialing",
-            events=tuple(event(kind, placed) for kind in ("call.queued", "call.dialing", "call.answered")),
-            ring_timeout_seconds=40,
-            max_duration_seconds=1800,
-            queue_deadline_ms=placed,
-            callback_url="https://hooks.example.com/in",
-        )
-        call = dataclasses.replace(call, **changes)
-        self.calls.create(call)
-        return call.call_id
-
-    def delivery(self, call_id: str, sequence: int, state: str, **left: Any) -> None:
-        """One attempt was made, an hour ago, with this result."""
-        then = self.now - HOUR
-        self.deliveries.create(call_id, "acme", sequence, then, then)
-        row = self.deliveries.take(call_id, sequence, "lease", then, left.get("lease_until", then + 45_000))
-        assert row is not None
-        if state != "under way":
-            attempt = {"at": then, "ms": 5, "status": 503}
-            kind: Any = "pending" if state == "waiting" else state
-            self.deliveries.finish(row, attempt, kind, self.now + 5 * HOUR, self.now + 5 * HOUR)
-
-    def rows(self, call_id: str) -> dict[int, Delivery]:
-        return {row.sequence: row for row in self.deliveries.of_call(call_id)}
-
-    def expires_at(self, call_id: str) -> int:
-        """0: never."""
-        item = self.calls._client.get_item(TableName=CALLS, Key=call_key(call_id))["Item"]
-        return int(item.get("expiresAt", {"N": "0"})["N"])
-
-    def due(self) -> set[tuple[str, str]]:
-        found: set[tuple[str, str]] = set()
-        for shard in range(16):
-            for page in self.calls.due(shard, now_ms()):
-                found |= {key for key in page if key[1] != "CALL"}
-        return found
+from tests.admin_account import CALLS, HOUR, Account, Admin, Keyboard, account_of, admin_of
 
 
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
-    for name in ("RINGONCE_STACK", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    monkeypatch.setenv("WORKSPACES_TABLE", "Workspaces")
-    monkeypatch.setenv("CALLS_TABLE", CALLS)
-    with mock_aws():
-        client = boto3.client("dynamodb")
-        for name, resource in (("Workspaces", "WorkspacesTable"), (CALLS, "CallsTable")):
-            properties = TEMPLATE[resource]["Properties"]
-            wanted = ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode")
-            client.create_table(TableName=name, **{key: properties[key] for key in wanted if key in properties})
-        workspaces = WorkspaceStore(client, "Workspaces")
-        for workspace_id in ("acme", "other"):
-            workspaces.put(Workspace(workspace_id, workspace_id, "outbound", "ST_1", ("+12025550100",)))
-        sent: collections.Counter[tuple[str, str]] = collections.Counter()
-        original: Any = BaseClient._make_api_call  # type: ignore[attr-defined]
-
-        def counted(self: Any, operation: str, arguments: dict[str, Any]) -> Any:
-            sent[arguments.get("TableName", ""), operation] += 1
-            return original(self, operation, arguments)
-
-        monkeypatch.setattr(BaseClient, "_make_api_call", counted)
-        yield Account(CallStore(client, CALLS), DeliveryStore(client, CALLS), sent, now_ms())
-
-
-class Keyboard(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Said:
-    code: int
-    out: str
-    err: str
+    with account_of(monkeypatch) as account:
+        yield account
 
 
 @pytest.fixture
-def admin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(line: str, typed: str | None = None) -> Said:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "stdin", io.StringIO() if typed is None else Keyboard(typed))
-        try:
-            code = main(line.split())
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        return Said(code, *capsys.readouterr())
-
-    return run
+def admin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Admin:
+    return admin_of(monkeypatch, capsys)
 
 
 def test_what_did_not_arrive_is_made_due_and_nothing_else(account: Account, admin: Any) -> None:
@@ -337,3 +223,101 @@ def test_the_rows_it_makes_are_those_that_fan_out_makes(account: Account, admin:
         call_id, "acme", 1, "pending", 0, row.next_attempt_at_ms, check_at_ms=row.next_attempt_at_ms
     )
     assert to_wire({"shard": due_shard(call_id)}) == {"shard": {"N": "0"}}
+
+
+# ── list ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_list_shows_what_did_not_arrive_and_counts_the_rest(account: Account, admin: Admin) -> None:
+    dead, waiting = account.call(1, 2), account.call(2, 3)
+    account.delivery(dead, 1, "delivered")
+    account.delivery(dead, 2, "dead")
+    account.delivery(waiting, 1, "waiting")
+    before = {call_id: account.rows(call_id) for call_id in (dead, waiting)}
+    said = admin("deliveries list")
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    assert lines[0].split()[:6] == ["CALL", "WORKSPACE", "#", "EVENT", "WEBHOOK", "ATTEMPTS"]
+    listed = [line.split()[:6] for line in lines[1 : lines.index("")]]
+    assert listed == [
+        [dead, "acme", "2", "call.dialing", "dead", "1"],
+        [dead, "acme", "3", "call.answered", "neverMade", "0"],
+        [waiting, "acme", "1", "call.queued", "waiting", "1"],
+        [waiting, "acme", "2", "call.dialing", "neverMade", "0"],
+        [waiting, "acme", "3", "call.answered", "neverMade", "0"],
+    ]
+    assert lines[1].split()[7] == "503"
+    assert "Delivered                    1" in said.out
+    assert {call_id: account.rows(call_id) for call_id in before} == before
+    assert account.sent[CALLS, "Scan"] == 0
+
+
+def test_list_for_scripts(account: Account, admin: Admin) -> None:
+    dead = account.call(1, 2, events=(event("call.queued", account.now),))
+    account.delivery(dead, 1, "dead")
+    value = json.loads(admin("deliveries list --json --workspace acme --state dead").out)
+    assert value["workspaces"] == ["acme"]
+    assert value["found"] == {"calls": 1, "dead": 1}
+    (one,) = value["deliveries"]
+    assert one.pop("lastAttemptAt").startswith("2")
+    assert one == {
+        **{"callId": dead, "workspaceId": "acme", "sequence": 1, "type": "call.queued", "state": "dead"},
+        **{"attempts": 1, "lastStatus": 503, "lastError": None, "nextAttemptAt": None},
+    }
+
+
+def test_list_of_a_call_shows_all_of_it(account: Account, admin: Admin) -> None:
+    old = account.call(1, 500)
+    account.delivery(old, 1, "delivered")
+    account.delivery(old, 2, "stopped")
+    other = account.call(2, 1)
+    account.delivery(other, 1, "dead")
+    value = json.loads(admin(f"deliveries list --call {old} --json").out)
+    assert value["callId"] == old
+    assert [one["state"] for one in value["deliveries"]] == ["delivered", "stopped", "neverMade"]
+    assert {one["callId"] for one in value["deliveries"]} == {old}
+    without = account.call(3, 1, callback_url=None)
+    assert json.loads(admin(f"deliveries list --call {without} --json").out)["deliveries"] == []
+    said = admin(f"deliveries list --call {without}")
+    assert said.out.startswith("There is none.\n")
+    assert "Calls with webhooks          0" in said.out.splitlines()
+
+
+def test_list_says_when_there_is_more_than_it_shows(account: Account, admin: Admin) -> None:
+    account.call(1, 1)
+    said = admin("deliveries list --limit 2")
+    assert "These are 2 of 3: --limit shows more." in said.out
+    assert "These are" not in admin("deliveries list --limit 3").out
+
+
+def test_list_is_of_one_time_and_one_workspace(account: Account, admin: Admin) -> None:
+    for number, (hours, workspace_id) in enumerate([(30, "acme"), (2, "acme"), (2, "other")], start=1):
+        account.call(number, hours, workspace_id)
+
+    def listed(words: str) -> set[int]:
+        value = json.loads(admin(f"deliveries list --json {words}").out)
+        return {int(one["callId"], 16) for one in value["deliveries"]}
+
+    assert listed("") == {2, 3}
+    assert listed("--workspace other") == {3}
+    assert listed("--since 3d") == {1, 2, 3}
+    assert listed("--since 3d --until 5h") == {1}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (f"--call {'0' * 24}", 1, f"no call {'0' * 24}"),
+        ("--call xyz", 2, "is not a call's id"),
+        ("--state lost", 2, "invalid choice"),
+        ("--since 1h --until 2h", 2, "--until is before --since"),
+        ("--limit 0", 2, "is not a whole number"),
+        ("--workspace unknown", 1, "no workspace unknown"),
+    ],
+)
+def test_list_of_what_is_not_there_is_refused(
+    account: Account, admin: Admin, words: str, code: int, told: str
+) -> None:
+    said = admin(f"deliveries list {words}")
+    assert (said.code, said.out) == (code, "")
+    assert told in said.err

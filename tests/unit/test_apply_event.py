@@ -69,7 +69,7 @@ class World:
             self.calls.end(self.now, Outcome("expired", "expired"), NOW + 60_000, NOW - 1)
         if status in ("queued", "expired"):
             return self.now
-        self.limits.take_slot("demo", CALL, 5, now=NOW)
+        self.limits.take_slot("demo", CALL, 5, now_ms=NOW)
         self.calls.take_lease(CALL, "lease", NOW + 600_000, NOW - 80_000)
         self.calls.fence(CALL, "lease", SID, None, NOW - 70_000)
         if status != "dialing":

@@ -46,6 +46,21 @@ def test_each_of_two_keys_opens_and_nothing_else(given: str | None, status: int)
     assert allowed(with_keys("rk_a", "rk_b"), api_key=given) == status
 
 
+@pytest.mark.parametrize("workspace", [with_keys("rk_a", "rk_b"), ACME], ids=["with keys", "closed"])
+def test_a_missing_key_is_told_from_a_wrong_one(workspace: Workspace) -> None:
+    """That none was sent its sender knows. Of a wrong one nothing is said."""
+
+    def refused(api_key: str | None) -> tuple[str, str]:
+        with pytest.raises(RequestRefusedError) as refusal:
+            authorized_workspace(cast(WorkspaceCache, Known(workspace)), "acme", api_key)
+        return refusal.value.code, refusal.value.message
+
+    missing = "The API key is missing: send it as x-api-key, or as Authorization: Bearer"
+    assert {refused(None), refused("")} == {("invalid_api_key", missing)}
+    wrong = {refused(key) for key in ("rk_c", "rk_", "rk_a ", "x" * 9000, "\udcff", key_hash("rk_a"))}
+    assert wrong == {("invalid_api_key", "The API key is wrong")}
+
+
 @pytest.mark.parametrize("given", [None, "", "rk_a"])
 def test_a_workspace_without_keys_is_closed(given: str | None) -> None:
     assert allowed(ACME, api_key=given) == 401

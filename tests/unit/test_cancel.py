@@ -1,4 +1,4 @@
-"""Canceler a call in each of its states, whatever comes in between."""
+"""Canceling a call in each of its states, whatever comes in between."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from calls_api.cancel import Canceler
 from shared.call import Call, Outcome, event
 from shared.call_store import CallStore, Write
+from shared.canceling import Canceler
 from shared.durations import Durations
 from shared.errors import LiveKitUnclearError, RequestRefusedError, StoreError
 from shared.limits import LimitStore

@@ -1,4 +1,4 @@
-"""The console's timeline from records, steps and events: broken promises are shown, each step at its process."""
+"""The console's timeline from records, steps and events: promises, rows and their writers."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def history(*kinds: str, status: str = "completed", **fields: Any) -> CallHistor
     return CallHistory("c" * 24, item | fields)
 
 
-def states(told: CallHistory, simulated: bool = True) -> list[str]:
-    return [promise["state"] for promise in promises(told, simulated)]
+def states(call: CallHistory, simulated: bool = True) -> list[str]:
+    return [promise["state"] for promise in promises(call, simulated)]
 
 
 def invite(at: int) -> dict[str, Any]:
@@ -39,11 +39,24 @@ def delivery(sequence: int, state: str, **fields: Any) -> dict[str, Any]:
     return {"sequence": sequence, "state": state, "nextAttemptAt": AT, **fields}
 
 
+def received(at: int, sequence: int = 1, **behaviour: Any) -> dict[str, Any]:
+    """A webhook in the receiver's feed; behaviour: how it was answered."""
+    return {
+        "id": f"evt_{sequence}",
+        "type": "call.queued",
+        "sequence": sequence,
+        "receivedAtMs": at,
+        "verified": True,
+        "error": None,
+        "behaviour": behaviour,
+    }
+
+
 def test_a_phone_that_rang_twice_is_a_broken_promise() -> None:
-    told = history("call.queued", "call.dialing", "call.ended")
-    told.livekit = [invite(AT), invite(AT + 50)]
-    assert states(told)[0] == "broken"
-    assert promises(told, simulated=True)[0]["figure"] == "rang 2 times"
+    call = history("call.queued", "call.dialing", "call.ended")
+    call.livekit = [invite(AT), invite(AT + 50)]
+    assert states(call)[0] == "broken"
+    assert promises(call, simulated=True)[0]["figure"] == "rang 2 times"
 
 
 def test_a_call_that_ended_twice_is_a_broken_promise() -> None:
@@ -51,51 +64,90 @@ def test_a_call_that_ended_twice_is_a_broken_promise() -> None:
 
 
 def test_an_open_call_has_kept_nothing_yet() -> None:
-    told = history("call.queued", "call.dialing", status="dialing")
-    told.livekit = [invite(AT)]
-    told.deliveries = {1: delivery(1, "delivered"), 2: delivery(2, "delivered")}
-    assert states(told) == ["open", "open", "open"]
+    call = history("call.queued", "call.dialing", status="dialing")
+    call.livekit = [invite(AT)]
+    call.deliveries = {1: delivery(1, "delivered"), 2: delivery(2, "delivered")}
+    assert states(call) == ["open", "open", "open"]
 
 
 def test_an_event_that_was_given_up_is_accounted_for_and_one_without_a_row_is_not() -> None:
-    told = history("call.queued", "call.ended")
-    told.deliveries = {1: delivery(1, "dead")}
-    assert states(told)[2] == "open"
-    told.deliveries[2] = delivery(2, "delivered")
-    assert promises(told, simulated=True)[2] == {
+    call = history("call.queued", "call.ended")
+    call.deliveries = {1: delivery(1, "dead")}
+    assert states(call)[2] == "open"
+    call.deliveries[2] = delivery(2, "delivered")
+    assert promises(call, simulated=True)[2] == {
         "name": "Every event accounted for",
         "figure": "1 of 2 delivered, 1 given up and listed",
         "state": "kept",
     }
 
 
-def test_a_real_livekit_is_not_said_to_have_rung_once() -> None:
+def test_the_rings_of_a_real_livekit_are_unknown() -> None:
     assert states(history("call.queued", "call.ended"), simulated=False)[0] == "open"
 
 
 def test_whose_write_ended_the_call_is_told_by_the_step_that_won() -> None:
-    told = history("call.queued", "call.ended")
+    call = history("call.queued", "call.ended")
     lost = {"point": "CallStore.end", "phase": "ended", "function": "DialWorker", "at": AT, "ms": 3, "won": False}
-    told.steps = [lost, lost | {"function": "ReconcileCalls", "won": True}]
-    assert [row.who for row in timeline(told, simulated=True) if row.what == "ended"] == ["ReconcileCalls"]
-    assert [row.who for row in timeline(told, simulated=True) if row.what.startswith("end lost")] == ["DialWorker"]
+    call.steps = [lost, lost | {"function": "ReconcileCalls", "won": True}]
+    assert [row.who for row in timeline(call, simulated=True) if row.what == "ended"] == ["ReconcileCalls"]
+    assert [row.who for row in timeline(call, simulated=True) if row.what.startswith("end lost")] == ["DialWorker"]
 
 
-def test_a_webhook_with_a_wrong_signature_is_called_not_genuine() -> None:
-    told = history("call.queued")
-    hook = {"id": "evt_1", "type": "call.queued", "receivedAtMs": AT, "verified": False, "error": "No matching"}
-    told.hooks = [hook, hook | {"verified": True}]
-    assert [(row.what, row.tone) for row in timeline(told, simulated=True) if row.who == "receiver"] == [
+def test_a_webhook_with_a_wrong_signature_is_marked() -> None:
+    call = history("call.queued")
+    hook = received(AT) | {"verified": False, "error": "No matching"}
+    call.hooks = [hook, hook | {"verified": True}]
+    assert [(row.what, row.tone) for row in timeline(call, simulated=True) if row.who == "receiver"] == [
         ("call.queued not genuine", "bad"),
         ("call.queued came again", ""),
     ]
 
 
-def test_an_attempt_without_an_answer_says_why() -> None:
-    told = history("call.queued")
-    told.deliveries = {1: delivery(1, "pending", attempts=[{"at": AT, "ms": 7, "error": "timeout"}])}
-    (row,) = (row for row in timeline(told, simulated=True) if row.who == "Deliver")
+def test_an_attempt_without_an_answer_shows_its_error() -> None:
+    call = history("call.queued")
+    call.deliveries = {1: delivery(1, "pending", attempts=[{"at": AT, "ms": 7, "error": "timeout"}])}
+    (row,) = (row for row in timeline(call, simulated=True) if row.who == "Deliver")
     assert (row.at, row.what, row.tone) == (AT + 7, "call.queued → timeout", "bad")
+
+
+def test_several_failed_attempts_at_a_delivery_are_one_row_with_each_of_them_in_it() -> None:
+    call = history("call.queued", "call.ended")
+    answers: list[dict[str, Any]] = [{"status": 503}, {"error": "timeout"}, {"status": 503}, {"status": 204}]
+    attempts = [{"at": AT + 1000 * n, "ms": 7, **answer} for n, answer in enumerate(answers)]
+    call.deliveries = {
+        1: delivery(1, "delivered", attempts=attempts),
+        2: delivery(2, "delivered", attempts=[{"at": AT + 9000, "ms": 7, "status": 204}]),
+    }
+    call.hooks = [
+        received(AT, status=503),
+        received(AT + 1000, hang=True),
+        received(AT + 2000, status=503),
+        received(AT + 3000),
+    ]
+    rows = [row for row in timeline(call, simulated=True) if row.who in ("Deliver", "receiver") and not row.minor]
+    assert [(row.what, row.tone, len(row.folded)) for row in rows] == [
+        ("call.queued: 3 attempts failed", "bad", 5),
+        ("call.queued came again", "", 0),
+        ("call.queued → 204", "good", 0),
+        ("call.ended → 204", "good", 0),
+    ]
+    assert rows[0].at == AT + 7
+    assert rows[0].detail == "2 x 503, 1 x timeout; the last 2.0 s after the first"
+    assert [row.what for row in rows[0].folded if row.who == "Deliver"] == [
+        "call.queued → 503",
+        "call.queued → timeout",
+        "call.queued → 503",
+    ]
+    assert detail(call, True, AT)["rows"]
+
+
+def test_a_single_failed_attempt_is_a_row_of_its_own() -> None:
+    call = history("call.queued")
+    call.deliveries = {1: delivery(1, "pending", attempts=[{"at": AT, "ms": 7, "status": 500}])}
+    assert [(row.what, row.folded) for row in timeline(call, True) if row.who == "Deliver"] == [
+        ("call.queued → 500", ())
+    ]
 
 
 def test_what_a_call_waits_for_is_its_lease_then_its_next_look_then_its_webhooks() -> None:
@@ -108,11 +160,11 @@ def test_what_a_call_waits_for_is_its_lease_then_its_next_look_then_its_webhooks
     assert (next_look(over, AT) or {})["at"] == AT + 40
 
 
-def test_times_count_from_the_clients_request_when_it_was_made_here() -> None:
-    told = history("call.queued")
-    assert detail(told, True, AT)["placedAt"] == AT
-    told.requests = [{"at": AT - 20, "what": "POST", "status": 200, "ms": 30}]
-    assert detail(told, True, AT)["placedAt"] == AT - 20
+def test_times_count_from_the_clients_request_when_the_console_sent_it() -> None:
+    call = history("call.queued")
+    assert detail(call, True, AT)["placedAt"] == AT
+    call.requests = [{"at": AT - 20, "what": "POST", "status": 200, "ms": 30}]
+    assert detail(call, True, AT)["placedAt"] == AT - 20
     # A request about a call that was placed elsewhere comes later than the call.
-    told.requests = [{"at": AT + 500, "what": "POST", "detail": "cancel", "status": 200, "ms": 3}]
-    assert detail(told, True, AT)["placedAt"] == AT
+    call.requests = [{"at": AT + 500, "what": "POST", "detail": "cancel", "status": 200, "ms": 3}]
+    assert detail(call, True, AT)["placedAt"] == AT

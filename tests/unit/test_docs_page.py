@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from html import escape
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 from local.docs_page import html_page
 from tests.openapi_page import PAGE, at, examples, media_types, operations
 
-VOID = {"meta", "wbr", "br", "hr"}
+VOID = {"meta", "wbr", "br", "hr", "input"}
 
 
 class Reader(HTMLParser):
@@ -77,6 +77,19 @@ def test_every_operation_webhook_and_schema_is_there(read: Reader) -> None:
     text = html_page()
     for name in PAGE["components"]["schemas"]["CallRequest"]["properties"]:
         assert f"<code>{name}</code>" in text
+
+
+def test_a_schema_is_folded_and_its_place_is_inside_so_that_a_link_opens_it() -> None:
+    folded = re.findall(
+        r'<details class=schema><summary><h3>(\w+)</h3></summary><div id="schema-(\w+)">', html_page()
+    )
+    assert folded == [(name, name) for name in PAGE["components"]["schemas"]]
+
+
+def test_no_long_regular_expression_is_shown() -> None:
+    shown = re.findall(r"<code class=pattern>(.*?)</code>", html_page())
+    assert shown
+    assert max(map(len, map(unescape, shown))) <= 40
 
 
 def test_every_example_is_there() -> None:

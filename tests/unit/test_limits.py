@@ -48,19 +48,19 @@ def test_freeing_a_slot_twice_frees_one(limits: LimitStore) -> None:
 
 
 def test_a_newcomer_leaves_the_slots_to_those_that_wait(limits: LimitStore) -> None:
-    assert limits.take_slot("acme", "a", 2, waited=False, now=1000)
+    assert limits.take_slot("acme", "a", 2, waited=False, now_ms=1000)
     limits.note_waiting("acme", 5000)
-    assert not limits.take_slot("acme", "new", 2, waited=False, now=5000)
-    assert limits.take_slot("acme", "a", 2, waited=False, now=1000), "it has one"
-    assert limits.take_slot("acme", "old", 2, waited=True, now=1000)
+    assert not limits.take_slot("acme", "new", 2, waited=False, now_ms=5000)
+    assert limits.take_slot("acme", "a", 2, waited=False, now_ms=1000), "it has one"
+    assert limits.take_slot("acme", "old", 2, waited=True, now_ms=1000)
     limits.free_slot("acme", "old")
-    assert limits.take_slot("acme", "new", 2, waited=False, now=5001)
+    assert limits.take_slot("acme", "new", 2, waited=False, now_ms=5001)
 
 
 def test_the_latest_of_those_that_wait_is_remembered(limits: LimitStore) -> None:
     limits.note_waiting("acme", 5000)
     limits.note_waiting("acme", 4000)
-    assert not limits.take_slot("acme", "new", 2, waited=False, now=4500)
+    assert not limits.take_slot("acme", "new", 2, waited=False, now_ms=4500)
 
 
 def test_the_last_slot_freed_leaves_room_for_all(limits: LimitStore) -> None:
@@ -134,10 +134,10 @@ def test_the_switch_pauses_and_resumes(limits: LimitStore) -> None:
     limits.resume()
     assert not limits.paused()
     limits.resume()
-    assert limits.paused_at() is None
+    assert limits.paused_at_ms() is None
 
 
 def test_pausing_again_keeps_the_first_moment(limits: LimitStore) -> None:
     limits.pause(7)
     limits.pause(9)
-    assert limits.paused_at() == 7
+    assert limits.paused_at_ms() == 7

@@ -60,8 +60,8 @@ def dialled(answer: Any, **changes: Any) -> tuple[Any, dict[str, Any]]:
         "trunk_id": "ST_1",
         "to": "+15550000001",
         "from_number": None,
-        "ring": 40,
-        "longest": 1800,
+        "ring_seconds": 40,
+        "longest_seconds": 1800,
         "timeout": 50,
     }
     asyncio.run(parts.dial(**given | changes))
@@ -70,7 +70,7 @@ def dialled(answer: Any, **changes: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def test_a_dial_asks_for_what_it_was_given_and_waits_for_the_answer() -> None:
-    request, options = dialled(None, ring=0.25, longest=61.5)
+    request, options = dialled(None, ring_seconds=0.25, longest_seconds=61.5)
     assert (request.ringing_timeout.seconds, request.ringing_timeout.nanos) == (0, 250_000_000)
     assert (request.max_call_duration.seconds, request.max_call_duration.nanos) == (61, 500_000_000)
     assert (request.sip_trunk_id, request.sip_call_to, request.sip_number) == ("ST_1", "+15550000001", "")
@@ -191,8 +191,8 @@ AGENT = participant("agent", kind=KIND.AGENT)
     ("participants", "view"),
     [
         ([], RoomView(None, False)),
-        ([participant(joined_at=7)], RoomView("dialing", False, joined_at=7_000)),
-        ([participant(joined_at=7, joined_at_ms=7_123)], RoomView("dialing", False, joined_at=7_123)),
+        ([participant(joined_at=7)], RoomView("dialing", False, joined_at_ms=7_000)),
+        ([participant(joined_at=7, joined_at_ms=7_123)], RoomView("dialing", False, joined_at_ms=7_123)),
         # The phone is there from before it joins to the moment at which it is disconnected.
         ([participant(state=STATE.JOINING)], RoomView("dialing", False)),
         ([participant(state=STATE.JOINED)], RoomView("dialing", False)),

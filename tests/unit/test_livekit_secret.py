@@ -136,7 +136,14 @@ def test_a_connection_reads_it_at_its_first_request_and_each_request_fails_by_it
                 livekit.rooms_present(["r"]),
                 livekit.create_room("r", "", "a", ""),
                 livekit.dial(
-                    room="r", identity="i", trunk_id="t", to="+1", from_number=None, ring=1, longest=1, timeout=1
+                    room="r",
+                    identity="i",
+                    trunk_id="t",
+                    to="+1",
+                    from_number=None,
+                    ring_seconds=1,
+                    longest_seconds=1,
+                    timeout=1,
                 ),
             ]
             return list(await asyncio.gather(*requests, return_exceptions=True))

@@ -26,9 +26,9 @@ def record(body: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("body", "read"),
     [
-        (dial_message("c", "w"), DialMessage("c", "w", since=1000)),
-        (dial_message("c", "w", since=7), DialMessage("c", "w", since=7)),
-        (agent_left_message("c", "w"), DialMessage("c", "w", since=1000, agent_left=True)),
+        (dial_message("c", "w"), DialMessage("c", "w", since_ms=1000)),
+        (dial_message("c", "w", since_ms=7), DialMessage("c", "w", since_ms=7)),
+        (agent_left_message("c", "w"), DialMessage("c", "w", since_ms=1000, agent_left=True)),
     ],
 )
 def test_a_message_to_the_dial_worker(body: dict[str, Any], read: DialMessage) -> None:
@@ -37,7 +37,7 @@ def test_a_message_to_the_dial_worker(body: dict[str, Any], read: DialMessage) -
 
 def test_since_is_written_only_when_it_is_known() -> None:
     assert dial_message("c", "w") == {"callId": "c", "workspaceId": "w"}
-    assert dial_message("c", "w", since=7)["since"] == 7
+    assert dial_message("c", "w", since_ms=7)["since"] == 7
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `sam local` is given, and its containers' door to the emulated AWS."""
+"""The variables for `sam local`, and the forwarding of its containers' connections."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import threading
 import pytest
 import pytest_socket
 
-from local.sam_local import bridge_address, environments, open_door
+from local.sam_local import bridge_address, environments, forward_port
 
 
-def test_a_container_is_given_the_hosts_address_and_nothing_of_the_stacks_own() -> None:
+def test_a_container_gets_the_hosts_address_and_no_variable_of_the_stacks_processes() -> None:
     deployed = {"F": {"QUEUE": "http://127.0.0.1:4566/000/q", "PYTHONPATH": "/x", "TIME_SCALE": "0.05"}}
     given = environments(deployed, "http://127.0.0.1:4566", {"AWS_ACCESS_KEY_ID": "test"}, "host.docker.internal")
     assert given == {
@@ -31,11 +31,11 @@ def sockets() -> None:
 
 
 @pytest.mark.usefixtures("sockets")
-def test_the_door_passes_both_directions_and_closes() -> None:
+def test_connections_are_forwarded_in_both_directions_until_the_end() -> None:
     done = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        door = open_door("127.0.0.2", port, done)
+        door = forward_port("127.0.0.2", port, done)
         with socket.create_connection(("127.0.0.2", port)) as client:
             client.sendall(b"request")
             client.shutdown(socket.SHUT_WR)
@@ -50,6 +50,6 @@ def test_the_door_passes_both_directions_and_closes() -> None:
 
 
 @pytest.mark.usefixtures("sockets")
-def test_an_interface_that_is_not_there_has_no_address() -> None:
+def test_an_absent_interface_has_no_address() -> None:
     assert bridge_address("nosuch0") is None
     assert bridge_address("lo") == "127.0.0.1"

@@ -1,4 +1,4 @@
-"""The lock of a local stack's folder: waiting for it ends."""
+"""The lock of a local stack's folder: waiting for it has a limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from local import stack_lock
 from local.errors import StackError
 
 
-def test_stop_says_so_when_what_was_left_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_reports_a_process_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock contains no process id, so no signal is sent."""
     monkeypatch.setattr(stack_lock, "STOP_SECONDS", 0.0)
     monkeypatch.setattr(stack_lock, "GONE_SECONDS", 0.0)

@@ -23,13 +23,13 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_without_a_real_livekit_nothing_is_asked_for(environment: pytest.MonkeyPatch) -> None:
+def test_without_a_real_livekit_no_setting_is_needed(environment: pytest.MonkeyPatch) -> None:
     check_real_livekit()
     environment.setenv("FROM_NUMBERS", "+12025550123")
     assert from_numbers() == ("+15550009999",)
 
 
-def test_a_real_livekit_with_all_it_needs_is_taken(environment: pytest.MonkeyPatch) -> None:
+def test_a_real_livekit_with_all_settings_is_accepted(environment: pytest.MonkeyPatch) -> None:
     for name, value in REAL.items():
         environment.setenv(name, value)
     check_real_livekit()
@@ -40,7 +40,7 @@ def test_a_real_livekit_with_all_it_needs_is_taken(environment: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", ["FROM_NUMBERS", "SIP_TRUNK_ID", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"])
 @pytest.mark.parametrize("value", [None, "", " ", ","])
-def test_what_is_missing_with_a_real_livekit_is_named(
+def test_a_missing_setting_of_a_real_livekit_is_named(
     environment: pytest.MonkeyPatch, name: str, value: str | None
 ) -> None:
     for given, text in REAL.items():
@@ -54,7 +54,7 @@ def test_what_is_missing_with_a_real_livekit_is_named(
 
 
 @pytest.mark.parametrize("numbers", ["12025550123", "+12025550123,x", "+1 1 202 555 0123"])
-def test_from_numbers_that_are_none_are_named(environment: pytest.MonkeyPatch, numbers: str) -> None:
+def test_invalid_from_numbers_are_named(environment: pytest.MonkeyPatch, numbers: str) -> None:
     for given, text in (REAL | {"FROM_NUMBERS": numbers}).items():
         environment.setenv(given, text)
     with pytest.raises(StackError, match="FROM_NUMBERS: each must"):

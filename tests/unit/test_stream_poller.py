@@ -1,4 +1,4 @@
-"""The stream poller against what AWS documents about DynamoDB event sources; clock and waits are handed in.
+"""The stream poller against what AWS documents about DynamoDB event sources; clock and waits are replaced.
 
 https://docs.aws.amazon.com/lambda/latest/dg/services-dynamodb-errors.html
 https://docs.aws.amazon.com/lambda/latest/dg/services-ddb-batchfailurereporting.html
@@ -132,7 +132,7 @@ def reporting(*bad: int, times: int = 1_000_000) -> Callable[[list[int]], object
         ({"a": ["x"], "b": ["y"]}, {"a": "x", "b": "n"}, False),
     ],
 )
-def test_a_pattern_fits_as_eventbridge_says(pattern: dict[str, Any], value: object, fits: bool) -> None:
+def test_a_pattern_matches_as_in_eventbridge(pattern: dict[str, Any], value: object, fits: bool) -> None:
     assert matches(pattern, value) is fits
 
 
@@ -141,20 +141,20 @@ def test_an_unknown_comparison_is_refused_rather_than_ignored() -> None:
         matches({"a": [{"prefix": "x"}]}, {"a": "xy"})
 
 
-def test_records_that_no_filter_wants_never_reach_the_function() -> None:
+def test_records_that_no_filter_matches_do_not_reach_the_function() -> None:
     patterns = tuple({"dynamodb": {"NewImage": {"n": {"N": [number]}}}} for number in ("1", "3"))
     shard = Shard(dataclasses.replace(SETTINGS, patterns=patterns), failing())
     shard.process(*records(5))
     assert shard.invoked == [[1, 3]]
 
 
-def test_a_batch_of_unwanted_records_invokes_nothing() -> None:
+def test_a_batch_without_matching_records_is_not_sent() -> None:
     shard = Shard(dataclasses.replace(SETTINGS, patterns=({"eventName": ["REMOVE"]},)), failing())
     shard.process(*records(3))
     assert shard.invoked == []
 
 
-# ── what the mapping says ──
+# ── the mapping's settings ─
 
 
 def test_settings_are_read_from_the_mapping() -> None:
@@ -173,7 +173,7 @@ def test_settings_are_read_from_the_mapping() -> None:
     assert settings.scaled(0.5).maximum_record_age == 300
 
 
-def test_what_the_mapping_leaves_out_has_the_documented_defaults() -> None:
+def test_missing_settings_have_the_documented_defaults() -> None:
     settings = Settings.from_properties({"StartingPosition": "TRIM_HORIZON"})
     assert settings == Settings("TRIM_HORIZON", (), 100, False, False, -1, -1)
     assert settings.scaled(0.5) == settings
@@ -208,19 +208,19 @@ def test_these_answers_mean_that_all_failed(answer: object) -> None:
     assert first_failure(answer, records(3)) == 0
 
 
-def test_a_partial_failure_is_tried_again_from_the_lowest_failed_record() -> None:
+def test_a_partial_failure_is_retried_from_the_lowest_failed_record() -> None:
     shard = Shard(dataclasses.replace(SETTINGS, report_item_failures=True), reporting(3, 2, times=1))
     shard.process(*records(5))
     assert shard.invoked == [[0, 1, 2, 3, 4], [2, 3, 4]]
 
 
-def test_without_the_response_type_an_answer_is_not_looked_at() -> None:
+def test_without_the_response_type_an_answer_is_ignored() -> None:
     shard = Shard(SETTINGS, reporting(1))
     shard.process(*records(2))
     assert shard.invoked == [[0, 1]]
 
 
-def test_a_failed_batch_is_tried_again_whole_and_holds_the_shard() -> None:
+def test_a_failed_batch_is_retried_whole_and_blocks_the_shard() -> None:
     shard = Shard(dataclasses.replace(SETTINGS, batch_size=2), failing(1, times=2))
     shard.process(*records(4))
     assert shard.invoked == [[0, 1], [0, 1], [0, 1], [2, 3]]
@@ -235,7 +235,7 @@ def test_bisection_halves_a_failed_batch_in_order() -> None:
     assert [given[0] for given in shard.given_up] == [[2]]
 
 
-def test_bisection_costs_no_retry() -> None:
+def test_bisection_does_not_count_as_a_retry() -> None:
     settings = dataclasses.replace(SETTINGS, bisect=True, maximum_retries=1)
     shard = Shard(settings, failing(0))
     shard.process(*records(2))
@@ -243,21 +243,21 @@ def test_bisection_costs_no_retry() -> None:
     assert shard.given_up == [([0], "RetryAttemptsExhausted", 2)]
 
 
-def test_a_reported_failure_is_cut_there_and_not_halved() -> None:
+def test_a_batch_is_split_at_a_reported_failure_and_not_halved() -> None:
     settings = dataclasses.replace(SETTINGS, bisect=True, report_item_failures=True)
     shard = Shard(settings, reporting(1, times=2))
     shard.process(*records(4))
     assert shard.invoked == [[0, 1, 2, 3], [1, 2, 3], [1, 2, 3]]
 
 
-def test_used_up_retries_give_the_batch_up_and_the_shard_goes_on() -> None:
+def test_a_batch_is_given_up_after_its_retries_and_the_shard_continues() -> None:
     shard = Shard(dataclasses.replace(SETTINGS, batch_size=2, maximum_retries=2), failing(0))
     shard.process(*records(4))
     assert shard.invoked == [[0, 1]] * 3 + [[2, 3]]
     assert shard.given_up == [([0, 1], "RetryAttemptsExhausted", 3)]
 
 
-def test_progress_inside_a_batch_starts_the_count_of_retries_anew() -> None:
+def test_progress_inside_a_batch_resets_the_count_of_retries() -> None:
     settings = dataclasses.replace(SETTINGS, report_item_failures=True, maximum_retries=1)
     shard = Shard(settings, reporting(1, 2))
     shard.process(*records(3))
@@ -279,7 +279,7 @@ def test_retries_end_when_the_records_have_become_too_old() -> None:
     assert sum(shard.waits) > 10
 
 
-def test_a_throttled_function_costs_no_retry() -> None:
+def test_a_throttled_invocation_does_not_count_as_a_retry() -> None:
     left = [3]
 
     def answer(batch: list[int]) -> object:
@@ -304,7 +304,7 @@ def test_a_poller_that_stops_leaves_the_rest_unprocessed() -> None:
 # ── records and the stream ──
 
 
-def test_a_record_is_handed_over_as_json_with_base64_and_epoch_seconds() -> None:
+def test_a_record_is_passed_as_json_with_base64_and_epoch_seconds() -> None:
     moment = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)
     raw = {
         "eventID": "1",
@@ -321,7 +321,7 @@ def test_a_record_is_handed_over_as_json_with_base64_and_epoch_seconds() -> None
     }
 
 
-def test_what_is_given_up_is_told_as_metadata_only() -> None:
+def test_records_given_up_are_reported_as_metadata_only() -> None:
     told = failure_record(
         [record(1, age=5), record(2)],
         "RetryAttemptsExhausted",

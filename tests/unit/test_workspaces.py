@@ -123,6 +123,22 @@ def test_update_keeps_attributes_it_does_not_know(store: WorkspaceStore, client:
     assert raw(client, "acme")["ofALaterVersion"] == {"deep": [1]}
 
 
+@pytest.mark.parametrize("notes", [None, {}, {"a" * 64: {}}, {"b" * 64: {"last4": "1234"}}, [1], "x"])
+def test_what_is_noted_of_keys_decides_nothing(store: WorkspaceStore, client: OneAtATime, notes: Any) -> None:
+    """The hashes alone do, whatever an older or a later version left there."""
+    key = "rk_a"
+    write(
+        client, ACME.to_item() | {"apiKeyHashes": {key_hash(key)}} | ({} if notes is None else {"apiKeys": notes})
+    )
+    cache = WorkspaceCache(store, 60)
+    assert authorized_workspace(cache, "acme", key).workspace_id == "acme"
+    with pytest.raises(RequestRefusedError):
+        authorized_workspace(cache, "acme", "rk_b")
+    before = raw(client, "acme")
+    store.update("acme", named("New"))
+    assert raw(client, "acme") == before | {"name": "New", "version": 2}
+
+
 def test_update_that_empties_a_set_removes_it(store: WorkspaceStore, client: OneAtATime) -> None:
     store.create(ACME)
     store.update("acme", lambda seen: dataclasses.replace(seen, api_key_hashes=frozenset()))

@@ -21,7 +21,7 @@ KEY, SECRET = "devkey", "secret-of-at-least-thirty-two-characters"
 
 
 def dispatch_metadata(events_url: str = "http://127.0.0.1:9/", **changes: Any) -> str:
-    """As Ringonce writes it."""
+    """A job's metadata as Ringonce writes it."""
     fields: dict[str, Any] = {
         "callId": CALL_ID,
         "workspaceId": "demo",
@@ -50,7 +50,7 @@ class Phone:
 
 
 class Track:
-    """The phone's track as the agent has subscribed to it: the SDK's own, but no server is between."""
+    """The phone's track that the agent subscribes to: the SDK's class, without a server."""
 
     sid = "TR_1"
     kind = rtc.TrackKind.KIND_AUDIO
@@ -96,7 +96,7 @@ class FakeRoom(rtc.EventEmitter[str]):
 
     def status(self, status: str) -> None:
         self.phone.attributes["sip.callStatus"] = status
-        # The library compares with its own class of participants, which only a server can make.
+        # The library checks for its own class of participants, which only a server can create.
         for waiting in list(self._events.get("participant_attributes_changed", ())):
             waiting(["sip.callStatus"], self.phone)
 
@@ -108,7 +108,8 @@ class FakeRoom(rtc.EventEmitter[str]):
         self.emit("participant_disconnected", self.phone)
 
     def come_back(self) -> None:
-        """As after a restart of the server: with a new track, and `dialing` whatever the phone does."""
+        """The phone rejoins after the server's restart: with a new track, and `dialing` also when it was
+        answered."""
         self.phone = Phone("dialing")
         self.remote_participants[IDENTITY] = self.phone
         self.arrive()
@@ -175,8 +176,8 @@ class Ringonce:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.requests.append((headers, await request.read()))
         status = self.answers.pop(0) if self.answers else 200
-        told = {"sequence": len(self.requests), "code": "a_code", "message": "a message"}
-        return web.json_response(told, status=status)
+        fields = {"sequence": len(self.requests), "code": "a_code", "message": "a message"}
+        return web.json_response(fields, status=status)
 
 
 class FakeLLM(llm.LLM[str]):
@@ -222,7 +223,7 @@ class FakeTTS(tts.TTS[str]):
 
 
 async def until(done: Callable[[], bool]) -> None:
-    """Fails when it is not so after ten seconds."""
+    """Polls a condition; fails when it is not met within ten seconds."""
     for _ in range(2000):
         if done():
             return

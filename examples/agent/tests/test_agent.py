@@ -23,7 +23,7 @@ from tests.fakes import CALL_ID, IDENTITY, FakeContext, FakeLLM, Phone, Ringonce
 
 @pytest.fixture(autouse=True)
 def phones_are_participants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library looks only at participants that a server made."""
+    """The library accepts only participants that a server created."""
     monkeypatch.setattr(rtc, "RemoteParticipant", Phone)
 
 
@@ -69,7 +69,7 @@ def test_without_a_provider_it_waits_for_the_answer_plays_a_tone_reports_and_end
 
 
 def test_a_call_that_is_not_answered_hears_nothing_and_keeps_its_room(played: list[float]) -> None:
-    """Ringonce has the carrier's reason, and closes the room itself."""
+    """Ringonce has the carrier's reason, and deletes the room itself."""
 
     async def run() -> None:
         async with Ringonce() as ringonce:
@@ -85,12 +85,12 @@ def test_a_call_that_is_not_answered_hears_nothing_and_keeps_its_room(played: li
     asyncio.run(run())
 
 
-# Of the session's side of a room only what it does with its participant.
+# The part of the session's room handling that concerns its participant.
 NO_MEDIA = RoomOptions(text_input=False, audio_input=False, audio_output=False, text_output=False)
 
 
 class Session(AgentSession[Any]):
-    """The real session, without a room to hear and speak in."""
+    """The real session without a room's audio."""
 
     made: ClassVar[list[Session]] = []
 
@@ -103,7 +103,7 @@ class Session(AgentSession[Any]):
 
 
 class Detector:
-    """In place of AMD, with the decision that a test sets."""
+    """Replaces AMD; its decision is set by a test."""
 
     category = AMDCategory.HUMAN
 
@@ -131,7 +131,7 @@ def voice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def greeted(ringonce: Ringonce) -> tuple[FakeContext, Session]:
-    """A call that was answered, as soon as its agent has spoken."""
+    """An answered call whose agent has spoken."""
     ctx = FakeContext(dispatch_metadata(ringonce.url))
     ctx.room.status("active")
     await job(ctx)
@@ -142,7 +142,7 @@ async def greeted(ringonce: Ringonce) -> tuple[FakeContext, Session]:
 
 @pytest.mark.usefixtures("voice")
 def test_no_value_of_the_metadata_reaches_the_model_or_what_is_said() -> None:
-    """The whole agent, from its dispatch on: every prompt that the model ever gets, and every report."""
+    """Runs the whole agent from its dispatch, and checks every prompt of the model and every report."""
 
     async def run() -> None:
         async with Ringonce() as ringonce:
@@ -155,10 +155,10 @@ def test_no_value_of_the_metadata_reaches_the_model_or_what_is_said() -> None:
             assert "Zo\\u00eb" in everything
             assert "remind them of their appointment" in everything
             assert "SECRET" not in everything
-            told = dict(ringonce.reports)
-            assert [turn["speaker"] for turn in told["agent.transcript"]["turns"]] == ["agent", "callee", "agent"]
-            assert told["agent.transcript"]["turns"][0]["text"].startswith("Hello Zoë, this is")
-            assert told["agent.summary"] == {"text": "Good to hear"}
+            sent = dict(ringonce.reports)
+            assert [turn["speaker"] for turn in sent["agent.transcript"]["turns"]] == ["agent", "callee", "agent"]
+            assert sent["agent.transcript"]["turns"][0]["text"].startswith("Hello Zoë, this is")
+            assert sent["agent.summary"] == {"text": "Good to hear"}
 
     asyncio.run(run())
     # A turn of the conversation, and the summary.
@@ -166,8 +166,8 @@ def test_no_value_of_the_metadata_reaches_the_model_or_what_is_said() -> None:
 
 
 @pytest.mark.usefixtures("voice")
-def test_a_callee_of_whom_livekit_does_not_tell_is_greeted_when_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The detection of machines would wait for `active` for ever."""
+def test_a_callee_is_greeted_when_speech_is_heard_before_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The detection of machines would wait for `active` without end."""
 
     async def never(self: Detector) -> Any:
         await asyncio.Event().wait()
@@ -190,8 +190,8 @@ def test_a_callee_of_whom_livekit_does_not_tell_is_greeted_when_heard(monkeypatc
 
 
 @pytest.mark.usefixtures("voice")
-def test_a_restart_of_the_server_in_the_conversation_ends_nothing() -> None:
-    """The session's own handling of the room, which closes a session when its participant leaves for good."""
+def test_a_restart_of_the_server_does_not_end_the_conversation() -> None:
+    """Uses the session's own room handling, which closes a session when its participant leaves permanently."""
 
     async def run() -> None:
         async with Ringonce() as ringonce:
@@ -230,16 +230,16 @@ def test_a_machine_is_reported_and_hung_up_on(
             await job(ctx)
             assert ctx.done[:2] == ["connect", "delete_room"]
             await ctx.finish()
-            told = dict(ringonce.reports)
-            assert told["agent.voicemail"] == {"messageLeft": left}
-            assert ("agent.transcript" in told) is left
+            sent = dict(ringonce.reports)
+            assert sent["agent.voicemail"] == {"messageLeft": left}
+            assert ("agent.transcript" in sent) is left
 
     asyncio.run(run())
 
 
 @pytest.mark.usefixtures("voice")
-def test_somebody_who_says_nothing_is_greeted_by_livekits_own_detection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the stand-in for it: the real one, which hears silence."""
+def test_a_silent_callee_is_greeted_by_livekits_own_detection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uses the real detection, which hears silence."""
     monkeypatch.setattr(conversation, "AMD", AMD)
     monkeypatch.setattr(conversation, "NO_SPEECH_SECONDS", 0.1)
 
@@ -256,11 +256,11 @@ def test_somebody_who_says_nothing_is_greeted_by_livekits_own_detection(monkeypa
 
 
 def test_an_opt_out_is_reported_in_the_callees_words() -> None:
-    told: list[tuple[str, Any]] = []
-    reports = type("Told", (), {"tell": lambda self, kind, data: told.append((kind, data))})()
+    sent: list[tuple[str, Any]] = []
+    reports = type("Recorder", (), {"tell": lambda self, kind, data: sent.append((kind, data))})()
     tool = conversation.Caller._opt_out_tool(reports)
     asyncio.run(cast(Any, tool)(None, "Never call me again"))
-    assert told == [("agent.opt_out", {"said": "Never call me again"})]
+    assert sent == [("agent.opt_out", {"said": "Never call me again"})]
 
 
 def test_a_summary_that_the_model_does_not_give_is_made_without_it() -> None:

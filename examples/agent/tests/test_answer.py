@@ -17,12 +17,12 @@ from tests.fakes import IDENTITY, FakeRoom, Phone, until
 
 @pytest.fixture(autouse=True)
 def phones_are_participants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library looks only at participants that a server made."""
+    """The library accepts only participants that a server created."""
     monkeypatch.setattr(rtc, "RemoteParticipant", Phone)
 
 
-class Told:
-    """What was reported."""
+class Recorder:
+    """Records reports."""
 
     def __init__(self) -> None:
         self.kinds: list[str] = []
@@ -31,8 +31,8 @@ class Told:
         self.kinds.append(kind)
 
 
-def wait(room: FakeRoom, told: Told) -> asyncio.Task[answer.Answer | None]:
-    return asyncio.create_task(answer.answered(cast(rtc.Room, room), IDENTITY, cast(Reports, told)))
+def wait(room: FakeRoom, recorder: Recorder) -> asyncio.Task[answer.Answer | None]:
+    return asyncio.create_task(answer.answered(cast(rtc.Room, room), IDENTITY, cast(Reports, recorder)))
 
 
 async def silence_heard(room: FakeRoom, frames: int = 2 * answer.LOUD_FRAMES) -> None:
@@ -46,41 +46,41 @@ async def silence_heard(room: FakeRoom, frames: int = 2 * answer.LOUD_FRAMES) ->
     await stream.aclose()
 
 
-def test_a_phone_that_rings_is_answered_when_livekit_tells_so() -> None:
+def test_a_ringing_phone_is_answered_when_livekit_reports_it() -> None:
     async def run() -> None:
-        room, told = FakeRoom(), Told()
-        waiting = wait(room, told)
+        room, recorder = FakeRoom(), Recorder()
+        waiting = wait(room, recorder)
         await until(lambda: room.waited_for() == 2)
         room.status("ringing")
         await silence_heard(room)
         assert not waiting.done()
         room.status("active")
-        assert await waiting == "told"
-        assert told.kinds == ["agent.ringing"]
+        assert await waiting == "status"
+        assert recorder.kinds == ["agent.ringing"]
         assert room.waited_for() == 0
 
     asyncio.run(run())
 
 
-def test_an_agent_that_joins_late_hears_a_phone_that_is_said_to_be_dialing() -> None:
+def test_an_agent_that_joins_late_hears_an_answered_phone_with_the_status_dialing() -> None:
     async def run() -> None:
         room = FakeRoom()
-        waiting = wait(room, Told())
+        waiting = wait(room, Recorder())
         await silence_heard(room)
         assert not waiting.done()
         await room.phone.track.speak()
-        assert await waiting == "heard"
+        assert await waiting == "speech"
 
     asyncio.run(run())
 
 
 @pytest.mark.parametrize("said", ["active", None])
-def test_a_phone_that_a_restarted_server_brings_back_is_still_waited_for(said: str | None) -> None:
-    """It rang before; it is answered before or after it comes back."""
+def test_the_wait_continues_for_a_phone_that_rejoins_after_a_restart(said: str | None) -> None:
+    """The phone rang before the restart; it is answered before or after it rejoins."""
 
     async def run() -> None:
-        room, told = FakeRoom(), Told()
-        waiting = wait(room, told)
+        room, recorder = FakeRoom(), Recorder()
+        waiting = wait(room, recorder)
         await until(lambda: room.waited_for() == 2)
         room.status("ringing")
         room.leave()
@@ -93,8 +93,8 @@ def test_a_phone_that_a_restarted_server_brings_back_is_still_waited_for(said: s
             await room.phone.track.speak()
         else:
             room.status(said)
-        assert await waiting == ("heard" if said is None else "told")
-        assert told.kinds == ["agent.ringing"]
+        assert await waiting == ("speech" if said is None else "status")
+        assert recorder.kinds == ["agent.ringing"]
 
     asyncio.run(run())
 
@@ -103,12 +103,12 @@ def test_a_phone_that_stays_away_is_not_answered(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(answer, "AWAY_SECONDS", 0.05)
 
     async def run() -> None:
-        room, told = FakeRoom(), Told()
-        waiting = wait(room, told)
+        room, recorder = FakeRoom(), Recorder()
+        waiting = wait(room, recorder)
         await until(lambda: room.waited_for() == 2)
         room.leave()
         assert await waiting is None
-        assert told.kinds == []
+        assert recorder.kinds == []
 
     asyncio.run(run())
 
@@ -117,7 +117,7 @@ def test_a_phone_that_stays_away_is_not_answered(monkeypatch: pytest.MonkeyPatch
 def test_a_room_that_closes_ends_the_wait(away: bool) -> None:
     async def run() -> None:
         room = FakeRoom()
-        waiting = wait(room, Told())
+        waiting = wait(room, Recorder())
         await until(lambda: room.waited_for() == 2)
         if away:
             room.leave()
@@ -131,7 +131,7 @@ def test_a_room_that_closes_ends_the_wait(away: bool) -> None:
     ("levels", "loud"),
     [
         ([0] * 500, False),
-        # What is left of silence by a codec.
+        # The noise of a codec in silence.
         ([8] * 500, False),
         # A click on the line.
         ([0] * 100 + [20_000] * (answer.LOUD_FRAMES - 1) + [0] * 100, False),
@@ -140,7 +140,7 @@ def test_a_room_that_closes_ends_the_wait(away: bool) -> None:
         ([0, 0, 300, -400] * answer.LOUD_FRAMES, True),
     ],
 )
-def test_a_few_frames_that_are_not_silent_are_somebody(levels: list[int], loud: bool) -> None:
+def test_speech_is_ten_loud_frames(levels: list[int], loud: bool) -> None:
     async def frames(levels: Iterable[int]) -> AsyncIterator[rtc.AudioFrameEvent]:
         for level in levels:
             yield rtc.AudioFrameEvent(rtc.AudioFrame(struct.pack("<160h", *[level] * 160), answer.RATE, 1, 160))

@@ -36,7 +36,7 @@ def test_closing_waits_for_every_report_in_order_and_one_that_fails_stops_no_oth
 
 
 @pytest.mark.parametrize("text", ["a", "é" * 200, '"\\\n' * 300, "x" * 100_000, "\x00" * 10_000])
-def test_a_long_transcript_comes_in_reports_that_ringonce_takes(text: str) -> None:
+def test_a_long_transcript_is_split_into_reports_within_the_limits(text: str) -> None:
     turns = [("agent" if n % 2 else "callee", text) for n in range(2000)]
     parts = list(transcripts(turns))
     assert 1 <= len(parts) <= TRANSCRIPTS

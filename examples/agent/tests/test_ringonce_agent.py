@@ -1,4 +1,4 @@
-"""The file that agents copy: the dispatch, and a report that gets through once."""
+"""The file that agents copy: reading the dispatch, and sending each report once."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_report_is_signed_for_its_room_its_body_and_a_few_minutes() -> None:
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
-def test_a_report_is_repeated_under_the_same_key_until_it_is_taken(status: int) -> None:
+def test_a_report_is_repeated_under_the_same_key_until_it_is_accepted(status: int) -> None:
     ringonce, sequence = send(status, status)
     assert sequence == 3
     assert len({(headers["idempotency-key"], body) for headers, body in ringonce.requests}) == 1

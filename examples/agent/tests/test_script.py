@@ -1,4 +1,4 @@
-"""What is said: filled with what the call has, and never with braces."""
+"""Filling a script with a call's variables: no braces are left in it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_value_is_never_read_as_a_script() -> None:
     assert (filled.greeting, missing) == ("Hello {b}", set())
 
 
-def test_the_example_script_can_be_spoken_of_anybody() -> None:
+def test_the_example_script_works_without_variables() -> None:
     script, missing = fill(load(Path(__file__).parent.parent / "script.toml"), {})
     assert missing == {"firstName", "lastName", "address", "Zipcode"}
     assert "{" not in script.instructions + script.greeting + script.voicemail

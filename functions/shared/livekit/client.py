@@ -19,6 +19,7 @@ from livekit import api
 from livekit.protocol.agent import Job, JobStateReason, JobStatus
 from livekit.protocol.models import ParticipantInfo
 
+from shared.clock import to_ms
 from shared.errors import (
     LiveKitError,
     LiveKitSecretUnreadableError,
@@ -80,7 +81,7 @@ class RoomView:
     call_status: str | None
     agent_present: bool
     other_present: bool = False
-    joined_at: int = 0
+    joined_at_ms: int = 0
 
     @property
     def accompanied(self) -> bool:
@@ -209,8 +210,7 @@ class LiveKit:
             )
 
     async def delete_room(self, name: str) -> None:
-        """Deletes the room; its participants are disconnected. An absent room is no error. Raises OrphanRoomError.
-        """
+        """Deletes the room with its participants; an absent room is no error. Raises OrphanRoomError."""
         with _absent_is_fine(), _livekit_errors():
             await self._client.room.delete_room(api.DeleteRoomRequest(room=name))
 
@@ -255,7 +255,7 @@ class LiveKit:
                 view = dataclasses.replace(
                     view,
                     call_status=participant.attributes.get(CALL_STATUS, "dialing"),
-                    joined_at=participant.joined_at_ms or participant.joined_at * 1000,
+                    joined_at_ms=participant.joined_at_ms or to_ms(participant.joined_at),
                 )
             elif active and participant.kind == ParticipantInfo.Kind.AGENT:
                 view = dataclasses.replace(view, agent_present=True)
@@ -284,8 +284,8 @@ class LiveKit:
         trunk_id: str,
         to: str,
         from_number: str | None,
-        ring: float,
-        longest: float,
+        ring_seconds: float,
+        longest_seconds: float,
         timeout: float,
     ) -> None:
         """Rings the phone and returns when it has answered. Not idempotent: each call of this rings once more.
@@ -299,8 +299,8 @@ class LiveKit:
             sip_number=from_number or "",
             room_name=room,
             participant_identity=identity,
-            ringing_timeout=_duration(ring),
-            max_call_duration=_duration(longest),
+            ringing_timeout=_duration(ring_seconds),
+            max_call_duration=_duration(longest_seconds),
             wait_until_answered=True,
         )
         with _livekit_errors():

@@ -1,4 +1,4 @@
-// The chosen call: its promises, its timeline, and what lies behind it.
+// The chosen call: its promises, its timeline, and its data.
 import { clock, count, h, keep, send } from "./dom.js";
 import { jsonBox } from "./json.js";
 
@@ -7,7 +7,7 @@ const FAMILIES = {
 };
 const TABS = { record: "Record", webhooks: "Webhooks", logs: "Logs", api: "API answer" };
 const OPEN = new Set(["queued", "dialing", "in_progress"]);
-// So long nothing happened: the timeline leaves some room.
+// A pause of this length is shown as a gap in the timeline.
 const GAP_MS = 2000;
 const EVERY_STEP = "ringonce-every-step";
 const TAB = "ringonce-tab";
@@ -16,7 +16,7 @@ let parts = null;
 let now = null;
 let ticking = null;
 
-/** Shows a call in `section`. detail: undefined while it is being asked for, null when there is no such call. */
+/** Shows a call in `section`. detail: undefined while it is being loaded, null when there is no such call. */
 export function showCall(section, setup, callId, detail, known) {
   if (!callId) {
     parts = now = null;
@@ -24,8 +24,8 @@ export function showCall(section, setup, callId, detail, known) {
     section.replaceChildren(h("div", { class: "nothing" },
       h("h2", { id: "call-title" }, known ? "Choose a call" : "Nothing has happened yet"),
       h("p", { class: "quiet" }, known
-        ? "Its way through every part is laid out here, in milliseconds."
-        : "Place a call: its way through every part is laid out here as it happens, in milliseconds.")));
+        ? "Its timeline through every part of the stack appears here, in milliseconds."
+        : "Place a call: its timeline through every part of the stack appears here, in milliseconds.")));
     return;
   }
   if (!parts || parts.callId !== callId) build(section, setup, callId);
@@ -34,7 +34,7 @@ export function showCall(section, setup, callId, detail, known) {
   parts.state.hidden = Boolean(detail);
   parts.body.hidden = !detail;
   if (!detail) {
-    parts.state.textContent = "This stack has no such call. It may be another stack’s, or one of long ago.";
+    parts.state.textContent = "This stack has no such call: it belongs to another stack, or is too old.";
     return;
   }
   now = detail;
@@ -54,7 +54,7 @@ function build(section, setup, callId) {
   parts.reason = h("span", { class: "quiet" });
   parts.actions = h("div", { class: "actions" });
   parts.said = h("p", { class: "error", role: "alert", hidden: true });
-  parts.fate = h("p", { class: "notice", hidden: true });
+  parts.fault = h("p", { class: "notice", hidden: true });
   parts.promises = h("ul", { class: "promises", "aria-label": "The three promises" });
   parts.rows = h("ol", { class: "rows" });
   parts.origin = h("p", { class: "help" });
@@ -66,7 +66,7 @@ function build(section, setup, callId) {
   parts.every.checked = Boolean(localStorage.getItem(EVERY_STEP));
   parts.panel = h("div", { role: "tabpanel", id: "panel", class: "panel" });
   parts.tab = localStorage.getItem(TAB) in TABS ? localStorage.getItem(TAB) : "record";
-  parts.tabs = h("div", { role: "tablist", class: "tabs", "aria-label": "What lies behind it" },
+  parts.tabs = h("div", { role: "tablist", class: "tabs", "aria-label": "The call’s data" },
     Object.entries(TABS).map(([name, label]) => h("button", {
       type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "panel", data: { name },
       onclick: () => chooseTab(name), onkeydown: moveTab,
@@ -74,14 +74,14 @@ function build(section, setup, callId) {
   parts.body = h("div", { class: "body", hidden: true },
     h("div", { class: "head" }, parts.title, parts.badge, parts.reason, parts.actions),
     h("p", { class: "ids quiet mono" }, callId),
-    parts.said, parts.fate, parts.promises,
+    parts.said, parts.fault, parts.promises,
     h("div", { class: "columns" },
       h("section", { class: "card", "aria-labelledby": "timeline-title" },
         h("div", { class: "bar" },
           h("h3", { id: "timeline-title" }, "Timeline"),
           h("label", { class: "check", for: "every" }, parts.every, "every step")),
         parts.origin, parts.rows, parts.next),
-      h("section", { class: "card evidence", "aria-label": "What lies behind it" }, parts.tabs, parts.panel)));
+      h("section", { class: "card evidence", "aria-label": "The call’s data" }, parts.tabs, parts.panel)));
   section.replaceChildren(parts.state, h("a", { class: "back", href: "#/" }, "← all calls"), parts.body);
   markTabs();
   clearInterval(ticking);
@@ -104,8 +104,8 @@ function showHead(setup) {
   }
   keep(parts.actions, actions, ({ path }) => path, ({ label, path }) =>
     h("button", { type: "button", class: "small", onclick: (event) => act(event.currentTarget, `calls/${parts.callId}/${path}`) }, label));
-  parts.fate.hidden = !now.fate;
-  if (now.fate) parts.fate.replaceChildren(h("strong", {}, `${now.fate.label}.`), " ", now.fate.expect);
+  parts.fault.hidden = !now.fault;
+  if (now.fault) parts.fault.replaceChildren(h("strong", {}, `${now.fault.label}.`), " ", now.fault.expect);
   keep(parts.promises, now.promises, ({ name }) => name, ({ name, figure, state }) =>
     h("li", { data: { state } },
       h("span", { class: "mark", "aria-hidden": "true" }, { kept: "✓", broken: "✕", open: "…" }[state]),
@@ -135,7 +135,7 @@ function showTimeline() {
   parts.origin.replaceChildren("Milliseconds since ", h("span", { class: "mono" }, clock(now.placedAt)));
   const seen = new Map();
   const rows = now.rows.filter((row) => every || !row.minor).map((row) => {
-    const name = `${row.at} ${row.who} ${row.what}`;
+    const name = row.folded.length ? `retries ${row.delivery}` : `${row.at} ${row.who} ${row.what}`;
     const times = (seen.get(name) ?? 0) + 1;
     seen.set(name, times);
     return { ...row, name: `${name} ${times}`, after: row.at - now.placedAt };
@@ -145,11 +145,21 @@ function showTimeline() {
   showNext();
 }
 
-function timelineRow(row) {
+function timelineRow(row, before) {
   return h("li", { class: [row.minor && "minor", row.gap && "gap"].filter(Boolean).join(" ") || null, data: { family: FAMILIES[row.who] ?? "call", tone: row.tone } },
     h("time", { class: "mono at", title: clock(row.at), datetime: new Date(row.at).toISOString() }, count(row.after)),
     h("span", { class: "who" }, row.who),
-    h("span", { class: "happened" }, h("span", { class: "what" }, row.what), " ", h("span", { class: "detail" }, row.detail)));
+    row.folded.length ? foldedRows(row, before) : h("span", { class: "happened" }, happened(row)));
+}
+
+const happened = ({ what, detail }) => [h("span", { class: "what" }, what), " ", h("span", { class: "detail" }, detail)];
+
+/** The failed attempts at a delivery: one line, with each of them on request. */
+function foldedRows(row, before) {
+  return h("details", { class: "happened", open: before?.querySelector("details")?.open ?? false },
+    h("summary", {}, happened(row)),
+    h("ol", { class: "folded", "aria-label": "Failed attempts" }, row.folded.map((one) =>
+      h("li", {}, h("span", { class: "mono" }, clock(one.at)), ` ${one.who}: ${one.what}, ${one.detail}`))));
 }
 
 function showNext() {
@@ -159,7 +169,7 @@ function showNext() {
   if (left > 0) parts.next.textContent = `in ${left.toFixed(1)} s ${now.next.what}`;
 }
 
-// ── what lies behind it ──
+// ── the call's data ──
 
 function markTabs() {
   for (const tab of parts.tabs.children) {
@@ -194,7 +204,7 @@ function showTab() {
   ({ record: showRecord, webhooks: showWebhooks, logs: showLogs, api: showAnswer })[parts.tab]();
 }
 
-/** Whether `content` is not what the panel shows already: what a reader selected or scrolled to stays. */
+/** Whether the panel does not show `content` yet: an unchanged panel keeps its selection and scroll position. */
 function changed(content) {
   const mark = JSON.stringify([parts.tab, content]);
   if (parts.shown === mark) return false;
@@ -212,7 +222,7 @@ function replacePanel(...nodes) {
 function showRecord() {
   if (!changed([now.record, now.deliveries])) return;
   replacePanel(
-    h("p", { class: "help" }, "The call’s item in CallsTable, as it stands."),
+    h("p", { class: "help" }, "The call’s item in CallsTable."),
     jsonBox(JSON.stringify(now.record), "Record"));
 }
 
@@ -234,7 +244,7 @@ function showWebhooks() {
 
 function deliveryItem(delivery, before) {
   const { sequence, type, state, attempts = [], hooks } = delivery;
-  const open = before?.querySelector("details")?.open ?? false;
+  const open = before?.querySelector(".received")?.open ?? false;
   const path = `calls/${parts.callId}/deliveries/${sequence}/replay`;
   const body = hooks.at(-1);
   return h("li", {},
@@ -242,19 +252,45 @@ function deliveryItem(delivery, before) {
       h("span", {}, h("span", { class: "what" }, type), " ", h("span", { class: "badge", data: { status: state } }, state)),
       h("button", { type: "button", class: "small", "aria-label": `Send again: ${type}`,
         onclick: (event) => act(event.currentTarget, path) }, "Send again")),
-    h("ol", { class: "attempts" }, attempts.map((attempt) =>
-      h("li", {},
-        h("span", { class: "mono" }, clock(attempt.at)), " ",
-        h("strong", {}, String(attempt.status ?? attempt.error ?? "no answer")),
-        h("span", { class: "quiet" }, ` after ${count(attempt.ms)} ms`),
-        attempt.answer ? h("span", { class: "quiet answer mono" }, attempt.answer) : null))),
+    h("ol", { class: "attempts" }, attemptItems(attempts, before)),
     body
-      ? h("details", { open },
+      ? h("details", { class: "received", open },
         h("summary", {}, `Body${hooks.length > 1 ? `, received ${hooks.length} times` : ""}`,
           h("span", { class: "quiet" }, body.verified ? " · signature verified" : ` · ${body.error}`)),
         jsonBox(body.body, `Body of ${type}`),
         jsonBox(JSON.stringify(body.headers), `Headers of ${type}`))
       : h("p", { class: "help" }, "The local receiver did not get it."));
+}
+
+const failed = ({ status }) => !(status >= 200 && status < 300);
+
+/** The attempts in their order; several failed ones in a row are one line, with each of them on request. */
+function attemptItems(attempts, before) {
+  const runs = [];
+  for (const attempt of attempts) {
+    const run = runs.at(-1);
+    if (run && failed(attempt) && failed(run[0])) run.push(attempt);
+    else runs.push([attempt]);
+  }
+  const opened = [...before?.querySelectorAll(".retries") ?? []].map(({ open }) => open);
+  return runs.map((run) => {
+    if (run.length === 1) return attemptItem(run[0]);
+    const outcomes = [...new Set(run.map(outcome))].join(", ");
+    return h("li", {}, h("details", { class: "retries", open: opened.shift() ?? false },
+      h("summary", {}, h("span", { class: "mono" }, clock(run[0].at)), " ",
+        h("strong", {}, outcomes), h("span", { class: "quiet" }, ` ${run.length} attempts failed`)),
+      h("ol", {}, run.map(attemptItem))));
+  });
+}
+
+const outcome = (attempt) => String(attempt.status ?? attempt.error ?? "no answer");
+
+function attemptItem(attempt) {
+  return h("li", {},
+    h("span", { class: "mono" }, clock(attempt.at)), " ",
+    h("strong", {}, outcome(attempt)),
+    h("span", { class: "quiet" }, ` after ${count(attempt.ms)} ms`),
+    attempt.answer ? h("span", { class: "quiet answer mono" }, attempt.answer) : null);
 }
 
 function showLogs() {
@@ -292,11 +328,11 @@ async function showWholeLog(box, name) {
   pre.scrollTop = pre.scrollHeight;
 }
 
-const TOLD_ALREADY = new Set(["level", "location", "message", "timestamp", "service", "call_id", "xray_trace_id"]);
+const SHOWN_ALREADY = new Set(["level", "location", "message", "timestamp", "service", "call_id", "xray_trace_id"]);
 
 function logLine({ function: name, text }) {
   const said = JSON.parse(text);
-  const rest = Object.entries(said).filter(([key]) => !TOLD_ALREADY.has(key));
+  const rest = Object.entries(said).filter(([key]) => !SHOWN_ALREADY.has(key));
   const at = (said.timestamp ?? "").slice(11, 23);
   return h("li", { data: { level: said.level ?? "" } },
     h("span", { class: "quiet" }, `${at} ${name} `),

@@ -1,10 +1,11 @@
-// The page as a whole: what is chosen stands in the address, what is shown comes from the feed.
-import { clock, h, keep, send } from "./dom.js";
+// The page as a whole: its address holds the chosen call, the feed brings what it shows.
+import { clock, copyButton, h, keep, send } from "./dom.js";
 import { setUp } from "./form.js";
 import { showCall } from "./call.js";
 
 const RETRY_MS = 1500;
 const SHOWN = 200;
+const PHONE = matchMedia("(max-width: 760px)");
 const ENDED = new Set(["completed", "no_answer", "busy", "rejected", "failed", "canceled", "expired"]);
 
 const calls = new Map();
@@ -69,15 +70,16 @@ function listen() {
   source.addEventListener("error", () => {
     connection("lost", "no connection");
     complain("The stack does not answer. It may have been stopped: `make run` starts one, at an address of its own.");
-    // A browser gives up on some errors for good.
+    // A browser does not reconnect after some errors.
     if (source.readyState === EventSource.CLOSED) setTimeout(listen, RETRY_MS);
   });
   source.addEventListener("calls", ({ data }) => {
-    const told = JSON.parse(data);
-    if (told.all) calls.clear();
-    told.calls.forEach(note);
-    known = true;
+    const { all, calls: changed } = JSON.parse(data);
+    if (all) calls.clear();
+    changed.forEach(note);
     complain(null);
+    if (!known) chooseNewest();
+    known = true;
     showCalls();
     if (!chosen()) showCall(element("call"), setup, null, undefined, calls.size);
   });
@@ -88,11 +90,34 @@ function listen() {
   });
 }
 
+/** Chooses the newest call of a page that was opened without one. A phone shows the list, which the call would hide. */
+function chooseNewest() {
+  if (location.hash || !calls.size || PHONE.matches) return;
+  const newest = [...calls.values()].reduce((a, b) => (b.placedAt > a.placedAt ? b : a));
+  history.replaceState(null, "", `#/calls/${newest.callId}`);
+  listen();
+}
+
+function showAccess() {
+  const { apiUrl, workspaceId, apiKey, webhookSecret } = setup;
+  element("docs").href = setup.docsUrl;
+  const values = { API: apiUrl, Workspace: workspaceId, "API key": apiKey, "Webhook secret": webhookSecret };
+  element("access").querySelector("dl").replaceChildren(...Object.entries(values).map(([label, value]) =>
+    h("div", {}, h("dt", {}, label), h("dd", {}, h("code", {}, value), copyButton(label, value)))));
+  element("access").open = !PHONE.matches;
+}
+
+function pace(timeScale) {
+  if (timeScale === 1) return "";
+  const times = timeScale < 1 ? 1 / timeScale : timeScale;
+  return ` · waits ${Number(times.toPrecision(3))}x ${timeScale < 1 ? "shorter" : "longer"}`;
+}
+
 function go({ oldURL } = {}) {
   showCalls();
   listen();
-  // On a phone either the list or the call is there: the keyboard goes with what is shown.
-  if (!oldURL || !matchMedia("(max-width: 760px)").matches) return;
+  // A phone shows either the list or the call: the focus follows what is shown.
+  if (!oldURL || !PHONE.matches) return;
   const before = oldURL.split("#")[1];
   if (chosen()) {
     element("call").focus({ preventScroll: true });
@@ -114,8 +139,8 @@ async function start() {
     return;
   }
   complain(null);
-  element("where").textContent = ` · API at ${setup.apiUrl.replace("http://", "")}`;
-  element("pace").textContent = setup.timeScale === 1 ? "" : ` · waits × ${setup.timeScale}`;
+  showAccess();
+  element("pace").textContent = pace(setup.timeScale);
   element("real").hidden = setup.standIn;
   setUp(setup, (callId) => (location.hash = `#/calls/${callId}`));
   addEventListener("hashchange", go);

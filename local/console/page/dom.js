@@ -1,4 +1,4 @@
-// Elements without HTML text: whatever comes from a call goes in as text, and stays text.
+// Elements without HTML text: the content of a call is only ever inserted as text.
 
 /** An element. `on…` properties listen, `data` sets data attributes, the rest are attributes (false: absent). */
 export function h(name, properties = {}, ...children) {
@@ -13,9 +13,13 @@ export function h(name, properties = {}, ...children) {
   return element;
 }
 
+const COPIED_MS = 1500;
+const FOCUSABLE = "a, button, summary, input, select, textarea, [tabindex]";
+
 /**
  * Makes `parent` hold one element for each item, in their order. An element is kept as long as its item's key and
- * content stay the same, so that focus, selection and open details survive what goes on around them.
+ * content stay the same, so that focus, selection and open details survive changes around them. An element that is
+ * made anew passes the focus on to the same place in its successor.
  */
 export function keep(parent, items, key, make) {
   const there = new Map([...parent.children].map((element) => [element.keptKey, element]));
@@ -27,8 +31,9 @@ export function keep(parent, items, key, make) {
       fresh.keptKey = name;
       fresh.keptContent = content;
       if (element && element !== fresh && element.contains(document.activeElement)) {
+        const place = [...element.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement);
         element.replaceWith(fresh);
-        fresh.focus?.();
+        (fresh.querySelectorAll(FOCUSABLE)[place] ?? fresh).focus();
       }
       element = fresh;
     }
@@ -48,6 +53,20 @@ export function clock(ms) {
 
 const whole = new Intl.NumberFormat("en");
 export const count = (number) => whole.format(number);
+
+/** A button that copies `value` to the clipboard and says so. */
+export function copyButton(label, value) {
+  const button = h("button", { type: "button", class: "small", "aria-label": `Copy ${label}`, onclick: async () => {
+    try {
+      await navigator.clipboard.writeText(value);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Cannot copy";
+    }
+    setTimeout(() => (button.textContent = "Copy"), COPIED_MS);
+  } }, "Copy");
+  return button;
+}
 
 /** Sends JSON to the console's own server; the answer's status and decoded body. */
 export async function send(method, path, body) {

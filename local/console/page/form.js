@@ -1,4 +1,4 @@
-// Placing a call: the form, the magic numbers, the fates, and the numbers whose fate is overridden.
+// Placing a call: the form, the numbers with a script, the faults, and the numbers whose outcome is overridden.
 import { h, keep, send } from "./dom.js";
 
 const FIELDS = ["to", "call_agent_id", "callback_url", "dynamic_variables", "metadata"];
@@ -13,7 +13,7 @@ const DRAFT = "ringonce-draft";
 const form = document.getElementById("place");
 const field = (name) => form.elements.namedItem(name);
 
-/** Makes the form work. `placed` is told the id of each call. */
+/** Sets up the form. Calls `placed` with the id of each call that was accepted. */
 export function setUp(setup, placed) {
   for (const { number, does } of setup.numbers) {
     document.getElementById("numbers").append(h("option", { value: number }, does));
@@ -28,13 +28,13 @@ export function setUp(setup, placed) {
           h("span", { class: "mono" }, number.slice(-4)), ` ${label}`));
     }
   }
-  offerFates(setup);
+  offerFaults(setup);
   const draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? "{}");
   const start = { to: setup.numbers[0]?.number ?? "", callback_url: setup.callbackUrl, ...EXAMPLE, ...draft };
   for (const name of FIELDS) field(name).value = start[name] ?? "";
   form.addEventListener("input", () => {
     const now = Object.fromEntries(FIELDS.map((name) => [name, field(name).value]));
-    // Where the receiver listens changes with every stack.
+    // The receiver's port changes with every stack.
     if (now.callback_url === setup.callbackUrl) delete now.callback_url;
     sessionStorage.setItem(DRAFT, JSON.stringify(now));
     explain(setup);
@@ -47,12 +47,12 @@ export function setUp(setup, placed) {
   showOverrides(setup);
 }
 
-function offerFates(setup) {
-  const select = field("fate");
-  select.append(h("option", { value: "" }, setup.standIn ? "As the number says" : "Nothing is made to happen"));
-  for (const group of new Set(setup.fates.map((fate) => fate.group))) {
-    const members = setup.fates.filter((fate) => fate.group === group);
-    select.append(h("optgroup", { label: group }, members.map((fate) => h("option", { value: fate.name }, fate.label))));
+function offerFaults(setup) {
+  const select = field("fault");
+  select.append(h("option", { value: "" }, setup.standIn ? "What the number does" : "No fault"));
+  for (const group of new Set(setup.faults.map((fault) => fault.group))) {
+    const members = setup.faults.filter((fault) => fault.group === group);
+    select.append(h("optgroup", { label: group }, members.map((fault) => h("option", { value: fault.name }, fault.label))));
   }
 }
 
@@ -62,18 +62,18 @@ function explain(setup) {
   document.getElementById("to-help").textContent = !setup.standIn
     ? "A real phone rings."
     : known ? `This number ${known.does}.` : "Any other +1 number is answered and hangs up by itself.";
-  const fate = setup.fates.find(({ name }) => name === field("fate").value);
-  document.getElementById("fate-help").textContent = fate?.expect ?? "";
+  const fault = setup.faults.find(({ name }) => name === field("fault").value);
+  document.getElementById("fault-help").textContent = fault?.expect ?? "";
 }
 
 function complain(errors) {
   for (const name of FIELDS) {
-    const told = errors[name];
+    const message = errors[name];
     const place = document.getElementById(`${name}-error`);
-    place.textContent = told ?? "";
-    place.hidden = !told;
-    field(name).toggleAttribute("aria-invalid", Boolean(told));
-    if (told) field(name).setAttribute("aria-invalid", "true");
+    place.textContent = message ?? "";
+    place.hidden = !message;
+    if (message) field(name).setAttribute("aria-invalid", "true");
+    else field(name).removeAttribute("aria-invalid");
   }
   const refused = document.getElementById("refused");
   refused.textContent = errors[""] ?? "";
@@ -85,13 +85,13 @@ function complain(errors) {
   }
 }
 
-/** The request's body. Variables and metadata go in as they were typed, so that no number is written anew. */
-function bodyOf(errors, fate) {
+/** The request's body. Variables and metadata are inserted as typed, so that no number is reformatted. */
+function bodyOf(errors, fault) {
   const members = [];
   for (const name of FIELDS) {
     let text = field(name).value.trim();
-    // The receiver is told how to answer by path, so such a call has one of its own.
-    if (name === "callback_url" && text && fate?.path) text += `/${crypto.randomUUID().slice(0, 8)}`;
+    // The receiver's answers are set by path, so a call with a fault of its endpoint has a path of its own.
+    if (name === "callback_url" && text && fault?.path) text += `/${crypto.randomUUID().slice(0, 8)}`;
     if (!text && name !== "to" && name !== "call_agent_id") continue;
     if (name === "dynamic_variables" || name === "metadata") {
       try {
@@ -110,16 +110,16 @@ function bodyOf(errors, fate) {
 
 async function place(setup, placed) {
   const errors = {};
-  const request = bodyOf(errors, setup.fates.find(({ name }) => name === field("fate").value));
+  const request = bodyOf(errors, setup.faults.find(({ name }) => name === field("fault").value));
   complain(errors);
   if (Object.keys(errors).length) return;
   const button = form.querySelector("[type=submit]");
   button.disabled = true;
   button.textContent = "Placing …";
   try {
-    const { status, body } = await send("POST", "calls", { request, fate: field("fate").value });
+    const { status, body } = await send("POST", "calls", { request, fault: field("fault").value });
     if (status === 200 && body.callId) {
-      field("fate").value = "";
+      field("fault").value = "";
       explain(setup);
       placed(body.callId);
     } else {
@@ -157,6 +157,6 @@ async function showOverrides(setup) {
       showOverrides(setup);
     };
     return h("li", {}, h("span", { class: "mono" }, number), h("span", { class: "quiet" }, outcome.replaceAll("_", " ")),
-      h("button", { type: "button", class: "small", "aria-label": `Take back the fate of ${number}`, onclick: remove }, "Take back"));
+      h("button", { type: "button", class: "small", "aria-label": `Reset ${number}`, onclick: remove }, "Reset"));
   });
 }

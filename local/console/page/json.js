@@ -1,9 +1,9 @@
-// JSON as it was written, indented and coloured. The text is never parsed and written anew: 1.0 stays 1.0.
+// JSON with indentation and colours. The text is not parsed and serialized again: 1.0 stays 1.0.
 import { h } from "./dom.js";
 
 const TOKEN = /"(?:\\.|[^"\\])*"|[{}[\],:]|[^\s"{}[\],:]+/g;
 
-/** Nodes that show a JSON text. What is not JSON comes out as the text that it is. */
+/** Nodes that show a JSON text; a text that is not JSON is shown unchanged. */
 export function jsonNodes(text) {
   try {
     JSON.parse(text);

@@ -1,13 +1,15 @@
-"""Canceling: a queued call is ended before it dials; a ringing or answered one is hung up."""
+"""Canceling, by a client (calls_api) or an operator (admin): a queued call is ended before it dials; a ringing or
+answered one is hung up.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
 
 from shared.call import Call, Outcome
 from shared.call_store import CallStore
+from shared.clock import Clock, to_ms
 from shared.durations import Durations
 from shared.ending import clear, end_call
 from shared.errors import LiveKitError, RequestRefusedError, StoreError
@@ -20,13 +22,15 @@ REASON = "canceled_by_api"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Canceler:
-    """Cancels calls. clock: epoch milliseconds."""
+    """Cancels calls. livekit_secret: None when LiveKit cannot be asked from here; the reconciler hangs up then.
+    clock: epoch milliseconds.
+    """
 
     calls: CallStore
     limits: LimitStore
-    livekit_secret: LiveKitSecretCache
+    livekit_secret: LiveKitSecretCache | None
     durations: Durations
-    clock: Callable[[], int]
+    clock: Clock
 
     def cancel(self, call: Call) -> None:
         """Returns once the call is canceled or its request to hang up is stored. Idempotent.
@@ -60,19 +64,22 @@ class Canceler:
 
     def hang_up_now(self, call: Call) -> None:
         """Best effort: the request to hang up is stored, and the reconciler repeats it until the phone is gone."""
+        if self.livekit_secret is None:
+            return
+        read_secret = self.livekit_secret.get
         # Imported here: importing the LiveKit client takes longer than any other route takes to answer.
         from shared.hang_up import hang_up_phone
         from shared.livekit.client import connect
 
         async def hang_up() -> None:
-            async with connect(self.livekit_secret.get, self.durations.livekit_request) as livekit:
+            async with connect(read_secret, self.durations.livekit_request) as livekit:
                 seen: Call | None = call
-                give_up = self.clock() + self.durations.hang_up_patience * 1000
+                give_up_at_ms = self.clock() + to_ms(self.durations.hang_up_patience)
                 while seen is not None and not seen.ended:
                     answered = seen.status == "in_progress"
                     if await hang_up_phone(self.calls, livekit, seen, answered=answered) or answered:
                         return
-                    if self.clock() >= give_up:
+                    if self.clock() >= give_up_at_ms:
                         return
                     # LiveKit has the dial, and the phone is not in the room yet.
                     await asyncio.sleep(self.durations.agent_step)

@@ -1,0 +1,163 @@
+"""An account with the two tables of a stack, and the operator's command run on it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.client import BaseClient
+from samtranslator.yaml_helper import yaml_parse
+
+from admin.command import main
+from shared.call import Call, event, iso
+from shared.call_store import CallStore
+from shared.clock import now_ms
+from shared.delivery_store import Delivery, DeliveryStore
+from shared.limits import LimitStore
+from shared.table_keys import call_key
+from shared.workspaces import Workspace, WorkspaceStore
+from tests.mocked_aws import mock_aws
+
+CALLS = "Calls"
+TEMPLATE = yaml_parse((Path(__file__).parents[1] / "template.yaml").read_text())["Resources"]
+SCHEMA = ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode")
+HOUR = 3_600_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Account:
+    """Two tables. sent: the operations sent to DynamoDB, by table."""
+
+    calls: CallStore
+    deliveries: DeliveryStore
+    limits: LimitStore
+    sent: collections.Counter[tuple[str, str]]
+    now: int
+
+    def call(self, number: int, hours_ago: float, workspace_id: str = "acme", **changes: Any) -> str:
+        """A call with so many events, placed so long ago, whose deliveries do not exist yet."""
+        placed = self.now - round(hours_ago * HOUR)
+        call = Call(
+            call_id=f"{number:024x}",
+            workspace_id=workspace_id,
+            call_agent_id="agent-1",
+            to="+15550000000",
+            room_name="agent-1-x7k2m9p4q1",
+            job_id="job",
+            created_at=iso(placed),
+            status="dialing",
+            events=tuple(event(kind, placed) for kind in ("call.queued", "call.dialing", "call.answered")),
+            ring_timeout_seconds=40,
+            max_duration_seconds=1800,
+            queue_deadline_ms=placed,
+            callback_url="https://hooks.example.com/in",
+        )
+        call = dataclasses.replace(call, **changes)
+        self.calls.create(call)
+        return call.call_id
+
+    def delivery(self, call_id: str, sequence: int, state: str, **left: Any) -> None:
+        """One attempt was made, an hour ago, with this result."""
+        then = self.now - HOUR
+        self.deliveries.create(call_id, "acme", sequence, then, then)
+        row = self.deliveries.take(call_id, sequence, "lease", then, left.get("lease_until", then + 45_000))
+        assert row is not None
+        if state != "under way":
+            attempt = {"at": then, "ms": 5, "status": 503}
+            kind: Any = "pending" if state == "waiting" else state
+            self.deliveries.finish(row, attempt, kind, self.now + 5 * HOUR, self.now + 5 * HOUR)
+
+    def rows(self, call_id: str) -> dict[int, Delivery]:
+        return {row.sequence: row for row in self.deliveries.of_call(call_id)}
+
+    def expires_at(self, call_id: str) -> int:
+        """0: never."""
+        item = self.calls._client.get_item(TableName=CALLS, Key=call_key(call_id))["Item"]
+        return int(item.get("expiresAt", {"N": "0"})["N"])
+
+    def copy_calls(self, name: str) -> None:
+        """A table of this name with what the calls' table has, as restored from a backup."""
+        client = self.calls._client
+        schema = TEMPLATE["CallsTable"]["Properties"]
+        client.create_table(TableName=name, **{key: schema[key] for key in SCHEMA if key in schema})
+        for item in client.scan(TableName=CALLS)["Items"]:
+            client.put_item(TableName=name, Item=item)
+
+    def due(self) -> set[tuple[str, str]]:
+        found: set[tuple[str, str]] = set()
+        for shard in range(16):
+            for page in self.calls.due(shard, now_ms()):
+                found |= {key for key in page if key[1] != "CALL"}
+        return found
+
+
+Admin = Callable[..., "Said"]
+
+
+@contextmanager
+def account_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
+    """An account with workspaces acme and other, whose tables the environment names."""
+    for name in ("RINGONCE_STACK", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    monkeypatch.setenv("WORKSPACES_TABLE", "Workspaces")
+    monkeypatch.setenv("CALLS_TABLE", CALLS)
+    with mock_aws():
+        client = boto3.client("dynamodb")
+        for name, resource in (("Workspaces", "WorkspacesTable"), (CALLS, "CallsTable")):
+            properties = TEMPLATE[resource]["Properties"]
+            client.create_table(TableName=name, **{key: properties[key] for key in SCHEMA if key in properties})
+        workspaces = WorkspaceStore(client, "Workspaces")
+        for workspace_id in ("acme", "other"):
+            workspaces.put(Workspace(workspace_id, workspace_id, "outbound", "ST_1", ("+12025550100",)))
+        sent: collections.Counter[tuple[str, str]] = collections.Counter()
+        original: Any = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+        def counted(self: Any, operation: str, arguments: dict[str, Any]) -> Any:
+            sent[arguments.get("TableName", ""), operation] += 1
+            return original(self, operation, arguments)
+
+        monkeypatch.setattr(BaseClient, "_make_api_call", counted)
+        yield Account(
+            CallStore(client, CALLS),
+            DeliveryStore(client, CALLS),
+            LimitStore(client, "Workspaces"),
+            sent,
+            now_ms(),
+        )
+
+
+class Keyboard(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+def admin_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Admin:
+    """Runs a command line. typed: what a person types; None when there is no person."""
+
+    def run(line: str, typed: str | None = None) -> Said:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "stdin", io.StringIO() if typed is None else Keyboard(typed))
+        try:
+            code = main(shlex.split(line))
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        return Said(code, *capsys.readouterr())
+
+    return run
