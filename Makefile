@@ -33,6 +33,7 @@ AWS := $(call stamp,-aws,requirements-aws.txt)
 SAM := $(call stamp,-sam,requirements-sam.txt)
 AGENT := $(call stamp,-agent,examples/agent/requirements-test.txt)
 CHECKS := $(call stamp,-checks,requirements-checks.txt)
+GENERATORS := $(call stamp,-generators,requirements-generators.txt)
 RUNTIME := $(call stamp,-runtime,requirements-runtime.txt)
 # .venv with this checkout installed into it, which a changed pyproject.toml does anew without the packages.
 DEV := .venv/.checkout-$(shell cksum < pyproject.toml | tr ' ' '-')
@@ -60,7 +61,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(DEV) $(AWS) $(SAM) $(AGENT) $(PACKAGES) ## Makes the environments .venv (with the operator's .venv/bin/admin), .venv-aws, .venv-sam and .venv-agent
+setup: $(DEV) $(AWS) $(SAM) $(AGENT) $(GENERATORS) $(PACKAGES) ## Makes the environments .venv (with the operator's .venv/bin/admin), .venv-aws, .venv-sam, .venv-agent and .venv-generators
 
 demo: $(DEV) $(AWS) $(PACKAGES) ## Places three calls on the local stack and shows what happens, then stops
 	@.venv/bin/python -m local.demo
@@ -76,7 +77,7 @@ stop: ## Stops the local stack that `make run` started
 WORKING := -n auto --maxprocesses 4 --dist worksteal
 WAITING := -n 4 --dist worksteal
 ARTIFACT_TEST := tests/e2e/test_artifact.py
-test: $(DEV) $(AWS) $(SAM) $(AGENT) $(RUNTIME) $(PACKAGES) browser ## Runs every test: unit and model, integration and infra, schedules, the agent's, then the whole stack
+test: $(DEV) $(AWS) $(SAM) $(AGENT) $(GENERATORS) $(RUNTIME) $(PACKAGES) browser ## Runs every test: unit and model, integration and infra, schedules, the agent's, then the whole stack
 	.venv/bin/python -m pytest $(WORKING) tests/unit tests/model
 	.venv/bin/python -m pytest $(WAITING) tests/infra tests/integration
 	.venv/bin/python -m pytest $(WORKING) tests/fault_schedules
@@ -139,10 +140,11 @@ lock: | $(UV) ## Compiles the requirements files from pyproject.toml; UPGRADE=1 
 	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) examples/agent/pyproject.toml -c examples/agent/requirements-test.txt \
 		-o examples/agent/requirements.txt
 	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group checks -o requirements-checks.txt
+	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group generators -o requirements-generators.txt
 	$(UV) $(LOCK) $(if $(UPGRADE),--upgrade) --group runtime -o requirements-runtime.txt
 
 clean: ## Removes everything that the other targets made
-	rm -rf .venv .venv-aws .venv-sam .venv-agent .venv-checks .venv-runtime .tools .local .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-aws .venv-sam .venv-agent .venv-checks .venv-generators .venv-runtime .tools .local .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ── the environments ──
@@ -208,6 +210,10 @@ $(SAM): | $(UV)
 $(CHECKS): | $(UV)
 	$(call environment,.venv-checks,requirements-checks.txt,the checks of the code,280)
 	@touch $@
+
+$(GENERATORS): | $(UV)
+	$(call environment,.venv-generators,requirements-generators.txt)
+	touch $@
 
 # The one environment of the functions' own Python; without one it stays empty, and `make test` says what was not run.
 $(RUNTIME): | $(UV)

@@ -11,12 +11,27 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from admin import calls, deliveries, keys, restore, switch, target, webhook_secrets, webhook_test, workspaces
 from admin.terminal import AdminError, Terminal, UsageError
+from admin.workspace_input import (
+    E164,
+    AgentId,
+    CallingCode,
+    CallsPerMinute,
+    CallsPerSecond,
+    ConcurrentCalls,
+    Label,
+    OwnNumber,
+    SipTrunk,
+    WorkspaceId,
+    argument,
+    matching,
+    whole_number,
+)
 from shared import phone_number
 from shared.clock import now_ms
 from shared.errors import StoreError, StoreUnclearError
@@ -314,9 +329,12 @@ def _limits_and_lists(command: argparse.ArgumentParser) -> None:
         "beginning of numbers that may be called, +1 (US and Canada), +44, +1876; none: no number",
     )
     _repeated(command, "--agent", "agents", agent_id, "ID", "agent id that may be used; none: any")
-    command.add_argument("--max-concurrent-calls", type=between(1, 250), metavar="1-250", help="calls at a time")
-    command.add_argument("--calls-per-minute", type=between(1, 60_000), metavar="1-60000", help="calls accepted")
-    command.add_argument("--calls-per-second", type=between(1, 100), metavar="1-100", help="what the trunk takes")
+    for name, kind, metavar, text in (
+        ("--max-concurrent-calls", ConcurrentCalls, "1-250", "calls at a time"),
+        ("--calls-per-minute", CallsPerMinute, "1-60000", "calls accepted"),
+        ("--calls-per-second", CallsPerSecond, "1-100", "what the trunk takes"),
+    ):
+        command.add_argument(name, type=argument(kind), metavar=metavar, help=text)
 
 
 def _repeated(
@@ -331,33 +349,24 @@ def _repeated(
 
 
 def _matching(pattern: str, what: str) -> Callable[[str], str]:
-    compiled = re.compile(pattern, re.ASCII)
-
-    def check(text: str) -> str:
-        if not compiled.fullmatch(text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return text
-
-    return check
+    return argument(Annotated[str, matching(pattern, what)])
 
 
-workspace_id = _matching(r"[A-Za-z0-9_-]{1,64}", "a workspace id: 1 to 64 of A-Z, a-z, 0-9, _ and -")
-agent_id = _matching(r"[A-Za-z0-9_-]{1,128}", "an agent id: 1 to 128 of A-Z, a-z, 0-9, _ and -")
-sip_trunk = _matching(r"ST_[A-Za-z0-9_-]{1,61}", "the id of a LiveKit SIP trunk: ST_...")
-calling_code = _matching(r"\+[1-9]\d{0,6}", "a calling code: + and 1 to 7 digits, the first not 0")
-e164 = _matching(r"\+[1-9]\d{6,14}", "a phone number in E.164: + and 7 to 15 digits, the first not 0")
+def between(least: int, most: int) -> Callable[[str], int]:
+    return argument(Annotated[int, whole_number(least, most)])
+
+
+workspace_id = argument(WorkspaceId)
+agent_id = argument(AgentId)
+sip_trunk = argument(SipTrunk)
+calling_code = argument(CallingCode)
+e164 = argument(E164)
 call_id = _matching(CALL_ID.pattern, "a call's id: 24 hex digits")
 job_id = _matching(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "a job's id, as 059f36b4-...")
 room_name = _matching(r"[A-Za-z0-9_-]{1,128}-[a-z0-9]{10}", "a room's name: the agent id, - and 10 of a-z and 0-9")
 key_id = _matching(r"[0-9a-f]{8,64}", "a key's id: 8 hex digits, as `key list` shows them")
-
-
-def own_number(text: str) -> str:
-    """The number in the form that a request's `from` is compared with. Raises ArgumentTypeError."""
-    try:
-        return phone_number.e164(e164(text))
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(f"{text!r}: {exc}") from exc
+own_number = argument(OwnNumber)
+label = argument(Label)
 
 
 def call_reference(text: str) -> tuple[str, str]:
@@ -380,12 +389,6 @@ def called_number(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} {exc}") from exc
 
 
-def label(text: str) -> str:
-    if not (1 <= len(text) <= 128 and text.isprintable() and text == text.strip()):
-        raise argparse.ArgumentTypeError("must be 1 to 128 printable characters, without space around them")
-    return text
-
-
 def moment(text: str) -> int:
     """Epoch milliseconds of a time such as `2026-11-25T09:00Z`, or of an age: `45m`, `2h`, `1d`."""
     if ago := re.fullmatch(r"(\d{1,4})([mhd])", text, re.ASCII):
@@ -399,12 +402,3 @@ def moment(text: str) -> int:
             f"{text!r} is not a time with its zone (2026-11-25T09:00Z) nor 45m, 2h, 1d"
         )
     return int(then.timestamp() * 1000)
-
-
-def between(least: int, most: int) -> Callable[[str], int]:
-    def check(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
-        return int(text)
-
-    return check

@@ -12,30 +12,32 @@ from admin.keys import described, key_ids, new_key, note, opened
 from admin.target import Target
 from admin.terminal import AdminError, Terminal, UsageError, card, table
 from admin.webhook_secrets import new_secret
+from admin.workspace_input import WorkspaceInput
 from shared.call import iso
 from shared.clock import now_ms
 from shared.workspaces import WORKSPACE_ATTRIBUTES, Workspace, key_hash
 
 
 def create(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
+    wanted = WorkspaceInput.model_validate(arguments)
     key = None if arguments.no_key else new_key()
     secret = new_secret()
     workspace = Workspace(
-        workspace_id=arguments.workspace,
-        name=arguments.name or arguments.workspace,
+        workspace_id=wanted.workspace,
+        name=wanted.name or wanted.workspace,
         agent_name=arguments.agent_name,
         sip_trunk_id=arguments.trunk,
-        from_numbers=tuple(dict.fromkeys(arguments.from_numbers)),
+        from_numbers=tuple(dict.fromkeys(wanted.from_numbers)),
         api_key_hashes=frozenset({key_hash(key)} if key else ()),
         key_notes=note(key, None) if key else {},
         open=key is None,
-        agents=frozenset(arguments.agents),
-        allowed_calling_codes=frozenset(arguments.allow),
+        agents=frozenset(wanted.agents),
+        allowed_calling_codes=frozenset(wanted.allow),
         webhook_secrets=(secret,),
         created_at=iso(now_ms()),
         version=1,
     )
-    workspace = dataclasses.replace(workspace, **_scalars(arguments))
+    workspace = dataclasses.replace(workspace, **_scalars(wanted))
     if not target.store.create(workspace):
         raise AdminError(f"the workspace {workspace.workspace_id} exists already; `workspace update` changes it")
     given: dict[str, Any] = {"workspace": as_json(workspace), "apiKey": key, "webhookSecret": secret}
@@ -79,9 +81,10 @@ def list_all(target: Target, terminal: Terminal, arguments: argparse.Namespace) 
 
 
 def update(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    scalars = _scalars(arguments)
+    wanted = WorkspaceInput.model_validate(arguments)
+    scalars = _scalars(wanted)
     lists = (
-        *(arguments.from_numbers, arguments.allow, arguments.agents),
+        *(wanted.from_numbers, wanted.allow, wanted.agents),
         *(arguments.remove_from_numbers, arguments.disallow, arguments.remove_agents),
     )
     if not (scalars or any(lists) or arguments.any_agent or arguments.open is not None):
@@ -94,9 +97,9 @@ def update(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
             raise AdminError(
                 f"{seen.workspace_id} has {_access(seen)}: revoke every one, the last with `key revoke --open`"
             )
-        from_numbers = _with(seen.from_numbers, arguments.from_numbers, arguments.remove_from_numbers, "number")
-        codes = _with(seen.allowed_calling_codes, arguments.allow, arguments.disallow, "allowed calling code")
-        agents = _with(seen.agents, arguments.agents, arguments.remove_agents, "agent id")
+        from_numbers = _with(seen.from_numbers, wanted.from_numbers, arguments.remove_from_numbers, "number")
+        codes = _with(seen.allowed_calling_codes, wanted.allow, arguments.disallow, "allowed calling code")
+        agents = _with(seen.agents, wanted.agents, arguments.remove_agents, "agent id")
         if arguments.any_agent:
             agents = []
         elif seen.agents and not agents:
@@ -202,16 +205,16 @@ def _keys(workspace: Workspace) -> list[tuple[str, str]]:
     return [("" if above else "API keys", line) for above, line in enumerate(lines or ["none"])]
 
 
-def _scalars(arguments: argparse.Namespace) -> dict[str, Any]:
+def _scalars(wanted: WorkspaceInput) -> dict[str, Any]:
     """The scalar attributes that were given."""
     given = {
-        "name": arguments.name,
-        "agent_name": arguments.agent_name,
-        "sip_trunk_id": arguments.trunk,
-        "allow_special_numbers": arguments.allow_special_numbers,
-        "max_concurrent_calls": arguments.max_concurrent_calls,
-        "calls_per_minute": arguments.calls_per_minute,
-        "calls_per_second": arguments.calls_per_second,
+        "name": wanted.name,
+        "agent_name": wanted.agent_name,
+        "sip_trunk_id": wanted.trunk,
+        "allow_special_numbers": wanted.allow_special_numbers,
+        "max_concurrent_calls": wanted.max_concurrent_calls,
+        "calls_per_minute": wanted.calls_per_minute,
+        "calls_per_second": wanted.calls_per_second,
     }
     return {name: value for name, value in given.items() if value is not None}
 

@@ -1,7 +1,12 @@
-"""infra/openapi.yaml for tests: its operations, and validators for what they say."""
+"""infra/openapi.yaml for tests: its operations, and validators for what they say.
+
+The page is open: clients ignore what may be added. The tests hold the API to exactly what stands on it, so
+`validator` uses the page as `closed` makes it.
+"""
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -14,10 +19,45 @@ from jsonschema.validators import extend
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
+from infra.public_models import TIME_PATTERN
+
 ROOT = Path(__file__).parent.parent
 PAGE: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "openapi.yaml").read_text())
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
-_REGISTRY: Registry[Any] = Registry().with_resource("urn:page", DRAFT202012.create_resource(PAGE))
+
+
+def closed(page: dict[str, Any]) -> dict[str, Any]:
+    """The page without what it leaves open: an answer or event with another field, another type of event, another
+    reason or an error code that its response does not list is refused.
+    """
+    # YAML's aliases are one object in several places; in the copy each place has its own.
+    page = copy.deepcopy(page)
+    schemas = page["components"]["schemas"]
+    page["components"]["schemas"] = schemas = {name: _closed(schema) for name, schema in schemas.items()}
+    schemas["EventType"]["anyOf"].append({"$ref": "#/components/schemas/ReportType"})
+    schemas["Time"]["pattern"] = TIME_PATTERN
+    paths = [operation for item in page["paths"].values() for name, operation in item.items() if name in METHODS]
+    for responses in (page["components"]["responses"], *(operation["responses"] for operation in paths)):
+        for response in responses.values():
+            for media_type in response.get("content", {}).values() if "x-error-codes" in response else ():
+                code = {"properties": {"code": {"enum": response["x-error-codes"]}}}
+                media_type["schema"] = {"allOf": [media_type["schema"], code]}
+    return page
+
+
+def _closed(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_closed(entry) for entry in part if entry != {"type": "string"}]
+    if not isinstance(part, dict):
+        return part
+    part = {name: _closed(entry) for name, entry in part.items()}
+    return {"additionalProperties": False} | part if isinstance(part.get("properties"), dict) else part
+
+
+CLOSED = closed(PAGE)
+_REGISTRY: Registry[Any] = Registry().with_resources(
+    [("urn:closed", DRAFT202012.create_resource(CLOSED)), ("urn:published", DRAFT202012.create_resource(PAGE))]
+)
 
 
 def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[ValidationError]:
@@ -30,9 +70,12 @@ _Validator: Any = extend(Draft202012Validator, {"pattern": _pattern})  # type: i
 
 
 @cache
-def validator(pointer: str) -> Draft202012Validator:
-    """For the schema at a JSON pointer of the page, `/components/schemas/Call`."""
-    found: Draft202012Validator = _Validator({"$ref": f"urn:page#{pointer}"}, registry=_REGISTRY)
+def validator(pointer: str, *, published: bool = False) -> Draft202012Validator:
+    """For the schema at a JSON pointer of the page, `/components/schemas/Call`, as `closed` makes it, or as it is
+    published.
+    """
+    page = "published" if published else "closed"
+    found: Draft202012Validator = _Validator({"$ref": f"urn:{page}#{pointer}"}, registry=_REGISTRY)
     return found
 
 

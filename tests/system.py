@@ -29,6 +29,7 @@ from moto.core.botocore_stubber import BotocoreStubber
 from moto.core.models import botocore_stubber
 from samtranslator.yaml_helper import yaml_parse
 
+from infra.public_models import WebhookEvent
 from local.livekit import Faults
 from local.livekit import Settings as StandinSettings
 from local.livekit import create_app as create_standin
@@ -424,9 +425,12 @@ class System:
         return [entry["type"] for entry in self.item(call_id)["events"]]
 
     def received(self, call_id: str) -> list[dict[str, Any]]:
+        """The webhooks of a call; each body is one that the public models describe."""
         answer = self.http.get(f"{self.servers.receiver_url}/_receiver/events", params={"callId": call_id})
         events = answer.json()["events"]
         assert isinstance(events, list)
+        for event in events:
+            WebhookEvent.model_validate_json(event["body"])
         return events
 
     def calls_placed(self, number: str | None = None) -> list[dict[str, Any]]:

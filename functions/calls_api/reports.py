@@ -41,42 +41,46 @@ class ReportBody(RequestModel, extra="forbid"):
     data: dict[str, Any] | None = None
 
 
-class RingingData(RequestModel):
+class ReportData(RequestModel, extra="allow"):
+    """The `data` of a well-known report: what must be right of it. Whatever else it holds is the agent's own."""
+
+
+class RingingData(ReportData):
     """The agent saw that the phone rings."""
 
 
-class VoicemailData(RequestModel):
+class VoicemailData(ReportData):
     """A machine answered. message_left: whether the agent spoke to it."""
 
     message_left: Annotated[bool | None, Field(alias="messageLeft")] = None
 
 
-class Turn(RequestModel):
+class Turn(RequestModel, extra="allow"):
     """One thing that was said."""
 
     speaker: Annotated[Literal["agent", "callee"], ErrorMessage("must be one of agent, callee")]
     text: NotEmpty
 
 
-class TranscriptData(RequestModel):
+class TranscriptData(ReportData):
     """What was said, in order. A long conversation comes in several reports."""
 
     turns: Annotated[list[Turn], Field(min_length=1)]
 
 
-class SummaryData(RequestModel):
+class SummaryData(ReportData):
     """What came of the conversation, for people."""
 
     text: NotEmpty
 
 
-class OptOutData(RequestModel):
+class OptOutData(ReportData):
     """The callee wants no more calls. said: in which words."""
 
     said: str | None = None
 
 
-class TransferData(RequestModel):
+class TransferData(ReportData):
     """The callee is transferred. to: a number or a SIP address."""
 
     to: NotEmpty
@@ -88,8 +92,7 @@ class TransferData(RequestModel):
     ) = None
 
 
-# The `data` of a well-known report: what must be right of it. Whatever else it holds is the agent's own.
-WELL_KNOWN: dict[str, type[RequestModel]] = {
+WELL_KNOWN: dict[str, type[ReportData]] = {
     "agent.ringing": RingingData,
     "agent.voicemail": VoicemailData,
     "agent.transcript": TranscriptData,

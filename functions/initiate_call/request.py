@@ -22,15 +22,16 @@ _MAXIMUM_URL_CHARACTERS = 2048
 _MAXIMUM_VARIABLES = 100
 _MAXIMUM_VARIABLE_NAME = 128
 # No control characters other than tab and line breaks.
-_PLAIN_TEXT = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f]*$"
+_CONTROLS = r"\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f"
+_PLAIN_TEXT = rf"^[^{_CONTROLS}]*$"
 _plain_text = re.compile(_PLAIN_TEXT)
 
 # For the JSON Schema alone: as much of the rules of shared/phone_number.py and shared/callback_url.py as a pattern
 # can say.
 _NUMBER_PATTERN = r"^[ .()-]*\+[ .()-]*(1[ .()-]*[2-9]([ .()-]*[0-9]){5,13}|[2-9]([ .()-]*[0-9]){6,14})[ .()-]*$"
 _URL_PATTERN = (
-    r"^[Hh][Tt][Tt][Pp][Ss]://([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)+"
-    r"[A-Za-z]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(:443)?([/?#][^\u0000-\u0020\u007f\\]*)?$"
+    r"^([Hh][Tt][Tt][Pp][Ss]://([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)+"
+    r"[A-Za-z]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(:443)?([/?#][^\u0000-\u0020\u007f\\]*)?)?$"
 )
 
 
@@ -85,15 +86,7 @@ AgentId = Annotated[
 CallbackUrl = Annotated[
     str | None,
     AfterValidator(_callback_url),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "null"},
-                {"const": ""},
-                {"type": "string", "maxLength": _MAXIMUM_URL_CHARACTERS, "pattern": _URL_PATTERN},
-            ]
-        }
-    ),
+    WithJsonSchema({"type": ["string", "null"], "maxLength": _MAXIMUM_URL_CHARACTERS, "pattern": _URL_PATTERN}),
 ]
 Variables = Annotated[
     dict[str, Any],
@@ -103,7 +96,11 @@ Variables = Annotated[
             "type": "object",
             "maxProperties": _MAXIMUM_VARIABLES,
             "propertyNames": {"minLength": 1, "maxLength": _MAXIMUM_VARIABLE_NAME, "pattern": _PLAIN_TEXT},
-            "additionalProperties": {"type": ["string", "number", "boolean", "null"], "pattern": _PLAIN_TEXT},
+            # `integer` keeps generated code from making 2.0 of 2, and `not` leaves the types to it as they are.
+            "additionalProperties": {
+                "type": ["string", "integer", "number", "boolean", "null"],
+                "not": {"type": "string", "pattern": f"[{_CONTROLS}]"},
+            },
         }
     ),
 ]
