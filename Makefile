@@ -212,8 +212,8 @@ $(CHECKS): | $(UV)
 	@touch $@
 
 $(GENERATORS): | $(UV)
-	$(call environment,.venv-generators,requirements-generators.txt)
-	touch $@
+	$(call environment,.venv-generators,requirements-generators.txt,the generators of API clients,100)
+	@touch $@
 
 # The one environment of the functions' own Python; without one it stays empty, and `make test` says what was not run.
 $(RUNTIME): | $(UV)
