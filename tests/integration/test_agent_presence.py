@@ -181,8 +181,8 @@ def second_phone(system: System, call_id: str) -> None:
             trunk_id="ST_demo",
             to="+15550420002",
             from_number=None,
-            ring=10,
-            longest=600,
+            ring_seconds=10,
+            longest_seconds=600,
             timeout=60,
         ),
     )
