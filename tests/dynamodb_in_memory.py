@@ -32,8 +32,8 @@ class _Absent:
         return False
 
     __lt__ = __le__ = __gt__ = __ge__ = _differs
-    __eq__ = _differs  # type: ignore[assignment]
-    __hash__ = None
+    __eq__ = _differs
+    __hash__ = None  # type: ignore[assignment]
 
 
 _ABSENT = _Absent()
