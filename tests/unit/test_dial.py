@@ -138,10 +138,12 @@ def test_the_number_that_is_shown(
     assert world.call.events[1].get("from") == shown
 
 
-def test_the_first_look_at_a_short_call_is_at_its_end(world: World) -> None:
+@pytest.mark.parametrize("scale", [1, 0.5])
+def test_the_first_look_at_a_short_call_is_at_its_end(world: World, scale: float) -> None:
+    world.durations = Durations(scale=scale)
     world.place(max_duration_seconds=20)
     dial(world)
-    assert world.call.check_at_ms == NOW + 20_000
+    assert world.call.check_at_ms == NOW + int(20_000 * scale)
 
 
 def test_the_delay_of_a_dial_is_measured_from_the_first_event(world: World) -> None:
