@@ -147,11 +147,11 @@ def test_the_first_look_at_a_short_call_is_at_its_end(world: World, scale: float
 
 
 def test_the_delay_of_a_dial_is_measured_from_the_first_event(world: World) -> None:
-    world.place()
-    world.now += 1234
-    world.seconds += 2
+    kinds = {"call.queued": NOW - 9_000, "call.dialing": NOW - 5_000}
+    events = [{"type": kind, "at": at} for kind, at in kinds.items()]
+    world.place(events=(*events, {"type": "call.queued", "at": NOW - 1_000}))
     dial(world)
-    assert world.counted["DialDelay"] == 1234
+    assert world.counted["DialDelay"] == 9_000
 
 
 # ── nothing to do ───────────────────────────────────────────────────────────────────────────────────
@@ -166,6 +166,9 @@ def test_the_delay_of_a_dial_is_measured_from_the_first_event(world: World) -> N
         {"lease_id": "other", "lease_until_ms": NOW},
         {"lease_id": "other", "lease_until_ms": NOW + 1},
         {"wait_until_ms": NOW + 1},
+        # Past its deadline: what is leased or waits is not ended by a message that is not its own.
+        {"lease_id": "other", "lease_until_ms": NOW, "queue_deadline_ms": NOW},
+        {"wait_until_ms": NOW + 1, "queue_deadline_ms": NOW},
     ],
 )
 def test_a_call_that_is_not_this_messages_is_left_alone(world: World, fields: dict[str, Any]) -> None:
