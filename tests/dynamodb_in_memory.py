@@ -105,6 +105,7 @@ class DynamoDBInMemory:
     def __init__(self) -> None:
         self.tables: dict[str, dict[tuple[Any, ...], Item]] = {}
         self.requests: list[str] = []
+        self._deleted: set[str] = set()
         self._lock = threading.RLock()
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
@@ -118,7 +119,16 @@ class DynamoDBInMemory:
         return send
 
     def table(self, name: str) -> dict[tuple[Any, ...], Item]:
+        if name in self._deleted:
+            raise ClientError({"Error": {"Code": "ResourceNotFoundException", "Message": name}}, "")
         return self.tables.setdefault(name, {})
+
+    def _create_table(self, request: dict[str, Any]) -> None:
+        """A table that is not created is made by its first request."""
+        self.tables[request["TableName"]] = {}
+
+    def _delete_table(self, request: dict[str, Any]) -> None:
+        self._deleted.add(request["TableName"])
 
     def _get(self, request: dict[str, Any]) -> dict[str, Any]:
         item = self.table(request["TableName"]).get(_key(from_wire(request["Key"])))
@@ -180,7 +190,9 @@ class DynamoDBInMemory:
         return answer | {"Items": list(_projected(page, request))}
 
 
-_OPERATIONS: dict[str, Callable[[DynamoDBInMemory, dict[str, Any]], dict[str, Any]]] = {
+_OPERATIONS: dict[str, Callable[[DynamoDBInMemory, dict[str, Any]], Any]] = {
+    "create_table": DynamoDBInMemory._create_table,
+    "delete_table": DynamoDBInMemory._delete_table,
     "get_item": DynamoDBInMemory._get,
     "put_item": DynamoDBInMemory._put,
     "update_item": DynamoDBInMemory._update,

@@ -19,9 +19,9 @@ UNTIL, WAIT, CHECK = NOW + 600_000, NOW + 5_000, NOW + 70_000
 LEFT = {"reason": "USER_REJECTED", "callStatus": "ringing", "at": NOW}
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[OneAtATime]:
-    with workspaces_table() as client:
+@pytest.fixture(scope="module", params=["moto", "memory"])
+def client(request: pytest.FixtureRequest) -> Iterator[OneAtATime]:
+    with workspaces_table(request.param) as client:
         yield client
 
 

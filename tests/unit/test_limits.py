@@ -12,9 +12,9 @@ from shared.limits import LimitStore
 from tests.workspaces_table import TABLE, OneAtATime, workspaces_table
 
 
-@pytest.fixture
-def client() -> Iterator[OneAtATime]:
-    with workspaces_table() as client:
+@pytest.fixture(params=["moto", "memory"])
+def client(request: pytest.FixtureRequest) -> Iterator[OneAtATime]:
+    with workspaces_table(request.param) as client:
         yield client
 
 

@@ -20,9 +20,9 @@ MINUTE = 60_000
 NOW = 29_000_000 * MINUTE + 18_500
 
 
-@pytest.fixture
-def client() -> Iterator[OneAtATime]:
-    with workspaces_table() as client:
+@pytest.fixture(params=["moto", "memory"])
+def client(request: pytest.FixtureRequest) -> Iterator[OneAtATime]:
+    with workspaces_table(request.param) as client:
         yield client
 
 

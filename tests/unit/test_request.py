@@ -121,10 +121,10 @@ def test_context_and_metadata_take_32_kib_together(character: str, more: int) ->
     """In bytes, as they are written."""
     size = len(character.encode())
     start, middle, end = '{"to":"+12025550123","call_agent_id":"a","dynamic_variables":', ',"metadata":', "}"
-    left = 32 * 1024 - len('{"a":""}{"b":""}') - 1000 * len(character.encode())
+    left = 32 * 1024 - len('{"a":""}{"b":""}') - 1000 * size
     first, rest = (
         character * 1000,
-        character * (left // len(character.encode())) + "x" * (left % len(character.encode()) + more),
+        character * (left // size) + "x" * (left % size + more),
     )
     body = start + f'{{"a":"{first}"}}' + middle + f'{{"b":"{rest}"}}' + end
     if not more:
