@@ -6,6 +6,7 @@ is not understood raises. What is reserved, too large or of the wrong type is no
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -54,30 +55,39 @@ def _path(name: str, request: dict[str, Any]) -> list[str]:
     return [request["ExpressionAttributeNames"][part] if part[0] == "#" else part for part in name.split(".")]
 
 
-def _evaluate(expression: str, item: Item, request: dict[str, Any]) -> Any:
-    values = from_wire(request.get("ExpressionAttributeValues", {}))
-
-    def found(name: str) -> Any:
-        value: Any = item
-        for part in _path(name, request):
-            if part not in value:
-                return _ABSENT
-            value = value[part]
-        return value
-
+@functools.cache
+def _compiled(expression: str) -> Any:
     def python(match: re.Match[str]) -> str:
         word = match[0]
         if word in _OPERATORS or word in _FUNCTIONS:
             return _OPERATORS.get(word, word)
         return f"_values[{word!r}]" if word[0] == ":" else f"_found({word!r})"
 
-    text = _WORD.sub(python, _BETWEEN.sub(r"\1 >= \2 AND \1 <= \3", expression))
-    return eval(text, {"__builtins__": {}, "_values": values, "_found": found, **_FUNCTIONS})
+    return compile(_WORD.sub(python, _BETWEEN.sub(r"\1 >= \2 AND \1 <= \3", expression)), expression, "eval")
+
+
+def _evaluated(request: dict[str, Any]) -> Callable[[str, Item], Any]:
+    """What evaluates an expression of this request for an item."""
+    values = from_wire(request.get("ExpressionAttributeValues", {}))
+
+    def evaluate(expression: str, item: Item) -> Any:
+        def found(name: str) -> Any:
+            value: Any = item
+            for part in _path(name, request):
+                if part not in value:
+                    return _ABSENT
+                value = value[part]
+            return value
+
+        given = {"__builtins__": {}, "_values": values, "_found": found, **_FUNCTIONS}
+        return eval(_compiled(expression), given)
+
+    return evaluate
 
 
 def _updated(item: Item, request: dict[str, Any]) -> Item:
     """The item after an UpdateExpression; each expression reads the item as it was before."""
-    after = dict(item)
+    after, evaluate = dict(item), _evaluated(request)
     _, *clauses = _CLAUSE.split(request["UpdateExpression"])
     for clause, actions in zip(clauses[::2], clauses[1::2], strict=True):
         for action in _COMMA.split(actions):
@@ -86,9 +96,9 @@ def _updated(item: Item, request: dict[str, Any]) -> Item:
             if clause == "REMOVE":
                 after.pop(name, None)
             elif clause == "SET":
-                after[name] = _evaluate(value, item, request)
+                after[name] = evaluate(value, item)
             else:
-                change = _evaluate(value, item, request)
+                change = evaluate(value, item)
                 if clause == "DELETE":
                     after[name] = after.get(name, set()) - change
                     if not after[name]:
@@ -136,7 +146,7 @@ class DynamoDBInMemory:
 
     def _check(self, request: dict[str, Any], item: Item | None) -> None:
         condition = request.get("ConditionExpression")
-        if condition is None or _evaluate(condition, item or {}, request):
+        if condition is None or _evaluated(request)(condition, item or {}):
             return
         answer: Any = {"Error": {"Code": "ConditionalCheckFailedException", "Message": condition}}
         if item is not None and request.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD":
@@ -166,27 +176,30 @@ class DynamoDBInMemory:
         return {"Responses": found, "UnprocessedKeys": {}}
 
     def _query(self, request: dict[str, Any]) -> dict[str, Any]:
-        items = [
-            item
-            for item in self.table(request["TableName"]).values()
-            if _evaluate(request["KeyConditionExpression"], item, request)
-        ]
-        by = _SORTED_BY[request.get("IndexName")]
-        items.sort(key=lambda item: (item[by], _key(item)), reverse=not request.get("ScanIndexForward", True))
-        return self._page(items, request)
+        evaluate, condition = _evaluated(request), request["KeyConditionExpression"]
+        items = [item for item in self.table(request["TableName"]).values() if evaluate(condition, item)]
+        return self._page(items, request, _SORTED_BY[request.get("IndexName")])
 
     def _scan(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._page(list(self.table(request["TableName"]).values()), request)
+        return self._page(list(self.table(request["TableName"]).values()), request, None)
 
-    def _page(self, items: list[Item], request: dict[str, Any]) -> dict[str, Any]:
+    def _page(self, items: list[Item], request: dict[str, Any], by: str | None) -> dict[str, Any]:
+        """by: the attribute that the items are sorted by, before their key."""
+
+        def order(item: Item) -> tuple[Any, ...]:
+            return (item[by], _key(item)) if by else _key(item)
+
+        forward = request.get("ScanIndexForward", True)
+        items = sorted(items, key=order, reverse=not forward)
         if "ExclusiveStartKey" in request:
-            keys = [_key(item) for item in items]
-            items = items[keys.index(_key(from_wire(request["ExclusiveStartKey"]))) + 1 :]
+            start = order(from_wire(request["ExclusiveStartKey"]))
+            items = [item for item in items if (order(item) > start if forward else order(item) < start)]
         limit = request.get("Limit", len(items))
         page = items[:limit]
         answer: dict[str, Any] = {} if len(items) <= limit else {"LastEvaluatedKey": to_wire(page[-1])}
         if "FilterExpression" in request:
-            page = [item for item in page if _evaluate(request["FilterExpression"], item, request)]
+            evaluate = _evaluated(request)
+            page = [item for item in page if evaluate(request["FilterExpression"], item)]
         return answer | {"Items": list(_projected(page, request))}
 
 

@@ -58,6 +58,10 @@ CALL = Call(
 )
 
 
+async def _at_once(request: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    return request(*given, **named)
+
+
 class ScriptedLiveKit(LiveKit):
     """LiveKit with answers given by the test.
 
@@ -156,6 +160,8 @@ class World:
         self.counted: collections.Counter[str] = collections.Counter()
         self.workspaces.put(WORKSPACE)
         monkeypatch.setattr("asyncio.sleep", self._sleep)
+        # A thread takes ten times as long as the request.
+        monkeypatch.setattr("asyncio.to_thread", _at_once)
         monkeypatch.setattr("random.uniform", lambda low, high: (low + high) / 2)
         monkeypatch.setattr(telemetry, "_point", self._point)
 
