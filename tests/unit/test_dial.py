@@ -575,6 +575,18 @@ def test_a_trunk_that_is_free_too_late_for_this_process_is_not_taken(
         assert world.limits.next_free("ST_1") == NOW + free_in
 
 
+@pytest.mark.parametrize("reason", ["no slot", "no time"])
+def test_a_wait_for_anything_else_extends_nothing(world: World, reason: str) -> None:
+    world.place()
+    if reason == "no slot":
+        full(world)
+    world.seconds = 64
+    world.after(world.calls, "take_lease", lambda: world.limits.pause(NOW))
+    dial(world)
+    assert world.call.wait_until_ms > NOW
+    assert world.call.queue_deadline_ms == CALL.queue_deadline_ms
+
+
 def test_a_switch_that_is_set_at_the_last_moment_stops_the_dial(world: World) -> None:
     world.place()
     world.after(world.limits, "reserve_trunk", lambda: world.limits.pause(NOW))
@@ -841,6 +853,15 @@ def test_a_phone_that_was_in_the_room_ends_with_an_unknown_outcome(world: World,
     dial(world)
     assert world.end == ("failed", "outcome_unknown")
     assert world.counted["DialsUnfenced"] == 0
+
+
+def test_a_dial_that_livekit_gave_up_is_not_repeated_though_its_room_could_not_be_seen_at_once(
+    world: World,
+) -> None:
+    fail(world, INTERNAL, UNKNOWN, NO_PHONE)
+    dial(world)
+    assert world.end == ("failed", "livekit_error")
+    assert (world.counted["DialsUnfenced"], sent(world)) == (0, [])
 
 
 # ── un-fenced ───────────────────────────────────────────────────────────────────────────────────────
