@@ -124,6 +124,14 @@ def test_ring_time_and_longest_call_are_scaled_and_the_time_out_is_at_least_the_
     assert world.limits.next_free("ST_1") == NOW + 250
 
 
+@pytest.mark.parametrize(("per_second", "gap"), [(1, 1000), (3, 333)])
+def test_a_trunk_is_given_so_many_calls_a_second(world: World, per_second: int, gap: int) -> None:
+    world.workspaces.put(dataclasses.replace(WORKSPACE, calls_per_second=per_second))
+    world.place()
+    dial(world)
+    assert world.limits.next_free("ST_1") == NOW + gap
+
+
 @pytest.mark.parametrize(
     ("own", "numbers", "shown"),
     [("+12025550177", ("+12025550100",), "+12025550177"), (None, ("+1", "+2"), "+1"), (None, (), None)],
@@ -324,7 +332,8 @@ def test_a_call_without_a_slot_asks_the_more_often_the_less_time_it_has(
     world: World, age: int, left: int, delay: float
 ) -> None:
     full(world)
-    world.place(events=({"type": "call.queued", "at": NOW - age},), queue_deadline_ms=NOW + left)
+    events = ({"type": "call.queued", "at": at} for at in (NOW - age, NOW))
+    world.place(events=tuple(events), queue_deadline_ms=NOW + left)
     assert dial(world) == []
     waits(world, delay, attempts=0)
     asks_until = {0: 10_000, 1: 6_000}.get(round(7.5 - delay) // 3, 4_000)
