@@ -1,7 +1,8 @@
 """DynamoDB in memory, as far as this project's requests use it: a request takes a tenth of a millisecond, not ten.
 
 A request's expressions are evaluated as they are, as Python, so that the stores' own conditions decide. One that
-is not understood raises. What is reserved, too large or of the wrong type is not noticed: moto's tests do that.
+is not understood raises, and so does a read of an item that is not consistent. What is reserved, too large or of
+the wrong type is not noticed: moto's tests do that.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ class DynamoDBInMemory:
         self._deleted.add(request["TableName"])
 
     def _get(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert request.get("ConsistentRead")
         item = self.table(request["TableName"]).get(_key(from_wire(request["Key"])))
         return {} if item is None else {"Item": to_wire(item)}
 
@@ -170,12 +172,15 @@ class DynamoDBInMemory:
     def _batch_get(self, request: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, list[Any]] = {}
         for name, asked in request["RequestItems"].items():
+            assert asked["ConsistentRead"]
             table = self.table(name)
             items = [table[key] for key in map(_key, map(from_wire, asked["Keys"])) if key in table]
             found[name] = list(_projected(items, asked))
         return {"Responses": found, "UnprocessedKeys": {}}
 
     def _query(self, request: dict[str, Any]) -> dict[str, Any]:
+        # An index has no consistent reads.
+        assert request.get("ConsistentRead", False) is ("IndexName" not in request)
         evaluate, condition = _evaluated(request), request["KeyConditionExpression"]
         items = [item for item in self.table(request["TableName"]).values() if evaluate(condition, item)]
         return self._page(items, request, _SORTED_BY[request.get("IndexName")])

@@ -228,6 +228,12 @@ def test_a_message_without_a_record_is_dropped_after_a_minute(world: World) -> N
         (NOW - 99_000, {}, 30_000),
         (NOW - 7_000, {"events": ({"type": "call.queued", "at": NOW - 99_000},)}, 37_000),
         (NOW - 99_000, {"events": ({"type": "call.queued", "at": NOW - 8_000},)}, 38_000),
+        # Un-fenced during the pause.
+        (
+            NOW - 50_000,
+            {"events": tuple({"type": "call.queued", "at": NOW - at} for at in (99_000, 8_000))},
+            80_000,
+        ),
         (NOW - 99_000, {"paused_until_ms": NOW + 10_000}, 20_000),
         (NOW - 99_000, {"paused_until_ms": NOW + 30_001}, 0),
         # Past its deadline, which the pause extends.
