@@ -459,6 +459,13 @@ def test_calls_are_listed_page_by_page_the_newest_first(world: World) -> None:
     assert listed(world) == ([4, 3, 2, 1, 0], None)
 
 
+def test_calls_of_one_moment_are_listed_once_each(world: World) -> None:
+    many(world, 3, created_at=iso(NOW))
+    first, start = listed(world, limit=2)
+    rest, end = listed(world, limit=2, start=start)
+    assert (sorted(first + rest), end) == ([0, 1, 2], None)
+
+
 @pytest.mark.parametrize(
     ("query", "found"),
     [
