@@ -27,6 +27,10 @@ _CLAUSE = re.compile(r"\b(SET|REMOVE|ADD|DELETE)\b")
 _COMMA = re.compile(r",(?![^(]*\))")
 
 
+# Items of one answer of a scan; DynamoDB takes a megabyte.
+SCANNED = 3
+
+
 class _Absent:
     """An attribute that the item does not have: no comparison with it holds."""
 
@@ -146,6 +150,10 @@ class DynamoDBInMemory:
         item = self.table(request["TableName"]).get(_key(from_wire(request["Key"])))
         return {} if item is None else {"Item": to_wire(item)}
 
+    def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.table(request["TableName"]).pop(_key(from_wire(request["Key"])), None)
+        return {}
+
     def _check(self, request: dict[str, Any], item: Item | None) -> None:
         condition = request.get("ConditionExpression")
         if condition is None or _evaluated(request)(condition, item or {}):
@@ -186,7 +194,7 @@ class DynamoDBInMemory:
         return self._page(items, request, _SORTED_BY[request.get("IndexName")])
 
     def _scan(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._page(list(self.table(request["TableName"]).values()), request, None)
+        return self._page(list(self.table(request["TableName"]).values()), {"Limit": SCANNED} | request, None)
 
     def _page(self, items: list[Item], request: dict[str, Any], by: str | None) -> dict[str, Any]:
         """by: the attribute that the items are sorted by, before their key."""
@@ -213,6 +221,7 @@ _OPERATIONS: dict[str, Callable[[DynamoDBInMemory, dict[str, Any]], Any]] = {
     "delete_table": DynamoDBInMemory._delete_table,
     "get_item": DynamoDBInMemory._get,
     "put_item": DynamoDBInMemory._put,
+    "delete_item": DynamoDBInMemory._delete,
     "update_item": DynamoDBInMemory._update,
     "batch_get_item": DynamoDBInMemory._batch_get,
     "query": DynamoDBInMemory._query,

@@ -31,9 +31,9 @@ ACME = Workspace(
 )
 
 
-@pytest.fixture
-def client() -> Iterator[OneAtATime]:
-    with workspaces_table() as client:
+@pytest.fixture(params=["moto", "memory"])
+def client(request: pytest.FixtureRequest) -> Iterator[OneAtATime]:
+    with workspaces_table(request.param) as client:
         yield client
 
 
