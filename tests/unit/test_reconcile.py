@@ -89,9 +89,13 @@ def test_a_run_works_on_its_own_shards(world: World, shards: list[int]) -> None:
 
 
 @pytest.mark.parametrize("check_at", [None, NOW + 1])
-def test_an_index_that_is_stale_is_not_believed(world: World, check_at: int | None) -> None:
-    place(world, QUEUED)
-    item = world.dynamodb.table("calls")[f"CALL#{CALL_ID}", "CALL"]
+@pytest.mark.parametrize("key", ["CALL", "DELIVERY#0001"])
+def test_an_index_that_is_stale_is_not_believed(world: World, key: str, check_at: int | None) -> None:
+    if key == "CALL":
+        place(world, QUEUED)
+    else:
+        world.deliveries.create(CALL_ID, "demo", 1, NOW, NOW)
+    item = world.dynamodb.table("calls")[f"CALL#{CALL_ID}", key]
 
     def moved() -> None:
         item.pop("checkAt")
@@ -101,6 +105,7 @@ def test_an_index_that_is_stale_is_not_believed(world: World, check_at: int | No
     world.before(world.calls, "read_due", moved)
     assert reconcile(world) == {}
     assert world.counted == {"DueLateness": 0}
+    assert (world.dial_queue.sent, world.webhook_queue.sent) == ([], [])
 
 
 def test_a_run_without_time_begins_nothing(world: World) -> None:
