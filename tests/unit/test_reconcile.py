@@ -113,9 +113,10 @@ def test_a_run_without_time_begins_nothing(world: World) -> None:
     assert reconcile(world, time_left=lambda: False) == {}
 
 
-def test_the_oldest_item_tells_how_late_a_run_is(world: World) -> None:
-    place(world, QUEUED, check_at_ms=NOW - 2_000)
-    world.deliveries.create(CALL_ID, "demo", 1, NOW, NOW - 7_000)
+@pytest.mark.parametrize(("call", "delivery"), [(2_000, 7_000), (7_000, 2_000)])
+def test_the_oldest_item_tells_how_late_a_run_is(world: World, call: int, delivery: int) -> None:
+    place(world, QUEUED, check_at_ms=NOW - call)
+    world.deliveries.create(CALL_ID, "demo", 1, NOW, NOW - delivery)
     reconcile(world)
     assert world.counted["DueLateness"] == 7_000
 
@@ -285,9 +286,10 @@ def test_a_phone_that_rings_is_let_ring(world: World) -> None:
     assert (world.call.status, looks_in(world, 30_000)) == ("dialing", True)
 
 
-def test_a_phone_that_has_answered_meanwhile_talks(world: World) -> None:
-    place(world, DIALING)
-    world.livekit.views = [TALKS]
+@pytest.mark.parametrize("ago", [10_000, 600_000], ids=["just now", "long ago"])
+def test_a_phone_that_has_answered_meanwhile_talks(world: World, ago: int) -> None:
+    place(world, DIALING, dialed_at_ms=NOW - ago)
+    world.livekit.views = [dataclasses.replace(TALKS, joined_at=NOW - ago)]
     assert reconcile(world) == {"answered": 1}
     call = world.call
     assert (call.status, call.answered_at_ms, call.events[-1].get("inferred")) == ("in_progress", NOW, True)
