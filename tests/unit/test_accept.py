@@ -245,6 +245,7 @@ def test_a_repeat_gets_the_first_call_and_sends_nothing(front: Front) -> None:
     first, _ = front.post("k", metadata={"a": 1, "b": 2})
     front.now += 60_000
     again, replayed = front.post("k", metadata={"b": 2, "a": 1})
+    assert re.fullmatch("[0-9a-f]{24}", first.call_id)
     assert (again.call_id, again.room_name, again.created_at) == (first.call_id, first.room_name, iso(NOW))
     assert replayed
     assert (len(front.dial_queue.sent), front.spent) == (1, 1)

@@ -209,6 +209,7 @@ def test_five_of_the_largest_reports_are_too_many(world: World) -> None:
         ("agent.voicemail", {"messageLeft": False}),
         ("agent.voicemail", {"messageLeft": None}),
         ("agent.transcript", {"turns": [{"speaker": "agent", "text": "x"}, {"speaker": "callee", "text": "y"}]}),
+        ("agent.transcript", {"turns": [{"speaker": "agent", "text": "x", "more": 1}]}),
         ("agent.summary", {"text": "x"}),
         ("agent.opt_out", {}),
         ("agent.opt_out", {"said": "no"}),
