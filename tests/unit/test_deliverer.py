@@ -30,7 +30,8 @@ class Endpoint(World):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(monkeypatch)
         self.workspaces.put(dataclasses.replace(WORKSPACE, webhook_secrets=(SECRET,)))
-        self.place(callback_url="https://hooks.example/in", metadata='{"a": 1}')
+        events = ({"type": "call.queued", "at": NOW}, {"type": "call.dialing", "at": NOW + 400})
+        self.place(callback_url="https://hooks.example/in", metadata='{"a": 1}', events=events)
         self.deliveries.create(CALL_ID, "demo", 1, NOW, NOW + 60_000)
         self.answer: Callable[[httpx.Request], httpx.Response]
         self.status(200)
@@ -107,7 +108,7 @@ def test_what_is_not_due_is_not_posted(endpoint: Endpoint, attributes: dict[str,
     endpoint.row(**attributes)
     before = endpoint.deliveries.get(CALL_ID, 1)
     assert (endpoint.deliver(), endpoint.posted, endpoint.counted) == (before, [], {})
-    assert endpoint.deliver(sequence=2) == before
+    assert endpoint.deliver(sequence=3) == before
 
 
 # ── no POST ─────────────────────────────────────────────────────────────────────────────────────────

@@ -88,6 +88,17 @@ def test_the_edges_of_what_is_taken(field: str, value: Any, read: Any) -> None:
     assert getattr(parsed(**{field: value}), field) == (value if read is ... else read)
 
 
+@pytest.mark.parametrize("loopback", [True, False])
+def test_where_a_callback_may_go_is_the_callers_policy(loopback: bool) -> None:
+    url = "http://localhost:8080/in"
+    fields = read_body(json.dumps({"to": "+12025550123", "call_agent_id": "a", "callback_url": url}).encode())
+    if loopback:
+        assert parse_request(fields, Policy(loopback=True)).callback_url == url
+    else:
+        with pytest.raises(RequestRefusedError, match="callback_url"):
+            parse_request(fields, Policy())
+
+
 @pytest.mark.parametrize(("length", "taken"), [(2048, True), (2049, False)])
 def test_the_longest_callback(length: int, taken: bool) -> None:
     url = "https://example.com/".ljust(length, "x")
