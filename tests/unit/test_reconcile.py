@@ -593,10 +593,12 @@ def test_a_call_that_fails_is_put_off_and_holds_up_no_other(world: World, error:
     assert sorted(due, key=str) == [NOW + 30_000, NOW + 60_000, NOW + 60_000]
 
 
-def test_a_delivery_that_fails_is_put_off(world: World) -> None:
+def test_a_delivery_that_fails_is_put_off(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.deliveries.create(CALL_ID, "demo", 1, NOW, NOW)
     world.before(world.deliveries, "postpone", raises(StoreError("throttled")))
     assert reconcile(world) == {}
+    logged = [record.__dict__ for record in caplog.records if record.levelname == "ERROR"]
+    assert [(line["call_id"], line["sort_key"]) for line in logged] == [(CALL_ID, "DELIVERY#0001")]
     row = world.deliveries.get(CALL_ID, 1)
     assert row is not None
     assert (row.check_at_ms, world.counted["ReconcileErrors"]) == (NOW + 30_000, 1)
