@@ -78,9 +78,12 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Endpoint:
     return Endpoint(monkeypatch)
 
 
-def test_an_event_that_is_taken_is_delivered(endpoint: Endpoint) -> None:
+def test_an_event_that_is_taken_is_delivered(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
     endpoint.now = NOW + 1_000
-    row = endpoint.deliver()
+    with caplog.at_level("INFO"):
+        row = endpoint.deliver()
+    [line] = [record.__dict__ for record in caplog.records if record.message == "webhook"]
+    assert (line["call_id"], line["sequence"], line["attempt"], line["state"]) == (CALL_ID, 1, 1, "delivered")
     assert row.attempts == ({"at": NOW + 1_000, "ms": 250, "status": 200, "answer": "told"},)
     assert (row.state, row.attempt, row.begun, row.lease_id, row.check_at_ms) == ("delivered", 1, 0, None, None)
     [request] = endpoint.posted
