@@ -152,7 +152,8 @@ def test_an_endpoint_that_does_not_answer_in_time() -> None:
         (httpx.ReadTimeout(""), "ReadTimeout"),
         (AddressRefusedError("names a host"), "callback_url names a host"),
         (OSError("x" * 600), "OSError: " + "x" * 491),
-        (RuntimeError("\ud800"), "RuntimeError: ?"),
+        (httpx.ReadError("\ud800"), "ReadError: ?"),
+        (RuntimeError("of a library"), "RuntimeError: of a library"),
     ],
 )
 def test_a_post_that_fails_says_why(failure: Exception, error: str) -> None:
