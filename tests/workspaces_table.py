@@ -1,4 +1,4 @@
-"""A table of workspaces, faked by moto, whose requests can be counted and fail."""
+"""A table of workspaces, of moto or in memory, whose requests can be counted and fail."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import boto3
 from botocore.exceptions import ReadTimeoutError
 
+from tests.dynamodb_in_memory import DynamoDBInMemory
 from tests.mocked_aws import mock_aws
 
 TABLE = "Workspaces"
@@ -41,8 +42,11 @@ class OneAtATime:
 
 
 @contextmanager
-def workspaces_table() -> Iterator[OneAtATime]:
-    """A client of an empty table."""
+def workspaces_table(kind: str = "moto") -> Iterator[OneAtATime]:
+    """A client of an empty table. What passes with both kinds, `moto` and `memory`, shows that they agree."""
+    if kind == "memory":
+        yield OneAtATime(DynamoDBInMemory())
+        return
     with mock_aws():
         dynamodb = boto3.client("dynamodb", region_name="us-east-1")
         dynamodb.create_table(

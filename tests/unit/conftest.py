@@ -28,20 +28,20 @@ def _no_sockets() -> Iterator[None]:
     enable_socket()
 
 
-@pytest.fixture
-def client() -> Iterator[OneAtATime]:
+@pytest.fixture(params=["moto", "memory"])
+def client(request: pytest.FixtureRequest) -> Iterator[OneAtATime]:
     """Of an empty table of workspaces."""
     from tests.workspaces_table import workspaces_table
 
-    with workspaces_table() as client:
+    with workspaces_table(request.param) as client:
         yield client
 
 
-@pytest.fixture(scope="module")
-def client_of_module() -> Iterator[OneAtATime]:
+@pytest.fixture(scope="module", params=["moto", "memory"])
+def client_of_module(request: pytest.FixtureRequest) -> Iterator[OneAtATime]:
     from tests.workspaces_table import workspaces_table
 
-    with workspaces_table() as client:
+    with workspaces_table(request.param) as client:
         yield client
 
 

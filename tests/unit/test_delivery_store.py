@@ -18,6 +18,7 @@ from shared.delivery_store import ATTEMPTS_LISTED, Delivery, DeliveryStore
 from shared.dynamo import from_wire, to_wire
 from shared.errors import StoreUnclearError
 from shared.table_keys import RETENTION_SECONDS, call_key
+from tests.dynamodb_in_memory import DynamoDBInMemory
 from tests.in_memory import DeliveriesInMemory, Tables
 from tests.mocked_aws import calls_table, mock_aws
 from webhook_dispatch.attempt import ANSWER_CHARACTERS, LOCATION_CHARACTERS
@@ -78,9 +79,15 @@ def real(losing: Losing, table: str) -> DeliveryStore:
     return DeliveryStore(cast(Any, losing), table)
 
 
-@pytest.fixture(params=["dynamodb", "memory"])
-def store(request: pytest.FixtureRequest, losing: Losing, table: str) -> DeliveryStore:
-    return DeliveryStore(cast(Any, losing), table) if request.param == "dynamodb" else DeliveriesInMemory(Tables())
+@pytest.fixture(params=["dynamodb", "dynamodb in memory", "memory"])
+def store(request: pytest.FixtureRequest) -> DeliveryStore:
+    """Of moto's DynamoDB and of that in memory; the third is what the simulations use."""
+    if request.param == "memory":
+        return DeliveriesInMemory(Tables())
+    if request.param == "dynamodb in memory":
+        return DeliveryStore(cast(Any, DynamoDBInMemory()), "calls")
+    real: DeliveryStore = request.getfixturevalue("real")
+    return real
 
 
 def made(store: DeliveryStore, sequence: int = 1) -> Delivery:

@@ -68,6 +68,19 @@ def test_workspaces_do_not_share_slots(limits: LimitStore) -> None:
     assert limits.take_slot("other", "b", 1)
 
 
+def test_the_slots_of_every_workspace_are_found_on_every_page(limits: LimitStore) -> None:
+    """A page in memory has three items."""
+    expected = {f"w{n}": frozenset({f"call-{n}", "other"}) for n in range(7)}
+    for workspace_id, call_ids in expected.items():
+        for call_id in call_ids:
+            limits.take_slot(workspace_id, call_id, 5)
+    limits.note_waiting("waits only", 5)
+    limits.take_permits("w1", 7, 10, None)
+    limits.reserve_trunk("ST_1", 1000, 5, LATER)
+    limits.pause(5)
+    assert dict(limits.slots()) == expected
+
+
 def test_threads_together_take_no_more_than_the_limit(limits: LimitStore) -> None:
     with ThreadPoolExecutor(8) as threads:
         taken = list(threads.map(lambda number: limits.take_slot("acme", f"call-{number}", 5), range(16)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import socket
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +17,7 @@ from shared.durations import Durations
 from tests.simulation import run
 from tests.unit.test_callback_url import HOSTILE_URLS, PRIVATE_ADDRESSES
 from webhook_dispatch.attempt import Attempted, post
-from webhook_dispatch.transport import GuardedTransport, webhook_client
+from webhook_dispatch.transport import GuardedTransport, _is_readable, webhook_client
 
 PUBLIC, OTHER_PUBLIC = "93.184.216.34", "1.1.1.1"
 URL = "https://hooks.example.com/in"
@@ -107,8 +108,48 @@ def test_no_address_resolves_to_nothing_that_is_called() -> None:
 
 def test_a_dead_address_leaves_its_turn_to_the_next() -> None:
     network = Network(dead=[PUBLIC])
-    assert run(posted(client(network, Resolver([PUBLIC, OTHER_PUBLIC])))).status == 200
+    attempted = run(posted(client(network, Resolver([PUBLIC, OTHER_PUBLIC]))))
+    assert (attempted.status, attempted.answer) == (200, "ok")
     assert [host for host, _ in network.called] == [PUBLIC, OTHER_PUBLIC]
+
+
+def test_each_address_gets_its_share_of_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+
+    class Clocked(Network):
+        """No address answers; the second one takes so many seconds to refuse."""
+
+        def __init__(self, seconds: float) -> None:
+            super().__init__(dead=[PUBLIC, OTHER_PUBLIC, "8.8.8.8"])
+            self.limits: list[float | None] = []
+            self._seconds = seconds
+
+        async def connect_tcp(
+            self, host: str, port: int, timeout: float | None = None, *given: Any, **named: Any
+        ) -> httpcore.AsyncNetworkStream:
+            nonlocal now
+            self.limits.append(timeout)
+            now += self._seconds if host == OTHER_PUBLIC else 0
+            return await super().connect_tcp(host, port, timeout, *given, **named)
+
+    monkeypatch.setattr("webhook_dispatch.transport.time.monotonic", lambda: now)
+    for seconds, limits in ((0, [5 / 3, 5 / 2, 5]), (4, [5 / 3, 5 / 2, 1]), (5, [5 / 3, 5 / 2])):
+        network = Clocked(seconds)
+        attempted = run(posted(client(network, Resolver([PUBLIC, OTHER_PUBLIC, "8.8.8.8"]))))
+        assert (network.limits, attempted.status) == (limits, None)
+    assert D.webhook_connect == 5
+
+
+def test_a_connection_that_the_peer_has_closed_is_not_used_again() -> None:
+    ours, peers = socket.socketpair()
+    assert not _is_readable(ours)
+    peers.send(b"x")
+    assert _is_readable(ours)
+    assert ours.recv(1) == b"x"
+    peers.close()
+    assert _is_readable(ours)
+    ours.close()
+    assert _is_readable(ours)
 
 
 def test_a_look_up_that_hangs_ends_with_the_attempt() -> None:
