@@ -53,7 +53,7 @@ CREDENTIAL_ERRORS = (
 _LOG_IN = "set AWS_PROFILE or pass --profile, run `aws sso login`, or set AWS_ACCESS_KEY_ID and the rest"
 
 # The secret's name in the local stack, and the parameter's default in template.yaml.
-LOCAL_SECRET = "ringonce/livekit"
+LIVEKIT_CREDENTIALS = "ringonce/livekit"
 # A command reads LiveKit's secret once.
 SECRET_SECONDS = 600
 
@@ -193,7 +193,7 @@ def _local(arguments: argparse.Namespace) -> Target:
         info.get("apiUrl"),
         local=True,
         options="--local",
-        livekit_secret=lambda: _secret(aws_client("secretsmanager", endpoint, CONFIG), LOCAL_SECRET),
+        livekit_secret=lambda: _secret(aws_client("secretsmanager", endpoint, CONFIG), LIVEKIT_CREDENTIALS),
         **_stores(client, calls_table),
     )
 
