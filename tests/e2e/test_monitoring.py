@@ -17,7 +17,7 @@ from tests.e2e.launch import eventually
 
 MONITORING = Path(__file__).parents[2] / "infra" / "monitoring.yaml"
 STACK = "monitoring-by-itself"
-FUNNEL = "From the request to the report"
+FUNNEL = "Calls, from request to webhook"
 
 
 @pytest.fixture
@@ -81,9 +81,7 @@ def test_the_dashboard_follows_a_call_from_the_request_to_the_report(client: Cli
 
     def funnel() -> dict[str, float | None]:
         since = [point for point in points_in(logs) if point.at >= began]
-        (widget,) = (
-            w for w in dashboard_body()["widgets"] if w["properties"].get("title", "").startswith("From the req")
-        )
+        (widget,) = (w for w in dashboard_body()["widgets"] if w["properties"].get("title") == FUNNEL)
         metrics = metrics_of(widget)
         return {
             metric.label: value
