@@ -62,6 +62,24 @@ def test_a_workspace_is_read_as_it_was_created(store: WorkspaceStore) -> None:
     assert store.get("acme") == ACME
 
 
+def test_what_a_stored_workspace_does_not_say_allows_the_least() -> None:
+    """As one that was written before the attributes existed."""
+    needed = {"workspaceId": "acme", "name": "Acme", "agentName": "outbound", "sipTrunkId": "ST_1"}
+    workspace = Workspace.from_item(needed)
+    assert (workspace.open, workspace.disabled, workspace.allow_special_numbers) == (False, False, False)
+    assert (workspace.api_key_hashes, workspace.allowed_calling_codes) == (frozenset(), frozenset())
+    limits = workspace.max_concurrent_calls, workspace.calls_per_minute, workspace.calls_per_second
+    assert limits == (10, 60, 1)
+
+
+def test_what_dynamodb_gives_as_sets_and_lists_cannot_be_changed(store: WorkspaceStore) -> None:
+    store.put(dataclasses.replace(ACME, agents=frozenset({"agent-1"})))
+    read = store.get("acme")
+    assert read is not None
+    assert {type(value) for value in (read.api_key_hashes, read.agents, read.allowed_calling_codes)} == {frozenset}
+    assert {type(value) for value in (read.from_numbers, read.webhook_secrets)} == {tuple}
+
+
 def test_an_unknown_workspace_is_none(store: WorkspaceStore) -> None:
     assert store.get("unknown") is None
 
@@ -318,6 +336,14 @@ def test_a_flood_of_unknown_ids_is_remembered_only_so_far() -> None:
         most = max(most, len(cache._entries))
     assert most <= 1_001
     assert len(counting.asked) == 5_000
+
+
+def test_a_thousand_workspaces_are_remembered() -> None:
+    counting = Counting()
+    cache = WorkspaceCache(cast(WorkspaceStore, counting), 60, Clock().seconds)
+    for number in [*range(1_000), *range(1_000)]:
+        cache.get(f"workspace-{number}")
+    assert len(counting.asked) == 1_000
 
 
 def test_one_unknown_id_is_asked_for_once() -> None:
