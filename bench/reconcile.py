@@ -91,12 +91,13 @@ def _measured(items: int) -> dict[str, float]:
 
 def _items(number: int) -> list[dict[str, Any]]:
     """On the wire, as large as they may be, all due."""
-    from shared.call import Call, event, iso
+    from shared.call import event
     from shared.call_store import MAXIMUM_REPORTS, MAXIMUM_REPORTS_BYTES
     from shared.clock import now_ms
     from shared.delivery_store import sort_key
     from shared.dynamo import to_wire
     from shared.table_keys import call_key, due_shard
+    from tests.calls import answered_record
 
     now = now_ms()
     # One character outside the basic plane: Python then keeps four bytes for each.
@@ -110,26 +111,11 @@ def _items(number: int) -> list[dict[str, Any]]:
         call_id = f"{n % 16:x}{n:023x}"
         due = {"dueShard": due_shard(call_id), "checkAt": now - number + n}
         if n % 32 < 16:
-            call = Call(
+            call = answered_record(
+                now,
                 call_id=call_id,
-                workspace_id="demo",
-                call_agent_id="agent-1",
-                to="+15550000000",
                 room_name=f"room-{n}",
-                job_id="job",
-                created_at=iso(now),
-                status="in_progress",
                 events=(*calls_own, *reports),
-                ring_timeout_seconds=40,
-                max_duration_seconds=1800,
-                queue_deadline_ms=now,
-                lease_id="lease",
-                lease_until_ms=1,
-                attempts=1,
-                room_sid="RM_1",
-                dialed_at_ms=now,
-                answered_at_ms=now,
-                callback_url="https://hooks.example/in",
                 dynamic_variables=context,
                 metadata='{"n": 1}',
             )

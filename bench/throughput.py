@@ -120,29 +120,15 @@ def _put(aws: Emulated, items: Sequence[dict[str, Any]]) -> None:
 
 def call_item(call_id: str, now: int, events: int = 3) -> dict[str, Any]:
     """A call that talks, as the table has it."""
-    from shared.call import Call, event, iso
+    from shared.call import event
+    from tests.calls import answered_record
 
     kinds = ("call.queued", "call.dialing", "call.answered", "call.ended")
-    call = Call(
+    call = answered_record(
+        now,
         call_id=call_id,
-        workspace_id="demo",
-        call_agent_id="agent-1",
-        to="+15550000000",
         room_name=f"room-{call_id}",
-        job_id="job",
-        created_at=iso(now),
-        status="in_progress",
         events=tuple(event(kind, now) for kind in kinds[:events]),
-        ring_timeout_seconds=40,
-        max_duration_seconds=1800,
-        queue_deadline_ms=now,
-        lease_id="lease",
-        lease_until_ms=1,
-        attempts=1,
-        room_sid="RM_1",
-        dialed_at_ms=now,
-        answered_at_ms=now,
-        callback_url="https://hooks.example/in",
         dynamic_variables='{"firstName":"Ada"}',
         metadata="{}",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import io
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -137,15 +138,23 @@ def account_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
 
 
 class Keyboard(io.StringIO):
+    """A person at the keyboard who types this text."""
+
     def isatty(self) -> bool:
         return True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Said:
+    """A command's exit code and output."""
+
     code: int
     out: str
     err: str
+
+    @property
+    def value(self) -> Any:
+        return json.loads(self.out)
 
 
 def admin_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Admin:

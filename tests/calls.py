@@ -29,6 +29,24 @@ def call_record(at: int = NOW, **fields: Any) -> Call:
     return Call(**given | fields)
 
 
+def answered_record(at: int, **fields: Any) -> Call:
+    """A call that was placed, dialled and answered at that time; its worker's lease is over."""
+    return call_record(
+        at,
+        **{
+            "status": "in_progress",
+            "lease_id": "lease",
+            "lease_until_ms": 1,
+            "attempts": 1,
+            "room_sid": "RM_1",
+            "dialed_at_ms": at,
+            "answered_at_ms": at,
+            "callback_url": "https://hooks.example/in",
+            **fields,
+        },
+    )
+
+
 DIALING = call_record(
     status="dialing", lease_id="lease", lease_until_ms=NOW + 500_000, attempts=1, dialed_at_ms=NOW
 )

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import base64
 import dataclasses
-import io
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,38 +27,16 @@ from botocore.exceptions import (
 )
 from botocore.loaders import create_loader
 
-from admin.command import main, parser
+from admin.command import parser
 from shared.limits import LimitStore
 from shared.workspaces import Workspace, WorkspaceStore, key_hash
+from tests.admin_account import Admin, Keyboard, Said, admin_of
 from tests.mocked_aws import mock_aws
 
 TABLE = "Workspaces"
 ROOT = Path(__file__).resolve().parents[2]
 LOADER = create_loader()
 CREATE = "workspace create acme --agent-name outbound --trunk ST_1 --from +12025550100 --allow +1"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Said:
-    """A command's exit code and output."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def value(self) -> Any:
-        return json.loads(self.out)
-
-
-class Terminal(io.StringIO):
-    """A person at the keyboard who types `text`."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-Admin = Callable[..., Said]
 
 
 @pytest.fixture(autouse=True)
@@ -82,19 +58,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Admin:
-    """Runs a command line. stdin: what a person types; None when there is no person."""
-
-    def command(line: str, stdin: str | None = None) -> Said:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "stdin", io.StringIO() if stdin is None else Terminal(stdin))
-        try:
-            code = main(shlex.split(line))
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        out, err = capsys.readouterr()
-        return Said(code, out, err)
-
-    return command
+    return admin_of(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -456,9 +420,9 @@ def test_update_does_not_lift_the_limit_to_agents_by_accident(
     admin("workspace update acme --agent sales")
     assert "--any-agent" in one_line(admin("workspace update acme --remove-agent sales --yes"))
     assert there(store).agents == {"sales"}
-    assert "nothing was changed" in admin("workspace update acme --any-agent", stdin="n\n").err
+    assert "nothing was changed" in admin("workspace update acme --any-agent", typed="n\n").err
     assert there(store).agents == {"sales"}
-    assert admin("workspace update acme --any-agent", stdin="y\n").code == 0
+    assert admin("workspace update acme --any-agent", typed="y\n").code == 0
     assert there(store).agents == frozenset()
 
 
@@ -485,7 +449,7 @@ def test_two_updates_at_the_same_time_both_hold(
 
 
 def test_disable_asks_and_enable_does_not(admin: Admin, key: str, store: WorkspaceStore) -> None:
-    said = admin("workspace disable acme", stdin="y\n")
+    said = admin("workspace disable acme", typed="y\n")
     assert (said.code, said.out) == (0, "acme is disabled.\n")
     assert "its waiting calls fail" in said.err
     assert said.err.endswith("Disable it? [y/N] ")
@@ -500,7 +464,7 @@ def test_disable_asks_and_enable_does_not(admin: Admin, key: str, store: Workspa
 @pytest.mark.parametrize("typed", ["n\n", "\n", "no\n", "yess\n", ""])
 def test_whatever_is_not_yes_changes_nothing(admin: Admin, key: str, store: WorkspaceStore, typed: str) -> None:
     before = there(store)
-    said = admin("workspace disable acme", stdin=typed)
+    said = admin("workspace disable acme", typed=typed)
     assert (said.code, said.out) == (1, "")
     assert said.err.endswith("admin: nothing was changed\n")
     assert there(store) == before
@@ -508,7 +472,7 @@ def test_whatever_is_not_yes_changes_nothing(admin: Admin, key: str, store: Work
 
 @pytest.mark.parametrize("typed", ["y\n", "Y\n", "yes\n", " YES \n"])
 def test_yes_is_yes(admin: Admin, key: str, store: WorkspaceStore, typed: str) -> None:
-    assert admin("workspace disable acme", stdin=typed).code == 0
+    assert admin("workspace disable acme", typed=typed).code == 0
     assert there(store).disabled
 
 
@@ -524,7 +488,7 @@ def test_without_a_terminal_nothing_is_destroyed_unless_yes_is_said(
 
 
 def test_a_question_stays_out_of_the_json(admin: Admin, key: str) -> None:
-    said = admin("workspace disable acme --json", stdin="y\n")
+    said = admin("workspace disable acme --json", typed="y\n")
     assert said.value["disabled"]
     assert "[y/N]" in said.err
 
@@ -532,11 +496,11 @@ def test_a_question_stays_out_of_the_json(admin: Admin, key: str) -> None:
 def test_an_interrupt_at_the_question_changes_nothing(
     admin: Admin, key: str, store: WorkspaceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: Terminal) -> str:
+    def interrupted(self: Keyboard) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Terminal, "readline", interrupted)
-    assert admin("workspace disable acme", stdin="").code == 130
+    monkeypatch.setattr(Keyboard, "readline", interrupted)
+    assert admin("workspace disable acme", typed="").code == 130
     assert not there(store).disabled
 
 
@@ -635,18 +599,18 @@ def test_a_revoked_keys_note_goes_with_it(admin: Admin, key: str, store: Workspa
 
 def test_a_revoked_key_is_gone_and_the_other_stays(admin: Admin, key: str, store: WorkspaceStore) -> None:
     second = admin("key create acme --json").value
-    said = admin(f"key revoke acme {key_hash(key)[:8]}", stdin="y\n")
+    said = admin(f"key revoke acme {key_hash(key)[:8]}", typed="y\n")
     assert said.out == f"Revoked {key_hash(key)[:8]}. Keys of acme now: {second['keyId']}.\n"
     assert there(store).api_key_hashes == {key_hash(second["apiKey"])}
 
 
 def test_revoke_that_is_not_confirmed_leaves_the_key(admin: Admin, key: str, store: WorkspaceStore) -> None:
-    assert admin(f"key revoke acme {key_hash(key)[:8]}", stdin="n\n").code == 1
+    assert admin(f"key revoke acme {key_hash(key)[:8]}", typed="n\n").code == 1
     assert there(store).api_key_hashes == {key_hash(key)}
 
 
 def test_revoking_the_last_key_does_not_open_the_workspace(admin: Admin, key: str, store: WorkspaceStore) -> None:
-    said = admin(f"key revoke acme {key_hash(key)[:8]}", stdin="y\n")
+    said = admin(f"key revoke acme {key_hash(key)[:8]}", typed="y\n")
     assert said.code == 0
     assert "is the last key" in said.err
     assert "every request of acme is refused" in said.err
@@ -660,9 +624,9 @@ def test_revoking_the_last_key_opens_only_when_asked_and_confirmed(
     admin: Admin, key: str, store: WorkspaceStore
 ) -> None:
     line = f"key revoke acme {key_hash(key)[:8]} --open"
-    assert admin(line, stdin="n\n").code == 1
+    assert admin(line, typed="n\n").code == 1
     assert there(store).api_key_hashes == {key_hash(key)}
-    said = admin(line, stdin="y\n")
+    said = admin(line, typed="y\n")
     assert "Anyone who knows the id acme can place calls" in said.err
     assert (there(store).api_key_hashes, there(store).open) == (frozenset(), True)
     assert "open: a request needs only its id" in admin("key list acme").out
@@ -694,12 +658,12 @@ def test_a_key_that_became_the_last_meanwhile_is_not_revoked_as_one_of_two(
 ) -> None:
     admin("key create acme")
 
-    def typed_late(self: Terminal) -> str:
+    def typed_late(self: Keyboard) -> str:
         store.update("acme", lambda seen: dataclasses.replace(seen, api_key_hashes=frozenset({key_hash(key)})))
         return "y\n"
 
-    monkeypatch.setattr(Terminal, "readline", typed_late)
-    said = admin(f"key revoke acme {key_hash(key)[:8]}", stdin="")
+    monkeypatch.setattr(Keyboard, "readline", typed_late)
+    said = admin(f"key revoke acme {key_hash(key)[:8]}", typed="")
     assert said.code == 1
     assert "acme was changed by another command meanwhile" in said.err
     assert there(store).api_key_hashes == {key_hash(key)}
@@ -711,7 +675,7 @@ def test_the_first_key_of_an_open_workspace_closes_it_after_a_question(
     admin(CREATE + " --no-key")
     assert "repeat with --yes" in one_line(admin("key create acme"))
     assert there(store).open
-    said = admin("key create acme", stdin="y\n")
+    said = admin("key create acme", typed="y\n")
     assert "requests without one are refused" in said.err
     assert not there(store).open
     assert len(there(store).api_key_hashes) == 1
@@ -720,9 +684,9 @@ def test_the_first_key_of_an_open_workspace_closes_it_after_a_question(
 def test_update_opens_only_a_workspace_without_keys(admin: Admin, key: str, store: WorkspaceStore) -> None:
     assert "acme has 1 key" in one_line(admin("workspace update acme --open --yes"))
     admin(f"key revoke acme {key_hash(key)[:8]} --yes")
-    assert admin("workspace update acme --open", stdin="n\n").code == 1
+    assert admin("workspace update acme --open", typed="n\n").code == 1
     assert not there(store).open
-    said = admin("workspace update acme --open", stdin="y\n")
+    said = admin("workspace update acme --open", typed="y\n")
     assert "OPEN. Anyone who knows the id acme" in said.out
     assert there(store).open
     assert "It has no key, so every request is refused" in admin("workspace update acme --no-open").out
@@ -758,7 +722,7 @@ def test_a_second_rotation_keeps_the_newest_and_asks_before_it_drops_the_oldest(
 ) -> None:
     admin("webhook-secret rotate acme")
     newest, oldest = there(store).webhook_secrets
-    assert "1 secret of acme will no longer sign" in admin("webhook-secret rotate acme", stdin="n\n").err
+    assert "1 secret of acme will no longer sign" in admin("webhook-secret rotate acme", typed="n\n").err
     assert there(store).webhook_secrets == (newest, oldest)
     third = admin("webhook-secret rotate acme --yes --json").value["webhookSecret"]
     assert there(store).webhook_secrets == (third, newest)
@@ -766,15 +730,15 @@ def test_a_second_rotation_keeps_the_newest_and_asks_before_it_drops_the_oldest(
 
 def test_rotate_can_drop_all_old_secrets_at_once(admin: Admin, key: str, store: WorkspaceStore) -> None:
     assert "repeat with --yes" in one_line(admin("webhook-secret rotate acme --drop-old"))
-    new = admin("webhook-secret rotate acme --drop-old", stdin="y\n").out.partition("\n")[0]
+    new = admin("webhook-secret rotate acme --drop-old", typed="y\n").out.partition("\n")[0]
     assert there(store).webhook_secrets == (new,)
 
 
 def test_drop_old_ends_a_rotation(admin: Admin, key: str, store: WorkspaceStore) -> None:
     new = admin("webhook-secret rotate acme --json").value["webhookSecret"]
-    assert admin("webhook-secret drop-old acme", stdin="n\n").code == 1
+    assert admin("webhook-secret drop-old acme", typed="n\n").code == 1
     assert len(there(store).webhook_secrets) == 2
-    assert admin("webhook-secret drop-old acme", stdin="y\n").out == "1 secret dropped; acme signs with 1.\n"
+    assert admin("webhook-secret drop-old acme", typed="y\n").out == "1 secret dropped; acme signs with 1.\n"
     assert there(store).webhook_secrets == (new,)
     # Nothing is lost, so nothing is asked.
     assert admin("webhook-secret drop-old acme --json").value == {"workspaceId": "acme", "webhookSecretCount": 1}
