@@ -18,7 +18,6 @@ from shared.canceling import Canceler
 from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
 from shared.http_api import Answer, Event, answer, body_bytes, header, respond
-from shared.limits import LimitStore
 from shared.livekit.secret import LiveKitSecretCache
 from shared.queues import Queue
 from shared.telemetry import count, logger
@@ -36,7 +35,6 @@ livekit_secret = LiveKitSecretCache(
 )
 canceler = Canceler(
     calls=calls,
-    limits=LimitStore(dynamodb, settings.workspaces_table),
     livekit_secret=livekit_secret,
     durations=settings.durations,
     clock=now_ms,

@@ -40,6 +40,6 @@ async def look_for_agent(dialler: Dialler, call_id: str) -> None:
         ended = await asyncio.to_thread(end_call, dialler.calls, *hung_up, dialler.durations, dialler.clock)
         if ended is not None:
             delete = functools.partial(delete_room, dialler.calls, dialler.livekit)
-            await clear_with_room(dialler.calls, dialler.limits, ended, delete)
+            await clear_with_room(dialler.line, ended, delete)
     except LiveKitError as exc:
         logger.warning("agent not looked for", extra={"call_id": call_id, "livekit": str(exc)})

@@ -1,10 +1,11 @@
 """Dials one call, from its message to LiveKit's answer. The process may die after any of these steps:
 
-    wait     paused, trunk busy, no slot, no record yet: acknowledge, send a new message with a delay
+    line     paused, trunk stopped, no slot: into the line, acknowledge (line.py)
+    wait     trunk busy, no record yet: acknowledge, send a new message with a delay
     lease    one process works on the call; the lease outlives the process
     slot     the workspace's limit of concurrent calls
     room     created with its agent dispatched; nothing rings before the agent is present
-    pacing   the trunk's next free moment; then the switch is checked again
+    pacing   the trunk's next free moment; then switch and trunk are checked again
     fence    queued → dialing: from here on no process dials this call again
     dial     CreateSIPParticipant, once
     outcome  answered, ended, un-fenced (two looks show that nothing rang), or unknown: look, never dial again
@@ -17,27 +18,28 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import math
 import random
 import secrets
 from collections.abc import Callable
 from typing import Literal
 
 from shared.agent_left import send_agent_left
-from shared.call import Call, Outcome, compact, json_object
+from shared.call import Call, Outcome, WaitingFor, compact, iso, json_object
 from shared.call_store import ROOM_CLOSED, CallStore
 from shared.clock import Clock, to_ms, to_seconds
 from shared.durations import Durations
 from shared.ending import clear_with_room, end_call
-from shared.errors import LiveKitError, LiveKitUnreachableError
+from shared.errors import LiveKitError, LiveKitUnreachableError, QueueError, StoreError
 from shared.hang_up import delete_room, hang_up_phone
-from shared.limits import LimitStore
+from shared.limits import LimitStore, Standing
+from shared.line import Line, earliest_ms, line_of, turn_of
 from shared.livekit.client import LiveKit, RoomView
 from shared.livekit.outcomes import (
     ANSWERED,
     Verdict,
     answered_outcome,
     is_configuration_fault,
+    is_trunk_fault,
     left_outcome,
     uncoded_outcome,
     verdict,
@@ -45,7 +47,10 @@ from shared.livekit.outcomes import (
 from shared.messages import DialMessage, dial_message
 from shared.number_policy import in_allowed_country
 from shared.queues import Queue
+from shared.slots import capacities, choose_item
+from shared.switch import Switch
 from shared.telemetry import count, logger, measure
+from shared.trunk import Trunk
 from shared.workspaces import Workspace, WorkspaceCache
 
 MAXIMUM_ATTEMPTS = 5
@@ -57,6 +62,7 @@ class Dialler:
 
     calls: CallStore
     limits: LimitStore
+    line: Line
     workspace_cache: WorkspaceCache
     dial_queue: Queue
     livekit: LiveKit
@@ -74,41 +80,88 @@ class Dialler:
         if call is None:
             await self._wait_for_record(message)
             return
+        if call.ended and message.slots_item is not None:
+            # Admitted and then canceled: the slot is for the next.
+            await asyncio.to_thread(self.line.admit_one, call.workspace_id, message.slots_item)
+            return
         now_ms = self.clock()
-        if call.status != "queued" or call.lease_until_ms >= now_ms or call.wait_until_ms > now_ms:
+        if (
+            call.status != "queued"
+            or call.lease_until_ms >= now_ms
+            or call.wait_until_ms > now_ms
+            or call.in_line
+            or not await self._until_its_turn(call)
+        ):
             # Ended, fenced, leased, or waiting for another message: this one has nothing to do.
             logger.info("nothing to do", extra={"call_id": call.call_id, "status": call.status})
             return
-        # Checked before the deadline, as paused time does not count against it.
-        if await asyncio.to_thread(self.limits.paused):
-            await self._wait(call, self.durations.paused_wait, paused=True)
-            return
-        if now_ms >= call.queue_deadline_ms:
-            await self._end(call, Outcome("expired", "expired", retryable=True))
-            return
-        workspace = await asyncio.to_thread(self.workspace_cache.get, call.workspace_id)
+        standing = await self._standing(call)
+        workspace = standing.workspace if standing is not None else None
         if (
-            workspace is None
+            standing is None
+            or workspace is None
             or workspace.disabled
             or not in_allowed_country(call.to, workspace.allowed_calling_codes)
         ):
-            await self._end(call, Outcome("failed", "not_allowed"))
+            await self._end_unrung(call, message, Outcome("failed", "not_allowed"))
             return
-        trunk_free_in_ms = await asyncio.to_thread(self.limits.next_free, workspace.sip_trunk_id) - now_ms
+        now_ms = self.clock()
+        if standing.switch.paused_at_ms is not None:
+            await self._enter_line(call, "paused", standing.switch)
+            return
+        if now_ms >= standing.switch.deadline_ms(call, now_ms):
+            await self._end_unrung(call, message, Outcome("expired", "expired", retryable=True))
+            return
+        if standing.trunk.state(now_ms) in ("stopped", "probing"):
+            await self._enter_line(call, "trunk", standing.switch)
+            return
+        trunk_free_in_ms = standing.trunk.next_free_ms - now_ms
         if trunk_free_in_ms > to_ms(self.durations.pacing_hold):
-            await self._wait(call, to_seconds(trunk_free_in_ms))
+            await self._wait(call, "trunk", to_seconds(trunk_free_in_ms))
             return
+        item = self._slots_item(standing, call, message)
+        if item is None:
+            await self._wait_for_slot(standing, call)
+            return
+        leased = await self._lease(call, item)
+        if leased is not None:
+            await self._dial_leased(standing, workspace, leased)
+
+    async def _until_its_turn(self, call: Call) -> bool:
+        """Waits for an admitted call's turn, which its message's delay in whole seconds may precede. Returns
+        False, with the call back in the line, if that is longer than `early_message`.
+        """
+        if call.turn is None:
+            return True
+        early_ms = earliest_ms(call.turn) - self.clock()
+        if early_ms > to_ms(self.durations.early_message):
+            await self._enter_line(call, call.waiting_for or "scheduled_at", Switch())
+            return False
+        await asyncio.sleep(max(0.0, to_seconds(early_ms)))
+        return True
+
+    async def _standing(self, call: Call) -> Standing | None:
+        """What decides whether the call may be dialled now; None when its workspace does not exist."""
+        workspace = await asyncio.to_thread(self.workspace_cache.get, call.workspace_id)
+        if workspace is None:
+            return None
+        standing = await asyncio.to_thread(self.limits.standing, workspace)
+        self.workspace_cache.put(call.workspace_id, standing.workspace)
+        return standing
+
+    async def _lease(self, call: Call, slots_item: int) -> Call | None:
+        """The call with this process's lease; None when another process was faster."""
+        now_ms = self.clock()
         lease = secrets.token_hex(8)
         until_ms = now_ms + to_ms(self.remaining() + self.durations.lease_margin)
-        leased = await asyncio.to_thread(self.calls.take_lease, call.call_id, lease, until_ms, now_ms)
-        if leased.won and leased.call is not None:
-            await self._dial_leased(workspace, leased.call, waited=call.wait_until_ms > 0)
+        leased = await asyncio.to_thread(self.calls.take_lease, call.call_id, lease, until_ms, now_ms, slots_item)
+        return leased.call if leased.won else None
 
-    async def _dial_leased(self, workspace: Workspace, call: Call, *, waited: bool) -> None:
+    async def _dial_leased(self, standing: Standing, workspace: Workspace, call: Call) -> None:
         """Dials a call that carries this process's lease. After a LiveKit failure before the fence the call waits
         again.
         """
-        if self._lease_over(call) or not await self._take_slot(workspace, call, waited):
+        if self._lease_over(call) or not await self._take_slot(standing, workspace, call):
             return
         if self._lease_over(call):
             # The slot was taken after the lease's end; the reconciler frees it if the call has ended meanwhile.
@@ -132,13 +185,18 @@ class Dialler:
         timeout = max(ring_seconds + self.durations.answer_margin, ring_seconds + 2)
         free_at_ms = await self._reserve_trunk(workspace, timeout)
         if free_at_ms is None:
-            free_in_ms = await asyncio.to_thread(self.limits.next_free, workspace.sip_trunk_id) - self.clock()
-            await self._step_back(call, max(to_seconds(free_in_ms), self.durations.orphan_step))
+            trunk = await asyncio.to_thread(self.limits.trunk, workspace.sip_trunk_id)
+            free_in_seconds = max(to_seconds(trunk.next_free_ms - self.clock()), self.durations.orphan_step)
+            if await self._leave_room(call):
+                await self._wait(call, "trunk", free_in_seconds)
             return
         await asyncio.sleep(max(0.0, to_seconds(free_at_ms - self.clock())))
-        if await asyncio.to_thread(self.limits.paused):
-            # Checked again just before the fence: waiting for the agent and the trunk takes time.
-            await self._step_back(call, self.durations.paused_wait, paused=True)
+        # Read again just before the fence: waiting for the agent and the trunk takes time.
+        now = await asyncio.to_thread(self.limits.standing, workspace, slots=False)
+        why = await self._why_not_now(now, timeout)
+        if why is not None:
+            if await self._leave_room(call):
+                await self._enter_line(call, why, now.switch, mine=True)
             return
         from_number = call.from_number or next(iter(workspace.from_numbers), None)
         fenced = await asyncio.to_thread(
@@ -148,34 +206,81 @@ class Dialler:
             count("CallsDialed")
             # From the POST until the dial, including waits for a slot, a trunk or the switch.
             measure("DialDelay", fenced.call.events[-1]["at"] - fenced.call.events[0]["at"])
-            await self._dial_fenced(workspace, fenced.call, from_number, ring_seconds, timeout)
+            await self._dial_fenced(workspace, now.trunk, fenced.call, from_number, ring_seconds, timeout)
         elif fenced.call is not None and fenced.call.ended and not self._lease_over(call):
             # Canceled meanwhile; this process made the room and took the slot.
             await self._clear(fenced.call)
 
-    async def _take_slot(self, workspace: Workspace, call: Call, waited: bool) -> bool:
-        """Whether the call got a slot; if not, it waits. waited: it has waited before.
-
-        A new call gets no slot while others wait, and the closer a waiting call is to its deadline, the more often
-        it asks: no call starves."""
+    async def _why_not_now(self, standing: Standing, timeout: float) -> WaitingFor | None:
+        """Why the call goes back into the line instead of being dialled; None when it may be dialled. A trunk that
+        is to be probed is claimed for this call's dial of at most `timeout` seconds.
+        """
         now_ms = self.clock()
-        if await asyncio.to_thread(
+        if standing.switch.paused_at_ms is not None:
+            return "paused"
+        match standing.trunk.state(now_ms):
+            case "in_use":
+                return None
+            case "to_probe":
+                until_ms = now_ms + to_ms(timeout + self.durations.fence_margin)
+                if await asyncio.to_thread(self.limits.claim_probe, standing.trunk, until_ms, now_ms):
+                    return None
+        return "trunk"
+
+    # ── the slot ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _slots_item(self, standing: Standing, call: Call, message: DialMessage) -> int | None:
+        """The number of the slots item to take the call's slot from, or in which it has one; None when it must
+        wait: no slot is free, or other calls wait and this one was not admitted.
+        """
+        held = standing.item_of(call.call_id)
+        if held is not None or standing.workspace is None:
+            return held
+        if call.admitted_at_ms is None and standing.crowded(self.clock()):
+            return None
+        return choose_item(standing.free(standing.workspace.max_concurrent_calls), message.slots_item)
+
+    async def _take_slot(self, standing: Standing, workspace: Workspace, call: Call) -> bool:
+        """Whether the call got a slot; if not, it waits in the line."""
+        sizes = capacities(workspace.max_concurrent_calls, standing.slots)
+        free = standing.free(workspace.max_concurrent_calls)
+        item = call.slots_item or 0
+        while not await asyncio.to_thread(
             self.limits.take_slot,
             call.workspace_id,
             call.call_id,
-            workspace.max_concurrent_calls,
-            waited=waited,
-            now_ms=now_ms,
+            sizes[item],
+            item=item,
+            admitted=call.admitted_at_ms is not None,
+            now_ms=self.clock(),
         ):
-            return True
-        since = call.events[0]["at"]
-        time_left = max(0.2, (call.queue_deadline_ms - now_ms) / max(1, call.queue_deadline_ms - since))
-        delay_seconds = self.durations.slot_wait * time_left * random.uniform(0.5, 1)
-        # A message's delay is in whole seconds.
-        asks_until_ms = now_ms + to_ms(math.ceil(delay_seconds) + self.durations.orphan_step)
-        await asyncio.to_thread(self.limits.note_waiting, call.workspace_id, asks_until_ms)
-        await self._wait(call, delay_seconds, uncount=True)
-        return False
+            free[item] = 0
+            other = choose_item(free)
+            if other is None:
+                await self._wait_for_slot(standing, call, mine=True)
+                return False
+            # First, so that the process that ends the call frees it there.
+            if not (await asyncio.to_thread(self.calls.note_slots_item, call.call_id, _lease_of(call), other)).won:
+                return False
+            item = other
+        return True
+
+    async def _wait_for_slot(self, standing: Standing, call: Call, *, mine: bool = False) -> None:
+        """Puts the call into the line. Should a slot be free now (calls wait although it is, or one was freed
+        since it was read), the first of the line is admitted; the call itself if the index does not show it yet.
+        """
+        workspace = standing.workspace
+        if workspace is None:
+            return
+        freed = await asyncio.to_thread(self.line.crowd, workspace, standing)
+        free = standing.free(workspace.max_concurrent_calls)
+        entered = await self._enter_line(call, "slot", standing.switch, mine=mine, holds_slot=False)
+        # An admitted call that finds no slot admits no other: admissions would multiply.
+        if entered is None or call.admitted_at_ms is not None or not (freed or (any(free) and not mine)):
+            return
+        item = choose_item(free) or 0
+        if not await asyncio.to_thread(self.line.admit_one, call.workspace_id, item):
+            await asyncio.to_thread(self.line.admit, entered, item)
 
     async def _reserve_trunk(self, workspace: Workspace, timeout: float) -> int | None:
         """The trunk's next free moment, epoch ms; None when a dial at that time would outlast this process."""
@@ -246,7 +351,13 @@ class Dialler:
         return "there"
 
     async def _dial_fenced(
-        self, workspace: Workspace, call: Call, from_number: str | None, ring_seconds: float, timeout: float
+        self,
+        workspace: Workspace,
+        trunk: Trunk,
+        call: Call,
+        from_number: str | None,
+        ring_seconds: float,
+        timeout: float,
     ) -> None:
         """Rings the phone (the only place that does) and handles LiveKit's answer."""
         if self._lease_over(call):
@@ -270,9 +381,10 @@ class Dialler:
                 return
             # LiveKit's timer starts after this one; a twentieth covers the difference of clocks.
             rang_out = self.clock() - started_ms >= to_ms(0.95 * ring_seconds)
-            await self._handle_error(call, exc, rang_out)
+            await self._handle_error(call, trunk, exc, rang_out)
         else:
             await self._handle_answer(call)
+            await self._trunk_works(trunk, call)
 
     async def _handle_answer(self, call: Call) -> None:
         if self._lease_over(call):
@@ -301,26 +413,26 @@ class Dialler:
         ):
             await self._end(answered.call, Outcome("failed", "outcome_unknown"))
 
-    async def _handle_error(self, call: Call, error: LiveKitError, rang_out: bool) -> None:
+    async def _handle_error(self, call: Call, trunk: Trunk, error: LiveKitError, rang_out: bool) -> None:
         """Handles LiveKit's error for the dial. Only one with the carrier's code is decisive without a look at the
         room.
         """
         judged = verdict(error)
         match judged:
             case Verdict(kind="end", outcome=Outcome() as outcome):
-                await self._end_dial(call, outcome, error)
+                await self._end_dial(call, trunk, outcome, error)
             case Verdict(kind="over"):
                 view = await self._view(call)
                 if view is None or view.call_status is not None:
-                    await self._determine_outcome(call, error)
+                    await self._determine_outcome(call, trunk, error)
                     return
                 seen = await self._await_left_event(call, error)
                 if seen is not None and _still_mine(seen, call):
                     await self._end_dial(
-                        seen, uncoded_outcome(error.code, seen.phone_left, rang_out=rang_out), error
+                        seen, trunk, uncoded_outcome(error.code, seen.phone_left, rang_out=rang_out), error
                     )
             case _:
-                await self._determine_outcome(call, error, unsent=judged.kind == "unsent")
+                await self._determine_outcome(call, trunk, error, unsent=judged.kind == "unsent")
 
     async def _await_left_event(self, call: Call, error: LiveKitError) -> Call | None:
         """The call once it has LiveKit's event of the phone's leaving or a request to hang up, or after
@@ -343,7 +455,9 @@ class Dialler:
                 return seen
             await asyncio.sleep(self.durations.orphan_read / 5)
 
-    async def _determine_outcome(self, call: Call, error: LiveKitError, *, unsent: bool = False) -> None:
+    async def _determine_outcome(
+        self, call: Call, trunk: Trunk, error: LiveKitError, *, unsent: bool = False
+    ) -> None:
         """Determines the outcome of a dial from looks at the room and from the events of LiveKit's on the record.
 
         The phone is gone once an event says so or two looks, `second_look` apart, do not find it. Then the call
@@ -380,7 +494,7 @@ class Dialler:
                         # A phone was in the room, so the error does not describe the dial's outcome.
                         await self._end(seen, left_outcome(seen.phone_left))
                     else:
-                        await self._end_dial(seen, uncoded_outcome(error.code, seen.phone_left), error)
+                        await self._end_dial(seen, trunk, uncoded_outcome(error.code, seen.phone_left), error)
                     return
             await asyncio.sleep(self.durations.orphan_step)
         logger.warning("outcome not known yet", extra={"call_id": call.call_id})
@@ -419,11 +533,68 @@ class Dialler:
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _end_dial(self, seen: Call, outcome: Outcome, error: LiveKitError) -> None:
+    async def _end_dial(self, seen: Call, trunk: Trunk, outcome: Outcome, error: LiveKitError) -> None:
         if is_configuration_fault(outcome):
             logger.error("configuration fault", extra={"call_id": seen.call_id, "livekit": str(error)})
             count("ConfigurationFaults")
+        # Before the end, which frees the slot for a call that must find the trunk stopped.
+        if is_trunk_fault(outcome):
+            await self._trunk_failed(trunk, seen, error)
         await self._end(seen, outcome)
+        if outcome.sip_status_code is not None and not is_trunk_fault(outcome):
+            # The carrier has answered the INVITE.
+            await self._trunk_works(trunk, seen)
+
+    async def _end_unrung(self, call: Call, message: DialMessage, outcome: Outcome) -> None:
+        """Ends a call that may not ring. If it was admitted for a free slot, the next call is admitted for it."""
+        await self._end(call, outcome)
+        if message.slots_item is not None and call.held_slots_item is None:
+            await asyncio.to_thread(self.line.admit_one, call.workspace_id, message.slots_item)
+
+    # ── the trunk's breaker ─────────────────────────────────────────────────────────────────────────────
+
+    async def _trunk_failed(self, trunk: Trunk, call: Call, error: LiveKitError) -> None:
+        """Counts the trunk's fault; after several in a row the trunk is stopped. A failure of this does not keep
+        the call from ending.
+        """
+        try:
+            stopped = await asyncio.to_thread(
+                self.limits.note_trunk_fault,
+                trunk.trunk_id,
+                call.call_id,
+                str(error),
+                to_ms(self.durations.trunk_stop),
+                to_ms(self.durations.trunk_stop_longest),
+                self.clock(),
+            )
+        except StoreError:
+            logger.exception("trunk fault not counted", extra={"trunk_id": trunk.trunk_id})
+            return
+        if stopped is not None:
+            logger.error(
+                "trunk stopped",
+                extra={
+                    "trunk_id": trunk.trunk_id,
+                    "until": iso(stopped.stopped_until_ms),
+                    "stops": stopped.stops,
+                    "livekit": str(error),
+                },
+            )
+            count("TrunkStops")
+
+    async def _trunk_works(self, trunk: Trunk, call: Call) -> None:
+        """Ends the count of faults of a trunk that had some before this dial; what waits for it is admitted."""
+        if not trunk.faulty:
+            return
+        try:
+            if await asyncio.to_thread(self.limits.reset_trunk, trunk.trunk_id) and trunk.stops:
+                logger.info("trunk in use again", extra={"trunk_id": trunk.trunk_id})
+                standing = await self._standing(call)
+                if standing is not None and standing.workspace is not None:
+                    await asyncio.to_thread(self.line.fill, standing.workspace, standing)
+        except (StoreError, QueueError):
+            # The reconciler fills the line; the next success resets the trunk.
+            logger.exception("trunk not reset", extra={"trunk_id": trunk.trunk_id})
 
     async def _end(self, seen: Call, outcome: Outcome) -> None:
         """Ends the call; clears room and slot only if this process ended it."""
@@ -433,7 +604,7 @@ class Dialler:
 
     async def _clear(self, call: Call) -> None:
         """Clears room and slot. After a failure the call stays due, and the reconciler repeats it."""
-        await clear_with_room(self.calls, self.limits, call, self._delete_room)
+        await clear_with_room(self.line, call, self._delete_room)
 
     async def _delete_room(self, call: Call) -> bool:
         """False: the room could not be deleted, or was an orphan, whose agent may come back."""
@@ -480,11 +651,9 @@ class Dialler:
         if call.attempts >= MAXIMUM_ATTEMPTS:
             await self._end(call, Outcome("failed", "livekit_unavailable", retryable=True))
         else:
-            await self._wait(call, self._backoff(call))
+            await self._wait(call, "retry", self._backoff(call))
 
-    async def _wait(
-        self, call: Call, delay_seconds: float, *, uncount: bool = False, paused: bool = False
-    ) -> None:
+    async def _wait(self, call: Call, waiting_for: WaitingFor, delay_seconds: float) -> None:
         """Makes the call wait for `delay` seconds and sends its next message. A duplicate message loses the write,
         so it starts no second chain.
         """
@@ -493,42 +662,74 @@ class Dialler:
         waiting = await asyncio.to_thread(
             self.calls.wait,
             call.call_id,
+            waiting_for,
             wait_until_ms,
             check_at_ms,
             now_ms,
             lease=call.lease_id,
-            uncount=uncount,
-            extend_ms=await self._paused_time(call, wait_until_ms) if paused else 0,
         )
         if waiting.won:
             await self._send(call, delay_seconds)
-        elif (
-            waiting.call is not None
-            and waiting.call.ended
-            and call.lease_id is not None
-            # With another process's lease the clearing waits for that lease's end: the process may take the slot
-            # yet.
-            and waiting.call.lease_id == call.lease_id
-        ):
-            await self._clear(waiting.call)
+        else:
+            await self._clear_if_canceled(call, waiting.call)
 
-    async def _paused_time(self, call: Call, until_ms: int) -> int:
-        """Milliseconds up to `until` (epoch ms) that the call is paused by an operator and no earlier wait has
-        counted.
-
-        They extend the queue deadline, independent of how often and how late the call's messages arrive.
+    async def _clear_if_canceled(self, call: Call, seen: Call | None) -> None:
+        """Clears a call that was canceled while this process held its lease. With another process's lease the
+        clearing waits for that lease's end: the process may take the slot yet.
         """
-        paused_at_ms = await asyncio.to_thread(self.limits.paused_at_ms)
-        if paused_at_ms is None:
-            return 0
-        created_at: int = call.events[0]["at"]
-        return max(0, until_ms - max(paused_at_ms, created_at, call.paused_until_ms))
+        if seen is not None and seen.ended and call.lease_id is not None and seen.lease_id == call.lease_id:
+            await self._clear(seen)
 
-    async def _step_back(self, call: Call, delay_seconds: float, *, paused: bool = False) -> None:
-        """Deletes the room, as its agent must not wait with the call, and makes the call wait."""
-        if not self._lease_over(call):
-            await self._delete_room(call)
-            await self._wait(call, delay_seconds, paused=paused)
+    async def _enter_line(
+        self,
+        call: Call,
+        waiting_for: WaitingFor,
+        switch: Switch,
+        *,
+        mine: bool = False,
+        holds_slot: bool = True,
+    ) -> Call | None:
+        """Puts the call into the line, its slot freed before. Returns it, None when another process was faster.
+
+        mine: this process holds its lease. holds_slot: False when it is known that it has none.
+        """
+        uncount = mine and not holds_slot
+        if not mine and (call.lease_id is not None or call.held_slots_item is not None):
+            # A slot is freed under a lease only: another process might have taken it just now.
+            leased = await self._lease(call, call.held_slots_item or 0)
+            if leased is None:
+                return None
+            call, mine, uncount, holds_slot = leased, True, True, True
+        if mine and holds_slot:
+            if self._lease_over(call):
+                return None
+            await asyncio.to_thread(
+                self.limits.free_slot, call.workspace_id, call.call_id, call.held_slots_item or 0
+            )
+        now_ms = self.clock()
+        write = await asyncio.to_thread(
+            self.calls.enter_line,
+            call.call_id,
+            line_of(call.workspace_id),
+            call.turn or turn_of(call),
+            waiting_for,
+            switch.deadline_ms(call, now_ms),
+            now_ms,
+            lease=call.lease_id if mine else None,
+            uncount=uncount,
+        )
+        if write.won:
+            logger.info("waits in the line", extra={"call_id": call.call_id, "waiting_for": waiting_for})
+            return write.call
+        await self._clear_if_canceled(call, write.call)
+        return None
+
+    async def _leave_room(self, call: Call) -> bool:
+        """Deletes the room, as its agent must not wait with the call. False: the lease is over."""
+        if self._lease_over(call):
+            return False
+        await self._delete_room(call)
+        return True
 
     async def _send(self, call: Call, delay_seconds: float) -> None:
         message = dial_message(call.call_id, call.workspace_id)

@@ -13,6 +13,7 @@ from shared import aws
 from shared.call_store import CallStore
 from shared.clock import now_ms, to_seconds
 from shared.limits import LimitStore
+from shared.line import Line
 from shared.livekit.client import connect
 from shared.livekit.secret import LiveKitSecretCache
 from shared.messages import read_dial_message
@@ -28,6 +29,7 @@ workspace_cache = WorkspaceCache(
     WorkspaceStore(dynamodb, settings.workspaces_table), settings.durations.workspace_cache
 )
 dial_queue = Queue(aws.client("sqs"), settings.dial_queue_url)
+line = Line(calls, limits, dial_queue, settings.durations, now_ms)
 livekit_secret = LiveKitSecretCache(
     aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
 )
@@ -45,6 +47,7 @@ async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, A
         dialler = Dialler(
             calls=calls,
             limits=limits,
+            line=line,
             workspace_cache=workspace_cache,
             dial_queue=dial_queue,
             livekit=livekit,

@@ -20,7 +20,7 @@ from shared.call_store import ROOM_CLOSED, CallStore, Write
 from shared.clock import Clock, to_ms
 from shared.durations import Durations
 from shared.ending import clear, end_call
-from shared.limits import LimitStore
+from shared.line import Line
 from shared.livekit.outcomes import NOT_AN_END, answered_outcome
 from shared.queues import Queue
 from shared.table_keys import CALL_ID
@@ -41,7 +41,7 @@ class EventApplier:
     """Applies events of LiveKit's to calls. clock: epoch milliseconds."""
 
     calls: CallStore
-    limits: LimitStore
+    line: Line
     dial_queue: Queue
     durations: Durations
     clock: Clock
@@ -123,7 +123,7 @@ class EventApplier:
         # The room of a call that was never fenced may be an earlier attempt's, and an orphan room may be recreated
         # by its agent: the reconciler clears such calls.
         if call.ended and call.due_shard is not None and call.dialed_at_ms is not None and not call.orphan_room:
-            clear(self.calls, self.limits, call)
+            clear(self.line, call)
             return "cleared"
         return "ignored"
 
@@ -132,7 +132,7 @@ class EventApplier:
         if ended is None:
             return "ignored"
         # LiveKit closes the room; its room_finished, or the reconciler, takes the call out of the index.
-        self.limits.free_slot(ended.workspace_id, ended.call_id)
+        self.line.free_slot(ended)
         return "ended"
 
 

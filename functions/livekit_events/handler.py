@@ -15,6 +15,7 @@ from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.http_api import Answer, Event, answer, body_bytes, header, request_id, respond
 from shared.limits import LimitStore
+from shared.line import Line
 from shared.livekit.secret import LiveKitSecretCache
 from shared.livekit.signature import signed_claims
 from shared.queues import Queue
@@ -27,10 +28,14 @@ dynamodb = aws.client("dynamodb")
 livekit_secret = LiveKitSecretCache(
     aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
 )
+calls = CallStore(dynamodb, settings.calls_table)
+dial_queue = Queue(aws.client("sqs"), settings.dial_queue_url)
 event_applier = EventApplier(
-    calls=CallStore(dynamodb, settings.calls_table),
-    limits=LimitStore(dynamodb, settings.workspaces_table),
-    dial_queue=Queue(aws.client("sqs"), settings.dial_queue_url),
+    calls=calls,
+    line=Line(
+        calls, LimitStore(dynamodb, settings.workspaces_table), dial_queue, settings.durations, clock=now_ms
+    ),
+    dial_queue=dial_queue,
     durations=settings.durations,
     clock=now_ms,
 )

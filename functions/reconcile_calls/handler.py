@@ -15,6 +15,7 @@ from shared.call_store import CallStore
 from shared.clock import now_ms, to_seconds
 from shared.delivery_store import DeliveryStore
 from shared.limits import LimitStore
+from shared.line import Line
 from shared.livekit.client import connect
 from shared.livekit.secret import LiveKitSecretCache
 from shared.queues import Queue
@@ -27,6 +28,7 @@ calls = CallStore(dynamodb, settings.calls_table)
 deliveries = DeliveryStore(dynamodb, settings.calls_table)
 limits = LimitStore(dynamodb, settings.workspaces_table)
 dial_queue = Queue(sqs, settings.dial_queue_url)
+line = Line(calls, limits, dial_queue, settings.durations, now_ms)
 webhook_queue = Queue(sqs, settings.webhook_queue_url)
 livekit_secret = LiveKitSecretCache(
     aws.client("secretsmanager"), settings.livekit_secret_name, settings.durations.workspace_cache
@@ -51,6 +53,7 @@ async def run(context: Any, shards: Sequence[int] = range(SHARDS)) -> dict[str, 
             calls=calls,
             deliveries=deliveries,
             limits=limits,
+            line=line,
             dial_queue=dial_queue,
             webhook_queue=webhook_queue,
             livekit=livekit,

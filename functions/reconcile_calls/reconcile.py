@@ -6,7 +6,7 @@ time. A run is bounded: it takes small portions of its shards, few of them at a 
 its time or its LiveKit requests are spent; what is left is the oldest of the next run. An item that fails or
 cannot be parsed does not hold up the others: it is postponed by its key.
 
-    queued       past its queue deadline: `expired`; else its message is repeated
+    queued       past its deadline: `expired`; in the line: due at its deadline; else its message is repeated
     dialing      once the lease is over its worker is dead: answered, still ringing, or absent on two looks
     in_progress  too long: hung up; absent on two looks: ended; without an agent on two looks: hung up
     ended        room and slot are cleared, then it leaves the index
@@ -20,6 +20,7 @@ import collections
 import dataclasses
 import math
 import random
+import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -31,11 +32,13 @@ from shared.durations import Durations
 from shared.ending import clear, clear_with_room, end_call
 from shared.errors import LiveKitError, RingonceError
 from shared.hang_up import HANG_UP_REQUESTS, delete_room, hang_up_call, hang_up_phone
-from shared.limits import LimitStore
+from shared.limits import Everything, LimitStore
+from shared.line import Line, turn_of
 from shared.livekit.client import ROOMS_PER_REQUEST, LiveKit, Presence, RoomView
 from shared.livekit.outcomes import ANSWERED, answered_outcome, left_outcome
-from shared.messages import delivery_message, dial_message
+from shared.messages import admitted_message, delivery_message, dial_message
 from shared.queues import Queue
+from shared.switch import Switch
 from shared.table_keys import SHARDS
 from shared.telemetry import count, logger, measure
 
@@ -51,8 +54,14 @@ WRITE_SECONDS = 5
 PORTION = ROOMS_PER_REQUEST
 PORTIONS = 4
 
-# The run that has this shard repairs the slots of all workspaces.
+# The run that has this shard fills the lines and repairs the slots of all workspaces.
 FIRST_SHARD = 0
+
+# Calls that a run expires per second and shard, after everything else: 200 a second of all shards. A backlog that
+# expires at once must not delay calls under way.
+EXPIRED_PER_SECOND = 12.5
+# The most that a run finds of them, as its time is limited too. The rest stays due.
+EXPIRED_AT_MOST = 60 * EXPIRED_PER_SECOND
 
 # Requests to LiveKit of all runs of a minute together. LiveKit Cloud allows 1,000; the dial workers need the rest.
 LIVEKIT_REQUESTS = 500
@@ -72,6 +81,7 @@ class Reconciler:
     calls: CallStore
     deliveries: DeliveryStore
     limits: LimitStore
+    line: Line
     dial_queue: Queue
     webhook_queue: Queue
     livekit: LiveKit
@@ -81,6 +91,9 @@ class Reconciler:
     answers_in_time: Callable[[int], bool] = lambda requests: True
     shards: Sequence[int] = range(SHARDS)
     requests_left: int = LIVEKIT_REQUESTS
+    # None when it cannot be read: then no call expires.
+    switch: Switch | None = None
+    expired: list[Call] = dataclasses.field(default_factory=list)
     # The most milliseconds by which an item of this run was late.
     lateness_ms: int = 0
     done: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -93,35 +106,28 @@ class Reconciler:
 
     async def run(self) -> collections.Counter[str]:
         """One run. Returns the number of times of each action."""
-        paused = await self._paused()
+        self.switch = await self._switch()
         due = _DueKeys(self)
 
         async def work() -> None:
             while self.time_left() and (keys := await due.portion()):
-                await self._reconcile_portion(keys, paused)
+                await self._reconcile_portion(keys)
 
-        await asyncio.gather(*(work() for _ in range(PORTIONS)))
-        repairs = self.clock() % to_ms(self.durations.slot_repair) < to_ms(60 * self.durations.scale)
-        if repairs and FIRST_SHARD in self.shards:
-            # About every fifth minute, in one of the minute's runs.
-            await asyncio.to_thread(
-                self.repair_slots,
-            )
+        lines = [self._fill_lines()] if FIRST_SHARD in self.shards else []
+        await asyncio.gather(*(work() for _ in range(PORTIONS)), *lines)
+        await self._expire()
         logger.info("reconciled", extra={"done": dict(self.done), "requests_left": self.requests_left})
         measure("DueLateness", self.lateness_ms)
         return self.done
 
-    async def _paused(self) -> bool:
-        """Whether dialling is stopped. A switch that cannot be read counts as set, so that no call expires by
-        mistake.
-        """
+    async def _switch(self) -> Switch | None:
         try:
-            return await asyncio.to_thread(self.limits.paused)
+            return await asyncio.to_thread(self.limits.switch)
         except Exception:
             _count_error("the switch cannot be read")
-            return True
+            return None
 
-    async def _reconcile_portion(self, keys: list[tuple[str, str]], paused: bool) -> None:
+    async def _reconcile_portion(self, keys: list[tuple[str, str]]) -> None:
         """Reads the items with these keys and processes them concurrently."""
         try:
             found = await asyncio.to_thread(self.calls.read_due, keys)
@@ -139,7 +145,7 @@ class Reconciler:
         async def looked_at(call: Call) -> str:
             # Items that need no room do not wait for LiveKit's response.
             room = (await rooms).get(call.room_name) if _in_room(call) else None
-            return await self._process_call(call, room, paused)
+            return await self._process_call(call, room)
 
         work = [self._reconcile_call(call, looked_at(call)) for call in calls]
         due: list[Delivery] = []
@@ -203,11 +209,11 @@ class Reconciler:
         except Exception:
             _count_error("not put off", key)
 
-    async def _process_call(self, call: Call, room: Presence | None, paused: bool) -> str:
+    async def _process_call(self, call: Call, room: Presence | None) -> str:
         """Processes a due call. room: None when its presence is unknown."""
         match call.status:
             case "queued":
-                return await self._queued(call, paused)
+                return await self._queued(call)
             case "dialing":
                 return await self._dialing(call)
             case "in_progress":
@@ -215,21 +221,37 @@ class Reconciler:
             case _:
                 return await self._ended(call, room)
 
-    async def _queued(self, call: Call, paused: bool) -> str:
+    async def _queued(self, call: Call) -> str:
         now_ms = self.clock()
         if call.lease_until_ms >= now_ms:
             return await self._postpone_to(call, call.lease_until_ms)
-        if now_ms >= call.queue_deadline_ms and not paused:
-            return await self._end(call, Outcome("expired", "expired", retryable=True))
+        deadline_ms = call.queue_deadline_ms if self.switch is None else self.switch.deadline_ms(call, now_ms)
+        if now_ms >= deadline_ms and self.switch is not None and self.switch.paused_at_ms is None:
+            if len(self.expired) < EXPIRED_AT_MOST * len(self.shards):
+                self.expired.append(call)
+            return "expires"
+        if call.in_line:
+            # Nothing else than its deadline; while that is not known, or dialling is paused, a look a minute.
+            return await self._postpone_to(call, max(deadline_ms, now_ms + to_ms(self.durations.queued_check)))
         if await self._postpone(call, self.durations.queued_check) == "lost":
             return "lost"
-        await asyncio.to_thread(
-            self.dial_queue.send,
-            dial_message(call.call_id, call.workspace_id),
-            group=call.workspace_id,
-        )
+        message = dial_message(call.call_id, call.workspace_id)
+        if call.admitted_at_ms is not None:
+            message = admitted_message(call.call_id, call.workspace_id, call.held_slots_item or 0)
+        await asyncio.to_thread(self.dial_queue.send, message, group=call.workspace_id)
         count("DialMessagesRepeated")
         return "sent_again"
+
+    async def _expire(self) -> None:
+        """Ends the calls that were found expired, a limited number per second, while this run's time lasts."""
+        together = max(1, round(EXPIRED_PER_SECOND * len(self.shards) / 5))
+        while self.expired and self.time_left():
+            some, self.expired = self.expired[:together], self.expired[together:]
+            outcome = Outcome("expired", "expired", retryable=True)
+            await asyncio.gather(
+                asyncio.sleep(0.2 if self.expired else 0),
+                *(self._reconcile_call(call, self._end(call, outcome)) for call in some),
+            )
 
     async def _dialing(self, call: Call) -> str:
         """While its worker may be alive only a request to hang up is carried out; after the lease the dial is
@@ -336,7 +358,7 @@ class Reconciler:
             # Its worker may still create the room.
             return await self._postpone_to(call, call.lease_until_ms)
         if room == "absent":
-            await asyncio.to_thread(clear, self.calls, self.limits, call)
+            await asyncio.to_thread(clear, self.line, call)
             return "cleared"
         return await self._clear(call)
 
@@ -358,22 +380,81 @@ class Reconciler:
         if sent := len(rows) - len(lost):
             self.done["deliveries_sent_again"] += sent
 
-    # ── slots ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── lines and slots ─────────────────────────────────────────────────────────────────────────────────
 
-    def repair_slots(self) -> None:
-        """Frees the slots of calls that have ended or have no record.
-
-        The end of a call frees its slot; but the request that took it may be executed again later (the SDK repeats
-        it when the first response is lost), or by a worker that stalled past its lease."""
+    async def _fill_lines(self) -> None:
+        """Admits calls to the free slots of every workspace, and about every fifth minute repairs the slots."""
         try:
-            for workspace_id, call_ids in self.limits.slots():
-                for call_id in call_ids - self.calls.not_ended(call_ids):
-                    self.limits.free_slot(workspace_id, call_id)
-                    logger.warning("slot of an ended call freed", extra={"call_id": call_id})
-                    count("SlotsRepaired")
+            everything = await asyncio.to_thread(self.limits.everything)
+        except Exception:
+            # Repeated in the next minute; the rest of this run is done.
+            _count_error("the workspaces cannot be read")
+            return
+        now_ms = self.clock()
+        stopped = [trunk for trunk in everything.trunks.values() if trunk.state(now_ms) != "in_use"]
+        for trunk in stopped:
+            logger.warning("trunk is stopped", extra={"trunk_id": trunk.trunk_id, "stops": trunk.stops})
+        if stopped:
+            count("TrunksStopped", len(stopped))
+        if now_ms % to_ms(self.durations.slot_repair) < to_ms(60 * self.durations.scale):
+            await asyncio.to_thread(self.repair_slots, everything)
+        workspaces = list(everything.workspaces.values())
+        random.shuffle(workspaces)
+
+        async def work() -> None:
+            while workspaces and self.time_left():
+                workspace = workspaces.pop()
+                try:
+                    standing = everything.standing(workspace)
+                    self.done["admitted"] += await asyncio.to_thread(self.line.fill, workspace, standing)
+                except Exception:
+                    _count_error(f"the line of {workspace.workspace_id} is not filled")
+
+        await asyncio.gather(*(work() for _ in range(PORTIONS)))
+
+    def repair_slots(self, everything: Everything) -> None:
+        """Frees the slots of calls that have ended, have no record, or wait in the line.
+
+        The end of a call frees its slot, and so does its way into the line; but the request that took it may be
+        executed again later (the SDK repeats it when the first response is lost), or by a worker that stalled past
+        its lease.
+        """
+        try:
+            for workspace_id, items in everything.slots.items():
+                for item in items:
+                    found = self.calls.read_due([(call_id, "CALL") for call_id in item.call_ids])
+                    unreadable = {call_id for call_id, _ in found.unreadable}
+                    calls = {call.call_id: call for call in found.calls}
+                    for call_id in item.call_ids - unreadable:
+                        self._repair_slot(workspace_id, call_id, item.number, calls.get(call_id))
         except Exception:
             # Repeated at the next repair; the rest of this run is done.
             _count_error("slots not repaired")
+
+    def _repair_slot(self, workspace_id: str, call_id: str, item: int, call: Call | None) -> None:
+        waits = call is not None and call.in_line
+        if call is not None and waits:
+            # A worker must not take the slot while it is freed.
+            now_ms = self.clock()
+            lease, until_ms = secrets.token_hex(8), now_ms + to_ms(self.durations.lease_margin)
+            held = self.calls.hold(call, lease, until_ms, now_ms)
+            if not held.won:
+                return
+        elif call is not None and not call.ended:
+            return
+        self.limits.free_slot(workspace_id, call_id, item)
+        if call is not None and waits:
+            self.calls.enter_line(
+                call_id,
+                call.line_of or "",
+                call.turn or turn_of(call),
+                call.waiting_for or "slot",
+                call.check_at_ms or call.queue_deadline_ms,
+                now_ms,
+                lease=lease,
+            )
+        logger.warning("slot freed that no call holds", extra={"call_id": call_id})
+        count("SlotsRepaired")
 
     # ── what several of them do ─────────────────────────────────────────────────────────────────────────
 
@@ -389,7 +470,7 @@ class Reconciler:
 
     async def _clear(self, call: Call) -> str:
         """Clears an ended call. With an orphan room it stays due: the removal dispatched the agent once more."""
-        if await clear_with_room(self.calls, self.limits, call, self._delete_room):
+        if await clear_with_room(self.line, call, self._delete_room):
             return "cleared"
         return await self._postpone(call, self.durations.second_look)
 

@@ -45,6 +45,17 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     **{end: frozenset() for end in ENDED},
 }
 
+# Why a queued call does not ring yet.
+WaitingFor = Literal[
+    "scheduled_at",
+    "calling_window",
+    "frequency",
+    "slot",  # the workspace's calls at a time are all under way
+    "trunk",  # its trunk is stopped after faults, or has no free moment soon
+    "paused",  # an operator has stopped dialling
+    "retry",  # LiveKit failed before anything rang
+]
+
 EndReason = Literal[
     "hangup",  # the callee hung up
     "agent_hangup",  # the agent (or another user of LiveKit's API) closed the room
@@ -107,8 +118,15 @@ class Call:
     lease_until_ms: int = 0
     attempts: int = 0
     wait_until_ms: int = 0
-    # Time paused by an operator is counted into queueDeadline up to here.
+    # Written by versions that added paused time to queueDeadline: paused time up to here is in it (switch.py).
     paused_until_ms: int = 0
+    # The line (line.py): its partition and the place in it, why the call waits, when it was admitted.
+    line_of: str | None = None
+    turn: str | None = None
+    waiting_for: WaitingFor | None = None
+    admitted_at_ms: int | None = None
+    # The number of the slots item in which the call may hold a slot (slots.py).
+    slots_item: int | None = None
     room_sid: str | None = None
     dialed_at_ms: int | None = None
     answered_at_ms: int | None = None
@@ -133,6 +151,23 @@ class Call:
     @property
     def ended(self) -> bool:
         return self.status in ENDED
+
+    @property
+    def created_at_ms(self) -> int:
+        return round(datetime.datetime.fromisoformat(self.created_at).timestamp() * 1000)
+
+    @property
+    def in_line(self) -> bool:
+        """Whether it waits in the line and no process has admitted it."""
+        return self.line_of is not None and self.admitted_at_ms is None
+
+    @property
+    def held_slots_item(self) -> int | None:
+        """The slots item in which it may hold a slot; None when no attempt can have taken one.
+
+        Versions that had one item for each workspace stored no number.
+        """
+        return 0 if self.slots_item is None and self.attempts else self.slots_item
 
     @property
     def end_event(self) -> dict[str, Any]:
@@ -182,6 +217,11 @@ CALL_ATTRIBUTES = {
     "attempts": "attempts",
     "wait_until_ms": "waitUntil",
     "paused_until_ms": "pausedUntil",
+    "line_of": "lineOf",
+    "turn": "turn",
+    "waiting_for": "waitingFor",
+    "admitted_at_ms": "admittedAt",
+    "slots_item": "slotsItem",
     "room_sid": "roomSid",
     "dialed_at_ms": "dialedAt",
     "answered_at_ms": "answeredAt",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from shared.call import CALL_ATTRIBUTES, ENDED, TRANSITIONS, Call, Outcome, Status, event
+from shared.call import CALL_ATTRIBUTES, TRANSITIONS, Call, Outcome, Status, WaitingFor, event
 from shared.delivery_store import DELIVERY_ATTRIBUTES, Delivery, sort_key
 from shared.dynamo import from_wire, store_errors, to_wire
 from shared.errors import StoreError
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 QUEUED = "#status = :queued"
 NO_LIVE_LEASE = "(attribute_not_exists(leaseUntil) OR leaseUntil < :now)"
 NOT_WAITING = "(attribute_not_exists(waitUntil) OR waitUntil <= :now)"
+# An admitted call stays in the index, in another partition, until its lease (line.py).
+NOT_IN_LINE = "(attribute_not_exists(lineOf) OR attribute_exists(admittedAt))"
+NOT_ADMITTED = "attribute_not_exists(admittedAt)"
+NO_LEASE = "attribute_not_exists(leaseId)"
 LEASE_MINE = "leaseId = :lease"
 NO_HANGUP = "attribute_not_exists(hangup)"
 
@@ -147,54 +151,155 @@ class CallStore:
 
     # ── a queued call ───────────────────────────────────────────────────────────────────────────
 
-    def take_lease(self, call_id: str, lease: str, until_ms: int, now_ms: int) -> Write:
+    def take_lease(self, call_id: str, lease: str, until_ms: int, now_ms: int, slots_item: int) -> Write:
         """Claims a queued call for one process. Status stays `queued`: nothing has rung.
 
-        Lost while the call waits, so that a duplicate message does not start a second chain of messages.
+        slots_item: the one in which the process takes the call's slot next. Lost while the call waits, so that a
+        duplicate message does not start a second chain of messages, and does not overtake the line.
         """
         return self._update(
             call_id,
-            "SET leaseId = :lease, leaseUntil = :until, checkAt = :until, "
-            "attempts = if_not_exists(attempts, :zero) + :one REMOVE waitUntil",
-            f"{QUEUED} AND {NO_LIVE_LEASE} AND {NOT_WAITING}",
-            {":lease": lease, ":until": until_ms, ":now": now_ms, ":zero": 0, ":one": 1},
+            "SET leaseId = :lease, leaseUntil = :until, checkAt = :until, slotsItem = :item, "
+            "attempts = if_not_exists(attempts, :zero) + :one REMOVE waitUntil, waitingFor, lineOf",
+            f"{QUEUED} AND {NO_LIVE_LEASE} AND {NOT_WAITING} AND {NOT_IN_LINE}",
+            {":lease": lease, ":until": until_ms, ":now": now_ms, ":item": slots_item, ":zero": 0, ":one": 1},
             mine=lambda call: call.lease_id == lease,
+        )
+
+    def note_slots_item(self, call_id: str, lease: str, slots_item: int) -> Write:
+        """Stores, before it is tried, that a leased call's slot is taken from another item."""
+        return self._update(
+            call_id,
+            "SET slotsItem = :item",
+            f"{QUEUED} AND {LEASE_MINE}",
+            {":item": slots_item, ":lease": lease},
+            mine=lambda call: call.slots_item == slots_item and call.lease_id == lease,
         )
 
     def wait(
         self,
         call_id: str,
+        waiting_for: WaitingFor,
         wait_until_ms: int,
         check_at_ms: int,
         now_ms: int,
         *,
         lease: str | None = None,
-        uncount: bool = False,
-        extend_ms: int = 0,
     ) -> Write:
-        """Makes a queued call wait until `wait_until` (epoch ms) and releases its lease.
+        """Makes a queued call wait for a delayed message until `wait_until` (epoch ms) and releases its lease. It
+        keeps its slot.
 
         lease: the caller's; None when the call has no live lease, then the first writer wins, so that a duplicate
-        message does not start a second chain of messages. uncount: take back the attempt that the lease counted,
-        as it did not reach LiveKit. extend_ms: added to the queue deadline.
+        message does not start a second chain of messages.
         """
-        values: dict[str, Any] = {":wait": wait_until_ms, ":check": check_at_ms, ":extend": extend_ms}
-        counted = ", pausedUntil = :wait" if extend_ms else ""
+        values: dict[str, Any] = {":why": waiting_for, ":wait": wait_until_ms, ":check": check_at_ms}
         if lease is None:
             values[":now"] = now_ms
         else:
             values[":lease"] = lease
-            if uncount:
-                counted += ", attempts = attempts - :one"
-                values[":one"] = 1
         return self._update(
             call_id,
-            "SET waitUntil = :wait, checkAt = :check, queueDeadline = queueDeadline + :extend"
-            f"{counted} REMOVE leaseId, leaseUntil",
-            f"{QUEUED} AND " + (f"{NO_LIVE_LEASE} AND {NOT_WAITING}" if lease is None else LEASE_MINE),
+            "SET waitUntil = :wait, waitingFor = :why, checkAt = :check REMOVE leaseId, leaseUntil",
+            f"{QUEUED} AND "
+            + (f"{NO_LIVE_LEASE} AND {NOT_WAITING} AND {NOT_IN_LINE}" if lease is None else LEASE_MINE),
             values,
             mine=lambda call: call.wait_until_ms == wait_until_ms and call.lease_id is None,
         )
+
+    # ── the line ────────────────────────────────────────────────────────────────────────────────
+
+    def enter_line(
+        self,
+        call_id: str,
+        line_of: str,
+        turn: str,
+        waiting_for: WaitingFor,
+        check_at_ms: int,
+        now_ms: int,
+        *,
+        lease: str | None = None,
+        uncount: bool = False,
+    ) -> Write:
+        """Puts a queued call into the line and releases its lease. It holds no slot: whoever may have taken one
+        frees it first, under the lease.
+
+        lease: the caller's; None when no process has leased the call since it last held no slot, then the first
+        writer wins. uncount: take back the attempt that the lease counted, as it did not reach LiveKit. check_at:
+        the call's deadline; nothing looks at it before.
+        """
+        values: dict[str, Any] = {":line": line_of, ":turn": turn, ":why": waiting_for, ":check": check_at_ms}
+        counted = ""
+        if lease is None:
+            values[":now"] = now_ms
+        else:
+            values[":lease"] = lease
+        if uncount:
+            counted = ", attempts = attempts - :one"
+            values[":one"] = 1
+        return self._update(
+            call_id,
+            f"SET lineOf = :line, turn = :turn, waitingFor = :why, checkAt = :check{counted} "
+            "REMOVE leaseId, leaseUntil, waitUntil, admittedAt, slotsItem",
+            f"{QUEUED} AND "
+            + (
+                f"{NO_LEASE} AND {NOT_WAITING} AND {NOT_IN_LINE} AND attribute_not_exists(slotsItem)"
+                if lease is None
+                else LEASE_MINE
+            ),
+            values,
+            mine=lambda call: call.in_line and call.turn == turn and call.lease_id is None,
+        )
+
+    def admit(self, call_id: str, line_of: str, turn: str, admitted: str, check_at_ms: int, now_ms: int) -> Write:
+        """Claims a call of the line, for the one process that then sends its message: it leaves the partition of
+        those that wait for that of those that are admitted (`admitted`).
+
+        line_of, turn: as the index gave them. Lost when the call has left that place, or is leased: the caller
+        goes on to the next.
+        """
+        return self._update(
+            call_id,
+            "SET lineOf = :admitted, admittedAt = :now, checkAt = :check REMOVE leaseId, leaseUntil",
+            f"{QUEUED} AND {NO_LIVE_LEASE} AND lineOf = :line AND turn = :turn",
+            {":line": line_of, ":turn": turn, ":admitted": admitted, ":check": check_at_ms, ":now": now_ms},
+            mine=lambda call: call.admitted_at_ms == now_ms and call.turn == turn,
+        )
+
+    def leave_line(self, call_id: str, line_of: str) -> Write:
+        """Removes the entry of a call that is not queued any more: an earlier version's writes leave it there."""
+        return self._update(
+            call_id,
+            "REMOVE lineOf",
+            "#status <> :queued AND lineOf = :line",
+            {":line": line_of},
+            mine=lambda call: call.line_of is None,
+        )
+
+    def hold(self, seen: Call, lease: str, until_ms: int, now_ms: int) -> Write:
+        """Leases a call that waits in the line without admitting it, so that no worker takes a slot for it while a
+        slot that it should not hold is freed. `enter_line` with this lease puts it back.
+        """
+        return self._update(
+            seen.call_id,
+            "SET leaseId = :lease, leaseUntil = :until, checkAt = :until",
+            f"{QUEUED} AND {NO_LIVE_LEASE} AND lineOf = :line AND turn = :turn AND {NOT_ADMITTED}",
+            {":lease": lease, ":until": until_ms, ":now": now_ms, ":line": seen.line_of, ":turn": seen.turn},
+            mine=lambda call: call.lease_id == lease,
+        )
+
+    def line(self, line_of: str, until_ms: int, limit: int) -> list[tuple[str, str]]:
+        """The first entries (call id, turn) of a partition of the index `line` whose turn comes by `until` (epoch
+        ms), at most `limit`. Eventually consistent.
+        """
+        with store_errors():
+            answer = self._client.query(
+                TableName=self._table,
+                IndexName="line",
+                KeyConditionExpression="lineOf = :line AND turn < :end",
+                ExpressionAttributeValues=to_wire({":line": line_of, ":end": f"{until_ms + 1:013}"}),
+                Limit=limit,
+            )
+        return [(item["pk"]["S"].removeprefix("CALL#"), item["turn"]["S"]) for item in answer["Items"]]
 
     def fence(self, call_id: str, lease: str, room_sid: str, from_number: str | None, now_ms: int) -> Write:
         """`queued` → `dialing`. From here on no process dials this call again."""
@@ -218,9 +323,9 @@ class CallStore:
             "dialing",
             "queued",
             event("call.queued", now_ms),
-            "waitUntil = :wait, checkAt = :check",
+            "waitUntil = :wait, waitingFor = :retry, checkAt = :check",
             f"{LEASE_MINE} AND {NO_HANGUP} AND attribute_not_exists(#left) AND attribute_not_exists(phoneSeenAt)",
-            {":lease": lease, ":wait": wait_until_ms, ":check": check_at_ms},
+            {":lease": lease, ":wait": wait_until_ms, ":retry": "retry", ":check": check_at_ms},
             remove="leaseId, leaseUntil, roomSid, dialedAt",
             mine=lambda call: call.status == "queued" and call.wait_until_ms == wait_until_ms,
         )
@@ -317,7 +422,7 @@ class CallStore:
             ":expires": expires_at(now_ms),
         }
         if seen.lease_id is None:
-            condition += " AND attribute_not_exists(leaseId)"
+            condition += f" AND {NO_LEASE}"
         else:
             condition += f" AND {LEASE_MINE}"
             values[":lease"] = seen.lease_id
@@ -338,7 +443,7 @@ class CallStore:
             "endedAt = :ended, checkAt = :check, expiresAt = :expires",
             condition,
             values,
-            remove="waitUntil, missingSince, agentMissingSince",
+            remove="waitUntil, waitingFor, lineOf, missingSince, agentMissingSince",
             mine=lambda call: call.ended_at_ms == now_ms and call.end_event.get("reason") == outcome.reason,
         )
 
@@ -513,12 +618,6 @@ class CallStore:
             call_id, "SET expiresAt = :until", "expiresAt < :until", {":until": until_seconds}, item_back=False
         )
         return write.won or write.call is not None
-
-    def not_ended(self, call_ids: Iterable[str]) -> set[str]:
-        """The ids of those calls that have a record and have not ended."""
-        keys = [(call_id, "CALL") for call_id in call_ids]
-        items = map(from_wire, self._items(keys, ("callId", "status")))
-        return {item["callId"] for item in items if item["status"] not in ENDED}
 
     # ── one conditional UpdateItem ──────────────────────────────────────────────────────────────
 

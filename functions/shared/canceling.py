@@ -11,9 +11,8 @@ from shared.call import Call, Outcome
 from shared.call_store import CallStore
 from shared.clock import Clock, to_ms
 from shared.durations import Durations
-from shared.ending import clear, end_call
+from shared.ending import end_call
 from shared.errors import LiveKitError, RequestRefusedError, StoreError
-from shared.limits import LimitStore
 from shared.livekit.secret import LiveKitSecretCache
 from shared.telemetry import logger
 
@@ -27,7 +26,6 @@ class Canceler:
     """
 
     calls: CallStore
-    limits: LimitStore
     livekit_secret: LiveKitSecretCache | None
     durations: Durations
     clock: Clock
@@ -53,7 +51,7 @@ class Canceler:
                 if ended is not None:
                     if not ended.attempts:
                         # No process has taken its lease: it has neither room nor slot.
-                        clear(self.calls, self.limits, ended)
+                        self.calls.leave_due(ended.call_id)
                     return
             else:
                 if seen.hangup is not None or self.calls.ask_to_hang_up(seen, REASON, self.clock()).won:

@@ -71,10 +71,17 @@ class Durations:
     livekit_request: float = 10
     # The same for the reconciler: up to four in a row must fit into one round.
     livekit_look: float = 5
-    # Waiting: for a slot, for the switch, for a trunk whose next free second is further away than this.
-    slot_wait: float = 10
-    paused_wait: float = 30
+    # A trunk whose next free second is further away than this is waited for with a delayed message.
     pacing_hold: float = 5
+    # A call without a slot makes newcomers enter the line behind it for this long.
+    crowded: float = 60
+    # The reconciler admits calls whose turn comes within this time, with delayed messages; a message that is at
+    # most `early_message` early waits in the worker.
+    admit_ahead: float = 120
+    early_message: float = 5
+    # A trunk that failed several calls in a row is stopped for this long, doubled each time up to the longest.
+    trunk_stop: float = 60
+    trunk_stop_longest: float = 3600
     # LiveKit unreachable before anything rang: first wait, doubled at each attempt, with jitter.
     backoff: float = 5
     # The reconciler repeats a waiting call's message when it is this late.

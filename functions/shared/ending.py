@@ -9,7 +9,7 @@ from shared.call import Call, Outcome, Status
 from shared.call_store import CallStore
 from shared.clock import Clock, to_ms
 from shared.durations import Durations
-from shared.limits import LimitStore
+from shared.line import Line
 from shared.telemetry import count, logger, masked
 
 
@@ -65,26 +65,24 @@ def end_call(
         seen = write.call
 
 
-def clear(calls: CallStore, limits: LimitStore, call: Call) -> None:
+def clear(line: Line, call: Call) -> None:
     """Frees the slot of an ended call whose room is gone, then takes it out of the index of what is due.
 
     In this order, so that the reconciler repeats it when the process dies in between. Idempotent.
     """
-    limits.free_slot(call.workspace_id, call.call_id)
-    calls.leave_due(call.call_id)
+    line.free_slot(call)
+    line.calls.leave_due(call.call_id)
 
 
-async def clear_with_room(
-    calls: CallStore, limits: LimitStore, call: Call, delete_room: Callable[[Call], Awaitable[bool]]
-) -> bool:
+async def clear_with_room(line: Line, call: Call, delete_room: Callable[[Call], Awaitable[bool]]) -> bool:
     """As `clear`, with the room deleted in between: the slot does not wait for a LiveKit that cannot delete it.
 
     delete_room: returns False when the room must be deleted once more. Returns False when the call stays due for
     its room; an orphan room, which its agent may recreate, does until it is found absent.
     """
-    await asyncio.to_thread(limits.free_slot, call.workspace_id, call.call_id)
+    await asyncio.to_thread(line.free_slot, call)
     # Without an attempt there is no room. Thousands of calls may wait, and LiveKit's rate limit is low.
     if call.attempts and (not await delete_room(call) or call.orphan_room):
         return False
-    await asyncio.to_thread(calls.leave_due, call.call_id)
+    await asyncio.to_thread(line.calls.leave_due, call.call_id)
     return True

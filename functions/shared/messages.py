@@ -4,6 +4,8 @@ A message is a hint; the record decides. Keys that a reader does not know are ig
 functions can share a queue during a deployment.
 
     DialQueue       {"callId", "workspaceId"}                       the call may be dialled
+                    {"callId", "workspaceId", "slotsItem"}          the same, of a call that was admitted from the
+                                                                    line, and where a slot was free
                     {"callId", "workspaceId", "since"}              the same, of a call whose record was not found
                     {"callId", "workspaceId", "agentLeft": true}    the agent of a call under way has left
     WebhookQueue    {"callId", "sequence"}                          this delivery may be due
@@ -20,12 +22,14 @@ from typing import Any
 @dataclasses.dataclass(frozen=True, slots=True)
 class DialMessage:
     """A hint that a call may be dialled. since_ms: of the first message, for a call whose record is missing.
-    agent_left: the message is about a call under way whose agent has left instead.
+    slots_item: of an admitted call, the slots item that had a free slot. agent_left: the message is about a call
+    under way whose agent has left instead.
     """
 
     call_id: str
     workspace_id: str
     since_ms: int
+    slots_item: int | None = None
     agent_left: bool = False
 
 
@@ -42,6 +46,10 @@ def dial_message(call_id: str, workspace_id: str, *, since_ms: int | None = None
     return message if since_ms is None else message | {"since": since_ms}
 
 
+def admitted_message(call_id: str, workspace_id: str, slots_item: int) -> dict[str, Any]:
+    return dial_message(call_id, workspace_id) | {"slotsItem": slots_item}
+
+
 def agent_left_message(call_id: str, workspace_id: str) -> dict[str, Any]:
     return dial_message(call_id, workspace_id) | {"agentLeft": True}
 
@@ -52,7 +60,14 @@ def read_dial_message(record: dict[str, Any]) -> DialMessage:
     """
     body = json.loads(record["body"])
     since_ms = body.get("since") or int(record["attributes"]["SentTimestamp"])
-    return DialMessage(body["callId"], body["workspaceId"], since_ms, agent_left=body.get("agentLeft") is True)
+    slots_item = body.get("slotsItem")
+    return DialMessage(
+        body["callId"],
+        body["workspaceId"],
+        since_ms,
+        slots_item if isinstance(slots_item, int) else None,
+        agent_left=body.get("agentLeft") is True,
+    )
 
 
 def delivery_message(call_id: str, sequence: int) -> dict[str, Any]:

@@ -44,16 +44,21 @@ class Queue:
         except (ClientError, BotoCoreError) as exc:
             raise QueueError(str(type(exc).__name__)) from exc
 
-    def send_batch(self, messages: Sequence[tuple[dict[str, Any], str]]) -> set[int]:
+    def send_batch(
+        self, messages: Sequence[tuple[dict[str, Any], str]], delays_seconds: Sequence[float] = ()
+    ) -> set[int]:
         """Sends messages (body, group) in as few requests as SQS allows. Returns the indexes of those that it
-        did not confirm: they may be sent again.
+        did not confirm: they may be sent again. delays: one for each message, if given.
         """
         failed: set[int] = set()
         for start in range(0, len(messages), MAXIMUM_BATCH):
             entries: list[Any] = [
-                {"Id": str(start + n), "MessageBody": json.dumps(body), "MessageGroupId": group}
-                for n, (body, group) in enumerate(messages[start : start + MAXIMUM_BATCH])
+                {"Id": str(n), "MessageBody": json.dumps(body), "MessageGroupId": group}
+                for n, (body, group) in enumerate(messages[start : start + MAXIMUM_BATCH], start)
             ]
+            for entry, delay in zip(entries, delays_seconds[start : start + MAXIMUM_BATCH], strict=False):
+                if delay > 0:
+                    entry["DelaySeconds"] = min(math.ceil(delay), MAXIMUM_DELAY_SECONDS)
             try:
                 answer = self._client.send_message_batch(QueueUrl=self._url, Entries=entries)
             except (ClientError, BotoCoreError):

@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from shared.dynamo import from_wire, store_errors, to_wire
 from shared.errors import StoreError, StoreUnclearError
+from shared.slots import items_of
 from shared.workspaces_table import WorkspacesTable
 
 if TYPE_CHECKING:
@@ -47,7 +48,14 @@ class Workspace:
     disabled: bool = False
     created_at: str = ""
     version: int = 0
+    # The slots items that an earlier, higher limit has needed: they may still contain ids.
+    slots_items_used: int = 0
     key_notes: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict, hash=False)
+
+    @property
+    def slots_items(self) -> int:
+        """The number of items in which ids of its calls may be (slots.py)."""
+        return max(self.slots_items_used, items_of(self.max_concurrent_calls))
 
     @classmethod
     def from_item(cls, item: dict[str, Any]) -> Workspace:
@@ -95,6 +103,7 @@ WORKSPACE_ATTRIBUTES = {
     "disabled": "disabled",
     "created_at": "createdAt",
     "version": "version",
+    "slots_items_used": "slotsItems",
     "key_notes": "apiKeys",
 }
 
@@ -150,6 +159,8 @@ class WorkspaceStore:
             if seen is None:
                 return None
             changed = change(seen)
+            if changed.slots_items < seen.slots_items:
+                changed = dataclasses.replace(changed, slots_items_used=seen.slots_items)
             if changed == seen:
                 return seen
             changed = dataclasses.replace(changed, version=seen.version + 1)
@@ -203,9 +214,13 @@ class WorkspaceCache:
     def get(self, workspace_id: str) -> Workspace | None:
         entry = self._entries.get(workspace_id)
         if entry is None or entry[0] <= self._clock():
-            # Unknown ids are cached too, but a flood of invented ones must not fill the memory.
-            if len(self._entries) > 1000:
-                self._entries.clear()
-            entry = (self._clock() + self._seconds, self._store.get(workspace_id))
-            self._entries[workspace_id] = entry
+            return self.put(workspace_id, self._store.get(workspace_id))
         return entry[1]
+
+    def put(self, workspace_id: str, workspace: Workspace | None) -> Workspace | None:
+        """Stores what was read of a workspace elsewhere. Returns it."""
+        # Unknown ids are cached too, but a flood of invented ones must not fill the memory.
+        if len(self._entries) > 1000:
+            self._entries.clear()
+        self._entries[workspace_id] = (self._clock() + self._seconds, workspace)
+        return workspace

@@ -2,11 +2,13 @@
 
 Items by `workspaceId` (a workspace's own id has no `#`):
     <id>            the workspace, written by the operator (workspaces.py)
-    <id>#slots      activeCalls: the set of the ids of calls that hold a slot; waitingUntil: epoch ms until which
-                    a call that found no slot asks again (limits.py, as all that follow)
+    <id>#slots      activeCalls: the set of the ids of calls that hold a slot, up to 40 (slots.py); crowdedUntil:
+                    epoch ms until which calls wait in the line for a slot (limits.py, as all that follow)
+    <id>#slots#<n>  the same of item n, from 1, of a workspace with more than 40 slots
     <id>#rate       epochMinute: the minute that is counted; taken: its permits that processes have taken
-    trunk#<id>      nextFreeAt: the next moment at which this trunk may be given an INVITE
-    #switch         pausedAt: dialling is paused, calls wait
+    trunk#<id>      nextFreeAt: the next moment at which this trunk may be given an INVITE; of its breaker
+                    (trunk.py): faults, stops, stoppedAt, stoppedUntil, probeUntil, fault
+    #switch         pausedAt: dialling is paused, calls wait; pauses: earlier ones, of 30 days (switch.py)
 template.yaml restricts each function's access to some of these keys.
 """
 
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from shared.dynamo import from_wire, store_errors, to_wire
+from shared.errors import StoreError
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -35,6 +38,25 @@ class WorkspacesTable:
                 TableName=self.name, Key=to_wire({"workspaceId": key}), ConsistentRead=True
             )
         return from_wire(answer["Item"]) if "Item" in answer else None
+
+    def read_many(self, keys: list[str]) -> dict[str, dict[str, Any]]:
+        """The items with these keys, at most 100, that exist: consistent reads.
+
+        Raises StoreError unless all are read.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        wanted: list[Any] = [to_wire({"workspaceId": key}) for key in keys]
+        for _ in range(5):
+            with store_errors():
+                answer: Any = self.client.batch_get_item(
+                    RequestItems={self.name: {"Keys": wanted, "ConsistentRead": True}}
+                )
+            for item in map(from_wire, answer["Responses"].get(self.name, [])):
+                found[item["workspaceId"]] = item
+            wanted = answer.get("UnprocessedKeys", {}).get(self.name, {}).get("Keys", [])
+            if not wanted:
+                return found
+        raise StoreError("BatchGetItem did not read every item")
 
     def update_item(
         self,

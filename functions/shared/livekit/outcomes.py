@@ -119,6 +119,13 @@ def is_configuration_fault(outcome: Outcome) -> bool:
     return outcome.reason in ("trunk_error", "livekit_error") and not outcome.retryable
 
 
+def is_trunk_fault(outcome: Outcome) -> bool:
+    """Whether the trunk itself refused the dial (credentials, DNS name, connection), so that the next one will
+    fail too.
+    """
+    return outcome.reason == "trunk_error" and not outcome.retryable
+
+
 def _unanswered_outcome(left: dict[str, Any] | None, rang_out: bool) -> Outcome:
     match left:
         case {"reason": "ROOM_DELETED" | "PARTICIPANT_REMOVED" | "ROOM_CLOSED"}:

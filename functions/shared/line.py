@@ -1,0 +1,222 @@
+"""The line: where the calls of a workspace wait that cannot ring yet, at no cost while they wait.
+
+A call enters it by one write that says why, and then nothing but its deadline looks at it. The index `line` keeps
+the calls in their turn:
+
+    lineOf  <workspace>#single             calls that wait
+            <workspace>#single#admitted    calls that were admitted, until a worker leases them
+    turn    <earliest ring, epoch ms, 13 digits>#<created, epoch ms>#<callId>
+
+Admission is a claim: one conditional write takes the call out of those that wait, for the one process that then
+sends its message. The end of a call frees its slot and admits the first call. A process that dies in between, a
+stale index and a lost message leave a free slot beside a waiting call: once a minute the reconciler fills the free
+slots of every line. An admission that fails does not fail its caller.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from shared.call import Call
+from shared.call_store import CallStore
+from shared.clock import Clock, to_ms, to_seconds
+from shared.durations import Durations
+from shared.limits import LimitStore, Standing
+from shared.messages import admitted_message
+from shared.queues import Queue
+from shared.slots import SlotsItem
+from shared.telemetry import count, logger
+from shared.workspaces import Workspace
+
+# Entries that are read to admit one call: others that admit at the same time take some of them.
+FIRST_ENTRIES = 25
+
+# Entries that are read and claimed at a time when several slots are free.
+FILL_ENTRIES = 100
+
+
+def line_of(workspace_id: str) -> str:
+    return f"{workspace_id}#single"
+
+
+def admitted_of(line: str) -> str:
+    return f"{line}#admitted"
+
+
+def turn_of(call: Call, earliest_ms: int | None = None) -> str:
+    """The call's place in the line. earliest: epoch ms before which it may not ring; None: it may at any time."""
+    created_ms = call.created_at_ms
+    return f"{created_ms if earliest_ms is None else earliest_ms:013}#{created_ms}#{call.call_id}"
+
+
+def earliest_ms(turn: str) -> int:
+    """Epoch ms from which the call of this place in the line may ring."""
+    return int(turn.partition("#")[0])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Line:
+    """Admits calls from the line. clock: epoch milliseconds."""
+
+    calls: CallStore
+    limits: LimitStore
+    dial_queue: Queue
+    durations: Durations
+    clock: Clock
+
+    def free_slot(self, call: Call) -> None:
+        """Frees the slot of an ended call and admits the first that waits for one. Idempotent: a slot that was
+        free already admits nobody.
+        """
+        item = call.held_slots_item
+        if item is None:
+            return
+        before = self.limits.free_slot(call.workspace_id, call.call_id, item)
+        if before is not None and before.crowded_until_ms >= self.clock():
+            self.admit_one(call.workspace_id, item)
+
+    def admit_one(self, workspace_id: str, slots_item: int) -> bool:
+        """Admits the first call that waits, for a slot that is free in this item. Whether one was admitted.
+
+        Never raises: the reconciler fills the slot at the latest.
+        """
+        try:
+            return self._admit_one(workspace_id, slots_item)
+        except Exception:
+            logger.exception("not admitted", extra={"workspace_id": workspace_id})
+            count("AdmissionErrors")
+            return False
+
+    def _admit_one(self, workspace_id: str, slots_item: int) -> bool:
+        line = line_of(workspace_id)
+        entries = self.calls.line(line, self.clock(), FIRST_ENTRIES)
+        # The first is the one whose turn it is. When many slots become free at once, the processes that lose it go
+        # on at random places instead of losing every place to the same ones.
+        rest = entries[1:]
+        random.shuffle(rest)
+        for call_id, turn in [*entries[:1], *rest]:
+            if self._claim(line, call_id, turn):
+                self._send([(call_id, turn)], workspace_id, [slots_item])
+                if rest:
+                    self._keep_crowded(workspace_id, slots_item)
+                return True
+        return False
+
+    def admit(self, call: Call, slots_item: int) -> bool:
+        """Admits this call, which the index may not show yet. Whether it was admitted. Never raises."""
+        try:
+            if call.turn is None or not self._claim(line_of(call.workspace_id), call.call_id, call.turn):
+                return False
+            self._send([(call.call_id, call.turn)], call.workspace_id, [slots_item])
+            return True
+        except Exception:
+            logger.exception("not admitted", extra={"call_id": call.call_id})
+            count("AdmissionErrors")
+            return False
+
+    def fill(self, workspace: Workspace, standing: Standing) -> int:
+        """Admits calls until no slot is free, less those admitted that no worker has leased yet. Returns their
+        number.
+
+        Takes those whose turn comes within `admit_ahead`, with delayed messages. A stopped trunk admits none, one
+        that is to be probed admits one. Raises StoreError; what was claimed by then is sent.
+        """
+        now_ms = self.clock()
+        state = standing.trunk.state(now_ms)
+        if standing.switch.paused_at_ms is not None or state in ("stopped", "probing"):
+            return 0
+        line = line_of(workspace.workspace_id)
+        until_ms = now_ms + to_ms(self.durations.admit_ahead)
+        first = self.calls.line(line, until_ms, 1)
+        if not first:
+            return 0
+        free = standing.free(workspace.max_concurrent_calls)
+        # More than the trunk takes until the next time would come back, one after the other.
+        most = min(sum(free), max(1, round(60 * workspace.calls_per_second)))
+        wanted = (1 if state == "to_probe" else most) - self._outstanding(line, most)
+        admitted = seen = 0
+        while admitted < wanted:
+            entries = self.calls.line(line, until_ms, min(FILL_ENTRIES, wanted - admitted + FIRST_ENTRIES))
+            claimed: list[tuple[str, str]] = []
+            try:
+                for call_id, turn in entries:
+                    if admitted + len(claimed) < wanted and self._claim(line, call_id, turn):
+                        claimed.append((call_id, turn))
+            finally:
+                # The index shows what was just claimed for a moment longer.
+                self._send(claimed, workspace.workspace_id, _spread(free, len(claimed)))
+            admitted, seen = admitted + len(claimed), seen + len(entries)
+            if not claimed:
+                break
+        if wanted <= 0 or seen > admitted:
+            # Others wait: newcomers stay behind them.
+            for item in standing.slots[: workspace.slots_items]:
+                self._keep_crowded(workspace.workspace_id, item.number)
+        return admitted
+
+    def crowd(self, workspace: Workspace, standing: Standing) -> bool:
+        """Stores that a call of the workspace waits for a slot, in every item that does not say so for another
+        while.
+
+        Whether one of them has had a slot freed since `standing` was read.
+        """
+        freed = False
+        now_ms = self.clock()
+        for item in standing.slots:
+            if item.crowded_until_ms < now_ms + to_ms(self.durations.crowded / 2):
+                now = self._keep_crowded(workspace.workspace_id, item.number)
+                freed = freed or (now is not None and len(now.call_ids) < len(item.call_ids))
+        return freed
+
+    def _keep_crowded(self, workspace_id: str, item: int) -> SlotsItem | None:
+        now_ms = self.clock()
+        crowded_ms = to_ms(self.durations.crowded)
+        return self.limits.note_crowded(workspace_id, item, now_ms + crowded_ms, now_ms + crowded_ms // 2)
+
+    def _claim(self, line: str, call_id: str, turn: str) -> bool:
+        """Whether this process has admitted the call. An entry whose call is no longer queued is removed."""
+        now_ms = self.clock()
+        check_at_ms = max(now_ms, earliest_ms(turn)) + to_ms(self.durations.queued_check)
+        write = self.calls.admit(call_id, line, turn, admitted_of(line), check_at_ms, now_ms)
+        if not write.won and write.call is not None and write.call.status != "queued":
+            self.calls.leave_line(call_id, line)
+        return write.won
+
+    def _outstanding(self, line: str, most: int) -> int:
+        """How many calls are admitted and not leased yet, at most `most`. Removes entries of older versions."""
+        until_ms = self.clock() + to_ms(self.durations.admit_ahead)
+        entries = self.calls.line(admitted_of(line), until_ms, max(1, most))
+        found = {
+            call.call_id: call for call in self.calls.read_due([(entry[0], "CALL") for entry in entries]).calls
+        }
+        waiting = 0
+        for call_id, _ in entries:
+            call = found.get(call_id)
+            if call is not None and call.status == "queued":
+                waiting += call.lease_until_ms < self.clock()
+            elif call is not None:
+                self.calls.leave_line(call_id, admitted_of(line))
+        return waiting
+
+    def _send(self, admitted: list[tuple[str, str]], workspace_id: str, slots_items: list[int]) -> None:
+        """Sends the admitted calls' messages. The reconciler repeats one that is lost."""
+        if not admitted:
+            return
+        now_ms = self.clock()
+        messages = [
+            (admitted_message(call_id, workspace_id, item), workspace_id)
+            for (call_id, _), item in zip(admitted, slots_items, strict=True)
+        ]
+        delays = [to_seconds(max(0, earliest_ms(turn) - now_ms) // 1000 * 1000) for _, turn in admitted]
+        lost = self.dial_queue.send_batch(messages, delays)
+        count("CallsAdmitted", len(admitted))
+        for place in lost:
+            logger.error("admission not sent", extra={"call_id": admitted[place][0]})
+            count("AdmissionErrors")
+
+
+def _spread(free: list[int], number: int) -> list[int]:
+    """`number` item numbers, from items with free slots, as many of each as it has."""
+    places = [item for item, slots in enumerate(free) for _ in range(slots)]
+    return [places[n % len(places)] if places else 0 for n in range(number)]
