@@ -293,7 +293,7 @@ def _canceler(target: Target, calls: CallStore, terminal: Terminal, going: list[
         except StoreError as exc:
             terminal.say(f"LiveKit cannot be asked from here ({exc}): the reconciler hangs up, within a minute.\n")
             secret = None
-    return Canceler(calls, target.limits, secret, Durations(), now_ms)
+    return Canceler(calls, secret, Durations(), now_ms)
 
 
 def _read(calls: CallStore, call_id: str) -> Call | AdminError | None:

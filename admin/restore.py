@@ -49,7 +49,7 @@ def seal(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> N
         raise AdminError("this needs the table of calls too: name the stack with --stack, or use --local")
     if arguments.restored == table.name:
         raise AdminError("that is the stack's own table: name the one into which the backup was restored")
-    paused_at = target.limits.paused_at_ms()
+    paused_at = target.limits.switch().paused_at_ms
     if paused_at is None:
         raise AdminError("dialling is not paused: `switch pause`, wait three minutes, then repeat this")
     terminal.confirm(
@@ -94,11 +94,12 @@ def free_lost_slots(target: Target, calls: CallStore) -> int:
     """Frees the slots of calls without a record, or with one that is cleared already. Returns their number."""
     freed = 0
     for workspace in target.store.all():
-        for call_id in sorted(target.limits.active_calls(workspace.workspace_id)):
-            call = calls.get(call_id)
-            if call is None or (call.ended and call.due_shard is None):
-                target.limits.free_slot(workspace.workspace_id, call_id)
-                freed += 1
+        for item in target.limits.slots(workspace.workspace_id, workspace.slots_items):
+            for call_id in sorted(item.call_ids):
+                call = calls.get(call_id)
+                if call is None or (call.ended and call.due_shard is None):
+                    target.limits.free_slot(workspace.workspace_id, call_id, item.number)
+                    freed += 1
     return freed
 
 

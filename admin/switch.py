@@ -17,12 +17,12 @@ def pause(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> 
 
 
 def resume(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    target.limits.resume()
+    target.limits.resume(now_ms())
     status(target, terminal, arguments)
 
 
 def status(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
-    paused_at = target.limits.paused_at_ms()
+    paused_at = target.limits.switch().paused_at_ms
     since = None if paused_at is None else iso(paused_at)
     text = (
         "Dialling is on."

@@ -54,7 +54,7 @@ def create(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
 
 def show(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
     workspace = target.existing(arguments.workspace)
-    calls = sorted(target.limits.active_calls(workspace.workspace_id))
+    calls = sorted(target.limits.active_calls(workspace.workspace_id, workspace.slots_items))
     under_way = f"{len(calls)} of {workspace.max_concurrent_calls}"
     terminal.give(
         as_json(workspace) | {"activeCalls": calls}, as_text(workspace, [("Calls under way", under_way)])

@@ -213,9 +213,11 @@ def _measure(how: str, items: int) -> None:
     from shared.clock import now_ms
     from shared.delivery_store import DeliveryStore
     from shared.durations import Durations
-    from shared.limits import LimitStore
+    from shared.limits import Everything, LimitStore
+    from shared.line import Line
     from shared.livekit.client import LiveKit, Presence
     from shared.queues import Queue
+    from shared.switch import Switch
 
     class AllWell(LiveKit):
         def __init__(self) -> None:
@@ -225,14 +227,19 @@ def _measure(how: str, items: int) -> None:
             return dict.fromkeys(names, "both")
 
     class NotPaused(LimitStore):
-        def paused(self) -> bool:
-            return False
+        def switch(self) -> Switch:
+            return Switch()
+
+        def everything(self) -> Everything:
+            return Everything()
 
     class Nowhere(Queue):
         def send(self, body: dict[str, Any], *, group: str | None = None, delay_seconds: float = 0) -> str:
             return "message"
 
-        def send_batch(self, messages: Sequence[tuple[dict[str, Any], str]]) -> set[int]:
+        def send_batch(
+            self, messages: Sequence[tuple[dict[str, Any], str]], delays_seconds: Sequence[float] = ()
+        ) -> set[int]:
             return set()
 
     dynamodb = aws.client("dynamodb")
@@ -243,10 +250,12 @@ def _measure(how: str, items: int) -> None:
 
     dynamodb.meta.events.register("before-call.dynamodb.UpdateItem", note_write)
     queue = Nowhere(aws.client("sqs"), "")
+    calls, limits = CallStore(dynamodb, "CallsTable"), NotPaused(dynamodb, "WorkspacesTable")
     reconciler = Reconciler(
-        calls=CallStore(dynamodb, "CallsTable"),
+        calls=calls,
         deliveries=DeliveryStore(dynamodb, "CallsTable"),
-        limits=NotPaused(dynamodb, "WorkspacesTable"),
+        limits=limits,
+        line=Line(calls, limits, queue, Durations(), now_ms),
         dial_queue=queue,
         webhook_queue=queue,
         livekit=AllWell(),

@@ -20,9 +20,9 @@ from shared.dynamo import from_wire, to_wire
 Item = dict[str, Any]
 
 _KEYS = ("pk", "sk", "workspaceId")
-_SORTED_BY = {None: "sk", "due": "checkAt", "byWorkspace": "createdAt"}
+_SORTED_BY = {None: "sk", "due": "checkAt", "byWorkspace": "createdAt", "line": "turn"}
 _BETWEEN = re.compile(r"(\w+) BETWEEN (:\w+) AND (:\w+)")
-_WORD = re.compile(r"[:#]?[A-Za-z_]\w*(?:\.\w+)*|(?<![<>])=")
+_WORD = re.compile(r"[:#]?[A-Za-z_]\w*(?:\.\w+)*|(?<![<>!])=")
 _CLAUSE = re.compile(r"\b(SET|REMOVE|ADD|DELETE)\b")
 _COMMA = re.compile(r",(?![^(]*\))")
 
@@ -68,6 +68,7 @@ def _compiled(expression: str) -> Any:
             return _OPERATORS.get(word, word)
         return f"_values[{word!r}]" if word[0] == ":" else f"_found({word!r})"
 
+    expression = expression.replace("<>", "!=")
     return compile(_WORD.sub(python, _BETWEEN.sub(r"\1 >= \2 AND \1 <= \3", expression)), expression, "eval")
 
 
@@ -174,8 +175,14 @@ class DynamoDBInMemory:
         key = from_wire(request["Key"])
         table = self.table(request["TableName"])
         self._check(request, table.get(_key(key)))
-        table[_key(key)] = written = _updated(table.get(_key(key), key), request)
-        return {"Attributes": to_wire(written)} if request.get("ReturnValues") == "ALL_NEW" else {}
+        before = table.get(_key(key))
+        table[_key(key)] = written = _updated(before or key, request)
+        match request.get("ReturnValues"):
+            case "ALL_NEW":
+                return {"Attributes": to_wire(written)}
+            case "ALL_OLD" if before is not None:
+                return {"Attributes": to_wire(before)}
+        return {}
 
     def _batch_get(self, request: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, list[Any]] = {}

@@ -17,9 +17,11 @@ from shared.call import Call
 from shared.call_store import DUE_PAGE, CallStore, Due, Write
 from shared.delivery_store import ATTEMPTS_LISTED, Delivery, DeliveryStore, State, sort_key
 from shared.errors import LiveKitError, LiveKitUnclearError
-from shared.limits import LimitStore
+from shared.limits import Everything, LimitStore
 from shared.livekit.client import ROOMS_PER_REQUEST, LiveKit, OrphanRoomError, Presence, RoomView
 from shared.queues import Queue
+from shared.slots import SlotsItem
+from shared.switch import Switch
 from shared.table_keys import due_shard
 from shared.workspaces import Workspace, WorkspaceStore
 from tests.mortal_process import MortalProcess
@@ -230,11 +232,14 @@ class NoLimits(LimitStore):
     def __init__(self) -> None:
         """Without a table."""
 
-    def paused(self) -> bool:
-        return False
+    def switch(self) -> Switch:
+        return Switch()
 
-    def slots(self) -> Iterator[tuple[str, frozenset[str]]]:
-        return iter(())
+    def everything(self) -> Everything:
+        return Everything()
+
+    def free_slot(self, workspace_id: str, call_id: str, item: int = 0) -> SlotsItem | None:
+        return None
 
 
 @dataclasses.dataclass
@@ -270,11 +275,13 @@ class QueueInMemory(Queue):
     def send(self, body: dict[str, Any], *, group: str | None = None, delay_seconds: float = 0) -> str:
         return self._process.run(lambda: self._put(body, delay_seconds))
 
-    def send_batch(self, messages: Sequence[tuple[dict[str, Any], str]]) -> set[int]:
+    def send_batch(
+        self, messages: Sequence[tuple[dict[str, Any], str]], delays_seconds: Sequence[float] = ()
+    ) -> set[int]:
         def send() -> set[int]:
             for place, (body, _) in enumerate(messages):
                 if place not in self.refuse:
-                    self._put(body, 0)
+                    self._put(body, delays_seconds[place] if delays_seconds else 0)
             return {place for place in self.refuse if place < len(messages)}
 
         return self._process.run(send) if messages else set()

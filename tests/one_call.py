@@ -23,6 +23,7 @@ from shared.delivery_store import DeliveryStore
 from shared.durations import Durations
 from shared.errors import LiveKitError
 from shared.limits import LimitStore
+from shared.line import Line
 from shared.livekit.client import LiveKit, OrphanRoomError, Presence, RoomView
 from shared.messages import DialMessage
 from shared.queues import Queue
@@ -134,8 +135,13 @@ class SentMessages(Queue):
         self.sent.append((body, group, delay_seconds))
         return "message"
 
-    def send_batch(self, messages: Sequence[tuple[dict[str, Any], str]]) -> set[int]:
-        self.sent += [(body, group, 0) for n, (body, group) in enumerate(messages) if n not in self.unconfirmed]
+    def send_batch(
+        self, messages: Sequence[tuple[dict[str, Any], str]], delays_seconds: Sequence[float] = ()
+    ) -> set[int]:
+        delays = delays_seconds or [0] * len(messages)
+        self.sent += [
+            (body, group, delays[n]) for n, (body, group) in enumerate(messages) if n not in self.unconfirmed
+        ]
         return self.unconfirmed
 
 
@@ -162,6 +168,7 @@ class OneCall:
         monkeypatch.setattr("asyncio.sleep", self._sleep)
         # A thread takes ten times as long as the request.
         monkeypatch.setattr("asyncio.to_thread", _at_once)
+        monkeypatch.setattr("random.shuffle", lambda values: None)
         monkeypatch.setattr("random.uniform", lambda low, high: (low + high) / 2)
         monkeypatch.setattr(telemetry, "_point", self._point)
 
@@ -247,10 +254,15 @@ class OneCall:
 
     # ── the product's processes ─────────────────────────────────────────────────────────────────────
 
+    @property
+    def line(self) -> Line:
+        return Line(self.calls, self.limits, self.dial_queue, self.durations, lambda: self.now)
+
     def dialler(self) -> Dialler:
         return Dialler(
             calls=self.calls,
             limits=self.limits,
+            line=self.line,
             workspace_cache=WorkspaceCache(self.workspaces, 0),
             dial_queue=self.dial_queue,
             livekit=self.livekit,
@@ -260,14 +272,15 @@ class OneCall:
             remaining=lambda: self.seconds - (self.now - NOW) / 1000,
         )
 
-    def message(self, since: int = NOW) -> DialMessage:
-        return DialMessage(CALL_ID, "demo", since)
+    def message(self, since: int = NOW, slots_item: int | None = None) -> DialMessage:
+        return DialMessage(CALL_ID, "demo", since, slots_item)
 
     def reconciler(self, **changes: Any) -> Reconciler:
         reconciler = Reconciler(
             calls=self.calls,
             deliveries=self.deliveries,
             limits=self.limits,
+            line=self.line,
             dial_queue=self.dial_queue,
             webhook_queue=self.webhook_queue,
             livekit=self.livekit,

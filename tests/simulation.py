@@ -25,6 +25,7 @@ from shared.call_store import CallStore
 from shared.delivery_store import DeliveryStore
 from shared.durations import Durations
 from shared.limits import LimitStore
+from shared.line import Line
 from shared.livekit.client import RoomView
 from shared.messages import DialMessage
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
@@ -205,12 +206,17 @@ class Simulation:
 
     # ── dialling and reconciling ────────────────────────────────────────────────────────────────────
 
+    @property
+    def line(self) -> Line:
+        return Line(self.calls, self.limits, self.dial_queue, self.durations, self.clock)
+
     def dialler(self, seconds: float = 120) -> Dialler:
         """A worker that has so many seconds left while the clock does not move."""
         deadline = self.clock() + int(seconds * 1000)
         return Dialler(
             calls=self.calls,
             limits=self.limits,
+            line=self.line,
             workspace_cache=WorkspaceCache(self.workspaces, 0),
             dial_queue=self.dial_queue,
             livekit=self.livekit,
@@ -231,7 +237,8 @@ class Simulation:
         for message in due:
             body = json.loads(message.body)
             since = body.get("since", self.clock())
-            work = self.dialler(seconds).dial(DialMessage(body["callId"], body["workspaceId"], since))
+            dial_message = DialMessage(body["callId"], body["workspaceId"], since, body.get("slotsItem"))
+            work = self.dialler(seconds).dial(dial_message)
             with mock.patch("asyncio.sleep", self._passes):
                 asyncio.run(work)
         return len(due)
@@ -245,6 +252,7 @@ class Simulation:
             calls=self.calls,
             deliveries=self.deliveries,
             limits=self.limits,
+            line=self.line,
             dial_queue=self.dial_queue,
             webhook_queue=self.webhook_queue,
             livekit=self.livekit,

@@ -11,6 +11,7 @@ from shared.call import Call, Outcome, event
 from shared.call_store import CallStore
 from shared.durations import Durations
 from shared.limits import LimitStore
+from shared.line import Line
 from tests.calls import NOW, call_record
 from tests.clock import Clock
 from tests.in_memory import QueueInMemory
@@ -34,7 +35,7 @@ class StoredCall:
         self.durations = Durations()
         self.applier = EventApplier(
             calls=self.calls,
-            limits=self.limits,
+            line=Line(self.calls, self.limits, self.queue, self.durations, clock),
             dial_queue=self.queue,
             durations=self.durations,
             clock=clock,

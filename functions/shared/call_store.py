@@ -151,7 +151,7 @@ class CallStore:
 
     # ── a queued call ───────────────────────────────────────────────────────────────────────────
 
-    def take_lease(self, call_id: str, lease: str, until_ms: int, now_ms: int, slots_item: int) -> Write:
+    def take_lease(self, call_id: str, lease: str, until_ms: int, now_ms: int, slots_item: int = 0) -> Write:
         """Claims a queued call for one process. Status stays `queued`: nothing has rung.
 
         slots_item: the one in which the process takes the call's slot next. Lost while the call waits, so that a

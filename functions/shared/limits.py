@@ -236,6 +236,10 @@ class LimitStore:
         found = self._table.read_many(keys)
         return tuple(_slots_item(number, found.get(key)) for number, key in enumerate(keys))
 
+    def active_calls(self, workspace_id: str, items: int = 1) -> frozenset[str]:
+        """The ids of the calls that hold a slot in one of the first `items` slots items."""
+        return frozenset(call_id for item in self.slots(workspace_id, items) for call_id in item.call_ids)
+
     # ── the rate ────────────────────────────────────────────────────────────────────────────────
 
     def take_permits(self, workspace_id: str, minute: int, limit: int, before: Permits | None) -> Permits:

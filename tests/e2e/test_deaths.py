@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from shared.clock import now_ms
 from shared.limits import LimitStore
 from tests.e2e.client import Client
 from tests.e2e.launch import eventually, launched
@@ -218,9 +219,9 @@ def ask(client: Client, row: Seen, name: str, death: tuple[str, str, str]) -> Pa
 @contextlib.contextmanager
 def paused(client: Client) -> Iterator[None]:
     limits = LimitStore(client.aws("dynamodb"), client.info["resources"]["WorkspacesTable"])
-    limits.pause(int(time.time() * 1000))
+    limits.pause(now_ms())
     yield
-    limits.resume()
+    limits.resume(now_ms())
 
 
 @pytest.mark.parametrize("n", range(len(DEATHS)), ids=[death.after for death in DEATHS])

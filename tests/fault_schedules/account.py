@@ -479,7 +479,7 @@ class Account:
         if on:
             self.limits.pause(self.now_ms())
         else:
-            self.limits.resume()
+            self.limits.resume(self.now_ms())
 
     def callees_hang_up(self) -> None:
         """Those who talk hang up, those whose phone rings decline."""

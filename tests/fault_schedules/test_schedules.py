@@ -25,6 +25,7 @@ from shared.errors import LiveKitError, LiveKitUnclearError
 from shared.limits import LimitStore
 from shared.livekit.client import LiveKit, Presence, RoomView
 from shared.livekit.outcomes import Verdict, verdict
+from shared.trunk import Trunk
 from tests.fault_schedules import invocation
 from tests.fault_schedules.account import Account, Environment
 from tests.fault_schedules.invocation import Fault
@@ -269,12 +270,12 @@ found_out = Dialler._determine_outcome
 
 
 async def un_fenced_without_a_look(
-    dialler: Dialler, call: Call, error: LiveKitError, *, unsent: bool = False
+    dialler: Dialler, call: Call, trunk: Trunk, error: LiveKitError, *, unsent: bool = False
 ) -> None:
     if unsent:
         await dialler._un_fence(call, error)
     else:
-        await found_out(dialler, call, error)
+        await found_out(dialler, call, trunk, error)
 
 
 def un_fenced_without_condition(
@@ -305,7 +306,7 @@ UN_FENCED_AT_ONCE: tuple[Patch, ...] = (
 )
 PLANTED: dict[str, tuple[Patch, ...]] = {
     "a second dial after an unclear answer": ((LiveKit, "dial", dialled_again_when_unclear),),
-    "a slot that is not freed": ((LimitStore, "free_slot", lambda self, workspace_id, call_id: None),),
+    "a slot that is not freed": ((LimitStore, "free_slot", lambda self, workspace_id, call_id, item=0: None),),
     "an ended call that stays due": ((CallStore, "leave_due", lambda self, call_id: None),),
     "a dial un-fenced on unavailable alone": UN_FENCED_AT_ONCE,
     "a dial un-fenced on resource_exhausted": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.call import Call, Outcome
+from shared.clock import now_ms
 from shared.ending import end_call
 from shared.livekit.client import RoomView
 from tests.clock import MINUTE, START
@@ -57,7 +58,7 @@ def test_a_paused_system_expires_nothing_however_long(simulation: Simulation) ->
         simulation.reconcile()
         simulation.dial()
     assert simulation.call(call_id).status == "queued"
-    simulation.limits.resume()
+    simulation.limits.resume(now_ms())
     simulation.clock.now += MINUTE
     simulation.dial()
     assert simulation.call(call_id).status == "in_progress"

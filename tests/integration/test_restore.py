@@ -13,6 +13,7 @@ from admin.restore import bring_back, seal
 from admin.target import CallsTable, Target
 from admin.terminal import AdminError, Terminal
 from shared.call_store import CallStore
+from shared.clock import now_ms
 from tests.interleaving import change
 from tests.system import System
 
@@ -112,7 +113,7 @@ def test_an_open_call_ends_once_and_never_rings_again(system: System, state: Any
     assert (end["type"], end["status"], end["reason"]) == ("call.ended", "failed", "outcome_unknown")
     # Again, as after a death: nothing changes.
     assert run(system) == {"broughtBack": 0, "sealed": 0, "slotsFreed": 0}
-    system.limits.resume()
+    system.limits.resume(now_ms())
 
     def cleared() -> bool:
         change(system, call_id, check_at_ms=1) if "checkAt" in system.item(call_id) else None
@@ -163,7 +164,7 @@ def test_a_call_accepted_after_the_pause_is_dialled_once_it_goes_on(system: Syst
     back_up(system)
     lose_everything(system)
     assert run(system) == {"broughtBack": 1, "sealed": 0, "slotsFreed": 0}
-    system.limits.resume()
+    system.limits.resume(now_ms())
     system.run_until(lambda: system.ended(call_id))
     assert len(system.calls_placed()) == 1
     assert system.item(call_id)["status"] == "completed"
@@ -229,7 +230,7 @@ def test_a_deleted_table_of_calls_comes_back_into_an_empty_one(system: System) -
     system.make_table("CallsTable")
     system.dynamodb.restore_table_from_backup(TargetTableName=RESTORED, BackupArn=backup)
     assert run(system)["sealed"] == 1
-    system.limits.resume()
+    system.limits.resume(now_ms())
     # By the new table's stream.
     system.run_until(lambda: any(event["type"] == "call.ended" for event in system.received(call_id)))
     assert system.item(call_id)["events"][-1]["reason"] == "outcome_unknown"
@@ -273,7 +274,7 @@ def test_the_tables_of_a_deleted_stack_come_into_those_of_a_new_one(system: Syst
         if "#" not in item["workspaceId"]["S"]:
             system.dynamodb.put_item(TableName="WorkspacesTable", Item=item)
     assert run(system, "OldCallsTable")["sealed"] == 1
-    system.limits.resume()
+    system.limits.resume(now_ms())
     system.run_until(lambda: any(event["type"] == "call.ended" for event in system.received(call_id)))
     assert system.item(call_id)["events"][-1]["reason"] == "outcome_unknown"
     assert system.item(over) == view

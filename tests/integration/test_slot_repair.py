@@ -59,7 +59,7 @@ def test_every_workspace_is_looked_at_however_many_there_are(system: System) -> 
             system.limits.take_slot(f"tenant-{number}", f"{number}{call:023x}", 1000)
     live = system.place("+15550000012")
     system.dial()
-    reconciler(system).repair_slots()
+    reconciler(system).repair_slots(system.limits.everything())
     assert [system.limits.active_calls(f"tenant-{number}") for number in range(3)] == [frozenset()] * 3
     assert system.limits.active_calls("demo") == {live}
 
@@ -69,6 +69,7 @@ def reconciler(system: System) -> Reconciler:
     return Reconciler(
         calls=module.calls,
         limits=module.limits,
+        line=module.line,
         deliveries=unused,
         dial_queue=unused,
         webhook_queue=unused,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shared.clock import now_ms
 from shared.limits import LimitStore
 from tests.clock import START
 from tests.in_memory import RoomsInMemory
@@ -22,7 +23,7 @@ def test_the_switch_stops_a_call_whose_agent_has_come(system: System, monkeypatc
     system.dial()
     assert system.calls_placed() == []
     assert (system.item(call_id)["status"], rooms(system)) == ("queued", [])
-    system.limits.resume()
+    system.limits.resume(now_ms())
     system.run_until(lambda: system.ended(call_id))
     assert len(system.calls_placed()) == 1
     assert system.events(call_id) == ["call.queued", "call.dialing", "call.answered", "call.ended"]
@@ -35,7 +36,7 @@ def test_paused_time_does_not_count_against_the_queues(system: System) -> None:
     system.dial()
     assert system.item(call_id)["status"] == "queued"
     assert system.item(call_id)["queueDeadline"] > 1
-    system.limits.resume()
+    system.limits.resume(now_ms())
     change(system, call_id, queue_deadline_ms=1)
     system.run_until(lambda: system.ended(call_id))
     assert system.item(call_id)["status"] == "expired"

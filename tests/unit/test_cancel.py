@@ -14,7 +14,6 @@ from shared.call_store import CallStore, Write
 from shared.canceling import Canceler
 from shared.durations import Durations
 from shared.errors import LiveKitUnclearError, RequestRefusedError, StoreError
-from shared.limits import LimitStore
 from shared.livekit.secret import LiveKitSecretCache
 from tests.calls import ANSWERED, DIALING, NOW, QUEUED, asked_to_hang_up, ended
 from tests.clock import Clock
@@ -41,7 +40,6 @@ class Services:
     def canceler(self) -> Canceler:
         return Canceler(
             calls=cast(CallStore, self),
-            limits=cast(LimitStore, self),
             livekit_secret=cast(LiveKitSecretCache, self),
             durations=Durations(agent_step=0),
             clock=self.clock,

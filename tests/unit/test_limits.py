@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from shared.clock import now_ms
 from shared.limits import LimitStore
 from tests.workspaces_table import TABLE, OneAtATime
 
@@ -137,9 +138,9 @@ def test_the_switch_pauses_and_resumes(limits: LimitStore) -> None:
     assert not limits.paused()
     limits.pause(7)
     assert limits.paused()
-    limits.resume()
+    limits.resume(now_ms())
     assert not limits.paused()
-    limits.resume()
+    limits.resume(now_ms())
     assert limits.paused_at_ms() is None
 
 
