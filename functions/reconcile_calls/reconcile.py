@@ -406,7 +406,8 @@ class Reconciler:
                 workspace = workspaces.pop()
                 try:
                     standing = everything.standing(workspace)
-                    self.done["admitted"] += await asyncio.to_thread(self.line.fill, workspace, standing)
+                    if admitted := await asyncio.to_thread(self.line.fill, workspace, standing):
+                        self.done["admitted"] += admitted
                 except Exception:
                     _count_error(f"the line of {workspace.workspace_id} is not filled")
 
