@@ -245,6 +245,7 @@ class Dialler:
         sizes = capacities(workspace.max_concurrent_calls, standing.slots)
         free = standing.free(workspace.max_concurrent_calls)
         item = call.slots_item or 0
+        tried = set()
         while not await asyncio.to_thread(
             self.limits.take_slot,
             call.workspace_id,
@@ -255,9 +256,10 @@ class Dialler:
             now_ms=self.clock(),
         ):
             free[item] = 0
+            tried.add(item)
             other = choose_item(free)
             if other is None:
-                await self._wait_for_slot(standing, call, mine=True)
+                await self._wait_for_slot(standing, call, frozenset(tried))
                 return False
             # First, so that the process that ends the call frees it there.
             if not (await asyncio.to_thread(self.calls.note_slots_item, call.call_id, _lease_of(call), other)).won:
@@ -265,22 +267,24 @@ class Dialler:
             item = other
         return True
 
-    async def _wait_for_slot(self, standing: Standing, call: Call, *, mine: bool = False) -> None:
+    async def _wait_for_slot(self, standing: Standing, call: Call, tried: frozenset[int] = frozenset()) -> None:
         """Puts the call into the line. Should a slot be free now (calls wait although it is, or one was freed
         since it was read), the first of the line is admitted; the call itself if the index does not show it yet.
+
+        tried: the items in which this process, under the call's lease, found no free slot.
         """
         workspace = standing.workspace
         if workspace is None:
             return
-        freed = await asyncio.to_thread(self.line.crowd, workspace, standing)
-        free = standing.free(workspace.max_concurrent_calls)
-        entered = await self._enter_line(call, "slot", standing.switch, mine=mine, holds_slot=False)
+        crowded = await asyncio.to_thread(self.line.crowd, workspace, standing)
+        free = crowded.free(workspace.max_concurrent_calls)
+        for item in tried:
+            if crowded.slots[item] is standing.slots[item]:
+                free[item] = 0
+        entered = await self._enter_line(call, "slot", standing.switch, mine=bool(tried), holds_slot=False)
         # An admitted call that finds no slot admits no other: admissions would multiply.
-        if entered is None or call.admitted_at_ms is not None or not (freed or (any(free) and not mine)):
-            return
-        item = choose_item(free) or 0
-        if not await asyncio.to_thread(self.line.admit_one, call.workspace_id, item):
-            await asyncio.to_thread(self.line.admit, entered, item)
+        if entered is not None and call.admitted_at_ms is None and any(free):
+            await asyncio.to_thread(self.line.admit_behind, entered, free)
 
     async def _reserve_trunk(self, workspace: Workspace, timeout: float) -> int | None:
         """The trunk's next free moment, epoch ms; None when a dial at that time would outlast this process."""

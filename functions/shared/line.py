@@ -25,7 +25,7 @@ from shared.durations import Durations
 from shared.limits import LimitStore, Standing
 from shared.messages import admitted_message
 from shared.queues import Queue
-from shared.slots import SlotsItem
+from shared.slots import SlotsItem, choose_item
 from shared.telemetry import count, logger
 from shared.workspaces import Workspace
 
@@ -103,17 +103,25 @@ class Line:
                 return True
         return False
 
-    def admit(self, call: Call, slots_item: int) -> bool:
-        """Admits this call, which the index may not show yet. Whether it was admitted. Never raises."""
+    def admit_behind(self, entered: Call, free: list[int]) -> None:
+        """After a call has entered the line although slots are free: admits the first, or the call itself if the
+        index does not show any yet. Not for a slot that another call was admitted for just now. Never raises.
+
+        free: the number of free slots of each item.
+        """
+        line = line_of(entered.workspace_id)
         try:
-            if call.turn is None or not self._claim(line_of(call.workspace_id), call.call_id, call.turn):
-                return False
-            self._send([(call.call_id, call.turn)], call.workspace_id, [slots_item])
-            return True
+            until_ms = self.clock() + to_ms(self.durations.admit_ahead)
+            if len(self.calls.line(admitted_of(line), until_ms, sum(free))) >= sum(free):
+                return
+            item = choose_item(free) or 0
+            if self._admit_one(entered.workspace_id, item) or entered.turn is None:
+                return
+            if self._claim(line, entered.call_id, entered.turn):
+                self._send([(entered.call_id, entered.turn)], entered.workspace_id, [item])
         except Exception:
-            logger.exception("not admitted", extra={"call_id": call.call_id})
+            logger.exception("not admitted", extra={"call_id": entered.call_id})
             count("AdmissionErrors")
-            return False
 
     def fill(self, workspace: Workspace, standing: Standing) -> int:
         """Admits calls until no slot is free, less those admitted that no worker has leased yet. Returns their
@@ -131,6 +139,9 @@ class Line:
         first = self.calls.line(line, until_ms, 1)
         if not first:
             return 0
+        # Read now: `standing` may be the reconciler's scan, some time ago.
+        slots = self.limits.slots(workspace.workspace_id, len(standing.slots))
+        standing = dataclasses.replace(standing, slots=slots)
         free = standing.free(workspace.max_concurrent_calls)
         # More than the trunk takes until the next time would come back, one after the other.
         most = min(sum(free), max(1, round(60 * workspace.calls_per_second)))
@@ -155,19 +166,19 @@ class Line:
                 self._keep_crowded(workspace.workspace_id, item.number)
         return admitted
 
-    def crowd(self, workspace: Workspace, standing: Standing) -> bool:
+    def crowd(self, workspace: Workspace, standing: Standing) -> Standing:
         """Stores that a call of the workspace waits for a slot, in every item that does not say so for another
         while.
 
-        Whether one of them has had a slot freed since `standing` was read.
+        Returns the standing with the items that were written as they are now: a slot that was freed since it was
+        read has admitted nobody.
         """
-        freed = False
         now_ms = self.clock()
-        for item in standing.slots:
+        slots = list(standing.slots)
+        for place, item in enumerate(slots):
             if item.crowded_until_ms < now_ms + to_ms(self.durations.crowded / 2):
-                now = self._keep_crowded(workspace.workspace_id, item.number)
-                freed = freed or (now is not None and len(now.call_ids) < len(item.call_ids))
-        return freed
+                slots[place] = self._keep_crowded(workspace.workspace_id, item.number) or item
+        return dataclasses.replace(standing, slots=tuple(slots))
 
     def _keep_crowded(self, workspace_id: str, item: int) -> SlotsItem | None:
         now_ms = self.clock()
