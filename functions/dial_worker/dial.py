@@ -112,7 +112,7 @@ class Dialler:
         if now_ms >= standing.switch.deadline_ms(call, now_ms):
             await self._end_unrung(call, message, Outcome("expired", "expired", retryable=True))
             return
-        if standing.trunk.state(now_ms) in ("stopped", "probing"):
+        if not await self._may_try_trunk(standing.trunk, call):
             await self._enter_line(call, "trunk", standing.switch)
             return
         trunk_free_in_ms = standing.trunk.next_free_ms - now_ms
@@ -193,9 +193,9 @@ class Dialler:
         await asyncio.sleep(max(0.0, to_seconds(free_at_ms - self.clock())))
         # Read again just before the fence: waiting for the agent and the trunk takes time.
         now = await asyncio.to_thread(self.limits.standing, workspace, slots=False)
-        why = await self._why_not_now(now, timeout)
-        if why is not None:
+        if now.switch.paused_at_ms is not None or not await self._may_try_trunk(now.trunk, call):
             if await self._leave_room(call):
+                why: WaitingFor = "trunk" if now.switch.paused_at_ms is None else "paused"
                 await self._enter_line(call, why, now.switch, mine=True)
             return
         from_number = call.from_number or next(iter(workspace.from_numbers), None)
@@ -210,22 +210,6 @@ class Dialler:
         elif fenced.call is not None and fenced.call.ended and not self._lease_over(call):
             # Canceled meanwhile; this process made the room and took the slot.
             await self._clear(fenced.call)
-
-    async def _why_not_now(self, standing: Standing, timeout: float) -> WaitingFor | None:
-        """Why the call goes back into the line instead of being dialled; None when it may be dialled. A trunk that
-        is to be probed is claimed for this call's dial of at most `timeout` seconds.
-        """
-        now_ms = self.clock()
-        if standing.switch.paused_at_ms is not None:
-            return "paused"
-        match standing.trunk.state(now_ms):
-            case "in_use":
-                return None
-            case "to_probe":
-                until_ms = now_ms + to_ms(timeout + self.durations.fence_margin)
-                if await asyncio.to_thread(self.limits.claim_probe, standing.trunk, until_ms, now_ms):
-                    return None
-        return "trunk"
 
     # ── the slot ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -556,6 +540,21 @@ class Dialler:
             await asyncio.to_thread(self.line.admit_one, call.workspace_id, message.slots_item)
 
     # ── the trunk's breaker ─────────────────────────────────────────────────────────────────────────────
+
+    async def _may_try_trunk(self, trunk: Trunk, call: Call) -> bool:
+        """Whether the call may be dialled over this trunk. One whose stop is over is claimed for this call, for as
+        long as this process lives.
+        """
+        now_ms = self.clock()
+        match trunk.state(now_ms):
+            case "in_use":
+                return True
+            case "probing":
+                return trunk.probe_call == call.call_id
+            case "to_probe":
+                until_ms = now_ms + to_ms(self.remaining())
+                return await asyncio.to_thread(self.limits.claim_probe, trunk, call.call_id, until_ms, now_ms)
+        return False
 
     async def _trunk_failed(self, trunk: Trunk, call: Call, error: LiveKitError) -> None:
         """Counts the trunk's fault; after several in a row the trunk is stopped. A failure of this does not keep

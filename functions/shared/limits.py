@@ -328,7 +328,7 @@ class LimitStore:
         until_ms = now_ms + min(first_stop_ms << min(seen.stops, 20), longest_stop_ms)
         stopped = self._table.update_item(
             key,
-            "SET stops = :stops, stoppedAt = :now, stoppedUntil = :until, fault = :fault REMOVE probeUntil",
+            "SET stops = :stops, stoppedAt = :now, stoppedUntil = :until, fault = :fault REMOVE probeUntil, probeCall",
             "attribute_not_exists(stoppedUntil) OR stoppedUntil = :seen",
             {
                 ":stops": seen.stops + 1,
@@ -340,20 +340,20 @@ class LimitStore:
         )
         return self.trunk(trunk_id) if stopped else None
 
-    def claim_probe(self, seen: Trunk, until_ms: int, now_ms: int) -> bool:
-        """Claims a trunk whose stop is over for the one call that tries it, until `until` (epoch ms)."""
+    def claim_probe(self, seen: Trunk, call_id: str, until_ms: int, now_ms: int) -> bool:
+        """Claims a trunk whose stop is over for the one call that tries it, until `until` (epoch ms). Idempotent."""
         return self._table.update_item(
             _trunk_key(seen.trunk_id),
-            "SET probeUntil = :until",
-            "stoppedUntil = :seen AND (attribute_not_exists(probeUntil) OR probeUntil <= :now)",
-            {":until": until_ms, ":seen": seen.stopped_until_ms, ":now": now_ms},
+            "SET probeUntil = :until, probeCall = :id",
+            "stoppedUntil = :seen AND (attribute_not_exists(probeUntil) OR probeUntil <= :now OR probeCall = :id)",
+            {":until": until_ms, ":id": call_id, ":seen": seen.stopped_until_ms, ":now": now_ms},
         )
 
     def reset_trunk(self, trunk_id: str) -> bool:
         """Forgets the trunk's faults: it is in use again. False when there were none."""
         return self._table.update_item(
             _trunk_key(trunk_id),
-            "REMOVE faults, stops, stoppedAt, stoppedUntil, probeUntil, fault",
+            "REMOVE faults, stops, stoppedAt, stoppedUntil, probeUntil, probeCall, fault",
             "attribute_exists(faults) OR attribute_exists(stops)",
             {},
         )

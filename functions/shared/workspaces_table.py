@@ -7,7 +7,7 @@ Items by `workspaceId` (a workspace's own id has no `#`):
     <id>#slots#<n>  the same of item n, from 1, of a workspace with more than 40 slots
     <id>#rate       epochMinute: the minute that is counted; taken: its permits that processes have taken
     trunk#<id>      nextFreeAt: the next moment at which this trunk may be given an INVITE; of its breaker
-                    (trunk.py): faults, stops, stoppedAt, stoppedUntil, probeUntil, fault
+                    (trunk.py): faults, stops, stoppedAt, stoppedUntil, probeUntil, probeCall, fault
     #switch         pausedAt: dialling is paused, calls wait; pauses: earlier ones, of 30 days (switch.py)
 template.yaml restricts each function's access to some of these keys.
 """
