@@ -17,8 +17,8 @@ FAULTS_TO_STOP = 3
 class Trunk:
     """Times are epoch ms, 0 when unset. next_free_ms: from which it may get an INVITE. faults: ids of calls that
     failed by its fault since its last success, at most FAULTS_TO_STOP. stops: how often in a row it was stopped.
-    stopped_until_ms: end of the last stop. probe_until_ms: until then the call probe_call tries it. fault: the last
-    one's text.
+    stopped_until_ms: end of the last stop. probe_until_ms: until then the call probe_call tries it. fault: the
+    last one's text.
     """
 
     trunk_id: str
