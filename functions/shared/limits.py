@@ -327,8 +327,11 @@ class LimitStore:
             return None
         until_ms = now_ms + min(first_stop_ms << min(seen.stops, 20), longest_stop_ms)
         stopped = self._table.update_item(
-            key, "SET stops = :stops, stoppedAt = :now, stoppedUntil = :until, fault = :fault REMOVE probeUntil,
-            probeCall", "attribute_not_exists(stoppedUntil) OR stoppedUntil = :seen", {
+            key,
+            "SET stops = :stops, stoppedAt = :now, stoppedUntil = :until, fault = :fault "
+            "REMOVE probeUntil, probeCall",
+            "attribute_not_exists(stoppedUntil) OR stoppedUntil = :seen",
+            {
                 ":stops": seen.stops + 1,
                 ":now": now_ms,
                 ":until": until_ms,
@@ -339,8 +342,8 @@ class LimitStore:
         return self.trunk(trunk_id) if stopped else None
 
     def claim_probe(self, seen: Trunk, call_id: str, until_ms: int, now_ms: int) -> bool:
-        """Claims a trunk whose stop is over for the one call that tries it, until `until` (epoch ms).
-        Idempotent.""" return self._table.update_item(
+        """Claims a trunk whose stop is over for the call that tries it, until `until` (epoch ms). Idempotent."""
+        return self._table.update_item(
             _trunk_key(seen.trunk_id),
             "SET probeUntil = :until, probeCall = :id",
             "stoppedUntil = :seen AND (attribute_not_exists(probeUntil) OR probeUntil <= :now OR probeCall = :id)",
