@@ -43,9 +43,9 @@ class StoredCall:
         )
 
     def bring_to(self, status: str) -> Call:
-        """`leased`, `in line`: a queued call with the lease `mine`, or that waits for a slot. `ended` is the end of
-        an answered call, `expired` that of one that was never fenced, `ended in line` the same by a version that
-        did not know the line.
+        """`leased`, `in line`: a queued call with the lease `mine`, or that waits for a slot. `ended` is the end
+        of an answered call, `expired` that of one that was never fenced, `ended in line` the same by a version
+        that did not know the line.
         """
         self.calls.create(
             call_record(
