@@ -252,6 +252,12 @@ class OneCall:
         else:
             assert self.calls.ask_to_hang_up(self.call, "canceled_by_api", self.now).won
 
+    def cancel_call(self, call_id: str) -> None:
+        """Another process ends another call, which is queued."""
+        call = self.calls.get(call_id)
+        assert call is not None
+        assert self.calls.end(call, Outcome("canceled", "canceled_by_api"), self.now, self.now).won
+
     # ── the product's processes ─────────────────────────────────────────────────────────────────────
 
     @property

@@ -26,9 +26,9 @@ class StoredCall:
     """A call, brought to a state by the writes that bring it there, and what applies LiveKit's events to it."""
 
     def __init__(self, client: OneAtATime) -> None:
-        dynamodb = self._client = cast(Any, client)
-        self._table = calls_table(client)
-        self.calls = CallStore(dynamodb, self._table)
+        dynamodb = self.client = cast(Any, client)
+        self.table = calls_table(client)
+        self.calls = CallStore(dynamodb, self.table)
         self.limits = LimitStore(dynamodb, TABLE)
         self.limits.free_slot("demo", CALL)
         clock = Clock(NOW)
@@ -61,8 +61,8 @@ class StoredCall:
         if status == "ended in line":
             self.calls.end(self.record, Outcome("expired", "expired"), NOW + 60_000, NOW - 1)
             key = {"pk": {"S": f"CALL#{CALL}"}, "sk": {"S": "CALL"}}
-            self._client.update_item(
-                TableName=self._table,
+            self.client.update_item(
+                TableName=self.table,
                 Key=key,
                 UpdateExpression="SET lineOf = :line",
                 ExpressionAttributeValues={":line": {"S": "demo#single"}},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+from botocore.exceptions import ClientError
 
 from shared.call import Call, Outcome
 from shared.call_store import CallStore, Write
@@ -62,7 +64,7 @@ WRITES: dict[str, tuple[str, Writing, list[Writing]]] = {
         [enter(turn="2#2#b"), take("other"), lambda calls, call: calls.wait(CALL, "trunk", WAIT, CHECK, NOW)],
     ),
     "enter_line, leased": ("leased", enter(lease="mine", uncount=True), [enter(turn="2#2#b", lease="mine")]),
-    "admit": ("in line", admit(), [admit(now_ms=NOW + 1), admit(turn="2#2#b"), hold("other")]),
+    "admit": ("in line", admit(), [admit(), admit(now_ms=NOW + 1), admit(turn="2#2#b"), hold("other")]),
     "leave_line": ("ended in line", lambda calls, call: calls.leave_line(CALL, LINE), []),
     "hold": ("in line", hold("mine"), [hold("other"), admit(), take("other")]),
     "unfence": (
@@ -109,17 +111,27 @@ WRITES: dict[str, tuple[str, Writing, list[Writing]]] = {
 }
 
 
+class SentTwice:
+    """A client whose first answers are lost: the SDK sends each write again."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def update_item(self, **request: Any) -> Any:
+        with contextlib.suppress(ClientError):
+            self._client.update_item(**request)
+        return self._client.update_item(**request)
+
+
 @pytest.mark.parametrize("name", WRITES)
 def test_a_write_that_is_sent_twice_is_won_and_another_one_is_not(stored: StoredCall, name: str) -> None:
     status, write, others = WRITES[name]
     seen = stored.bring_to(status)
-    assert write(stored.calls, seen).won
+    sent_twice = write(CallStore(cast(Any, SentTwice(stored.client)), stored.table), seen)
+    assert sent_twice.won
     written = stored.record
     assert written != seen
-    again = write(stored.calls, seen)
-    assert again.won
-    assert again.call in (written, None)
-    assert stored.record == written
+    assert sent_twice.call in (written, None)
     for other in others:
         assert not other(stored.calls, seen).won
         assert stored.record == written
@@ -165,7 +177,7 @@ def test_a_call_goes_through_the_line(stored: StoredCall) -> None:
     assert not enter()(calls, seen).won, "it has a lease"
     assert enter(lease="mine", uncount=True)(calls, seen).won
     back = stored.record
-    assert back == dataclasses.replace(seen, slots_item=None, admitted_at_ms=None)
+    assert back == seen
     assert hold("mine")(calls, back).won
     assert enter(lease="mine")(calls, back).won
     assert stored.record == back

@@ -27,6 +27,7 @@ NOT_WAITING = {"wait_until_ms": 0}
 
 @pytest.fixture
 def one(monkeypatch: pytest.MonkeyPatch) -> OneCall:
+    monkeypatch.setattr("secrets.token_hex", lambda size: "70" * size)
     return OneCall(monkeypatch)
 
 
@@ -99,10 +100,11 @@ BUSY = Outcome("busy", "busy", retryable=True, sip_status_code=486)
 BUSY_EVENT = event("call.ended", NOW, status="busy", reason="busy", retryable=True, sipStatusCode=486)
 IS_OVER = {"ended_at_ms": NOW, "check_at_ms": CHECK}
 IN_LINE: dict[str, Any] = {"line_of": LINE, "turn": TURN, "waiting_for": "slot"}
-ADMITTED = IN_LINE | {"line_of": ADMITTED_LINE, "admitted_at_ms": NOW - 7}
+ADMITTED = IN_LINE | {"line_of": ADMITTED_LINE, "admitted_at_ms": NOW - 7, "admission": "other"}
+NOT_ADMITTED = {"admitted_at_ms": None, "admission": None}
 ENTERS = IN_LINE | {"check_at_ms": CHECK}
 OUT_OF_LINE = {"line_of": None, "waiting_for": None}
-IS_ADMITTED = {"line_of": ADMITTED_LINE, "admitted_at_ms": NOW, "check_at_ms": CHECK}
+IS_ADMITTED = {"line_of": ADMITTED_LINE, "admitted_at_ms": NOW, "admission": "70" * 8, "check_at_ms": CHECK}
 
 # Of each write: the call's fields, the write, and what it changes; None: it is lost.
 WRITES: list[tuple[dict[str, Any], Writing, dict[str, Any] | None]] = [
@@ -148,15 +150,15 @@ WRITES: list[tuple[dict[str, Any], Writing, dict[str, Any] | None]] = [
     (DIALING | {"lease_id": None}, enter(), None),
     (ENDED_CALL | {"lease_id": None}, enter(), None),
     (IN_LINE | {"turn": "0#1#a"}, enter(), None),
-    (ADMITTED | {"turn": "0#1#a", "waiting_for": "paused"}, enter(), ENTERS | {"admitted_at_ms": None}),
+    (ADMITTED | {"turn": "0#1#a", "waiting_for": "paused"}, enter(), ENTERS | NOT_ADMITTED),
     ({"attempts": 2}, enter(uncount=True), ENTERS | {"attempts": 1}),
     # With a lease that is the caller's.
     (LEASED | {"slots_item": 3}, enter(lease="mine"), ENTERS | NO_LEASE | {"slots_item": None}),
     (LEASED, enter(lease="mine", uncount=True), ENTERS | NO_LEASE | {"attempts": 0}),
     (
-        LEASED | {"admitted_at_ms": NOW - 7, "turn": "0#1#a"},
+        LEASED | {"admitted_at_ms": NOW - 7, "admission": "other", "turn": "0#1#a"},
         enter(lease="mine"),
-        ENTERS | NO_LEASE | {"admitted_at_ms": None},
+        ENTERS | NO_LEASE | NOT_ADMITTED,
     ),
     (LEASED | {"lease_until_ms": NOW - 1}, enter(lease="mine"), ENTERS | NO_LEASE),
     (LEASED, enter(lease="other"), None),
