@@ -147,7 +147,7 @@ class SentMessages(Queue):
 
 class OneCall:
     """now: epoch ms. seconds: what a dial worker has left at `NOW`. slept: each wait, in seconds. counted: the
-    metrics' values.
+    metrics' values. requests: what a test's last dial asked of the tables.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +163,7 @@ class OneCall:
         self.livekit = ScriptedLiveKit()
         self.dial_queue, self.webhook_queue = SentMessages(), SentMessages()
         self.slept: list[float] = []
+        self.requests: list[str] = []
         self.counted: collections.Counter[str] = collections.Counter()
         self.workspaces.put(WORKSPACE)
         monkeypatch.setattr("asyncio.sleep", self._sleep)
