@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from admin.admission import fill
 from admin.keys import described, key_ids, new_key, note, opened
 from admin.target import Target
 from admin.terminal import AdminError, Terminal, UsageError, card, table
@@ -116,7 +117,8 @@ def update(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
         )
 
     # Impossible changes are refused before the confirmation.
-    change(target.existing(arguments.workspace))
+    before = target.existing(arguments.workspace)
+    change(before)
     if arguments.open:
         terminal.confirm(opened(arguments.workspace), "Open it?")
     if arguments.any_agent:
@@ -124,6 +126,11 @@ def update(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
     workspace = target.updated(arguments.workspace, change)
     terminal.give(as_json(workspace), as_text(workspace))
     _warn(target, terminal, workspace)
+    if (
+        workspace.max_concurrent_calls > before.max_concurrent_calls
+        or workspace.sip_trunk_id != before.sip_trunk_id
+    ):
+        fill(target, terminal, lambda: [workspace])
 
 
 def disable(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
