@@ -155,9 +155,9 @@ def enable(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
 
 def as_json(workspace: Workspace) -> dict[str, Any]:
     """The workspace for scripts, by its stored names, without hashes and secrets."""
-    secret = ("api_key_hashes", "key_notes", "webhook_secrets")
+    left_out = ("api_key_hashes", "key_notes", "webhook_secrets", "slots_items_used")
     fields = {
-        name: getattr(workspace, field) for field, name in WORKSPACE_ATTRIBUTES.items() if field not in secret
+        name: getattr(workspace, field) for field, name in WORKSPACE_ATTRIBUTES.items() if field not in left_out
     }
     return {
         name: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value

@@ -16,6 +16,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.client import BaseClient
+from botocore.exceptions import ClientError
 from samtranslator.yaml_helper import yaml_parse
 
 from admin.command import main
@@ -199,3 +200,24 @@ def admin_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Said(code, *capsys.readouterr())
 
     return run
+
+
+def aws_error(code: str, message: str = "", status: int = 400) -> ClientError:
+    return ClientError(
+        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},  # type: ignore[typeddict-item]
+        "GetItem",
+    )
+
+
+def stack_of(monkeypatch: pytest.MonkeyPatch, name: str, outputs: dict[str, str]) -> None:
+    """An account with one CloudFormation stack, with these outputs."""
+    call = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def answer(self: BaseClient, operation: str, parameters: dict[str, Any]) -> Any:
+        if operation != "DescribeStacks":
+            return call(self, operation, parameters)
+        if parameters["StackName"] != name:
+            raise aws_error("ValidationError", f"Stack with id {parameters['StackName']} does not exist")
+        return {"Stacks": [{"Outputs": [{"OutputKey": k, "OutputValue": v} for k, v in outputs.items()]}]}
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", answer)

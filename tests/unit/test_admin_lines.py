@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from botocore.client import BaseClient
-from botocore.exceptions import ClientError
 
 from admin import lines
 from shared.call import Call, iso
 from shared.line import line_of
 from shared.table_keys import call_key
-from tests.admin_account import CALLS, HOUR, Account, Admin, account_of, admin_of
+from tests.admin_account import CALLS, HOUR, Account, Admin, account_of, admin_of, aws_error, stack_of
 
 MINUTE = 60_000
 
@@ -414,6 +414,47 @@ def test_without_the_queue_or_the_calls_the_reconciler_admits(
     assert there(account, waits).in_line
 
 
+@pytest.mark.parametrize("output", ["DialQueueUrl", None])
+def test_a_stack_names_the_queue_and_an_older_one_does_not(
+    account: Account, admin: Admin, monkeypatch: pytest.MonkeyPatch, output: str | None
+) -> None:
+    """What a stack lacks is not taken from the environment, which may be of another."""
+    waits = account.waiting(1)
+    outputs = {"WorkspacesTableName": "Workspaces", "CallsTableName": CALLS}
+    if output:
+        outputs[output] = account.queue_url
+    stack_of(monkeypatch, "ringonce", outputs)
+    said = admin("switch resume --stack ringonce")
+    assert (said.code, said.err) == (0, "")
+    assert account.admitted() == ([waits] if output else [])
+    assert ("within a minute" in said.out) == (output is None)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_local_stack_names_its_queue(
+    account: Account, admin: Admin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, known: bool
+) -> None:
+    resources = {"WorkspacesTable": "Workspaces", "CallsTable": CALLS}
+    if known:
+        resources["DialQueue"] = account.queue_url
+    (tmp_path / "stack.json").write_text(
+        json.dumps({"awsEndpointUrl": "https://eu-west-1.example", "resources": resources})
+    )
+    monkeypatch.setenv("RINGONCE_LOCAL_DIR", str(tmp_path))
+    asked: list[tuple[str, str]] = []
+
+    def client(service: Any, endpoint: str, config: Any = None) -> Any:
+        asked.append((service, endpoint))
+        return boto3.client(service)
+
+    monkeypatch.setattr("admin.target.aws_client", client)
+    waits = account.waiting(1)
+    said = admin("switch resume --local")
+    assert (said.code, said.err) == (0, "")
+    assert account.admitted() == ([waits] if known else [])
+    assert (("sqs", "https://eu-west-1.example") in asked) == known
+
+
 @pytest.mark.parametrize("denied", [("Workspaces", "Scan"), ("Workspaces", "BatchGetItem"), (CALLS, "Query")])
 def test_a_role_that_may_not_admit_resumes_all_the_same(
     account: Account, admin: Admin, monkeypatch: pytest.MonkeyPatch, denied: tuple[str, str]
@@ -425,10 +466,7 @@ def test_a_role_that_may_not_admit_resumes_all_the_same(
     def narrow(self: Any, operation: str, arguments: dict[str, Any]) -> Any:
         tables = [*arguments.get("RequestItems", ()), arguments.get("TableName", "")]
         if operation == denied[1] and denied[0] in tables:
-            raise ClientError(
-                {"Error": {"Code": "AccessDeniedException"}, "ResponseMetadata": {"HTTPStatusCode": 400}},  # type: ignore[typeddict-item]
-                operation,
-            )
+            raise aws_error("AccessDeniedException")
         return original(self, operation, arguments)
 
     monkeypatch.setattr(BaseClient, "_make_api_call", narrow)
