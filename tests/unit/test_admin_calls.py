@@ -611,13 +611,13 @@ def test_the_page_tells_what_a_command_asks_of_each_table(
 
 
 def test_the_page_tells_what_it_takes_to_admit_waiting_calls_at_once(account: Account, admin: Admin) -> None:
-    waiting = [account.waiting(number) for number in range(1, 13)]
+    for number in range(1, 13):
+        account.waiting(number)
     account.sent.clear()
     assert admin("switch resume").code == 0
     assert len(account.admitted()) == 10
     # The second finds calls that are admitted already.
     assert admin("switch resume").code == 0
-    assert sum(there(account, call_id).in_line for call_id in waiting) == 2
     of_switch = told("switch")
     of_workspaces = {action for table, action in account.sent if table == "Workspaces"}
     assert of_workspaces - of_switch[0] <= told(AT_ONCE)[0] <= of_workspaces
