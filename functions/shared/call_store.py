@@ -312,6 +312,27 @@ class CallStore:
             )
         return [(item["pk"]["S"].removeprefix("CALL#"), item["turn"]["S"]) for item in answer["Items"]]
 
+    def count_line(self, line_of: str, pages: int) -> tuple[int, bool]:
+        """The number of entries of a partition of the index `line`, and whether there are more: at most so many
+        pages of a megabyte (about 8,000 entries) are counted. Eventually consistent.
+        """
+        request: dict[str, Any] = {
+            "TableName": self._table,
+            "IndexName": "line",
+            "KeyConditionExpression": "lineOf = :line",
+            "ExpressionAttributeValues": to_wire({":line": line_of}),
+            "Select": "COUNT",
+        }
+        counted = 0
+        for _ in range(pages):
+            with store_errors():
+                answer = self._client.query(**request)
+            counted += answer["Count"]
+            if "LastEvaluatedKey" not in answer:
+                return counted, False
+            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        return counted, True
+
     def fence(self, call_id: str, lease: str, room_sid: str, from_number: str | None, now_ms: int) -> Write:
         """`queued` → `dialing`. From here on no process dials this call again."""
         return self._transition(
