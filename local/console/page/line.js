@@ -1,6 +1,9 @@
 // The line of each workspace: its slots, what stops it, and the calls that wait, the next one first.
 import { count, duration, h, keep, send } from "./dom.js";
 
+// With more slots than this, a developer's calls find one free.
+const FEW_SLOTS = 5;
+
 let lines = [];
 
 /** Offers to make the trunk refuse every call, if LiveKit is the stand-in. */
@@ -56,8 +59,9 @@ function fill(part, line, chosen) {
   const rows = calls.map((call, place) => ({ ...call, place: place + 1, chosen: call.callId === chosen }));
   keep(table.querySelector("tbody"), rows, ({ callId }) => callId, row);
   const more = waiting > calls.length ? `and ${count(waiting - calls.length)} more` : "";
-  part.querySelector(".help").replaceChildren(...(waiting ? [more] : ["No call waits. To see some, leave two slots and place ten calls: ",
-    h("code", {}, `.venv/bin/admin --local workspace update ${line.workspaceId} --max-concurrent-calls 2`)]));
+  const few = ["To see some, leave two slots and place ten calls: ",
+    h("code", {}, `.venv/bin/admin --local workspace update ${line.workspaceId} --max-concurrent-calls 2`)];
+  part.querySelector(".help").replaceChildren(...(waiting ? [more] : ["No call waits. ", ...(slots > FEW_SLOTS ? few : [])]));
 }
 
 function meter(share) {
@@ -96,7 +100,9 @@ function tick() {
 
 function trunkText({ id, faults, stops, stoppedUntil, probeUntil, fault }, now) {
   if (!stops) return faults ? `Trunk ${id}: ${faults} refused ${faults === 1 ? "call" : "calls"} in a row; three stop it.` : "";
-  const why = fault ? ` (${fault})` : "";
-  if (now < stoppedUntil) return `Trunk ${id} is stopped for ${duration(stoppedUntil - now)}, stop ${stops} in a row${why}.`;
-  return now < probeUntil ? `Trunk ${id}: one call tries it${why}.` : `Trunk ${id}: the next call tries it${why}.`;
+  const why = fault ? ` Its last fault: ${fault}` : "";
+  if (now < stoppedUntil) return `Trunk ${id} is stopped for ${duration(stoppedUntil - now)}, for the ${nth(stops)} time in a row.${why}`;
+  return `Trunk ${id} was stopped; ${now < probeUntil ? "one call tries it" : "the next call tries it"}.${why}`;
 }
+
+const nth = (number) => ["first", "second", "third"][number - 1] ?? `${number}th`;
