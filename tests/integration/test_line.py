@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,7 +34,7 @@ def new_numbers(count: int) -> list[str]:
 
 
 @pytest.fixture
-def admitted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def admitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids of the calls whose admission was sent, in that order."""
     seen: list[str] = []
     send_batch = Queue.send_batch
