@@ -1,4 +1,4 @@
-"""The line: what waiting costs, how soon a freed slot is used, whether others notice, and how it bears a bad trunk.
+"""The line: what waiting costs, how soon a freed slot is used, whether others notice, and a trunk that is down.
 
     cost       requests and write units of a call that waited, beside one that did not: computed, in virtual time
     slot       from the end of a call that frees a slot to the next INVITE, with a backlog
@@ -35,7 +35,7 @@ from tests.e2e.launch import eventually, launched
 SLOTS = 10
 RATIO, NEIGHBOURS_RATIO = 1.3, 1.2
 # Of `cost`: calls that wait, and calls that end while it is counted.
-WAITING, ENDED = (10, 500, 5_000), 200
+WAITING, ENDED = (10, 500, 5_000), 100
 # Of `slot`.
 BACKLOG = int(os.environ.get("BENCH_BACKLOG", "1000"))
 FREED = int(os.environ.get("BENCH_FREED", "200"))
@@ -343,7 +343,7 @@ def _settle(client: Client) -> None:
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         now = _processor_seconds(client)
-        if 0 <= before and now - before < 0.25:
+        if before >= 0 and now - before < 0.25:
             return
         before = now
         time.sleep(1)

@@ -1,10 +1,10 @@
 """What a call that waits in the line asks of AWS, beside one that does not wait, and what the reconciler asks.
 
 The functions' engines with their real stores on a DynamoDB in memory, in virtual time. The calls of one workspace
-with ten slots talk for two minutes each, and each call that ends is replaced by one that is placed: as many wait at
-the end as at the beginning, so what is counted, divided by the calls that ended, is all that one call costs, from
-its POST to its last webhook. Requests are the functions' own; Lambda's receiving and deleting of messages is not
-among them. Nothing shares a batch, as at low traffic.
+with ten slots talk for two minutes each, and each call that ends is replaced by one that is placed: as many wait
+at the end as at the beginning, so what is counted, divided by the calls that ended, is all that one call costs,
+from its POST to its last webhook. Requests are the functions' own, without Lambda's receiving and deleting of
+messages. Nothing shares a batch, as at low traffic.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from bench.capacity import TEMPLATE
-from bench.units import Item, index_entry, index_units, read_units, size, write_units
 from livekit.protocol.models import DisconnectReason, ParticipantInfo, Room
 from livekit.protocol.webhook import WebhookEvent
 
+from bench.capacity import TEMPLATE
+from bench.units import Item, index_entry, index_units, read_units, size, write_units
 from livekit_events.apply_event import EventApplier
 from shared.call import Call, iso
 from shared.clock import to_ms
-from shared.dynamo import from_wire, to_wire
 from shared.durations import Durations
-from shared.limits import LimitStore
+from shared.dynamo import from_wire, to_wire
 from shared.line import line_of, turn_of
 from shared.queues import MAXIMUM_BATCH
-from shared.table_keys import SHARDS, due_shard
+from shared.table_keys import SHARDS
 from shared.workspaces import Workspace, WorkspaceCache
 from tests.calls import call_record
 from tests.clock import MINUTE
@@ -70,7 +69,7 @@ class CountingDynamoDB(DynamoDBInMemory):
         self.function = ""
         self.asked: collections.Counter[tuple[str, str]] = collections.Counter()
         self.written: collections.Counter[tuple[str, str]] = collections.Counter()
-        self.read: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.read: dict[tuple[str, str], float] = collections.defaultdict(float)
         self.records: list[dict[str, Any]] = []
         self._images: dict[tuple[str, tuple[Any, ...]], Item] = {}
         # The items of each partition of an index: a query need not look at all items of the table.
