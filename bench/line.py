@@ -26,11 +26,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.table import Figure, report
 from tests.e2e.client import Client
 from tests.e2e.launch import eventually, launched
+
+if TYPE_CHECKING:
+    from bench.line_cost import Spent
 
 SLOTS = 10
 RATIO, NEIGHBOURS_RATIO = 1.3, 1.2
@@ -83,19 +86,20 @@ def cost() -> None:
 
 
 def _costs(*, webhooks: bool) -> Iterator[Figure]:
-    from bench.line_cost import spent
+    from bench.line_cost import traffic
 
     # Without webhooks a call costs half as much, and waiting costs the same: no ratio is aimed at.
     aim = RATIO if webhooks else None
     kind = "" if webhooks else ", no webhooks"
-    alone = spent(0, ENDED, webhooks=webhooks)
+    idle = traffic(0, webhooks=webhooks)
+    alone, look = idle.spend(ENDED), idle.look()
     yield Figure(f"requests of a call that does not wait{kind}", alone.requests(), "")
     yield Figure(f"write units of a call that does not wait{kind}", alone.write_units(), "")
     if webhooks:
-        yield Figure("... reconciler: requests a minute", alone.requests(reconciler=True), "")
-        yield Figure("... reconciler: write units a minute", alone.write_units(reconciler=True), "")
+        yield from _of_a_minute(look)
     for waiting in WAITING:
-        seen = spent(waiting, ENDED, webhooks=webhooks)
+        line = traffic(waiting, webhooks=webhooks)
+        seen, look = line.spend(ENDED), line.look()
         if seen.waiting != waiting:
             raise SystemExit(f"{seen.waiting} calls wait, not {waiting}")
         requests, units = seen.requests(), seen.write_units()
@@ -104,8 +108,13 @@ def _costs(*, webhooks: bool) -> Iterator[Figure]:
         yield Figure(f"write units of a call, {waiting:,} waiting{kind}", units, "")
         yield Figure("... of one that does not wait", units / alone.write_units(), "x", aim)
         if webhooks:
-            yield Figure("... reconciler: requests a minute", seen.requests(reconciler=True), "")
-            yield Figure("... reconciler: write units a minute", seen.write_units(reconciler=True), "")
+            yield from _of_a_minute(look)
+
+
+def _of_a_minute(look: Spent) -> Iterator[Figure]:
+    """What the reconciler asks in a minute in which nothing is due."""
+    yield Figure("... reconciler: requests a minute", look.requests(reconciler=True), "")
+    yield Figure("... reconciler: write units a minute", look.write_units(reconciler=True), "")
 
 
 # ── the local stack ─────────────────────────────────────────────────────────────────────────────────
@@ -341,13 +350,13 @@ def _neighbour(client: Client) -> None:
             Figure("POST to INVITE, nothing waits, median", idle, "ms"),
             Figure(f"POST to INVITE beside {NEIGHBOURS_BACKLOG:,} that wait, median", beside, "ms"),
             Figure("... of that when nothing waits", beside / idle, "x", NEIGHBOURS_RATIO),
-            Figure("... 90th percentiles", _ninth(taken[True]) / _ninth(taken[False]), "x"),
+            Figure("... 90th percentiles", _percentile(taken[True], 90) / _percentile(taken[False], 90), "x"),
         ],
     )
 
 
-def _ninth(values: Sequence[float]) -> float:
-    return statistics.quantiles(values, n=10, method="inclusive")[8]
+def _percentile(values: Sequence[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def _settle(client: Client) -> None:

@@ -21,12 +21,13 @@ from livekit.protocol.models import DisconnectReason, ParticipantInfo, Room
 from livekit.protocol.webhook import WebhookEvent
 
 from bench.capacity import TEMPLATE
-from bench.units import Item, index_entry, index_units, read_units, size, write_units
+from bench.units import STORED_BESIDE, Item, index_entry, index_units, read_units, size, write_units
 from livekit_events.apply_event import EventApplier
-from shared.call import Call, iso
+from shared.call import Call, Outcome, iso
 from shared.clock import to_ms
 from shared.durations import Durations
 from shared.dynamo import from_wire, to_wire
+from shared.ending import clear, end_call
 from shared.line import line_of, turn_of
 from shared.queues import MAXIMUM_BATCH
 from shared.table_keys import SHARDS
@@ -49,6 +50,7 @@ WAITED_MS = 60 * MINUTE
 RUNS = 4
 CALLBACK_URL = "https://hooks.example/in"
 RECONCILER = "reconcile_calls"
+EXPIRED = Outcome("expired", "expired", retryable=True)
 
 INDEXES: dict[str, Any] = {
     index["IndexName"]: index
@@ -87,6 +89,17 @@ class CountingDynamoDB(DynamoDBInMemory):
 
     def table(self, name: str) -> dict[tuple[Any, ...], Any]:
         return super().table(name) if self._queried is None else self._queried
+
+    def partition(self, index: str, value: Any) -> list[tuple[Any, ...]]:
+        """The keys of the items in one partition of an index."""
+        return list(self._partitions[index, value])
+
+    def keys_of(self, call_id: str) -> list[tuple[Any, ...]]:
+        """The keys of a call and of its deliveries."""
+        return [key for key in self.table("CallsTable") if key[0] == f"CALL#{call_id}"]
+
+    def image(self, table: str, key: tuple[Any, ...]) -> Item:
+        return self._images[table, key]
 
     def _counted(self, operation: str, send: Callable[..., Any], request: dict[str, Any]) -> Any:
         self.asked[self.function, operation] += 1
@@ -283,7 +296,6 @@ class Traffic(Simulation):
         self._hang_ups: list[tuple[int, str]] = []
         self._ended = self._minutes = 0
         self._next_minute = self.clock() + MINUTE
-        self._runner = asyncio.Runner()
         self._begin(calls)
 
     def spend(self, calls: int) -> Spent:
@@ -291,7 +303,47 @@ class Traffic(Simulation):
         self._forget()
         while self._ended < calls:
             self._step()
-        waiting = len(self.table._partitions["line", line_of("demo")])
+        return self._spent()
+
+    def look(self) -> Spent:
+        """The reconciler's runs of a minute in which nothing is due."""
+        self._reconcile()
+        self._forget()
+        self._reconcile()
+        return self._spent()
+
+    def expire(self) -> Spent:
+        """All calls that wait reach their deadline: what is spent on one of them, with its webhook."""
+        waiting = self.waiting()
+        self.clock.advance(QUEUE_TTL)
+        # The calls under way are over by then, and not what is counted.
+        self._forget()
+        for call_id in waiting:
+            self.table.function = "expire"
+            call = self.call_of(call_id)
+            ended = end_call(self.calls, call, EXPIRED, self.durations, self.clock)
+            assert ended is not None
+            clear(self.line, ended)
+            self._fan_out_all()
+            while self._deliver_all():
+                pass
+        self._ended = len(waiting)
+        return self._spent()
+
+    def waiting(self) -> list[str]:
+        """The ids of the calls in the line."""
+        return [key[0].removeprefix("CALL#") for key in self.table.partition("line", line_of("demo"))]
+
+    def stored_bytes(self) -> float:
+        """What a call in the line takes in the table and its indexes, with its delivery."""
+        images = [
+            self.table.image("CallsTable", key) for call in self.waiting() for key in self.table.keys_of(call)
+        ]
+        entries = [index_entry(index, TABLE_KEY, image) for index in INDEXES.values() for image in images]
+        held = [size(image) + STORED_BESIDE for image in [*images, *entries] if image is not None]
+        return sum(held) / len(self.waiting())
+
+    def _spent(self) -> Spent:
         return Spent(
             dict(self.table.asked),
             dict(self.table.written),
@@ -299,7 +351,7 @@ class Traffic(Simulation):
             dict(self.invocations),
             self._ended,
             self._minutes,
-            waiting,
+            len(self.waiting()),
         )
 
     def _forget(self) -> None:
@@ -373,11 +425,14 @@ class Traffic(Simulation):
         else:
             self.clock.now = max(self.clock(), self._next_minute)
             self._next_minute += MINUTE
-            self.table.function = RECONCILER
-            for first in range(RUNS):
-                self.reconcile(shards=range(first * SHARDS // RUNS, (first + 1) * SHARDS // RUNS))
-            self._minutes += 1
+            self._reconcile()
             self._work()
+
+    def _reconcile(self) -> None:
+        self.table.function = RECONCILER
+        for first in range(RUNS):
+            self.reconcile(shards=range(first * SHARDS // RUNS, (first + 1) * SHARDS // RUNS))
+        self._minutes += 1
 
     def _work(self) -> None:
         """Every message and every record of the stream that is there now."""
@@ -408,7 +463,7 @@ class Traffic(Simulation):
         for message in messages:
             self.invocations["deliver"] += 1
             record = {"messageId": str(message.number), "body": message.body}
-            answer = self._runner.run(deliver_batch(self._deliverer, [record]))
+            answer = asyncio.run(deliver_batch(self._deliverer, [record]))
             assert answer == {"batchItemFailures": []}, answer
             self.webhook_queue.delete(message)
         self.receivers.posted.clear()
@@ -448,6 +503,34 @@ class Traffic(Simulation):
         EventApplier(self.calls, self.line, self.dial_queue, self.durations, self.clock).apply(told)
 
 
-def spent(waiting: int, ended: int, *, webhooks: bool = True) -> Spent:
-    """By calls of a workspace in which so many wait, until so many have ended; with 0 none ever waits."""
-    return Traffic(SLOTS + waiting if waiting else SLOTS - 1, webhooks=webhooks).spend(ended)
+def traffic(waiting: int, *, webhooks: bool = True) -> Traffic:
+    """Of a workspace in which so many calls wait; with 0 none ever does."""
+    return Traffic(SLOTS + waiting if waiting else SLOTS - 1, webhooks=webhooks)
+
+
+def counts(waiting: int = 10, ended: int = 20) -> dict[str, Any]:
+    """What bench/waiting.toml says."""
+    alone, line = traffic(0), traffic(waiting)
+    idle, look = alone.look(), line.look()
+    before, after = alone.spend(ended), line.spend(ended)
+    stored = line.stored_bytes()
+    expired = line.expire()
+
+    def more(part: Callable[[Spent], Mapping[str, float]]) -> dict[str, float]:
+        first, second = part(before), part(after)
+        found = {name: round(second.get(name, 0) - first.get(name, 0), 1) for name in (*first, *second)}
+        return {name: count for name, count in sorted(found.items()) if count}
+
+    return {
+        "requests": more(lambda spent: spent.by(spent.asked, 0)),
+        "write_units": more(lambda spent: spent.by(spent.written, 1)),
+        "read_units": round(after.read_units() - before.read_units(), 1),
+        "invocations": more(lambda spent: {name: round(n / spent.ended) for name, n in spent.invocations.items()}),
+        "a_minute": {
+            "requests": look.requests(reconciler=True) - idle.requests(reconciler=True),
+            "write_units": look.write_units(reconciler=True) - idle.write_units(reconciler=True),
+            "read_units": look.read_units(reconciler=True) - idle.read_units(reconciler=True),
+        },
+        "stored_kilobytes": round(stored / 1000, 1),
+        "expired": {"requests": round(expired.requests()), "write_units": round(expired.write_units())},
+    }
