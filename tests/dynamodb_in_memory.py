@@ -27,7 +27,7 @@ _CLAUSE = re.compile(r"\b(SET|REMOVE|ADD|DELETE)\b")
 _COMMA = re.compile(r",(?![^(]*\))")
 
 
-# Items of one answer of a scan; DynamoDB takes a megabyte.
+# Items of one answer of a scan, or of one that counts; DynamoDB takes a megabyte.
 SCANNED = 3
 
 
@@ -198,7 +198,10 @@ class DynamoDBInMemory:
         assert request.get("ConsistentRead", False) is ("IndexName" not in request)
         evaluate, condition = _evaluated(request), request["KeyConditionExpression"]
         items = [item for item in self.table(request["TableName"]).values() if evaluate(condition, item)]
-        return self._page(items, request, _SORTED_BY[request.get("IndexName")])
+        if request.get("Select") != "COUNT":
+            return self._page(items, request, _SORTED_BY[request.get("IndexName")])
+        answer = self._page(items, {"Limit": SCANNED} | request, _SORTED_BY[request.get("IndexName")])
+        return {"Count": len(answer.pop("Items"))} | answer
 
     def _scan(self, request: dict[str, Any]) -> dict[str, Any]:
         return self._page(list(self.table(request["TableName"]).values()), {"Limit": SCANNED} | request, None)

@@ -555,6 +555,25 @@ def test_the_first_entries_of_a_line(one: OneCall, line: str, until: int, limit:
 
 
 @pytest.mark.parametrize(
+    ("waiting", "pages", "counted"),
+    [
+        (0, 1, (0, False)),
+        (3, 1, (3, False)),
+        (4, 1, (3, True)),
+        (4, 2, (4, False)),
+        (7, 2, (6, True)),
+        (7, 9, (7, False)),
+    ],
+)
+def test_a_long_line_is_counted_in_part(one: OneCall, waiting: int, pages: int, counted: tuple[int, bool]) -> None:
+    """A page in memory has three entries."""
+    for n in range(waiting):
+        one.calls.create(dataclasses.replace(CALL, call_id=f"{n}", line_of=LINE, turn=f"{NOW}#5#{n}"))
+    one.calls.create(dataclasses.replace(CALL, call_id="e", line_of=ADMITTED_LINE, turn=f"{NOW}#5#e"))
+    assert one.calls.count_line(LINE, pages) == counted
+
+
+@pytest.mark.parametrize(
     ("line", "admitted", "waits"), [(None, None, False), (LINE, None, True), (LINE, 5, False)]
 )
 def test_a_call_that_waits_in_the_line(line: str | None, admitted: int | None, waits: bool) -> None:
