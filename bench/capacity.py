@@ -461,7 +461,7 @@ def _waiting(counts: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[st
                 f"{backlog * expired['write_units'] * price['write_unit']:.2f}",
             ),
             (
-                f"dialled on {MAXIMUM_SLOTS:,} slots, {slot_seconds:.0f} s each (`QueueTtlSeconds`: 1 h by default)",
+                f"on {MAXIMUM_SLOTS:,} slots, {slot_seconds:.0f} s each; `QueueTtlSeconds` is 1 h by default",
                 f"{backlog * slot_seconds / MAXIMUM_SLOTS / 3600:.1f} hours",
                 f"{backlog * total:.2f}",
             ),
