@@ -120,11 +120,13 @@ class Call:
     wait_until_ms: int = 0
     # Written by versions that added paused time to queueDeadline: paused time up to here is in it (switch.py).
     paused_until_ms: int = 0
-    # The line (line.py): its partition and the place in it, why the call waits, when it was admitted.
+    # The line (line.py): its partition and the place in it, why the call waits, when it was admitted and by which
+    # claim (a random id).
     line_of: str | None = None
     turn: str | None = None
     waiting_for: WaitingFor | None = None
     admitted_at_ms: int | None = None
+    admission: str | None = None
     # The number of the slots item in which the call may hold a slot (slots.py).
     slots_item: int | None = None
     room_sid: str | None = None
@@ -221,6 +223,7 @@ CALL_ATTRIBUTES = {
     "turn": "turn",
     "waiting_for": "waitingFor",
     "admitted_at_ms": "admittedAt",
+    "admission": "admission",
     "slots_item": "slotsItem",
     "room_sid": "roomSid",
     "dialed_at_ms": "dialedAt",

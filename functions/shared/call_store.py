@@ -9,6 +9,7 @@ its condition on an item that already carries this writer's token: that counts a
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -239,7 +240,7 @@ class CallStore:
         return self._update(
             call_id,
             f"SET lineOf = :line, turn = :turn, waitingFor = :why, checkAt = :check{counted} "
-            "REMOVE leaseId, leaseUntil, waitUntil, admittedAt, slotsItem",
+            "REMOVE leaseId, leaseUntil, waitUntil, admittedAt, admission, slotsItem",
             f"{QUEUED} AND "
             + (
                 f"{NO_LEASE} AND {NOT_WAITING} AND {NOT_IN_LINE} AND attribute_not_exists(slotsItem)"
@@ -257,12 +258,22 @@ class CallStore:
         line_of, turn: as the index gave them. Lost when the call has left that place, or is leased: the caller
         goes on to the next.
         """
+        # Calls that end together admit at the same millisecond.
+        admission = secrets.token_hex(8)
         return self._update(
             call_id,
-            "SET lineOf = :admitted, admittedAt = :now, checkAt = :check REMOVE leaseId, leaseUntil",
+            "SET lineOf = :admitted, admittedAt = :now, admission = :id, checkAt = :check "
+            "REMOVE leaseId, leaseUntil",
             f"{QUEUED} AND {NO_LIVE_LEASE} AND lineOf = :line AND turn = :turn",
-            {":line": line_of, ":turn": turn, ":admitted": admitted, ":check": check_at_ms, ":now": now_ms},
-            mine=lambda call: call.admitted_at_ms == now_ms and call.turn == turn,
+            {
+                ":line": line_of,
+                ":turn": turn,
+                ":admitted": admitted,
+                ":id": admission,
+                ":check": check_at_ms,
+                ":now": now_ms,
+            },
+            mine=lambda call: call.admission == admission,
         )
 
     def leave_line(self, call_id: str, line_of: str) -> Write:
