@@ -15,7 +15,19 @@ from typing import Annotated, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from admin import calls, deliveries, keys, restore, switch, target, webhook_secrets, webhook_test, workspaces
+from admin import (
+    calls,
+    deliveries,
+    keys,
+    lines,
+    restore,
+    switch,
+    target,
+    trunks,
+    webhook_secrets,
+    webhook_test,
+    workspaces,
+)
 from admin.terminal import AdminError, Terminal, UsageError
 from admin.workspace_input import (
     E164,
@@ -35,6 +47,7 @@ from admin.workspace_input import (
 from shared import phone_number
 from shared.clock import now_ms
 from shared.errors import StoreError, StoreUnclearError
+from shared.slots import MAXIMUM_SLOTS
 from shared.table_keys import CALL_ID
 from shared.telemetry import logger
 
@@ -48,10 +61,12 @@ examples:
   {target.COMMAND} --stack ringonce-prod call list --workspace acme --status in_progress
   {target.COMMAND} --stack ringonce-prod call show +12025550123
   {target.COMMAND} --stack ringonce-prod call cancel f9e8d7c6b5a4f3e2d1c0b9a8
+  {target.COMMAND} --stack ringonce-prod line show acme
+  {target.COMMAND} --stack ringonce-prod trunk list
   {target.COMMAND} --stack ringonce-prod deliveries redrive --since 3h --dry-run
   {target.COMMAND} --stack ringonce-prod webhook-test https://example.com/hook --workspace acme
 
-A change takes effect within a minute, `switch pause` at the next dial.
+A change takes effect within a minute, `switch pause` and a lowered limit at the next dial.
 """
 
 
@@ -122,8 +137,8 @@ def _never_sent(cause: ClientError | BotoCoreError) -> bool:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="admin",
-        description="Ringonce's workspaces with their keys and webhooks, its calls, and the switch that stops all "
-        "dialling.",
+        description="Ringonce's workspaces with their keys and webhooks, its calls, the line of those that wait, "
+        "its trunks, and the switch that stops all dialling.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -259,6 +274,21 @@ def parser() -> argparse.ArgumentParser:
         "--workspace", required=True, metavar="WORKSPACE", type=workspace_id, help="whose secrets sign"
     )
 
+    command = group("line", "Calls that wait for a slot, a trunk or the end of a pause.")
+    show = command(
+        "show", lines.show, "Shows how many calls of a workspace wait, for what, and the first of them."
+    )
+    show.add_argument(
+        "--limit", type=between(1, 1000), default=20, metavar="1-1000", help="show so many, the first ones (20)"
+    )
+
+    command = group("trunk", "SIP trunks: one that refuses dials several times in a row is stopped, calls wait.")
+    command("list", trunks.list_all, "Lists the trunks with their state and faults.", on_workspace=False)
+    reset = command(
+        "reset", trunks.reset, "Uses a trunk again at once, after its fault is repaired.", on_workspace=False
+    )
+    reset.add_argument("trunk", metavar="ST_...", type=sip_trunk, help="as `trunk list` shows it")
+
     command = group("switch", "Stops all dialling of all workspaces; calls wait.")
     command("pause", switch.pause, "Stops all dialling; calls under way go on, others wait.", on_workspace=False)
     command("resume", switch.resume, "Resumes dialling.", on_workspace=False)
@@ -292,7 +322,8 @@ def _options_of_every_command(holder: argparse.ArgumentParser) -> None:
     option(
         "--table",
         metavar="NAME",
-        help="the workspaces' table of this name (or WORKSPACES_TABLE; the calls' is CALLS_TABLE)",
+        help="the workspaces' table of this name (or WORKSPACES_TABLE; the calls' is CALLS_TABLE, the URL of the "
+        "queue of dial messages DIAL_QUEUE_URL)",
     )
     option("--local", action="store_true", help="the tables of the local stack that `make run` started")
     option("--profile", metavar="NAME", help="AWS profile")
@@ -330,7 +361,7 @@ def _limits_and_lists(command: argparse.ArgumentParser) -> None:
     )
     _repeated(command, "--agent", "agents", agent_id, "ID", "agent id that may be used; none: any")
     for name, kind, metavar, text in (
-        ("--max-concurrent-calls", ConcurrentCalls, "1-250", "calls at a time"),
+        ("--max-concurrent-calls", ConcurrentCalls, f"1-{MAXIMUM_SLOTS}", "calls at a time"),
         ("--calls-per-minute", CallsPerMinute, "1-60000", "calls accepted"),
         ("--calls-per-second", CallsPerSecond, "1-100", "what the trunk takes"),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from admin.admission import fill
 from admin.target import Target
 from admin.terminal import Terminal
 from shared.call import iso
@@ -19,6 +20,7 @@ def pause(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> 
 def resume(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
     target.limits.resume(now_ms())
     status(target, terminal, arguments)
+    fill(target, terminal, lambda: target.limits.everything().workspaces.values())
 
 
 def status(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:

@@ -25,9 +25,13 @@ from local.aws_client import aws_client
 from local.state_folder import read_info, state_folder
 from shared.aws import CONFIG
 from shared.call_store import CallStore
+from shared.clock import now_ms
 from shared.delivery_store import DeliveryStore
+from shared.durations import Durations
 from shared.limits import LimitStore
+from shared.line import Line
 from shared.livekit.secret import LiveKitSecretCache
+from shared.queues import Queue
 from shared.workspaces import Workspace, WorkspaceStore
 
 if TYPE_CHECKING:
@@ -54,6 +58,8 @@ _LOG_IN = "set AWS_PROFILE or pass --profile, run `aws sso login`, or set AWS_AC
 
 # The secret's name in the local stack, and the parameter's default in template.yaml.
 LIVEKIT_CREDENTIALS = "ringonce/livekit"
+# Beside WORKSPACES_TABLE, what names the other things of a stack.
+ENVIRONMENT = ("CALLS_TABLE", "LIVEKIT_SECRET_NAME", "DIAL_QUEUE_URL")
 # A command reads LiveKit's secret once.
 SECRET_SECONDS = 600
 
@@ -74,7 +80,8 @@ class Target:
     """The tables of one stack. name: for messages. api_url: base URL of the stack's API, if known.
 
     options: command-line options that select this stack. calls, deliveries, calls_table: None if the calls' table
-    is unknown. livekit_secret: makes a reader of LiveKit's secret; None if its name is unknown.
+    is unknown. livekit_secret: makes a reader of LiveKit's secret; None if its name is unknown. dial_queue: makes
+    the queue of dial messages; None if its URL is unknown.
     """
 
     store: WorkspaceStore
@@ -87,6 +94,14 @@ class Target:
     deliveries: DeliveryStore | None = None
     calls_table: CallsTable | None = None
     livekit_secret: Callable[[], LiveKitSecretCache] | None = None
+    dial_queue: Callable[[], Queue] | None = None
+
+    @property
+    def line(self) -> Line | None:
+        """What admits waiting calls; None when the calls' table or the queue of dial messages is unknown."""
+        if self.calls is None or self.dial_queue is None:
+            return None
+        return Line(self.calls, self.limits, self.dial_queue(), Durations(), now_ms)
 
     @property
     def of_calls(self) -> tuple[CallStore, DeliveryStore]:
@@ -132,11 +147,13 @@ def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Targe
             "RINGONCE_STACK or WORKSPACES_TABLE"
         )
     session = boto3.Session(profile_name=arguments.profile, region_name=arguments.region)
-    api_url, calls_table, secret = None, environment.get("CALLS_TABLE"), environment.get("LIVEKIT_SECRET_NAME")
+    api_url = None
+    calls_table, secret, queue = (environment.get(name) for name in ENVIRONMENT)
     if not table:
         outputs = _outputs(session, stack)
-        table, api_url, calls_table, secret = (
-            outputs.get(name) for name in ("WorkspacesTableName", "ApiUrl", "CallsTableName", "LiveKitSecretName")
+        table, api_url, calls_table, secret, queue = (
+            outputs.get(name)
+            for name in ("WorkspacesTableName", "ApiUrl", "CallsTableName", "LiveKitSecretName", "DialQueueUrl")
         )
         if not table:
             raise AdminError(f"the stack {stack} has no output WorkspacesTableName: is it one of Ringonce's?")
@@ -153,6 +170,7 @@ def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Targe
         livekit_secret=(lambda: _secret(session.client("secretsmanager", config=CONFIG), secret))
         if secret
         else None,
+        dial_queue=(lambda: Queue(session.client("sqs", config=CONFIG), queue)) if queue else None,
         **_stores(client, calls_table),
     )
 
@@ -178,7 +196,10 @@ def _local(arguments: argparse.Namespace) -> Target:
     try:
         info = read_info(folder)
         endpoint, resources = info["awsEndpointUrl"], info["resources"]
-        table, calls_table = resources["WorkspacesTable"], resources.get("CallsTable")
+        table, calls_table, queue = (
+            resources["WorkspacesTable"],
+            *(resources.get(name) for name in ("CallsTable", "DialQueue")),
+        )
     except FileNotFoundError as exc:
         raise AdminError("no local stack is running: start it with `make run`") from exc
     except (OSError, ValueError, LookupError, TypeError) as exc:
@@ -194,6 +215,7 @@ def _local(arguments: argparse.Namespace) -> Target:
         local=True,
         options="--local",
         livekit_secret=lambda: _secret(aws_client("secretsmanager", endpoint, CONFIG), LIVEKIT_CREDENTIALS),
+        dial_queue=(lambda: Queue(aws_client("sqs", endpoint, CONFIG), queue)) if queue else None,
         **_stores(client, calls_table),
     )
 
@@ -220,9 +242,10 @@ def explain(exc: ClientError | BotoCoreError, name: str, calls_table: CallsTable
             return f"AWS does not accept these credentials ({code}): {_LOG_IN}"
         if code in ("AccessDenied", "AccessDeniedException"):
             return (
-                "these credentials may not do this; needed are GetItem, PutItem, UpdateItem and Scan on the table "
-                "(for calls and deliveries on the calls' table: GetItem, BatchGetItem, PutItem, UpdateItem and "
-                "Query, and Query on its index byWorkspace) and cloudformation:DescribeStacks for --stack; "
+                "these credentials may not do this; needed are GetItem, BatchGetItem, PutItem, UpdateItem and "
+                "Scan on the table (for calls and deliveries on the calls' table: GetItem, BatchGetItem, PutItem, "
+                "UpdateItem and Query, and Query on its indexes byWorkspace and line) and "
+                "cloudformation:DescribeStacks for --stack; "
                 f"docs/operations.md lists them by command. {message}"
             )
         if code == "ResourceNotFoundException":

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from shared import phone_number
+from shared.slots import MAXIMUM_SLOTS
 
 # ── the rules of single values: each raises ValueError with what is wrong ───────────────────────────
 
@@ -64,7 +65,7 @@ E164 = Annotated[
 # In the form that a request's `from` is compared with.
 OwnNumber = Annotated[E164, AfterValidator(_comparable)]
 Label = Annotated[str, AfterValidator(_label)]
-ConcurrentCalls = Annotated[int, whole_number(1, 250)]
+ConcurrentCalls = Annotated[int, whole_number(1, MAXIMUM_SLOTS)]
 CallsPerMinute = Annotated[int, whole_number(1, 60_000)]
 CallsPerSecond = Annotated[int, whole_number(1, 100)]
 

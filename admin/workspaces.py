@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from admin.admission import fill
 from admin.keys import described, key_ids, new_key, note, opened
 from admin.target import Target
 from admin.terminal import AdminError, Terminal, UsageError, card, table
@@ -116,7 +117,8 @@ def update(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
         )
 
     # Impossible changes are refused before the confirmation.
-    change(target.existing(arguments.workspace))
+    before = target.existing(arguments.workspace)
+    change(before)
     if arguments.open:
         terminal.confirm(opened(arguments.workspace), "Open it?")
     if arguments.any_agent:
@@ -124,6 +126,11 @@ def update(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
     workspace = target.updated(arguments.workspace, change)
     terminal.give(as_json(workspace), as_text(workspace))
     _warn(target, terminal, workspace)
+    if (
+        workspace.max_concurrent_calls > before.max_concurrent_calls
+        or workspace.sip_trunk_id != before.sip_trunk_id
+    ):
+        fill(target, terminal, lambda: [workspace])
 
 
 def disable(target: Target, terminal: Terminal, arguments: argparse.Namespace) -> None:
@@ -148,9 +155,9 @@ def enable(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
 
 def as_json(workspace: Workspace) -> dict[str, Any]:
     """The workspace for scripts, by its stored names, without hashes and secrets."""
-    secret = ("api_key_hashes", "key_notes", "webhook_secrets")
+    left_out = ("api_key_hashes", "key_notes", "webhook_secrets", "slots_items_used")
     fields = {
-        name: getattr(workspace, field) for field, name in WORKSPACE_ATTRIBUTES.items() if field not in secret
+        name: getattr(workspace, field) for field, name in WORKSPACE_ATTRIBUTES.items() if field not in left_out
     }
     return {
         name: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value

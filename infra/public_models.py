@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from shared.call import EndReason, Status
+from shared.call import EndReason, Status, WaitingFor
 from shared.delivery_store import ATTEMPTS_LISTED, State
 
 # The page says `format: date-time` in its place: generators drop a pattern beside it, with a warning.
@@ -73,8 +73,8 @@ class PublicModel(BaseModel):
 # ── calls and events ────────────────────────────────────────────────────────────────────────────────
 
 
-class CallState(PublicModel):
-    """A call as it is now; `data` of a webhook: as it was right after the event."""
+class _CallFields(PublicModel):
+    """What each of the public forms of a call has."""
 
     call_id: CallId
     job_id: JobId
@@ -92,6 +92,13 @@ class CallState(PublicModel):
     end_reason: EndReason | None
     sip_status_code: Annotated[int, Field(ge=100, le=699)] | None
     retryable: bool | None
+
+
+class CallState(_CallFields):
+    """A call as it is now. waiting_for, earliest_ring_at: of a queued call that waits only; in no webhook."""
+
+    waiting_for: WaitingFor | None
+    earliest_ring_at: Time | None
 
 
 class CallEvent(PublicModel):
@@ -118,8 +125,8 @@ class Call(CallState):
     events: Annotated[list[CallEvent], Field(min_length=1)]
 
 
-class EventData(CallState):
-    """The call of a webhook. report: as in CallEvent."""
+class EventData(_CallFields):
+    """The call of a webhook, as it was right after the event. report: as in CallEvent."""
 
     report: Annotated[dict[str, Any], Field(default_factory=dict)]
 

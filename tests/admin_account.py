@@ -16,6 +16,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.client import BaseClient
+from botocore.exceptions import ClientError
 from samtranslator.yaml_helper import yaml_parse
 
 from admin.command import main
@@ -24,6 +25,7 @@ from shared.call_store import CallStore
 from shared.clock import now_ms
 from shared.delivery_store import Delivery, DeliveryStore
 from shared.limits import LimitStore
+from shared.line import line_of, turn_of
 from shared.table_keys import call_key
 from shared.workspaces import Workspace, WorkspaceStore
 from tests.mocked_aws import mock_aws
@@ -36,11 +38,13 @@ HOUR = 3_600_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Account:
-    """Two tables. sent: the operations sent to DynamoDB, by table."""
+    """Two tables and the queue of dial messages. sent: the operations sent to DynamoDB, by table."""
 
     calls: CallStore
     deliveries: DeliveryStore
     limits: LimitStore
+    workspaces: WorkspaceStore
+    queue_url: str
     sent: collections.Counter[tuple[str, str]]
     now: int
 
@@ -65,6 +69,27 @@ class Account:
         call = dataclasses.replace(call, **changes)
         self.calls.create(call)
         return call.call_id
+
+    def waiting(self, number: int, hours_ago: float = 1, workspace_id: str = "acme", **how: Any) -> str:
+        """A call that waits in the line of its workspace, as a worker puts it there."""
+        queued = (event("call.queued", self.now),)
+        call_id = self.call(number, hours_ago, workspace_id, status="queued", events=queued)
+        call = self.calls.get(call_id)
+        assert call is not None
+        turn = turn_of(call, how.get("earliest_ms"))
+        why = how.get("waiting_for", "slot")
+        assert self.calls.enter_line(call_id, line_of(workspace_id), turn, why, self.now + HOUR, self.now).won
+        return call_id
+
+    def admitted(self) -> list[str]:
+        """The calls whose dial messages were sent, in this order; they are taken from the queue."""
+        sqs = boto3.client("sqs")
+        found: list[str] = []
+        while messages := sqs.receive_message(QueueUrl=self.queue_url, MaxNumberOfMessages=10).get("Messages"):
+            for message in messages:
+                found.append(json.loads(message["Body"])["callId"])
+                sqs.delete_message(QueueUrl=self.queue_url, ReceiptHandle=message["ReceiptHandle"])
+        return found
 
     def delivery(self, call_id: str, sequence: int, state: str, **left: Any) -> None:
         """One attempt was made, an hour ago, with this result."""
@@ -106,7 +131,7 @@ Admin = Callable[..., "Said"]
 
 @contextmanager
 def account_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
-    """An account with workspaces acme and other, whose tables the environment names."""
+    """An account with workspaces acme and other, whose tables and queue the environment names."""
     for name in ("RINGONCE_STACK", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
@@ -120,11 +145,14 @@ def account_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
         workspaces = WorkspaceStore(client, "Workspaces")
         for workspace_id in ("acme", "other"):
             workspaces.put(Workspace(workspace_id, workspace_id, "outbound", "ST_1", ("+12025550100",)))
+        queue_url = boto3.client("sqs").create_queue(QueueName="Dial")["QueueUrl"]
+        monkeypatch.setenv("DIAL_QUEUE_URL", queue_url)
         sent: collections.Counter[tuple[str, str]] = collections.Counter()
         original: Any = BaseClient._make_api_call  # type: ignore[attr-defined]
 
         def counted(self: Any, operation: str, arguments: dict[str, Any]) -> Any:
-            sent[arguments.get("TableName", ""), operation] += 1
+            for table in arguments.get("RequestItems", [arguments.get("TableName", "")]):
+                sent[table, operation] += 1
             return original(self, operation, arguments)
 
         monkeypatch.setattr(BaseClient, "_make_api_call", counted)
@@ -132,6 +160,8 @@ def account_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
             CallStore(client, CALLS),
             DeliveryStore(client, CALLS),
             LimitStore(client, "Workspaces"),
+            workspaces,
+            queue_url,
             sent,
             now_ms(),
         )
@@ -170,3 +200,24 @@ def admin_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Said(code, *capsys.readouterr())
 
     return run
+
+
+def aws_error(code: str, message: str = "", status: int = 400) -> ClientError:
+    return ClientError(
+        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},  # type: ignore[typeddict-item]
+        "GetItem",
+    )
+
+
+def stack_of(monkeypatch: pytest.MonkeyPatch, name: str, outputs: dict[str, str]) -> None:
+    """An account with one CloudFormation stack, with these outputs."""
+    call = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def answer(self: BaseClient, operation: str, parameters: dict[str, Any]) -> Any:
+        if operation != "DescribeStacks":
+            return call(self, operation, parameters)
+        if parameters["StackName"] != name:
+            raise aws_error("ValidationError", f"Stack with id {parameters['StackName']} does not exist")
+        return {"Stacks": [{"Outputs": [{"OutputKey": k, "OutputValue": v} for k, v in outputs.items()]}]}
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", answer)

@@ -147,7 +147,7 @@ class SentMessages(Queue):
 
 class OneCall:
     """now: epoch ms. seconds: what a dial worker has left at `NOW`. slept: each wait, in seconds. counted: the
-    metrics' values.
+    metrics' values. requests: what a test's last dial asked of the tables.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +163,7 @@ class OneCall:
         self.livekit = ScriptedLiveKit()
         self.dial_queue, self.webhook_queue = SentMessages(), SentMessages()
         self.slept: list[float] = []
+        self.requests: list[str] = []
         self.counted: collections.Counter[str] = collections.Counter()
         self.workspaces.put(WORKSPACE)
         monkeypatch.setattr("asyncio.sleep", self._sleep)
@@ -251,6 +252,12 @@ class OneCall:
             assert self.calls.end(self.call, Outcome("canceled", "canceled_by_api"), self.now, self.now).won
         else:
             assert self.calls.ask_to_hang_up(self.call, "canceled_by_api", self.now).won
+
+    def cancel_call(self, call_id: str) -> None:
+        """Another process ends another call, which is queued."""
+        call = self.calls.get(call_id)
+        assert call is not None
+        assert self.calls.end(call, Outcome("canceled", "canceled_by_api"), self.now, self.now).won
 
     # ── the product's processes ─────────────────────────────────────────────────────────────────────
 

@@ -26,8 +26,9 @@ class StoredCall:
     """A call, brought to a state by the writes that bring it there, and what applies LiveKit's events to it."""
 
     def __init__(self, client: OneAtATime) -> None:
-        dynamodb = cast(Any, client)
-        self.calls = CallStore(dynamodb, calls_table(client))
+        dynamodb = self.client = cast(Any, client)
+        self.table = calls_table(client)
+        self.calls = CallStore(dynamodb, self.table)
         self.limits = LimitStore(dynamodb, TABLE)
         self.limits.free_slot("demo", CALL)
         clock = Clock(NOW)
@@ -42,7 +43,10 @@ class StoredCall:
         )
 
     def bring_to(self, status: str) -> Call:
-        """`ended` is the end of an answered call, `expired` that of one that was never fenced."""
+        """`leased`, `in line`: a queued call with the lease `mine`, or that waits for a slot. `ended` is the end
+        of an answered call, `expired` that of one that was never fenced, `ended in line` the same by a version
+        that did not know the line.
+        """
         self.calls.create(
             call_record(
                 call_id=CALL, room_name=ROOM, events=(event("call.queued", NOW - 90_000),), check_at_ms=NOW
@@ -50,7 +54,20 @@ class StoredCall:
         )
         if status == "expired":
             self.calls.end(self.record, Outcome("expired", "expired"), NOW + 60_000, NOW - 1)
-        if status in ("queued", "expired"):
+        if status == "leased":
+            self.calls.take_lease(CALL, "mine", NOW + 600_000, NOW - 80_000, 1)
+        if status in ("in line", "ended in line"):
+            self.calls.enter_line(CALL, "demo#single", "1#1#a", "slot", NOW + 70_000, NOW - 80_000)
+        if status == "ended in line":
+            self.calls.end(self.record, Outcome("expired", "expired"), NOW + 60_000, NOW - 1)
+            key = {"pk": {"S": f"CALL#{CALL}"}, "sk": {"S": "CALL"}}
+            self.client.update_item(
+                TableName=self.table,
+                Key=key,
+                UpdateExpression="SET lineOf = :line",
+                ExpressionAttributeValues={":line": {"S": "demo#single"}},
+            )
+        if status in ("queued", "leased", "in line", "expired", "ended in line"):
             return self.record
         self.limits.take_slot("demo", CALL, 5, now_ms=NOW)
         self.calls.take_lease(CALL, "lease", NOW + 600_000, NOW - 80_000)

@@ -53,11 +53,11 @@ def route(event: Event) -> Answer:
 
 
 def get_call(event: Event) -> Answer:
-    return answer(200, call_view(_call(event)))
+    return answer(200, call_view(_call(event), now_ms()))
 
 
 def get_calls(event: Event) -> Answer:
-    return answer(200, list_calls(calls, _workspace_id(event), list_query(event)))
+    return answer(200, list_calls(calls, _workspace_id(event), list_query(event), now_ms()))
 
 
 def post_cancel(event: Event) -> Answer:

@@ -14,6 +14,7 @@ from shared.call import Call, Status, compact, event_id_of, iso, json_object, sn
 from shared.call_store import CallStore
 from shared.errors import FieldError, RequestRefusedError
 from shared.http_api import Event
+from shared.line import waiting_view
 from shared.phone_number import e164
 from shared.table_keys import CALL_ID
 
@@ -34,9 +35,9 @@ def call_of_workspace(calls: CallStore, workspace_id: str, call_id: str) -> Call
     return call
 
 
-def call_view(call: Call) -> str:
-    """A call as JSON text: the data of its latest webhook, its events, and the request's context, verbatim."""
-    fields = {name: compact(value) for name, value in snapshot(call, len(call.events)).items()}
+def call_view(call: Call, now_ms: int) -> str:
+    """A call as JSON text: its state, its events, and the request's context, verbatim."""
+    fields = {name: compact(value) for name, value in _state(call, now_ms).items()}
     fields |= {
         "callbackUrl": compact(call.callback_url),
         "dynamicVariables": call.dynamic_variables or "null",
@@ -44,6 +45,11 @@ def call_view(call: Call) -> str:
         "events": "[" + ",".join(_event_view(call, n) for n in range(1, len(call.events) + 1)) + "]",
     }
     return json_object(fields)
+
+
+def _state(call: Call, now_ms: int) -> dict[str, Any]:
+    """The call after its latest event, and why it waits. Webhooks lack the latter: their bodies never change."""
+    return snapshot(call, len(call.events)) | waiting_view(call, now_ms)
 
 
 def _event_view(call: Call, sequence: int) -> str:
@@ -106,7 +112,7 @@ def list_query(event: Event) -> ListQuery:
     return query
 
 
-def list_calls(calls: CallStore, workspace_id: str, query: ListQuery) -> str:
+def list_calls(calls: CallStore, workspace_id: str, query: ListQuery, now_ms: int) -> str:
     """One page, newest first, as JSON text. A page may be short and still have a cursor."""
     found, last = calls.page_of_workspace(
         workspace_id,
@@ -118,9 +124,7 @@ def list_calls(calls: CallStore, workspace_id: str, query: ListQuery) -> str:
         start=query.cursor,
     )
     shown = [
-        compact(snapshot(call, len(call.events)))
-        for call in found
-        if query.status is None or call.status == query.status
+        compact(_state(call, now_ms)) for call in found if query.status is None or call.status == query.status
     ]
     return json_object(
         {

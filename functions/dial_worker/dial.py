@@ -103,14 +103,14 @@ class Dialler:
             or workspace.disabled
             or not in_allowed_country(call.to, workspace.allowed_calling_codes)
         ):
-            await self._end_unrung(call, message, Outcome("failed", "not_allowed"))
+            await self._end_unrung(call, message, standing, Outcome("failed", "not_allowed"))
             return
         now_ms = self.clock()
         if standing.switch.paused_at_ms is not None:
             await self._enter_line(call, "paused", standing.switch)
             return
         if now_ms >= standing.switch.deadline_ms(call, now_ms):
-            await self._end_unrung(call, message, Outcome("expired", "expired", retryable=True))
+            await self._end_unrung(call, message, standing, Outcome("expired", "expired", retryable=True))
             return
         if not await self._may_try_trunk(standing.trunk, call):
             await self._enter_line(call, "trunk", standing.switch)
@@ -540,10 +540,15 @@ class Dialler:
             # The carrier has answered the INVITE.
             await self._trunk_works(trunk, seen)
 
-    async def _end_unrung(self, call: Call, message: DialMessage, outcome: Outcome) -> None:
-        """Ends a call that may not ring. If it was admitted for a free slot, the next call is admitted for it."""
+    async def _end_unrung(
+        self, call: Call, message: DialMessage, standing: Standing | None, outcome: Outcome
+    ) -> None:
+        """Ends a call that may not ring. If it was admitted for a free slot, the next call is admitted for it; a
+        slot that it holds admits one as it is freed.
+        """
         await self._end(call, outcome)
-        if message.slots_item is not None and call.held_slots_item is None:
+        holds_slot = standing is not None and standing.item_of(call.call_id) is not None
+        if message.slots_item is not None and not holds_slot:
             await asyncio.to_thread(self.line.admit_one, call.workspace_id, message.slots_item)
 
     # ── the trunk's breaker ─────────────────────────────────────────────────────────────────────────────

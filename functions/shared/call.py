@@ -121,7 +121,7 @@ class Call:
     # Written by versions that added paused time to queueDeadline: paused time up to here is in it (switch.py).
     paused_until_ms: int = 0
     # The line (line.py): its partition and the place in it, why the call waits, when it was admitted and by which
-    # claim (a random id).
+    # process (a token).
     line_of: str | None = None
     turn: str | None = None
     waiting_for: WaitingFor | None = None

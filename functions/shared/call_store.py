@@ -258,22 +258,22 @@ class CallStore:
         line_of, turn: as the index gave them. Lost when the call has left that place, or is leased: the caller
         goes on to the next.
         """
-        # Calls that end together admit at the same millisecond.
-        admission = secrets.token_hex(8)
+        # Two processes may claim it in the same millisecond.
+        token = secrets.token_hex(8)
         return self._update(
             call_id,
-            "SET lineOf = :admitted, admittedAt = :now, admission = :id, checkAt = :check "
+            "SET lineOf = :admitted, admittedAt = :now, admission = :token, checkAt = :check "
             "REMOVE leaseId, leaseUntil",
             f"{QUEUED} AND {NO_LIVE_LEASE} AND lineOf = :line AND turn = :turn",
             {
                 ":line": line_of,
                 ":turn": turn,
                 ":admitted": admitted,
-                ":id": admission,
+                ":token": token,
                 ":check": check_at_ms,
                 ":now": now_ms,
             },
-            mine=lambda call: call.admission == admission,
+            mine=lambda call: call.admission == token,
         )
 
     def leave_line(self, call_id: str, line_of: str) -> Write:
@@ -311,6 +311,27 @@ class CallStore:
                 Limit=limit,
             )
         return [(item["pk"]["S"].removeprefix("CALL#"), item["turn"]["S"]) for item in answer["Items"]]
+
+    def count_line(self, line_of: str, pages: int) -> tuple[int, bool]:
+        """The number of entries of a partition of the index `line`, and whether there are more: at most so many
+        pages of a megabyte (about 8,000 entries) are counted. Eventually consistent.
+        """
+        request: dict[str, Any] = {
+            "TableName": self._table,
+            "IndexName": "line",
+            "KeyConditionExpression": "lineOf = :line",
+            "ExpressionAttributeValues": to_wire({":line": line_of}),
+            "Select": "COUNT",
+        }
+        counted = 0
+        for _ in range(pages):
+            with store_errors():
+                answer = self._client.query(**request)
+            counted += answer["Count"]
+            if "LastEvaluatedKey" not in answer:
+                return counted, False
+            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        return counted, True
 
     def fence(self, call_id: str, lease: str, room_sid: str, from_number: str | None, now_ms: int) -> Write:
         """`queued` → `dialing`. From here on no process dials this call again."""

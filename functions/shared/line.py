@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from shared.call import Call
+from shared.call import Call, iso
 from shared.call_store import CallStore
 from shared.clock import Clock, to_ms, to_seconds
 from shared.durations import Durations
@@ -53,6 +53,25 @@ def turn_of(call: Call, earliest_ms: int | None = None) -> str:
 def earliest_ms(turn: str) -> int:
     """Epoch ms from which the call of this place in the line may ring."""
     return int(turn.partition("#")[0])
+
+
+def waiting_view(call: Call, now_ms: int) -> dict[str, str | None]:
+    """Why a queued call waits and from when on it may ring, as the API shows it; null while it does not wait: no
+    process has decided on it yet, or one is about to dial it.
+
+    The time is null too when it has passed or is unknown: only a slot, the trunk or an operator decides then.
+    """
+    ring_ms = max(earliest_ms(call.turn) if call.turn else 0, call.wait_until_ms)
+    waits = (
+        call.status == "queued"
+        and call.waiting_for is not None
+        and call.lease_until_ms < now_ms
+        and (call.in_line or ring_ms > now_ms)
+    )
+    return {
+        "waitingFor": call.waiting_for if waits else None,
+        "earliestRingAt": iso(ring_ms) if waits and ring_ms > now_ms else None,
+    }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -45,18 +45,27 @@ def capacities(limit: int, items: Sequence[SlotsItem]) -> list[int]:
     """How many ids each of the items may contain before another is added.
 
     Ids beyond an item's part of the limit (the limit was lowered, or an earlier version kept all in item 0) take
-    the place of as many in the last items. They only become fewer, so capacities computed from an older read are
-    too small, never too large.
+    the place of as many in the last items, and such an item gets none. They only become fewer, so capacities
+    computed from an older read are too small, never too large. After the limit was lowered an item within its part
+    may contain more than what is left of that: so much less is free in the others.
     """
     parts = [min(SLOTS_PER_ITEM, max(0, limit - item.number * SLOTS_PER_ITEM)) for item in items]
     sizes = [len(item.call_ids) for item in items]
-    beyond = sum(max(0, size - part) for size, part in zip(sizes, parts, strict=True))
-    for place in reversed(range(len(parts))):
-        if sizes[place] <= parts[place]:
-            taken = min(beyond, parts[place])
-            parts[place] -= taken
-            beyond -= taken
-    return parts
+    within = [size <= part for size, part in zip(sizes, parts, strict=True)]
+    beyond = sum(size - part for size, part, fits in zip(sizes, parts, within, strict=True) if not fits)
+    left = [part if fits else 0 for part, fits in zip(parts, within, strict=True)]
+    _take_from_last(left, beyond, left)
+    excess = sum(max(0, size - most) for size, most, fits in zip(sizes, left, within, strict=True) if fits)
+    _take_from_last(left, excess, [max(0, most - size) for most, size in zip(left, sizes, strict=True)])
+    return left
+
+
+def _take_from_last(left: list[int], number: int, most: Sequence[int]) -> None:
+    """Lowers `left` by `number` in all, beginning with the last item, each by at most `most`."""
+    for place in reversed(range(len(left))):
+        taken = min(number, most[place])
+        left[place] -= taken
+        number -= taken
 
 
 def free_slots(limit: int, items: Sequence[SlotsItem]) -> list[int]:

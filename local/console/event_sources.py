@@ -19,9 +19,15 @@ from botocore.config import Config
 
 from local.aws_client import aws_client
 from local.console.timeline import CallHistory, Json
+from shared.call import ENDED
 from shared.dynamo import from_wire
+from shared.limits import Everything, LimitStore
 
 ASK_EVERY_SECONDS = 0.1
+# The interval between two scans of WorkspacesTable.
+LIMITS_EVERY_SECONDS = 0.5
+# An admission this soon after a slot was freed, by the same process, is for that slot.
+ADMITTED_AFTER_MS = 1000
 LIST_SHARDS_SECONDS = 10.0
 # Older calls are forgotten, so that a load test does not fill the memory.
 CALLS_KEPT = 500
@@ -42,6 +48,7 @@ class Stack:
     receiver_url: str
     aws_url: str
     calls_table: str
+    workspaces_table: str
     functions: Mapping[str, str]
     logs: Path
     deaths: Path
@@ -60,6 +67,7 @@ class Stack:
             receiver_url=info["receiverUrl"],
             aws_url=info["awsEndpointUrl"],
             calls_table=resources["CallsTable"],
+            workspaces_table=resources["WorkspacesTable"],
             functions={physical: logical for logical, physical in resources.items()},
             logs=Path(info["logs"]),
             deaths=Path(info["deaths"]),
@@ -153,12 +161,18 @@ class EventSources:
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.histories: dict[str, CallHistory] = {}
+        # WorkspacesTable as last read: limits, slots, trunks and the switch.
+        self.limits = Everything()
         self.trouble: str | None = None
         self.watchers: set[Watcher] = set()
         self._forgotten: set[str] = set()
         self._rooms: dict[str, list[Json]] = {}
         self._wanted = asyncio.Event()
         self._table: TableStream | None = None
+        self._limit_store: LimitStore | None = None
+        self._limits_read = 0.0
+        # The step that last freed a slot, by process.
+        self._freed: dict[int, Json] = {}
         # Read, but not yet added to the histories.
         self._rows: list[tuple[str, Json]] = []
         self._said: list[Json] = []
@@ -195,7 +209,7 @@ class EventSources:
         """Polls the sources while a page is open. Never returns."""
         while True:
             await self._wanted.wait()
-            before = self.trouble
+            before, limits = self.trouble, self.limits
             try:
                 changed = await self._ask(client)
                 self.trouble = None
@@ -205,7 +219,7 @@ class EventSources:
                 if self.trouble != before:
                     traceback.print_exc()
             for watcher in self.watchers:
-                if watcher.changed is None or changed or self.trouble != before:
+                if watcher.changed is None or changed or self.trouble != before or self.limits != limits:
                     if watcher.changed is not None:
                         watcher.changed |= changed
                     watcher.news.set()
@@ -222,6 +236,7 @@ class EventSources:
         self._said += await asyncio.to_thread(self._read_files)
         events = await self._read_livekit(client) if self.stack.stand_in else []
         hooks = await self._read_receiver(client)
+        self.limits = await asyncio.to_thread(self._read_limits) or self.limits
         rows, said = self._rows, self._said
         # Cleared before they are used: an item that raises must not be retried at every poll.
         self._rows, self._said = [], []
@@ -236,6 +251,17 @@ class EventSources:
         if self._table is None:
             self._table = TableStream(self.stack)
         return list(self._table.read())
+
+    def _read_limits(self) -> Everything | None:
+        """WorkspacesTable; None when it was read a moment ago."""
+        if time.monotonic() - self._limits_read < LIMITS_EVERY_SECONDS:
+            return None
+        if self._limit_store is None:
+            client = aws_client("dynamodb", self.stack.aws_url, Config())
+            self._limit_store = LimitStore(client, self.stack.workspaces_table)
+        found = self._limit_store.everything()
+        self._limits_read = time.monotonic()
+        return found
 
     def _read_files(self) -> list[Json]:
         """The steps, and the lines of the functions' logs that name a call: call, function, at, text."""
@@ -258,6 +284,7 @@ class EventSources:
         return {item["callId"] for _, item in changes}
 
     def _note_files(self, said: list[Json]) -> set[str]:
+        changed = {one["call"] for one in said}
         for one in said:
             if "text" in one:
                 kept = self.history(one["call"]).lines
@@ -266,7 +293,25 @@ class EventSources:
             else:
                 one["function"] = self.stack.functions.get(one["function"], one["function"])
                 self.history(one["call"]).steps.append(one)
-        return {one["call"] for one in said}
+                changed |= self._note_admission(one)
+        return changed
+
+    def _note_admission(self, step: Json) -> set[str]:
+        """Notes in an admission which ended call's slot was freed for it, and in that call's step whose admission
+        it led to. Returns the id of the ended call, if there is one."""
+        if step.get("phase") != "ended" or "error" in step:
+            return set()
+        if step["point"] == "LimitStore.free_slot" and self.history(step["call"]).item.get("status") in ENDED:
+            self._freed[step["process"]] = step
+        if step["point"] != "CallStore.admit" or not step.get("won"):
+            return set()
+        # One freed slot admits one call.
+        freed = self._freed.pop(step["process"], None)
+        if freed is None or step["at"] - freed["at"] > ADMITTED_AFTER_MS:
+            return set()
+        freed["admits"] = self.history(step["call"]).item.get("to", step["call"])
+        step["freed"] = {"by": self.history(freed["call"]).item.get("to", freed["call"]), "at": freed["at"]}
+        return {freed["call"]}
 
     async def _read_livekit(self, client: aiohttp.ClientSession) -> list[Json]:
         return await events_after(

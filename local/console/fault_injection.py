@@ -24,6 +24,8 @@ from local.livekit.scripts import SCRIPTS, Script
 
 # A client repeats a request without an answer, with the same key.
 TRIES = 2
+# The stand-in's outcomes while its trunk's password is wrong: every number gets this one.
+WRONG_PASSWORD = {"trunk_auth": 1.0}
 
 
 class FaultRefusedError(Exception):
@@ -171,6 +173,19 @@ async def numbers_in_force(client: aiohttp.ClientSession, stack: Stack) -> dict[
     async with client.get(f"{stack.livekit_url}/_standin/faults") as answer:
         answer.raise_for_status()
         return dict((await answer.json())["numbers"])
+
+
+async def trunk_refuses(client: aiohttp.ClientSession, stack: Stack) -> bool:
+    """Whether the stand-in's trunk refuses every call for a wrong password, but to numbers with an override."""
+    async with client.get(f"{stack.livekit_url}/_standin/faults") as answer:
+        answer.raise_for_status()
+        return bool((await answer.json())["rates"] == WRONG_PASSWORD)
+
+
+async def set_trunk(client: aiohttp.ClientSession, stack: Stack, *, refuses: bool) -> None:
+    wanted = {"rates": WRONG_PASSWORD if refuses else {}}
+    async with client.put(f"{stack.livekit_url}/_standin/faults", json=wanted) as answer:
+        answer.raise_for_status()
 
 
 async def _set_behaviour(client: aiohttp.ClientSession, stack: Stack, url: str, behaviour: Json) -> None:

@@ -43,7 +43,12 @@ class Placement(TypedDict):
     fault: str
 
 
+class Trunk(TypedDict):
+    refuses: bool
+
+
 _PLACEMENT = TypeAdapter(Placement)
+_TRUNK = TypeAdapter(Trunk)
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -140,14 +145,15 @@ async def setup(request: web.Request) -> web.Response:
 @routes.get("/feed")
 async def feed(request: web.Request) -> web.StreamResponse:
     """Server-sent events. `calls`: summaries, first of all calls (`"all": true`), then of those that changed.
-    `chosen`: all data of the call `?call=`, or null while there is no such call. `trouble`: why the sources cannot
-    be read, or null."""
+    `chosen`: all data of the call `?call=`, or null while there is no such call. `lines`: the workspaces' lines,
+    when one has changed. `trouble`: why the sources cannot be read, or null."""
     sources = request.app[SOURCES]
     chosen = request.query.get("call")
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     watcher = sources.listen()
     trouble: str | None = None
+    lines: list[timeline.Json] | None = None
     try:
         while True:
             try:
@@ -161,6 +167,9 @@ async def feed(request: web.Request) -> web.StreamResponse:
                 trouble = sources.trouble
                 await _send(response, "trouble", trouble)
             await _tell(response, sources, watcher, chosen)
+            if (now := timeline.lines(sources.histories.values(), sources.limits, now_ms())) != lines:
+                lines = now
+                await _send(response, "lines", lines)
     except ConnectionError:
         pass
     finally:
@@ -175,7 +184,7 @@ async def _tell(response: web.StreamResponse, sources: EventSources, watcher: Wa
     if sources.trouble and everything:
         return
     watcher.changed = set()
-    summaries = [timeline.summary(one) for call_id in ids if (one := sources.known(call_id)) is not None]
+    summaries = [timeline.summary(one, now_ms()) for call_id in ids if (one := sources.known(call_id)) is not None]
     if summaries or everything:
         await _send(response, "calls", {"all": everything, "calls": summaries})
     if chosen is not None and (everything or chosen in ids):
@@ -282,6 +291,30 @@ async def hang_up(request: web.Request) -> web.Response:
     url, wanted = f"{stack.livekit_url}/_standin/hangup", {"identity": f"call-{request.match_info['call_id']}"}
     async with request.app[CLIENT].post(url, json=wanted) as answer:
         return web.json_response(await answer.json(), status=answer.status)
+
+
+@routes.get("/trunk")
+@passed_on
+async def trunk(request: web.Request) -> web.Response:
+    """Whether the stand-in's trunk refuses every number's call for a wrong password."""
+    stack = request.app[SOURCES].stack
+    refuses = stack.stand_in and await fault_injection.trunk_refuses(request.app[CLIENT], stack)
+    return web.json_response({"refuses": refuses})
+
+
+@routes.put("/trunk")
+@passed_on
+async def set_trunk(request: web.Request) -> web.Response:
+    """`{"refuses": whether}`."""
+    stack = request.app[SOURCES].stack
+    try:
+        asked = _TRUNK.validate_json(await request.read())
+    except ValidationError:
+        return _refuse(400, 'Send {"refuses": true or false}')
+    if not stack.stand_in:
+        return _refuse(404, "LiveKit is real: change its trunk's password")
+    await fault_injection.set_trunk(request.app[CLIENT], stack, refuses=asked["refuses"])
+    return web.json_response(asked)
 
 
 @routes.get("/numbers")

@@ -1,4 +1,5 @@
-"""The history of one call, and what the page shows of it: a summary, the three promises, a timeline.
+"""The history of one call, and what the page shows of it: a summary, the three promises, a timeline; and the lines
+of all workspaces.
 
 Its sources are the record and its deliveries (the table's stream), the steps of the functions
 (`local/process_hooks/step_log.py`), LiveKit's stand-in, the webhook receiver, and the console's own requests. All
@@ -9,15 +10,18 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from shared.call import ENDED
+from shared.call import ENDED, Call
+from shared.limits import Everything
+from shared.line import waiting_view
 
 Json = dict[str, Any]
 
 LOG_LINES_SHOWN = 400
+CALLS_OF_A_LINE_SHOWN = 100
 
 
 @dataclass(slots=True)
@@ -68,8 +72,8 @@ def milliseconds(text: str) -> int:
 # ── summary and promises ────────────────────────────────────────────────────────────────────────
 
 
-def summary(history: CallHistory) -> Json:
-    """The fields of a call that the list shows."""
+def summary(history: CallHistory, now: int) -> Json:
+    """The fields of a call that the list shows. waitingFor, earliestRingAt: as the API answers them."""
     item = history.item
     end: Json = next((entry for entry in item["events"] if entry["type"] == "call.ended"), {})
     return {
@@ -82,7 +86,53 @@ def summary(history: CallHistory) -> Json:
         "placedAt": history.placed_at,
         "endedAt": item.get("endedAt"),
         "killed": sum(step["phase"] == "died" for step in history.steps),
+        **waiting_view(Call.from_item(item), now),
     }
+
+
+# The steps after which a call waits.
+_WAITS = ("CallStore.enter_line", "CallStore.wait", "CallStore.unfence")
+
+
+def lines(histories: Iterable[CallHistory], limits: Everything, now: int) -> list[Json]:
+    """The line of each workspace: its slots, what stops it, and the calls that wait, in their turn.
+
+    A call that waits for a delayed message is not in the line and comes after those that are.
+    """
+    waiting: dict[str, list[tuple[str, Json]]] = {}
+    for history in histories:
+        item = history.item
+        if item.get("status") != "queued":
+            continue
+        view = waiting_view(Call.from_item(item), now)
+        if view["waitingFor"] is not None:
+            since = [step["at"] for step in history.steps if step["point"] in _WAITS and step.get("won")]
+            call = {"callId": history.call_id, "to": item["to"], "since": max(since, default=history.placed_at)}
+            turn = item["turn"] if "lineOf" in item else f"~{item['createdAt']}"
+            waiting.setdefault(item["workspaceId"], []).append((turn, call | view))
+    found = []
+    for workspace_id, workspace in sorted(limits.workspaces.items()):
+        standing = limits.standing(workspace)
+        calls = [call for _, call in sorted(waiting.get(workspace_id, ()), key=lambda entry: entry[0])]
+        found.append(
+            {
+                "workspaceId": workspace_id,
+                "slots": workspace.max_concurrent_calls,
+                "slotsTaken": sum(len(item.call_ids) for item in standing.slots),
+                "pausedAt": limits.switch.paused_at_ms,
+                "trunk": {
+                    "id": workspace.sip_trunk_id,
+                    "faults": len(standing.trunk.faults),
+                    "stops": standing.trunk.stops,
+                    "stoppedUntil": standing.trunk.stopped_until_ms,
+                    "probeUntil": standing.trunk.probe_until_ms,
+                    "fault": standing.trunk.fault,
+                },
+                "waiting": len(calls),
+                "calls": calls[:CALLS_OF_A_LINE_SHOWN],
+            }
+        )
+    return found
 
 
 def promises(history: CallHistory, simulated: bool) -> list[Json]:
@@ -130,6 +180,8 @@ def next_look(history: CallHistory, now: int) -> Json | None:
         return {"at": item["leaseUntil"], "what": "the worker's lease ends; if it died, the reconciler takes over"}
     if item.get("waitUntil", 0) > now:
         return {"at": item["waitUntil"], "what": "the call has waited and comes again"}
+    if "lineOf" in item and "admittedAt" not in item:
+        return {"at": item["checkAt"], "what": "its time in the line is over"} if item["checkAt"] > now else None
     if item.get("checkAt", 0) > now:
         return {"at": item["checkAt"], "what": "the reconciler looks at the call"}
     return None
@@ -137,7 +189,7 @@ def next_look(history: CallHistory, now: int) -> Json | None:
 
 def detail(history: CallHistory, simulated: bool, now: int) -> Json:
     """All data that the page shows of the chosen call."""
-    return summary(history) | {
+    return summary(history, now) | {
         "fault": history.fault,
         "promises": promises(history, simulated),
         "next": next_look(history, now),
@@ -255,7 +307,9 @@ def _record_rows(history: CallHistory) -> Iterator[Row]:
 _STEPS: dict[str, tuple[str, str]] = {
     "CallStore.create": ("+queued", "the record was there"),
     "CallStore.take_lease": ("+claimed", "claim lost: another has it"),
-    "CallStore.wait": ("+back in line", "already in line"),
+    "CallStore.wait": ("+waits", "waits already"),
+    "CallStore.enter_line": ("+in the line", "not put into the line: another was faster"),
+    "CallStore.admit": ("+admitted", "not admitted: it has left its place"),
     "CallStore.fence": ("", "fence lost"),
     "CallStore.unfence": ("", "un-fence lost"),
     "CallStore.answered": ("", "answer not written"),
@@ -272,6 +326,16 @@ _STEPS: dict[str, tuple[str, str]] = {
     "Queue.send": ("message sent", ""),
     "LiveKit.create_room": ("room asked for", ""),
     "LiveKit.dial": ("dial answered", ""),
+}
+# What a call waits for, after "waits" and "in the line".
+_REASONS = {
+    "scheduled_at": "until the time it is scheduled for",
+    "calling_window": "for the hours at which it may ring",
+    "frequency": "for enough time since other calls to this number",
+    "slot": "for a slot: all slots of the workspace are taken",
+    "trunk": "for its trunk, which is stopped or has no free moment soon",
+    "paused": "until dialling is resumed",
+    "retry": "for its next attempt: LiveKit failed before anything rang",
 }
 _DETAILS = {
     "CallStore.create": "record written, message in DialQueue",
@@ -306,9 +370,22 @@ def _step_rows(history: CallHistory, simulated: bool) -> Iterator[Row]:
             if point == "CallStore.take_lease" and won:
                 claims += 1
                 extra = f"attempt {claims}, {extra}"
+            if point in _WAITS and won:
+                extra = _REASONS.get(step.get("waitingFor", ""), "")
+            if point == "CallStore.admit" and won:
+                extra = _admitted_for(step)
+            if "admits" in step:
+                what, extra = "+slot freed", f"the call to {step['admits']} is admitted for it"
             # A real LiveKit has no feed: its side is shown by the worker's steps.
             major = what.startswith("+") or (not simulated and point.startswith("LiveKit."))
             yield Row(at, who, what.lstrip("+"), extra or f"{point}, {step['ms']} ms", minor=not major)
+
+
+def _admitted_for(step: Json) -> str:
+    freed = step.get("freed")
+    if freed is None:
+        return "a slot is free"
+    return f"for the slot of the call to {freed['by']}, {max(0, step['at'] - freed['at'])} ms after it was freed"
 
 
 def _livekit_rows(history: CallHistory) -> Iterator[Row]:

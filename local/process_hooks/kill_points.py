@@ -30,6 +30,8 @@ POINTS: dict[str, tuple[str, ...]] = {
         "CallStore.create",
         "CallStore.take_lease",
         "CallStore.wait",
+        "CallStore.enter_line",
+        "CallStore.admit",
         "CallStore.fence",
         "CallStore.unfence",
         "CallStore.answered",

@@ -1,9 +1,10 @@
 """Logs the requests that a function's process sends, for the console's timeline.
 
 The call's record does not show when a lease was taken or a slot was freed. So the points of `kill_points.py` are
-also logged, one line of JSON each in the file RINGONCE_STEPS: `{"at", "ms", "function", "point", "phase":
-"started"|"ended"|"died", "call", "won", "result", "error", "when"}`, where `at` is in epoch milliseconds, `ms` is
-the duration, and the last four are optional."""
+also logged, one line of JSON each in the file RINGONCE_STEPS: `{"at", "ms", "function", "process", "point",
+"phase": "started"|"ended"|"died", "call", "won", "waitingFor", "result", "error", "when"}`, where `at` is in epoch
+milliseconds, `ms` is the duration, `waitingFor` is what the call then waits for, and the last five are
+optional."""
 
 from __future__ import annotations
 
@@ -34,9 +35,11 @@ def call_of(given: tuple[Any, ...], named: dict[str, Any]) -> str | None:
 
 
 def outcome(result: Any) -> dict[str, Any]:
-    """The part of a step's result that the timeline shows: whether a conditional write was made, or a boolean."""
+    """The part of a step's result that the timeline shows: whether a conditional write was made and what the call
+    waits for, or a boolean."""
     if isinstance(won := getattr(result, "won", None), bool):
-        return {"won": won}
+        why = getattr(getattr(result, "call", None), "waiting_for", None)
+        return {"won": won} | ({"waitingFor": why} if why else {})
     return {"result": result} if isinstance(result, bool) else {}
 
 
@@ -47,6 +50,7 @@ def note(point: str, phase: str, call: str | None, **fields: Any) -> None:
     line = {
         "at": time.time_ns() // 1_000_000,
         "function": os.environ.get("AWS_LAMBDA_FUNCTION_NAME", ""),
+        "process": os.getpid(),
         "point": point,
         "phase": phase,
         "call": call,

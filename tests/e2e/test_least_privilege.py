@@ -11,20 +11,23 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
+from shared.limits import SCANNED
 from tests.e2e.client import Client
 
 OPERATIONS = ("get_item", "update_item", "put_item", "delete_item")
 # Keys of no existing workspace. The switch itself is only read: all calls of the stack would wait.
-KEYS = ("absent", "absent#slots", "absent#rate", "trunk#absent", "#switch-of-absent")
+KEYS = ("absent", "absent#slots", "absent#slots#1", "absent#rate", "trunk#absent", "#switch-of-absent")
+SLOTS = ("absent#slots", "absent#slots#1")
 READS = {("get_item", key) for key in KEYS}
+WRITES_SLOTS = {("update_item", key) for key in SLOTS}
 MAY = {
     "InitiateCall": READS | {("update_item", "absent#rate")},
-    "DialWorker": READS | {("update_item", "absent#slots"), ("update_item", "trunk#absent")},
-    "LivekitEvents": {("update_item", "absent#slots")},
+    "DialWorker": READS | WRITES_SLOTS | {("update_item", "trunk#absent")},
+    "LivekitEvents": WRITES_SLOTS,
     "FanOut": set(),
     "Deliver": READS,
-    "ReconcileCalls": {("get_item", "#switch"), ("update_item", "absent#slots")},
-    "CallsApi": READS | {("update_item", "absent#slots")},
+    "ReconcileCalls": {("get_item", "#switch")} | {("get_item", key) for key in SLOTS} | WRITES_SLOTS,
+    "CallsApi": READS,
 }
 
 
@@ -71,9 +74,32 @@ def test_a_function_touches_only_its_items_of_workspaces(stack: dict[str, Any], 
         tried = {(operation, key) for operation in OPERATIONS for key in KEYS} | {("get_item", "#switch")}
         reads_switch = {("get_item", "#switch")} if MAY[function] >= READS else set()
         assert {each for each in tried if may(*each)} == MAY[function] | reads_switch
+
+        def may_batch(*keys: str) -> bool:
+            batch = {table: {"Keys": [{"workspaceId": {"S": key}} for key in keys]}}
+            return allowed(dynamodb.batch_get_item, RequestItems=batch)
+
         # Rows of which one is another's: the whole request is refused.
-        batch = {table: {"Keys": [{"workspaceId": {"S": key}} for key in ("#switch", "absent")]}}
-        assert not allowed(dynamodb.batch_get_item, RequestItems=batch)
+        assert may_batch("absent#slots#1", "absent") == (function == "DialWorker")
+        assert may_batch("#switch", *SLOTS) == (function in ("DialWorker", "ReconcileCalls"))
         assert not allowed(dynamodb.scan, TableName=table)
-        slots = {"ProjectionExpression": "workspaceId, activeCalls", "Select": "SPECIFIC_ATTRIBUTES"}
-        assert allowed(dynamodb.scan, TableName=table, **slots) == (function == "ReconcileCalls")
+
+        def may_scan(*attributes: str) -> bool:
+            named = {
+                "ProjectionExpression": ", ".join(f"#{name}" for name in attributes),
+                "ExpressionAttributeNames": {f"#{name}": name for name in attributes},
+            }
+            return allowed(dynamodb.scan, TableName=table, Select="SPECIFIC_ATTRIBUTES", **named)
+
+        assert may_scan(*SCANNED) == (function == "ReconcileCalls")
+        for secret in ("webhookSecrets", "apiKeyHashes"):
+            assert not may_scan("workspaceId", secret)
+        calls = client.info["resources"]["CallsTable"].rpartition("/")[2]
+        in_line = {
+            "IndexName": "line",
+            "KeyConditionExpression": "lineOf = :line",
+            "ExpressionAttributeValues": {":line": {"S": "absent#single"}},
+        }
+        assert allowed(dynamodb.query, TableName=calls, **in_line) == (
+            function in ("DialWorker", "LivekitEvents", "ReconcileCalls")
+        )

@@ -52,6 +52,7 @@ print(
     json.dumps(
         {
             "status": call.status,
+            "waiting": [call.waiting_for, call.earliest_ring_at],
             "events": [entry.type_ for entry in call.events],
             "order": call.metadata["orderId"] if call.metadata else None,
             "variables": call.dynamic_variables.to_dict() if call.dynamic_variables else None,

@@ -40,6 +40,7 @@ const told = (ended: Ended): string => `${ended.type} ${ended.data.endedAt} ${en
 console.log(
   JSON.stringify({
     status: call.status,
+    waiting: [call.waitingFor, call.earliestRingAt],
     events: call.events.map((entry) => entry.type),
     order: call.metadata?.["orderId"],
     variables: call.dynamicVariables,

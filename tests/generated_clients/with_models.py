@@ -62,6 +62,7 @@ print(
     json.dumps(
         {
             "status": call.status.value,
+            "waiting": [word(call.waitingFor), call.earliestRingAt],
             "events": [word(entry.type.root) for entry in call.events],
             "order": call.metadata.model_dump()["orderId"] if call.metadata else None,
             "variables": call.dynamicVariables.model_dump() if call.dynamicVariables else None,

@@ -1,8 +1,8 @@
 """Clients that are generated from infra/openapi.yaml: each generator has nothing to warn of, what it makes passes
 the strictest check of its language, and with it a call is placed and read.
 
-The server adds a field to every answer, and the event is of a type and has a reason that the page does not know:
-clients that were generated before either was added go on.
+The server adds a field to every answer, a call waits for a reason and the event is of a type and has a reason that
+the page does not know: clients that were generated before any of them was added go on.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ ENVIRONMENT = os.environ | {
 VARIABLES = {"firstName": "Ada", "openInvoices": 2, "balance": 129.5, "isMember": True, "nickname": None}
 SEEN = {
     "status": "queued",
+    "waiting": ["permit", None],
     "events": ["call.queued"],
     "order": "order-7",
     "variables": VARIABLES,
@@ -102,7 +103,10 @@ def api(whole_system: System) -> Iterator[str]:
             )
             function = "initiate_call" if route == "POST /v1/api/call" else "calls_api"
             told: dict[str, Any] = whole_system.handlers[function](sent, Context(20))
-            text = json.dumps(json.loads(told["body"]) | {"another": {"field": 1}}).encode()
+            given = json.loads(told["body"]) | {"another": {"field": 1}}
+            if "waitingFor" in given:
+                given["waitingFor"] = "permit"
+            text = json.dumps(given).encode()
             self.send_response(told["statusCode"])
             for name, value in (told["headers"] | {"content-length": str(len(text))}).items():
                 self.send_header(name, value)

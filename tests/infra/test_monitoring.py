@@ -223,6 +223,46 @@ def test_the_alarm_of_a_queue_rings_for_what_waits_and_not_for_what_is_worked_on
     assert (value > alarm["Threshold"]) == rings
 
 
+# What is counted in each minute, the older first: times that a trunk was stopped, and trunks that are.
+STOPS: dict[str, tuple[list[tuple[float | None, float | None]], bool]] = {
+    "silence": ([(None, None), (None, None)], False),
+    "a trunk is stopped just now": ([(None, None), (1, None)], True),
+    "it is stopped, or one call at a time tries it": ([(None, 1), (None, 1)], True),
+    "the reconciler's run fell into the minute before": ([(None, 2), (None, None)], True),
+    "it is in use again": ([(None, None), (None, None)], False),
+}
+
+
+@pytest.mark.parametrize("minutes", list(STOPS))
+def test_the_alarm_of_a_trunk_rings_at_once_and_for_as_long_as_it_is_stopped(minutes: str) -> None:
+    alarm = ALARMS["TrunkStoppedAlarm"]
+    values, rings = STOPS[minutes]
+    (expression,) = (entry["Expression"] for entry in alarm["Metrics"] if "Expression" in entry)
+    metrics = {entry["Id"]: entry["MetricStat"] for entry in alarm["Metrics"] if "MetricStat" in entry}
+    assert {name: (one["Metric"]["MetricName"], one["Stat"], one["Period"]) for name, one in metrics.items()} == {
+        "stops": ("TrunkStops", "Sum", 60),
+        "stopped": ("TrunksStopped", "Sum", 60),
+    }
+    assert alarm["ComparisonOperator"] == "GreaterThanThreshold"
+    assert (alarm["EvaluationPeriods"], alarm["DatapointsToAlarm"]) == (2, 1)
+    above = [
+        (evaluate(expression, {"stops": stops, "stopped": stopped}) or 0) > alarm["Threshold"]
+        for stops, stopped in values
+    ]
+    assert (sum(above) >= alarm["DatapointsToAlarm"]) == rings
+
+
+def test_throttles_of_every_index_ring() -> None:
+    indexes = TEMPLATE["Resources"]["CallsTable"]["Properties"]["GlobalSecondaryIndexes"]
+    watched = {
+        dimension["Value"]
+        for metric in alarm_metrics(ALARMS["TableThrottlesAlarm"])
+        for dimension in metric["Dimensions"]
+        if dimension["Name"] == "GlobalSecondaryIndexName"
+    }
+    assert watched == {index["IndexName"] for index in indexes}
+
+
 def test_no_alarm_takes_a_message_that_is_worked_on_for_one_that_waits() -> None:
     """A dead worker's message is hidden for twelve minutes, and its age is counted all the time."""
     used = {metric["MetricName"] for alarm in ALARMS.values() for metric in alarm_metrics(alarm)}

@@ -23,7 +23,7 @@ from calls_api.reports import MAXIMUM_REPORT_BYTES, MAXIMUM_TOKEN_SECONDS, WELL_
 from examples.agent.ringonce_agent import signed
 from infra import public_models
 from initiate_call.request import MAXIMUM_BODY_BYTES, MAXIMUM_CONTEXT_BYTES
-from shared.call import ENDED, EndReason, Outcome, Status
+from shared.call import ENDED, EndReason, Outcome, Status, WaitingFor
 from shared.call_store import MAXIMUM_REPORTS, MAXIMUM_REPORTS_BYTES
 from shared.delivery_store import State
 from shared.durations import Durations
@@ -168,6 +168,7 @@ def test_statuses_and_reasons_are_those_of_the_code() -> None:
     schemas = PAGE["components"]["schemas"]
     assert schemas["Status"]["enum"] == list(get_args(Status))
     assert schemas["EndReason"]["enum"] == list(get_args(EndReason))
+    assert schemas["WaitingFor"]["enum"] == list(get_args(WaitingFor))
     assert schemas["DeliveryState"]["enum"] == list(get_args(State))
     assert set(schemas["EndStatus"]["enum"]) == ENDED
 

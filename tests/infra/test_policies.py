@@ -17,6 +17,7 @@ import pytest
 from samtranslator.yaml_helper import yaml_parse
 
 from local.template_for_emulator import translate
+from shared.limits import SCANNED
 from tests.infra.iam import ACCOUNT, REGION, UUID, Request, Simulator, Stack, Statement, listed, statements
 
 ROOT = Path(__file__).parents[2]
@@ -510,18 +511,19 @@ def test_the_trust_takes_no_pattern_for_a_name(parameter: str, wrong: str) -> No
 
 # ── the functions' roles ────────────────────────────────────────────────────────────────────────────
 
-KEYS = ("demo", "demo#slots", "demo#rate", "trunk#ST_1", "#switch")
-SLOTS, TRUNK, RATE, SWITCH = "demo#slots", "trunk#ST_1", "demo#rate", "#switch"
+KEYS = ("demo", "demo#slots", "demo#slots#24", "demo#rate", "trunk#ST_1", "#switch")
+SLOTS = ("demo#slots", "demo#slots#24")
+TRUNK, RATE, SWITCH = "trunk#ST_1", "demo#rate", "#switch"
 # What each function may do to the items of WorkspacesTable. What reads workspaces may read any item: the id of a
 # workspace may be any text.
 MAY: dict[str, dict[str, tuple[str, ...]]] = {
     "InitiateCall": {"GetItem": KEYS, "UpdateItem": (RATE,)},
-    "DialWorker": {"GetItem": KEYS, "UpdateItem": (SLOTS, TRUNK)},
-    "LivekitEvents": {"UpdateItem": (SLOTS,)},
+    "DialWorker": {"GetItem": KEYS, "BatchGetItem": KEYS, "UpdateItem": (*SLOTS, TRUNK)},
+    "LivekitEvents": {"UpdateItem": SLOTS},
     "FanOut": {},
     "Deliver": {"GetItem": KEYS},
-    "ReconcileCalls": {"GetItem": (SWITCH,), "UpdateItem": (SLOTS,)},
-    "CallsApi": {"GetItem": KEYS, "UpdateItem": (SLOTS,)},
+    "ReconcileCalls": {"GetItem": (SWITCH, *SLOTS), "BatchGetItem": (SWITCH, *SLOTS), "UpdateItem": SLOTS},
+    "CallsApi": {"GetItem": KEYS},
 }
 ON_ITEMS = [
     "GetItem",
@@ -578,10 +580,10 @@ def test_no_request_without_or_with_more_keys_passes_by_the_narrow_ones(
     assert results == ["ImplicitlyDenied"] * len(requests)
 
 
-def test_the_reconciler_alone_may_look_for_slots(simulator: Simulator) -> None:
+def test_the_reconciler_alone_may_look_at_all_workspaces(simulator: Simulator) -> None:
     stack = product("prod")
     asked: dict[str, str | list[str]] = {
-        "dynamodb:Attributes": ["workspaceId", "activeCalls"],
+        "dynamodb:Attributes": list(SCANNED),
         "dynamodb:Select": "SPECIFIC_ATTRIBUTES",
     }
     look = Request("dynamodb:Scan", stack.arn("WorkspacesTable"), asked)
@@ -590,6 +592,37 @@ def test_the_reconciler_alone_may_look_for_slots(simulator: Simulator) -> None:
         f for f in MAY if simulator.results([look], stack.policies(f"{f}Role"), boundary=boundary) == ["Allowed"]
     }
     assert may == {"ReconcileCalls"}
+
+
+def test_a_scan_of_the_workspaces_is_held_to_the_attributes_that_the_code_reads() -> None:
+    held = [
+        statement["Condition"]["ForAllValues:StringEquals"]["dynamodb:Attributes"]
+        for function in MAY
+        for statement in statements(product("prod").policies(f"{function}Role"))
+        if "dynamodb:Scan" in listed(statement["Action"])
+    ]
+    assert held == [list(SCANNED)]
+    assert not {"apiKeyHashes", "apiKeys", "webhookSecrets", "fromNumbers"} & set(SCANNED)
+
+
+INDEXES = ("byWorkspace", "due", "line")
+QUERIES = {
+    "DialWorker": {"line"},
+    "LivekitEvents": {"line"},
+    "ReconcileCalls": {"due", "line"},
+    "CallsApi": {"byWorkspace"},
+}
+
+
+@pytest.mark.parametrize("function", MAY)
+def test_a_function_queries_only_the_indexes_that_it_uses(simulator: Simulator, function: str) -> None:
+    stack = product("prod")
+    table = stack.arn("CallsTable")
+    boundary = roles().policies("FunctionBoundary")[0]
+    requests = [Request("dynamodb:Query", f"{table}/index/{index}") for index in INDEXES]
+    results = simulator.results(requests, stack.policies(f"{function}Role"), boundary=boundary)
+    allowed = {index for index, result in zip(INDEXES, results, strict=True) if result == "Allowed"}
+    assert allowed == QUERIES.get(function, set())
 
 
 @pytest.mark.parametrize("stage", ["dev", "prod"])

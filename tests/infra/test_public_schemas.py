@@ -18,7 +18,7 @@ from tests.openapi_page import CLOSED, PAGE, at, closed, examples, media_types, 
 MODELS: dict[str, type[PublicModel]] = {
     name: model
     for name, model in vars(public_models).items()
-    if isinstance(model, type) and issubclass(model, PublicModel) and model is not PublicModel
+    if isinstance(model, type) and issubclass(model, PublicModel) and name not in ("PublicModel", "_CallFields")
 }
 SCHEMAS = PAGE["components"]["schemas"]
 GET_CALL = "/paths/~1v1~1api~1call~1{callId}/get/responses/200/content/application~1json"
@@ -86,7 +86,9 @@ def test_what_is_read_may_have_more_fields(name: str) -> None:
 
 
 def test_types_reasons_and_codes_may_be_added() -> None:
-    growing = {f"#/components/schemas/{words}" for words in ("CallEventType", "EndReason", "ErrorCode")}
+    growing = {
+        f"#/components/schemas/{words}" for words in ("CallEventType", "EndReason", "ErrorCode", "WaitingFor")
+    }
     found = 0
     for name in READ:
         for part in parts(SCHEMAS[name]):
@@ -98,7 +100,7 @@ def test_types_reasons_and_codes_may_be_added() -> None:
     # Each is named nowhere else.
     text = json.dumps([SCHEMAS[name] for name in READ])
     assert found == sum(text.count(f'"{reference}"') for reference in growing)
-    assert found == 5
+    assert found == 7
 
 
 def test_free_objects_say_that_they_take_any_member() -> None:

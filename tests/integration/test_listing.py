@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
+from shared.call import iso
+from shared.clock import now_ms
 from tests.clock import Clock
+from tests.interleaving import change
 from tests.system import System, aws_requests, demo_workspace
 
 LIST = "GET /v1/api/call"
+QUEUED = {"status": "queued"}
 
 
 @pytest.fixture
@@ -141,3 +145,44 @@ def test_a_list_is_read_by_its_index(system: System, clock: Clock) -> None:
     # GetItem: the workspace, when the one in memory is too old.
     assert set(sent) <= {"Query", "BatchGetItem", "GetItem"}
     assert sent.count("Query") == 5
+
+
+def test_every_view_of_a_queued_call_shows_why_it_waits(system: System) -> None:
+    system.workspaces.put(demo_workspace(max_concurrent_calls=1))
+    system.limits.take_slot("demo", "another-call", 1)
+
+    def shown(call_id: str) -> tuple[str | None, bool]:
+        """`waitingFor`, and whether an earliest time is known: the same in both views."""
+        one = system.api("GET /v1/api/call/{callId}", call_id)["json"]
+        [same] = [call for call in system.api(LIST, query=QUEUED)["json"]["calls"] if call["callId"] == call_id]
+        assert (one["waitingFor"], one["earliestRingAt"]) == (same["waitingFor"], same["earliestRingAt"])
+        return one["waitingFor"], one["earliestRingAt"] is not None
+
+    def dialled(call_id: str, why: str) -> bool:
+        system.dial()
+        return shown(call_id)[0] == why
+
+    first = system.place()
+    assert shown(first) == (None, False), "no process has looked at it yet"
+    system.run_until(lambda: dialled(first, "slot"), dial=False)
+    system.limits.pause(now_ms())
+    second = system.place()
+    system.run_until(lambda: dialled(second, "paused"), dial=False)
+    assert [shown(first), shown(second)] == [("slot", False), ("paused", False)]
+    system.limits.resume(now_ms())
+    system.limits.free_slot("demo", "another-call")
+
+    def ended() -> bool:
+        system.reconcile()
+        return system.ended(first) and system.ended(second)
+
+    system.run_until(ended)
+    for call in system.api(LIST)["json"]["calls"]:
+        assert (call["waitingFor"], call["earliestRingAt"]) == (None, None)
+
+
+def test_a_call_that_is_tried_again_shows_when(system: System) -> None:
+    call_id = system.place()
+    change(system, call_id, waiting_for="retry", wait_until_ms=2**42, attempts=1)
+    [call] = system.api(LIST, query=QUEUED)["json"]["calls"]
+    assert (call["waitingFor"], call["earliestRingAt"]) == ("retry", iso(2**42))

@@ -30,7 +30,7 @@ from botocore.loaders import create_loader
 from admin.command import parser
 from shared.limits import LimitStore
 from shared.workspaces import Workspace, WorkspaceStore, key_hash
-from tests.admin_account import Admin, Keyboard, Said, admin_of
+from tests.admin_account import Admin, Keyboard, Said, admin_of, aws_error, stack_of
 from tests.mocked_aws import mock_aws
 
 TABLE = "Workspaces"
@@ -147,7 +147,8 @@ def test_create_writes_what_it_was_told(admin: Admin, store: WorkspaceStore) -> 
     line = (
         "workspace create acme --name Acme --agent-name outbound --trunk ST_1 "
         "--from +12025550100 --from +12025550101 --allow +1 --allow +44 --agent sales --agent support "
-        "--allow-special-numbers --max-concurrent-calls 250 --calls-per-minute 60000 --calls-per-second 100 --json"
+        "--allow-special-numbers --max-concurrent-calls 1000 --calls-per-minute 60000 --calls-per-second 100 "
+        "--json"
     )
     value = admin(line).value
     workspace = there(store)
@@ -161,7 +162,7 @@ def test_create_writes_what_it_was_told(admin: Admin, store: WorkspaceStore) -> 
         agents=frozenset({"sales", "support"}),
         allowed_calling_codes=frozenset({"+1", "+44"}),
         allow_special_numbers=True,
-        max_concurrent_calls=250,
+        max_concurrent_calls=1000,
         calls_per_minute=60000,
         calls_per_second=100,
         webhook_secrets=(value["webhookSecret"],),
@@ -770,34 +771,20 @@ def test_the_switch_pauses_and_resumes_without_a_question(admin: Admin, limits: 
     said = admin("switch pause")
     assert said.code == 0
     assert said.out.startswith("Dialling is paused since 2")
-    assert limits.paused()
+    assert limits.switch().paused_at_ms is not None
     paused = admin("switch status --json").value
     assert paused["paused"] is True
     assert admin("switch pause --json").value == paused
     assert admin("switch resume --json").value == {"paused": False, "pausedAt": None}
-    assert not limits.paused()
+    assert limits.switch().paused_at_ms is None
 
 
 # ── which table ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def stack(monkeypatch: pytest.MonkeyPatch, name: str, outputs: dict[str, str]) -> None:
-    """An account with one CloudFormation stack, with these outputs."""
-    call = BaseClient._make_api_call  # type: ignore[attr-defined]
-
-    def answer(self: BaseClient, operation: str, parameters: dict[str, Any]) -> Any:
-        if operation != "DescribeStacks":
-            return call(self, operation, parameters)
-        if parameters["StackName"] != name:
-            raise aws_error("ValidationError", f"Stack with id {parameters['StackName']} does not exist")
-        return {"Stacks": [{"Outputs": [{"OutputKey": k, "OutputValue": v} for k, v in outputs.items()]}]}
-
-    monkeypatch.setattr(BaseClient, "_make_api_call", answer)
-
-
 @pytest.mark.usefixtures("store")
 def test_a_stack_names_its_table_and_its_api(run: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
-    stack(monkeypatch, "ringonce", {"WorkspacesTableName": TABLE, "ApiUrl": "https://api.example"})
+    stack_of(monkeypatch, "ringonce", {"WorkspacesTableName": TABLE, "ApiUrl": "https://api.example"})
     said = run(f"--stack ringonce {CREATE}")
     assert "curl https://api.example/v1/api/call" in said.out
 
@@ -810,7 +797,7 @@ def test_options_stand_before_or_after_the_command(run: Admin) -> None:
 
 @pytest.mark.usefixtures("store")
 def test_the_environment_names_the_place_when_no_option_does(run: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
-    stack(monkeypatch, "ringonce", {"WorkspacesTableName": TABLE})
+    stack_of(monkeypatch, "ringonce", {"WorkspacesTableName": TABLE})
     monkeypatch.setenv("RINGONCE_STACK", "ringonce")
     assert run("workspace list --json").value == []
     monkeypatch.setenv("WORKSPACES_TABLE", "Elsewhere")
@@ -860,13 +847,13 @@ def test_what_is_to_be_typed_next_can_be_copied(
 
 @pytest.mark.usefixtures("store")
 def test_a_stack_that_is_not_there(run: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
-    stack(monkeypatch, "other", {})
+    stack_of(monkeypatch, "other", {})
     assert "no stack ringonce in eu-west-1" in one_line(run("--stack ringonce workspace list"))
 
 
 @pytest.mark.usefixtures("store")
 def test_a_stack_of_something_else(run: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
-    stack(monkeypatch, "other", {"Anything": "else"})
+    stack_of(monkeypatch, "other", {"Anything": "else"})
     assert "has no output WorkspacesTableName" in one_line(run("--stack other workspace list"))
 
 
@@ -937,13 +924,6 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: ClientError | BotoCoreError)
         raise error
 
     monkeypatch.setattr(BaseClient, "_make_api_call", fail)
-
-
-def aws_error(code: str, message: str = "", status: int = 400) -> ClientError:
-    return ClientError(
-        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},  # type: ignore[typeddict-item]
-        "GetItem",
-    )
 
 
 LINES = (

@@ -536,12 +536,15 @@ def test_nothing_of_the_functions_logs_and_metrics_is_in_the_result(
 
 # ── what the credentials need ───────────────────────────────────────────────────────────────────────
 
+# The row of what three commands do beside the change that they make.
+AT_ONCE = "to admit waiting calls at once"
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
 
 def told(command: str) -> tuple[set[str], set[str]]:
     """The actions on the workspaces' table and on the calls' that the page lists for a command."""
-    (row,) = re.findall(rf"^\|(?=[^|]*`{command}`).*", PAGE, re.MULTILINE)
+    named = AT_ONCE if command == AT_ONCE else f"`{command}`"
+    (row,) = re.findall(rf"^\|(?=[^|]*{named}).*", PAGE, re.MULTILINE)
     of_workspaces, of_calls = (set(re.findall(r"`([A-Z]\w+)`", cell)) for cell in row.split("|")[2:4])
     return of_workspaces, of_calls | ({"GetItem", "BatchGetItem", "Query"} if "as `call list`" in row else set())
 
@@ -552,6 +555,9 @@ def told(command: str) -> tuple[set[str], set[str]]:
         ("call list", ["call list", "call list --workspace acme", "call show {1}", f"call show {TO}"]),
         ("deliveries list", ["deliveries list", "deliveries list --call {1} --workspace acme"]),
         ("call cancel", ["call cancel {1} {2}"]),
+        ("line show", ["line show acme"]),
+        ("trunk list", ["trunk list"]),
+        ("trunk reset", ["trunk reset ST_1"]),
         ("switch", ["switch pause", "switch status", "switch resume"]),
         (
             "workspace",
@@ -559,6 +565,7 @@ def told(command: str) -> tuple[set[str], set[str]]:
                 "workspace create new --agent-name a --trunk ST_1",
                 *(
                     "workspace list",
+                    "workspace show new",
                     "workspace update new --allow +1",
                     "key create new",
                     "webhook-secret rotate new",
@@ -573,10 +580,18 @@ def told(command: str) -> tuple[set[str], set[str]]:
     ],
 )
 def test_the_page_tells_what_a_command_asks_of_each_table(
-    account: Account, admin: Admin, livekit: LiveKit, command: str, lines: list[str]
+    account: Account,
+    admin: Admin,
+    livekit: LiveKit,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    lines: list[str],
 ) -> None:
+    # Without it no command admits waiting calls, which has a row of its own.
+    monkeypatch.delenv("DIAL_QUEUE_URL")
     calls = placed(account, 1, "queued"), placed(account, 2, "in_progress")
     account.delivery(calls[0], 1, "dead")
+    account.waiting(3)
     if command == "restore seal":
         account.limits.pause(account.now)
         account.copy_calls("Restored")
@@ -587,11 +602,26 @@ def test_the_page_tells_what_a_command_asks_of_each_table(
         said = admin(line.format(None, *calls) + " --yes")
         assert said.code == 0, said.err
     of_workspaces = {action for table, action in account.sent if table == "Workspaces"}
-    # BatchGetItem names its table elsewhere, and only calls are read so.
     of_calls = {action for table, action in account.sent if table not in ("Workspaces", "")}
-    of_calls |= {action for _, action in account.sent if action == "BatchGetItem"}
     assert of_workspaces <= told(command)[0]
     assert of_calls <= told(command)[1]
     # What is asked for and never used would be a right too many.
     assert told(command)[0] - {"GetItem"} <= of_workspaces
     assert told(command)[1] - {"GetItem"} <= of_calls
+
+
+def test_the_page_tells_what_it_takes_to_admit_waiting_calls_at_once(account: Account, admin: Admin) -> None:
+    for number in range(1, 13):
+        account.waiting(number)
+    account.sent.clear()
+    assert admin("switch resume").code == 0
+    assert len(account.admitted()) == 10
+    # The second finds calls that are admitted already.
+    assert admin("switch resume").code == 0
+    of_switch = told("switch")
+    of_workspaces = {action for table, action in account.sent if table == "Workspaces"}
+    assert of_workspaces - of_switch[0] <= told(AT_ONCE)[0] <= of_workspaces
+    assert {action for table, action in account.sent if table == CALLS} == told(AT_ONCE)[1]
+    assert {action for table, action in account.sent if table == "" and action.startswith("Send")} == {
+        "SendMessageBatch"
+    }

@@ -48,7 +48,7 @@ class OneCall(Services):
         self.asked.append(f"end {outcome.status} {outcome.reason}")
         return self.end_write or Write(True, ended(seen, outcome.status, outcome.reason, at=now))
 
-    def free_slot(self, workspace_id: str, call_id: str) -> None:
+    def free_slot(self, call: Call) -> None:
         self.asked.append("free")
 
     def leave_due(self, call_id: str) -> None:
@@ -57,8 +57,9 @@ class OneCall(Services):
 
 def looked(services: OneCall) -> list[str]:
     """What the table and LiveKit are asked."""
+    line = SimpleNamespace(calls=services, free_slot=services.free_slot)
     dialler = SimpleNamespace(
-        calls=services, livekit=services, limits=services, durations=Durations(), clock=lambda: NOW
+        calls=services, livekit=services, line=line, durations=Durations(), clock=lambda: NOW
     )
     asyncio.run(look_for_agent(cast(Dialler, dialler), LEFT_ALONE.call_id))
     return services.asked

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.call import ENDED, Call, Outcome, Status, event, iso
+from shared.call import Call, Outcome, Status, event, iso
 from shared.call_store import MAXIMUM_REPORTS, MAXIMUM_REPORTS_BYTES, ROOM_CLOSED, CallStore, Write
 from shared.table_keys import RETENTION_SECONDS
 from tests.one_call import CALL, CALL_ID, NOW, OneCall
@@ -27,6 +27,7 @@ NOT_WAITING = {"wait_until_ms": 0}
 
 @pytest.fixture
 def one(monkeypatch: pytest.MonkeyPatch) -> OneCall:
+    monkeypatch.setattr("secrets.token_hex", lambda size: "70" * size)
     return OneCall(monkeypatch)
 
 
@@ -41,11 +42,31 @@ def changes(before: Call, after: Call) -> dict[str, Any]:
 
 
 def take(calls: CallStore, call: Call) -> Write:
-    return calls.take_lease(CALL_ID, "new", UNTIL, NOW)
+    return calls.take_lease(CALL_ID, "new", UNTIL, NOW, 3)
 
 
 def wait(**options: Any) -> Writing:
-    return lambda calls, call: calls.wait(CALL_ID, WAIT, CHECK, NOW, **options)
+    return lambda calls, call: calls.wait(CALL_ID, "trunk", WAIT, CHECK, NOW, **options)
+
+
+def enter(**options: Any) -> Writing:
+    return lambda calls, call: calls.enter_line(CALL_ID, LINE, TURN, "slot", CHECK, NOW, **options)
+
+
+def admit(line: str = "demo#single", turn: str = "1#1#a") -> Writing:
+    return lambda calls, call: calls.admit(CALL_ID, line, turn, ADMITTED_LINE, CHECK, NOW)
+
+
+def hold(**seen: Any) -> Writing:
+    return lambda calls, call: calls.hold(dataclasses.replace(call, **seen), "new", UNTIL, NOW)
+
+
+def leave_line(line: str = "demo#single") -> Writing:
+    return lambda calls, call: calls.leave_line(CALL_ID, line)
+
+
+def note_slots_item(calls: CallStore, call: Call) -> Write:
+    return calls.note_slots_item(CALL_ID, "mine", 4)
 
 
 def fence(calls: CallStore, call: Call) -> Write:
@@ -69,23 +90,43 @@ def note_missing(**since: int | None) -> Writing:
     return lambda calls, call: calls.note_missing(call, CHECK, **since)
 
 
+LINE, ADMITTED_LINE, TURN = "demo#single", "demo#single#admitted", "1#1#a"
 LEASE = {"lease_id": "new", "lease_until_ms": UNTIL, "check_at_ms": UNTIL}
-WAITS = {"wait_until_ms": WAIT, "check_at_ms": CHECK}
+TAKEN = LEASE | {"attempts": 1, "slots_item": 3}
+WAITS = {"wait_until_ms": WAIT, "waiting_for": "trunk", "check_at_ms": CHECK}
 NO_LEASE = {"lease_id": None, "lease_until_ms": 0}
 OVER = {"lease_id": "dead", "lease_until_ms": NOW - 1, "attempts": 1}
 BUSY = Outcome("busy", "busy", retryable=True, sip_status_code=486)
 BUSY_EVENT = event("call.ended", NOW, status="busy", reason="busy", retryable=True, sipStatusCode=486)
 IS_OVER = {"ended_at_ms": NOW, "check_at_ms": CHECK}
+IN_LINE: dict[str, Any] = {"line_of": LINE, "turn": TURN, "waiting_for": "slot"}
+ADMITTED = IN_LINE | {"line_of": ADMITTED_LINE, "admitted_at_ms": NOW - 7, "admission": "other"}
+NOT_ADMITTED = {"admitted_at_ms": None, "admission": None}
+ENTERS = IN_LINE | {"check_at_ms": CHECK}
+OUT_OF_LINE = {"line_of": None, "waiting_for": None}
+IS_ADMITTED = {"line_of": ADMITTED_LINE, "admitted_at_ms": NOW, "admission": "70" * 8, "check_at_ms": CHECK}
 
 # Of each write: the call's fields, the write, and what it changes; None: it is lost.
 WRITES: list[tuple[dict[str, Any], Writing, dict[str, Any] | None]] = [
-    ({}, take, LEASE | {"attempts": 1}),
-    (OVER, take, LEASE | {"attempts": 2}),
-    ({"wait_until_ms": NOW}, take, LEASE | {"attempts": 1} | NOT_WAITING),
+    ({}, take, TAKEN),
+    (OVER, take, TAKEN | {"attempts": 2}),
+    ({"slots_item": 1}, take, TAKEN),
+    ({"wait_until_ms": NOW, "waiting_for": "retry"}, take, TAKEN | NOT_WAITING | {"waiting_for": None}),
     ({"wait_until_ms": NOW + 1}, take, None),
     (OVER | {"lease_until_ms": NOW}, take, None),
     (DIALING | OVER, take, None),
     (ENDED_CALL | OVER, take, None),
+    # It does not overtake the line. An admitted call leaves the index, and stays one that was admitted.
+    (IN_LINE, take, None),
+    (OVER | IN_LINE, take, None),
+    (ADMITTED, take, TAKEN | OUT_OF_LINE),
+    # The slot is tried in another item.
+    (LEASED, note_slots_item, {"slots_item": 4}),
+    (LEASED | {"slots_item": 3}, note_slots_item, {"slots_item": 4}),
+    (LEASED | {"lease_id": "other"}, note_slots_item, None),
+    ({}, note_slots_item, None),
+    (DIALING, note_slots_item, None),
+    (ENDED_CALL, note_slots_item, None),
     # Waiting without a lease: the first writer wins.
     ({}, wait(), WAITS),
     (OVER, wait(), WAITS | NO_LEASE),
@@ -93,13 +134,60 @@ WRITES: list[tuple[dict[str, Any], Writing, dict[str, Any] | None]] = [
     ({"wait_until_ms": NOW + 1}, wait(), None),
     (OVER | {"lease_until_ms": NOW}, wait(), None),
     (DIALING | OVER, wait(), None),
-    ({}, wait(extend_ms=7), WAITS | {"queue_deadline_ms": CALL.queue_deadline_ms + 7, "paused_until_ms": WAIT}),
-    # With a lease that is the caller's.
-    (LEASED, wait(lease="mine"), WAITS | NO_LEASE),
-    (LEASED, wait(lease="mine", uncount=True), WAITS | NO_LEASE | {"attempts": 0}),
+    (IN_LINE, wait(), None),
+    (ADMITTED, wait(), WAITS),
+    # With a lease that is the caller's. It keeps its slot.
+    (LEASED | {"slots_item": 3}, wait(lease="mine"), WAITS | NO_LEASE),
     (LEASED | {"lease_until_ms": NOW - 1}, wait(lease="mine"), WAITS | NO_LEASE),
     (LEASED, wait(lease="other"), None),
     (DIALING, wait(lease="mine"), None),
+    # Into the line without a lease: the first writer wins, and the call must hold no slot.
+    ({}, enter(), ENTERS),
+    ({"wait_until_ms": NOW, "waiting_for": "retry"}, enter(), ENTERS | NOT_WAITING),
+    ({"wait_until_ms": NOW + 1}, enter(), None),
+    (OVER, enter(), None),
+    ({"slots_item": 3}, enter(), None),
+    (DIALING | {"lease_id": None}, enter(), None),
+    (ENDED_CALL | {"lease_id": None}, enter(), None),
+    (IN_LINE | {"turn": "0#1#a"}, enter(), None),
+    (ADMITTED | {"turn": "0#1#a", "waiting_for": "paused"}, enter(), ENTERS | NOT_ADMITTED),
+    ({"attempts": 2}, enter(uncount=True), ENTERS | {"attempts": 1}),
+    # With a lease that is the caller's.
+    (LEASED | {"slots_item": 3}, enter(lease="mine"), ENTERS | NO_LEASE | {"slots_item": None}),
+    (LEASED, enter(lease="mine", uncount=True), ENTERS | NO_LEASE | {"attempts": 0}),
+    (
+        LEASED | {"admitted_at_ms": NOW - 7, "admission": "other", "turn": "0#1#a"},
+        enter(lease="mine"),
+        ENTERS | NO_LEASE | NOT_ADMITTED,
+    ),
+    (LEASED | {"lease_until_ms": NOW - 1}, enter(lease="mine"), ENTERS | NO_LEASE),
+    (LEASED, enter(lease="other"), None),
+    ({}, enter(lease="mine"), None),
+    (DIALING, enter(lease="mine"), None),
+    (ENDED_CALL, enter(lease="mine"), None),
+    # Admitted.
+    (IN_LINE, admit(), IS_ADMITTED),
+    (OVER | IN_LINE, admit(), IS_ADMITTED | NO_LEASE),
+    (OVER | IN_LINE | {"lease_until_ms": NOW}, admit(), None),
+    (IN_LINE, admit(line="demo#other"), None),
+    (IN_LINE, admit(turn="2#1#a"), None),
+    (ADMITTED, admit(), None),
+    ({"turn": "1#1#a"}, admit(), None),
+    (IN_LINE | {"status": "canceled"}, admit(), None),
+    # An entry that an earlier version's write has left in the index.
+    (ENDED_CALL | {"line_of": LINE, "turn": TURN}, leave_line(), {"line_of": None}),
+    (DIALING | {"line_of": ADMITTED_LINE}, leave_line(ADMITTED_LINE), {"line_of": None}),
+    (ENDED_CALL | {"line_of": ADMITTED_LINE}, leave_line(), None),
+    (IN_LINE, leave_line(), None),
+    # Leased without being admitted.
+    (IN_LINE, hold(), LEASE),
+    (OVER | IN_LINE, hold(), LEASE),
+    (OVER | IN_LINE | {"lease_until_ms": NOW}, hold(), None),
+    (IN_LINE, hold(turn="2#1#a"), None),
+    (IN_LINE, hold(line_of="demo#other"), None),
+    (ADMITTED, hold(), None),
+    (IN_LINE | {"admitted_at_ms": NOW - 7}, hold(), None),
+    (IN_LINE | {"status": "expired"}, hold(), None),
     # The fence.
     (
         LEASED,
@@ -118,7 +206,7 @@ WRITES: list[tuple[dict[str, Any], Writing, dict[str, Any] | None]] = [
         unfence,
         WAITS
         | NO_LEASE
-        | {"status": "queued", "room_sid": None, "dialed_at_ms": None}
+        | {"waiting_for": "retry", "status": "queued", "room_sid": None, "dialed_at_ms": None}
         | {"events": [{"type": "call.queued", "at": NOW}]},
     ),
     (DIALING | {"lease_id": "other"}, unfence, None),
@@ -196,6 +284,14 @@ WRITES: list[tuple[dict[str, Any], Writing, dict[str, Any] | None]] = [
                 event("call.ended", NOW, status="expired", reason="expired", retryable=False, inferred=True)
             ]
         },
+    ),
+    (
+        IN_LINE,
+        end(Outcome("expired", "expired")),
+        IS_OVER
+        | OUT_OF_LINE
+        | {"status": "expired"}
+        | {"events": [event("call.ended", NOW, status="expired", reason="expired", retryable=False)]},
     ),
     (
         TALKING | {"restored_at_ms": NOW - 1},
@@ -434,10 +530,55 @@ def test_calls_are_read_together_without_those_that_cannot_be(one: OneCall) -> N
     assert one.counted["UnreadableItems"] == 1
 
 
-@pytest.mark.parametrize("status", ["queued", "dialing", "in_progress", *sorted(ENDED)])
-def test_which_calls_have_not_ended(one: OneCall, status: str) -> None:
-    one.place(status=status)
-    assert one.calls.not_ended([CALL_ID, "b" * 24]) == (set() if status in ENDED else {CALL_ID})
+# ── the line ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("line", "until", "limit", "found"),
+    [
+        (LINE, NOW, 9, ["0", "1"]),
+        (LINE, NOW, 1, ["0"]),
+        (LINE, NOW - 1, 9, ["0"]),
+        (LINE, NOW - 2, 9, []),
+        (LINE, NOW + 1, 9, ["0", "1", "2"]),
+        (ADMITTED_LINE, NOW, 9, ["3"]),
+        ("other#single", NOW, 9, []),
+    ],
+)
+def test_the_first_entries_of_a_line(one: OneCall, line: str, until: int, limit: int, found: list[str]) -> None:
+    turns = {"2": f"{NOW + 1}#5#2", "1": f"{NOW}#7#1", "0": f"{NOW - 1}#9#0", "3": f"{NOW - 9}#1#3"}
+    for call_id, turn in turns.items():
+        fields: dict[str, Any] = {"line_of": ADMITTED_LINE if call_id == "3" else LINE, "turn": turn}
+        one.calls.create(dataclasses.replace(CALL, call_id=call_id, **fields))
+    one.calls.create(dataclasses.replace(CALL, call_id="4", turn=f"{NOW - 9}#1#4"))
+    assert one.calls.line(line, until, limit) == [(call_id, turns[call_id]) for call_id in found]
+
+
+@pytest.mark.parametrize(
+    ("line", "admitted", "waits"), [(None, None, False), (LINE, None, True), (LINE, 5, False)]
+)
+def test_a_call_that_waits_in_the_line(line: str | None, admitted: int | None, waits: bool) -> None:
+    assert dataclasses.replace(CALL, line_of=line, admitted_at_ms=admitted).in_line is waits
+
+
+@pytest.mark.parametrize("item", [0, 3])
+def test_a_call_that_keeps_its_slot_while_it_waits_enters_the_line_with_a_lease_only(
+    one: OneCall, item: int
+) -> None:
+    one.place()
+    one.calls.take_lease(CALL_ID, "mine", UNTIL, NOW, item)
+    one.calls.wait(CALL_ID, "retry", NOW, CHECK, NOW, lease="mine")
+    assert not enter()(one.calls, one.call).won
+    one.calls.take_lease(CALL_ID, "mine", UNTIL, NOW, item)
+    assert enter(lease="mine")(one.calls, one.call).won
+
+
+@pytest.mark.parametrize(
+    ("stored", "attempts", "item"), [(None, 0, None), (None, 1, 0), (0, 0, 0), (3, 0, 3), (3, 2, 3)]
+)
+def test_the_item_in_which_a_call_may_hold_a_slot(stored: int | None, attempts: int, item: int | None) -> None:
+    """Versions that had one item stored no number."""
+    assert dataclasses.replace(CALL, slots_item=stored, attempts=attempts).held_slots_item == item
 
 
 # ── a workspace's calls ─────────────────────────────────────────────────────────────────────────────

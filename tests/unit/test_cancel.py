@@ -57,9 +57,6 @@ class Services:
         self.asked.append("read")
         return self.found.pop(0)
 
-    def free_slot(self, workspace_id: str, call_id: str) -> None:
-        self.asked.append("free")
-
     def leave_due(self, call_id: str) -> None:
         self.asked.append("leave")
 
@@ -85,7 +82,7 @@ def hung_up(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     return calls
 
 
-@pytest.mark.parametrize(("call", "cleared"), [(NEVER_TRIED, ["free", "leave"]), (QUEUED, [])])
+@pytest.mark.parametrize(("call", "cleared"), [(NEVER_TRIED, ["leave"]), (QUEUED, [])])
 def test_a_queued_call_ends_and_leaves_at_once_when_no_process_had_it(
     call: Call, cleared: list[str], hung_up: list[Call]
 ) -> None:

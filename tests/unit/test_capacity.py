@@ -71,8 +71,8 @@ def bullet(begins: str) -> str:
 def test_the_page_names_the_first_limits_in_their_order() -> None:
     first = capacity.limits(*capacity.load())[:7]
     words = {
-        "workspace slots": "A workspace's concurrent calls",
         "livekit requests": "LiveKit's API",
+        "workspace slots": "a workspace's concurrent calls",
         "dial batches": "`MaximumDialBatches`",
         "trunk": "a trunk's dials",
         "due index new": "a new table's index",

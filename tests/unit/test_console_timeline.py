@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from local.console.timeline import CallHistory, detail, next_look, promises, timeline
+from local.console.timeline import (
+    CALLS_OF_A_LINE_SHOWN,
+    CallHistory,
+    detail,
+    lines,
+    next_look,
+    promises,
+    summary,
+    timeline,
+)
+from shared.limits import Everything
+from shared.line import line_of, turn_of
+from shared.slots import SlotsItem
+from shared.switch import Switch
+from shared.trunk import Trunk
+from tests.calls import call_record
+from tests.system import demo_workspace
 
 AT = 1_795_612_432_471
 
@@ -15,16 +31,9 @@ def history(*kinds: str, status: str = "completed", **fields: Any) -> CallHistor
     for entry in events:
         if entry["type"] == "call.ended":
             entry |= {"status": status, "reason": "hangup"}
-    item = {
-        "callId": "c" * 24,
-        "to": "+15550000000",
-        "callAgentId": "a1",
-        "createdAt": "2026-11-25T13:13:52.471Z",
-        "status": status,
-        "events": events,
-        "callbackUrl": "https://example.com/hook",
-    }
-    return CallHistory("c" * 24, item | fields)
+    given: dict[str, Any] = {"status": status, "events": tuple(events), "callback_url": "https://example.com/hook"}
+    call = call_record(AT, call_id="c" * 24, **given)
+    return CallHistory(call.call_id, call.to_item() | fields)
 
 
 def states(call: CallHistory, simulated: bool = True) -> list[str]:
@@ -168,3 +177,121 @@ def test_times_count_from_the_clients_request_when_the_console_sent_it() -> None
     # A request about a call that was placed elsewhere comes later than the call.
     call.requests = [{"at": AT + 500, "what": "POST", "detail": "cancel", "status": 200, "ms": 3}]
     assert detail(call, True, AT)["placedAt"] == AT
+
+
+# ── the line ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def step(point: str, at: int, function: str = "DialWorker", **fields: Any) -> dict[str, Any]:
+    return {"point": point, "phase": "ended", "function": function, "at": at, "ms": 2, "won": True, **fields}
+
+
+def in_line(number: int, why: str, workspace_id: str = "demo", **fields: Any) -> CallHistory:
+    """A call that entered the line; a higher number was placed later."""
+    call = call_record(AT + number, call_id=f"{number:024}", to=f"+1555000{number:04}", workspace_id=workspace_id)
+    stored = {"lineOf": line_of(workspace_id), "turn": turn_of(call), "waitingFor": why, "checkAt": AT + 3_600_000}
+    return CallHistory(call.call_id, call.to_item() | stored | fields)
+
+
+def limits(**changes: Any) -> Everything:
+    workspace = demo_workspace(max_concurrent_calls=3, **changes)
+    slots = {workspace.workspace_id: [SlotsItem(0, frozenset({"a", "b"}))]}
+    return Everything({workspace.workspace_id: workspace}, slots)
+
+
+def test_a_line_shows_who_waits_for_what_and_since_when_in_their_turn() -> None:
+    late, early = in_line(9, "slot"), in_line(2, "paused")
+    early.steps = [
+        step("CallStore.enter_line", AT + 100),
+        step("CallStore.enter_line", AT + 500),
+        step("CallStore.enter_line", AT + 900, won=False),
+    ]
+    tried_again = CallHistory("e" * 24, call_record(AT, call_id="e" * 24, to="+15550000077").to_item())
+    tried_again.item |= {"waitingFor": "retry", "waitUntil": AT + 4_000}
+    others = [
+        in_line(1, "slot", admittedAt=AT),
+        in_line(3, "slot", leaseUntil=AT + 1_000),
+        in_line(4, "slot", status="canceled"),
+        in_line(5, "slot", workspace_id="gone"),
+        CallHistory("f" * 24),
+    ]
+    [line] = lines([tried_again, late, *others, early], limits(), AT + 20)
+    assert (line["workspaceId"], line["slots"], line["slotsTaken"], line["waiting"]) == ("demo", 3, 2, 3)
+    assert [(call["to"], call["waitingFor"], call["since"]) for call in line["calls"]] == [
+        ("+15550000002", "paused", AT + 500),
+        ("+15550000009", "slot", AT + 9),
+        ("+15550000077", "retry", AT),
+    ]
+    assert [call["earliestRingAt"] is not None for call in line["calls"]] == [False, False, True]
+    assert summary(early, AT + 20)["waitingFor"] == "paused"
+    assert summary(others[0], AT + 20)["waitingFor"] is None
+
+
+def test_a_long_line_shows_its_first_calls_and_their_number() -> None:
+    many = [in_line(number, "slot") for number in range(1, CALLS_OF_A_LINE_SHOWN + 8)]
+    [line] = lines(many[::-1], limits(), AT)
+    assert line["waiting"] == len(many)
+    assert [call["callId"] for call in line["calls"]] == [one.call_id for one in many[:CALLS_OF_A_LINE_SHOWN]]
+
+
+def test_a_line_shows_what_stops_it() -> None:
+    stopped = limits()
+    [line] = lines([], stopped, AT)
+    assert (line["pausedAt"], line["trunk"]["stops"], line["waiting"]) == (None, 0, 0)
+    stopped.switch = Switch(AT)
+    stopped.trunks["ST_demo"] = Trunk(
+        "ST_demo", faults=frozenset("abc"), stops=2, stopped_until_ms=AT + 9, fault="407"
+    )
+    [line] = lines([], stopped, AT)
+    assert line["pausedAt"] == AT
+    assert line["trunk"] == {
+        "id": "ST_demo",
+        "faults": 3,
+        "stops": 2,
+        "stoppedUntil": AT + 9,
+        "probeUntil": 0,
+        "fault": "407",
+    }
+
+
+def test_a_timeline_shows_when_a_call_entered_the_line_why_and_when_and_for_whose_slot_it_was_admitted() -> None:
+    call = history("call.queued", status="queued")
+    call.steps = [
+        step("CallStore.enter_line", AT + 10, waitingFor="slot"),
+        step("CallStore.enter_line", AT + 11, won=False, waitingFor="slot"),
+        step("CallStore.admit", AT + 50, "LiveKitEvents", freed={"by": "+15550000012", "at": AT + 47}),
+        step("CallStore.enter_line", AT + 60, waitingFor="trunk"),
+        step("CallStore.admit", AT + 90, "ReconcileCalls"),
+    ]
+    rows = [row for row in timeline(call, simulated=True) if row.at > AT and not row.minor]
+    assert [(row.who, row.what) for row in rows] == [
+        ("DialWorker", "in the line"),
+        ("LiveKitEvents", "admitted"),
+        ("DialWorker", "in the line"),
+        ("ReconcileCalls", "admitted"),
+    ]
+    assert "slot" in rows[0].detail
+    assert rows[1].detail == "for the slot of the call to +15550000012, 3 ms after it was freed"
+    assert "trunk" in rows[2].detail
+    assert rows[3].detail == "a slot is free"
+
+
+def test_a_slot_that_was_freed_for_a_waiting_call_is_a_row_of_the_ended_one() -> None:
+    call = history("call.queued", "call.ended")
+    free = {
+        "point": "LimitStore.free_slot",
+        "phase": "ended",
+        "function": "LiveKitEvents",
+        "at": AT + 200,
+        "ms": 2,
+    }
+    call.steps = [free, free | {"admits": "+15550000007"}]
+    rows = [row for row in timeline(call, simulated=True) if row.what.startswith("slot")]
+    assert [(row.what, row.minor) for row in rows] == [("slot free", True), ("slot freed", False)]
+    assert rows[1].detail == "the call to +15550000007 is admitted for it"
+
+
+def test_a_call_in_the_line_is_looked_at_when_its_time_is_over() -> None:
+    call = in_line(1, "slot")
+    assert next_look(call, AT) == {"at": AT + 3_600_000, "what": "its time in the line is over"}
+    assert next_look(call, AT + 3_600_000) is None

@@ -6,16 +6,18 @@ import asyncio
 import dataclasses
 import json
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from shared.call import Outcome
+from shared.call import Outcome, iso
 from shared.call_store import ROOM_CLOSED
 from shared.durations import Durations
-from shared.errors import LiveKitError, LiveKitUnclearError, LiveKitUnreachableError
+from shared.errors import LiveKitError, LiveKitUnclearError, LiveKitUnreachableError, QueueError, StoreError
 from shared.livekit.client import RoomView
+from shared.trunk import Trunk
 from tests.one_call import CALL, CALL_ID, NOW, WORKSPACE, OneCall
 
 LEASE_END = NOW + 240_000  # 180 s of the process and a minute
@@ -30,6 +32,11 @@ UNSENT = LiveKitUnreachableError()
 UNKNOWN = LiveKitUnclearError(502)
 NO_ANSWER_LEFT = {"reason": "USER_UNAVAILABLE", "callStatus": "ringing", "at": NOW}
 DIALED = ["create_room", "view_room", "dial"]
+LINE, TURN = "demo#single", f"{NOW - 3}#{NOW - 9}#{CALL_ID}"
+# The table's requests: the record, the workspace, then all that decides; then the lease, the slot, the trunk's
+# moment, what may have changed meanwhile, the fence, the answer.
+READS = ["get_item", "get_item", "batch_get_item"]
+DIALS = [*READS, *["update_item"] * 3, "batch_get_item", *["update_item"] * 2]
 
 
 @pytest.fixture
@@ -39,9 +46,11 @@ def one(monkeypatch: pytest.MonkeyPatch) -> OneCall:
     return one
 
 
-def dial(one: OneCall, since: int = NOW) -> list[str]:
-    """LiveKit's requests while the call's message is worked on."""
-    asyncio.run(one.dialler().dial(one.message(since)))
+def dial(one: OneCall, since: int = NOW, slots_item: int | None = None) -> list[str]:
+    """LiveKit's requests while the call's message is worked on. slots_item: of an admitted call's message."""
+    one.dynamodb.requests.clear()
+    asyncio.run(one.dialler().dial(one.message(since, slots_item)))
+    one.requests = list(one.dynamodb.requests)
     return one.livekit.asked
 
 
@@ -53,13 +62,52 @@ def message(delay: float, **more: Any) -> tuple[dict[str, Any], str | None, floa
     return {"callId": CALL_ID, "workspaceId": "demo", **more}, "demo", delay
 
 
-def waits(one: OneCall, seconds: float, attempts: int) -> None:
+def waits(one: OneCall, seconds: float, attempts: int, why: str = "retry") -> None:
     """The call waits for `seconds` from now on, without a lease, and one message comes after that."""
     call = one.call
+    assert (call.waiting_for, call.line_of) == (why, None)
     assert (call.status, call.lease_id, call.lease_until_ms, call.attempts) == ("queued", None, 0, attempts)
     assert call.wait_until_ms == one.now + int(seconds * 1000)
     assert call.check_at_ms == call.wait_until_ms + 30_000
     assert sent(one) == [message(seconds)]
+
+
+def in_line(one: OneCall, why: str, attempts: int = 0, turn: str = f"{NOW}#{NOW}#{CALL_ID}") -> None:
+    """The call waits in the line, with neither a lease nor a slot, and nothing looks at it before its deadline."""
+    call = one.call
+    assert (call.status, call.line_of, call.turn, call.waiting_for) == ("queued", LINE, turn, why)
+    assert (call.lease_id, call.lease_until_ms, call.wait_until_ms) == (None, 0, 0)
+    assert (call.admitted_at_ms, call.admission, call.slots_item) == (None, None, None)
+    assert (call.attempts, call.check_at_ms) == (attempts, CALL.queue_deadline_ms)
+    assert all(CALL_ID not in item.call_ids for item in one.limits.slots("demo", 4))
+
+
+def place_admitted(one: OneCall, **fields: Any) -> Any:
+    """The call as its admission leaves it."""
+    given: dict[str, Any] = {
+        "line_of": f"{LINE}#admitted",
+        "turn": TURN,
+        "waiting_for": "slot",
+        "admitted_at_ms": NOW - 5,
+        "admission": "token",
+    }
+    return one.place(**given | fields)
+
+
+def other_waits(one: OneCall, call_id: str = "d" * 24, turn: int = NOW - 1) -> None:
+    """Another call waits in the line."""
+    one.calls.create(dataclasses.replace(CALL, call_id=call_id))
+    entered = one.calls.enter_line(call_id, LINE, f"{turn}#{NOW}#{call_id}", "slot", NOW + 9_999, NOW)
+    assert entered.won
+
+
+def admits(one: OneCall, item: int = 0, call_id: str = "d" * 24) -> bool:
+    """Whether the other call's message was sent, once, and nothing else."""
+    return sent(one) == [({"callId": call_id, "workspaceId": "demo", "slotsItem": item}, "demo", 0)]
+
+
+def logged(caplog: pytest.LogCaptureFixture, text: str) -> list[dict[str, Any]]:
+    return [record.__dict__ for record in caplog.records if record.message == text]
 
 
 # ── answered ────────────────────────────────────────────────────────────────────────────────────────
@@ -76,9 +124,11 @@ def test_a_phone_that_answers(one: OneCall) -> None:
     assert re.fullmatch("[0-9a-f]{16}", call.lease_id or "")
     assert [entry["type"] for entry in call.events] == ["call.queued", "call.dialing", "call.answered"]
     assert one.limits.active_calls("demo") == {CALL_ID}
-    assert one.limits.next_free("ST_1") == NOW + 500
+    assert one.limits.trunk("ST_1").next_free_ms == NOW + 500
     assert (sent(one), one.slept) == ([], [0.0])
     assert one.counted == {"CallsDialed": 1, "DialDelay": 0, "CallsAnswered": 1}
+    assert one.requests == DIALS
+    assert (call.slots_item, call.line_of, call.admitted_at_ms) == (0, None, None)
 
 
 def test_what_livekit_is_asked(one: OneCall) -> None:
@@ -121,7 +171,7 @@ def test_ring_time_and_longest_call_are_scaled_and_the_time_out_is_at_least_the_
     dial(one)
     arguments = one.livekit.arguments["dial"]
     assert (arguments["ring_seconds"], arguments["timeout"], arguments["longest_seconds"]) == (20, 22, 922)
-    assert one.limits.next_free("ST_1") == NOW + 250
+    assert one.limits.trunk("ST_1").next_free_ms == NOW + 250
 
 
 @pytest.mark.parametrize(("per_second", "gap"), [(1, 1000), (3, 333)])
@@ -129,7 +179,7 @@ def test_a_trunk_is_given_so_many_calls_a_second(one: OneCall, per_second: int, 
     one.workspaces.put(dataclasses.replace(WORKSPACE, calls_per_second=per_second))
     one.place()
     dial(one)
-    assert one.limits.next_free("ST_1") == NOW + gap
+    assert one.limits.trunk("ST_1").next_free_ms == NOW + gap
 
 
 @pytest.mark.parametrize(
@@ -177,6 +227,9 @@ def test_the_delay_of_a_dial_is_measured_from_the_first_event(one: OneCall) -> N
         # Past its deadline: what is leased or waits is not ended by a message that is not its own.
         {"lease_id": "other", "lease_until_ms": NOW, "queue_deadline_ms": NOW},
         {"wait_until_ms": NOW + 1, "queue_deadline_ms": NOW},
+        # In the line it does not overtake, and its deadline is the reconciler's.
+        {"line_of": LINE, "turn": TURN, "waiting_for": "slot"},
+        {"line_of": LINE, "turn": TURN, "waiting_for": "slot", "queue_deadline_ms": NOW},
     ],
 )
 def test_a_call_that_is_not_this_messages_is_left_alone(one: OneCall, fields: dict[str, Any]) -> None:
@@ -222,44 +275,6 @@ def test_a_message_without_a_record_is_dropped_after_a_minute(one: OneCall) -> N
 # ── before the lease ────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    ("paused_at", "fields", "extended"),
-    [
-        (NOW - 99_000, {}, 30_000),
-        (NOW - 7_000, {"events": ({"type": "call.queued", "at": NOW - 99_000},)}, 37_000),
-        (NOW - 99_000, {"events": ({"type": "call.queued", "at": NOW - 8_000},)}, 38_000),
-        # Un-fenced during the pause.
-        (
-            NOW - 50_000,
-            {"events": tuple({"type": "call.queued", "at": NOW - at} for at in (99_000, 8_000))},
-            80_000,
-        ),
-        (NOW - 99_000, {"paused_until_ms": NOW + 10_000}, 20_000),
-        (NOW - 99_000, {"paused_until_ms": NOW + 30_001}, 0),
-        # Past its deadline, which the pause extends.
-        (NOW - 99_000, {"queue_deadline_ms": NOW - 1}, 30_000),
-    ],
-)
-def test_a_paused_call_waits_and_the_time_does_not_count(
-    one: OneCall, paused_at: int, fields: dict[str, Any], extended: int
-) -> None:
-    before = one.place(**fields)
-    one.limits.pause(paused_at)
-    assert dial(one) == []
-    waits(one, 30, attempts=0)
-    assert one.call.queue_deadline_ms == before.queue_deadline_ms + extended
-    assert one.call.paused_until_ms == (NOW + 30_000 if extended else before.paused_until_ms)
-
-
-def test_a_pause_that_is_over_meanwhile_extends_nothing(one: OneCall) -> None:
-    one.place()
-    one.limits.pause(NOW - 5_000)
-    one.after(one.limits, "paused", one.limits.resume)
-    dial(one)
-    waits(one, 30, attempts=0)
-    assert one.call.queue_deadline_ms == CALL.queue_deadline_ms
-
-
 def test_a_call_expires_at_its_deadline_and_not_before(one: OneCall) -> None:
     one.place(queue_deadline_ms=NOW + 1)
     assert dial(one) == DIALED
@@ -297,32 +312,41 @@ def test_a_trunk_that_is_free_soon_is_waited_for(one: OneCall) -> None:
     one.limits.reserve_trunk("ST_1", 5_000, NOW, NOW)
     assert dial(one) == DIALED
     assert (one.slept, one.call.dialed_at_ms) == ([5], NOW + 5_000)
-    assert one.limits.next_free("ST_1") == NOW + 5_500
+    assert one.limits.trunk("ST_1").next_free_ms == NOW + 5_500
 
 
 def test_a_trunk_that_is_free_later_makes_the_call_wait(one: OneCall) -> None:
     one.place()
     one.limits.reserve_trunk("ST_1", 5_001, NOW, NOW)
     assert dial(one) == []
-    waits(one, 5.001, attempts=0)
+    waits(one, 5.001, attempts=0, why="trunk")
 
 
 def test_a_wait_that_another_message_has_begun_sends_no_second_one(one: OneCall) -> None:
     one.place()
-    one.limits.pause(NOW)
-    one.before(one.calls, "wait", lambda: one.calls.wait(CALL_ID, NOW + 1, NOW + 2, NOW))
+    one.limits.reserve_trunk("ST_1", 5_001, NOW, NOW)
+    one.before(one.calls, "wait", lambda: one.calls.wait(CALL_ID, "trunk", NOW + 1, NOW + 2, NOW))
     dial(one)
     assert (sent(one), one.call.wait_until_ms) == ([], NOW + 1)
 
 
 def test_a_call_that_ended_before_its_first_wait_is_cleared_by_who_ended_it(one: OneCall) -> None:
     one.place()
-    one.limits.pause(NOW)
+    one.limits.reserve_trunk("ST_1", 5_001, NOW, NOW)
     one.before(one.calls, "wait", one.cancel)
     assert (dial(one), sent(one), one.cleared) == ([], [], False)
 
 
-# ── the slot ────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(("paused", "ends"), [(3_000, True), (3_001, False)])
+def test_paused_time_does_not_count_against_the_deadline(one: OneCall, paused: int, ends: bool) -> None:
+    one.place(created_at=iso(NOW - 60_000), queue_deadline_ms=NOW - 3_000)
+    one.limits.pause(NOW - 50_000)
+    one.limits.resume(NOW - 50_000 + paused)
+    assert dial(one) == ([] if ends else DIALED)
+    assert one.end == (("expired", "expired") if ends else None)
+
+
+# ── into the line ───────────────────────────────────────────────────────────────────────────────────
 
 
 def full(one: OneCall) -> None:
@@ -330,48 +354,477 @@ def full(one: OneCall) -> None:
         one.limits.take_slot("demo", other, 2)
 
 
-@pytest.mark.parametrize(
-    ("age", "left", "delay"),
-    [(0, 3_600_000, 7.5), (100_000, 100_000, 3.75), (100_000, 1_000, 1.5), (0, 1, 7.5)],
-)
-def test_a_call_without_a_slot_asks_the_more_often_the_less_time_it_has(
-    one: OneCall, age: int, left: int, delay: float
+def crowd(one: OneCall, until: int = NOW, item: int = 0) -> None:
+    """Calls wait for a slot."""
+    one.limits.note_crowded("demo", item, until, NOW * 2)
+
+
+def crowded_until(one: OneCall, item: int = 0) -> int:
+    return one.limits.slots("demo", item + 1)[item].crowded_until_ms
+
+
+def stop_trunk(one: OneCall, seconds: int = 60, until: int = NOW + 1) -> None:
+    """The trunk is stopped until then."""
+    for call_id in ("1", "2", "3"):
+        one.limits.note_trunk_fault("ST_1", call_id, "text", seconds * 1000, 9**9, until - seconds * 1000)
+
+
+STOPS: dict[str, Callable[[OneCall], Any]] = {
+    "paused": lambda one: one.limits.pause(NOW),
+    "trunk": stop_trunk,
+}
+
+
+@pytest.mark.parametrize("why", STOPS)
+def test_a_call_that_may_not_be_dialled_now_waits_in_the_line_at_the_cost_of_one_write(
+    one: OneCall, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one.place()
+    STOPS[why](one)
+    with caplog.at_level("INFO"):
+        assert dial(one) == []
+    in_line(one, why)
+    assert (one.requests, sent(one)) == ([*READS, "update_item"], [])
+    assert [(line["call_id"], line["waiting_for"]) for line in logged(caplog, "waits in the line")] == [
+        (CALL_ID, why)
+    ]
+    assert crowded_until(one) == 0
+
+
+def test_the_deadline_at_which_a_paused_call_is_looked_at_counts_the_pauses(one: OneCall) -> None:
+    one.place(created_at=iso(NOW - 60_000))
+    one.limits.pause(NOW - 9_000)
+    one.limits.resume(NOW - 8_000)
+    one.limits.pause(NOW - 70)
+    dial(one)
+    assert one.call.check_at_ms == CALL.queue_deadline_ms + 1_070
+
+
+def test_a_call_without_a_slot_waits_in_the_line(one: OneCall) -> None:
+    full(one)
+    one.place()
+    assert dial(one) == []
+    in_line(one, "slot")
+    assert (one.requests, sent(one)) == ([*READS, "update_item", "update_item"], [])
+    assert crowded_until(one) == NOW + 60_000
+
+
+@pytest.mark.parametrize(("until", "writes"), [(NOW + 29_999, 2), (NOW + 30_000, 1)])
+def test_that_calls_wait_is_written_twice_a_minute_at_most(one: OneCall, until: int, writes: int) -> None:
+    full(one)
+    crowd(one, until)
+    one.place()
+    dial(one)
+    in_line(one, "slot")
+    assert one.requests == [*READS, *["update_item"] * writes]
+
+
+def test_a_paused_call_that_is_past_its_deadline_waits(one: OneCall) -> None:
+    one.place(queue_deadline_ms=NOW - 1, created_at=iso(NOW))
+    one.limits.pause(NOW - 2)
+    dial(one)
+    assert (one.end, one.call.waiting_for, one.call.in_line) == (None, "paused", True)
+
+
+@pytest.mark.parametrize("why", STOPS)
+def test_of_two_messages_of_a_call_one_puts_it_into_the_line(one: OneCall, why: str) -> None:
+    one.place()
+    STOPS[why](one)
+    one.before(one.calls, "enter_line", lambda: one.calls.enter_line(CALL_ID, LINE, "0#0#a", "slot", NOW, NOW))
+    assert (dial(one), sent(one), one.call.turn) == ([], [], "0#0#a")
+
+
+@pytest.mark.parametrize("why", STOPS)
+def test_a_call_that_ended_before_it_waits_is_cleared_by_who_ended_it(one: OneCall, why: str) -> None:
+    one.place()
+    STOPS[why](one)
+    one.before(one.calls, "enter_line", one.cancel)
+    assert (dial(one), sent(one), one.cleared) == ([], [], False)
+
+
+# A call that keeps its slot after a dial that rang nothing, and one whose process is dead.
+HOLDS: dict[str, dict[str, Any]] = {
+    "retry": {"attempts": 1, "slots_item": 1, "wait_until_ms": NOW, "waiting_for": "retry"},
+    "earlier version": {"attempts": 1},
+    "dead": {"attempts": 1, "slots_item": 1, "lease_id": "dead", "lease_until_ms": NOW - 1},
+    "dead before it was counted": {"lease_id": "dead", "lease_until_ms": NOW - 1},
+}
+
+
+@pytest.mark.parametrize("holds", HOLDS)
+@pytest.mark.parametrize("why", STOPS)
+def test_a_slot_is_freed_under_a_lease_before_its_call_waits(one: OneCall, why: str, holds: str) -> None:
+    call = one.place(**HOLDS[holds])
+    item = call.held_slots_item or 0
+    one.limits.take_slot("demo", CALL_ID, 9, item=item)
+    STOPS[why](one)
+    held: list[Any] = []
+    one.before(one.limits, "free_slot", lambda: held.append(one.call))
+    assert dial(one) == []
+    in_line(one, why, attempts=HOLDS[holds].get("attempts", 0))
+    assert one.requests == [*READS, "update_item", "get_item", "update_item", "update_item"]
+    [leased] = held
+    assert (leased.lease_id not in (None, "dead"), leased.slots_item) == (True, item)
+
+
+@pytest.mark.parametrize("why", STOPS)
+def test_a_slot_that_another_process_may_have_taken_is_not_freed(one: OneCall, why: str) -> None:
+    one.place(**HOLDS["retry"])
+    one.limits.take_slot("demo", CALL_ID, 9, item=1)
+    STOPS[why](one)
+    one.before(one.calls, "take_lease", lambda: one.calls.take_lease(CALL_ID, "other", LEASE_END, NOW, 1))
+    assert dial(one) == []
+    assert (one.call.lease_id, one.call.line_of) == ("other", None)
+    assert one.limits.active_calls("demo", 2) == {CALL_ID}
+
+
+@pytest.mark.parametrize(("late", "enters"), [(0, False), (1, True)])
+def test_a_process_that_stalls_before_it_frees_a_slot_frees_none(one: OneCall, late: int, enters: bool) -> None:
+    one.place(**HOLDS["retry"])
+    one.limits.take_slot("demo", CALL_ID, 9, item=1)
+    one.limits.pause(NOW)
+    one.after(one.calls, "take_lease", one.pass_to(LEASE_END - late))
+    dial(one)
+    assert (one.limits.active_calls("demo", 2) == frozenset()) is enters
+    assert one.call.in_line is enters
+
+
+def test_a_process_that_stalls_after_it_has_freed_a_slot_does_not_undo_what_another_did(one: OneCall) -> None:
+    one.place(**HOLDS["retry"])
+    one.limits.pause(NOW)
+
+    def other() -> None:
+        one.now = LEASE_END + 1
+        assert one.calls.take_lease(CALL_ID, "other", one.now + 9_000, one.now, 1).won
+
+    one.after(one.limits, "free_slot", other)
+    dial(one)
+    assert (one.call.lease_id, one.call.line_of) == ("other", None)
+
+
+def test_a_call_that_is_canceled_while_its_slot_is_freed_is_cleared(one: OneCall) -> None:
+    one.place(**HOLDS["retry"])
+    one.limits.pause(NOW)
+    one.after(one.limits, "free_slot", one.cancel)
+    assert dial(one) == ["delete_room"]
+    assert (one.end, one.cleared) == (("canceled", "canceled_by_api"), True)
+
+
+# ── the slot ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("until", "takes"), [(NOW, False), (NOW - 1, True)])
+@pytest.mark.parametrize("admitted", [False, True])
+def test_only_admitted_calls_take_a_slot_while_others_wait(
+    one: OneCall, admitted: bool, until: int, takes: bool
+) -> None:
+    crowd(one, until)
+    if admitted:
+        place_admitted(one)
+    else:
+        one.place()
+    assert dial(one) == (DIALED if takes or admitted else [])
+
+
+def test_an_admitted_call_costs_no_more_than_one_that_never_waited(one: OneCall) -> None:
+    crowd(one)
+    place_admitted(one)
+    assert dial(one, slots_item=0) == DIALED
+    call = one.call
+    assert (call.line_of, call.waiting_for, call.admitted_at_ms) == (None, None, NOW - 5)
+    assert one.requests == DIALS
+
+
+def test_a_call_that_has_its_slot_needs_no_other(one: OneCall) -> None:
+    """After a dial that rang nothing; the workspace is full, and others wait."""
+    one.place(**HOLDS["retry"])
+    full(one)
+    crowd(one)
+    one.limits.take_slot("demo", CALL_ID, 9, item=1)
+    one.workspaces.put(dataclasses.replace(WORKSPACE, slots_items_used=2))
+    assert dial(one)[-3:] == DIALED
+    assert one.call.slots_item == 1
+
+
+def test_a_newcomer_admits_the_first_if_a_slot_is_free(one: OneCall) -> None:
+    crowd(one, NOW + 30_000)
+    other_waits(one)
+    one.place()
+    assert dial(one) == []
+    in_line(one, "slot")
+    assert admits(one)
+    # Into the line; who is admitted already, who waits; the claim, and that others wait.
+    assert one.requests == [*READS, "update_item", "query", "query", "update_item", "update_item"]
+
+
+def test_a_newcomer_behind_nobody_admits_itself(one: OneCall) -> None:
+    crowd(one)
+    one.place()
+    assert dial(one) == []
+    assert admits(one, call_id=CALL_ID)
+    assert (one.call.in_line, one.call.admitted_at_ms) == (False, NOW)
+    one.now += 1
+    assert dial(one, slots_item=0) == DIALED
+
+
+def test_a_newcomer_that_the_index_does_not_show_admits_itself(one: OneCall) -> None:
+    crowd(one)
+    one.place()
+    one.calls.line = lambda *asked: []  # type: ignore[method-assign]
+    dial(one)
+    assert admits(one, call_id=CALL_ID)
+
+
+def test_a_slot_that_was_freed_since_it_was_read_is_not_left_free(one: OneCall) -> None:
+    """Its end admitted nobody, as nobody waited yet."""
+    full(one)
+    other_waits(one)
+    one.place()
+    one.before(one.limits, "note_crowded", lambda: one.limits.free_slot("demo", "b" * 24))
+    dial(one)
+    in_line(one, "slot")
+    assert admits(one)
+
+
+def test_a_newcomer_to_a_full_workspace_admits_nobody(one: OneCall) -> None:
+    full(one)
+    crowd(one)
+    other_waits(one)
+    one.place()
+    dial(one)
+    in_line(one, "slot")
+    assert sent(one) == []
+
+
+@pytest.mark.parametrize("item", [0, None])
+def test_an_admitted_call_without_a_slot_returns_to_its_turn_and_admits_nobody(
+    one: OneCall, item: int | None
 ) -> None:
     full(one)
-    events = ({"type": "call.queued", "at": at} for at in (NOW - age, NOW))
-    one.place(events=tuple(events), queue_deadline_ms=NOW + left)
+    other_waits(one)
+    place_admitted(one)
+    assert dial(one, slots_item=item) == []
+    in_line(one, "slot", turn=TURN)
+    assert (sent(one), one.requests) == ([], [*READS, "update_item", "update_item"])
+
+
+def test_an_admitted_call_whose_slot_is_taken_at_the_last_moment_returns_to_its_turn(one: OneCall) -> None:
+    other_waits(one)
+    place_admitted(one)
+    one.before(one.limits, "take_slot", lambda: full(one))
+    assert dial(one, slots_item=0) == []
+    in_line(one, "slot", turn=TURN)
+    assert sent(one) == []
+
+
+def test_a_newcomer_whose_slot_is_taken_at_the_last_moment_waits(one: OneCall) -> None:
+    """With the lease that it has, and without having counted an attempt."""
+    one.place()
+    one.before(one.limits, "take_slot", lambda: full(one))
     assert dial(one) == []
-    waits(one, delay, attempts=0)
-    asks_until = {0: 10_000, 1: 6_000}.get(round(7.5 - delay) // 3, 4_000)
-    assert not one.limits.take_slot("demo", "d" * 24, 9, waited=False, now_ms=NOW + asks_until)
-    assert one.limits.take_slot("demo", "d" * 24, 9, waited=False, now_ms=NOW + asks_until + 1)
+    in_line(one, "slot")
+    assert sent(one) == []
+    assert one.requests == [
+        *READS,
+        *("update_item", "update_item", "update_item"),  # the lease, the two others' slots
+        *("update_item", "update_item", "update_item"),  # the slot, that calls wait, into the line
+    ]
 
 
-@pytest.mark.parametrize(
-    ("waited_until", "until", "takes"),
-    [(0, NOW, False), (0, NOW - 1, True), (NOW, NOW + 5_000, True), (1, NOW + 5_000, True)],
-)
-def test_a_newcomer_takes_no_slot_while_others_wait(
-    one: OneCall, waited_until: int, until: int, takes: bool
-) -> None:
-    one.limits.note_waiting("demo", until)
-    one.place(wait_until_ms=waited_until)
-    assert dial(one) == (DIALED if takes else [])
-
-
-def test_a_call_that_waited_may_not_exceed_the_limit(one: OneCall) -> None:
-    full(one)
-    one.place(wait_until_ms=NOW)
+def test_a_newcomer_that_others_begin_to_wait_before_waits_behind_them(one: OneCall) -> None:
+    """A slot is free: the first of the line gets it."""
+    other_waits(one)
+    one.place()
+    one.before(one.limits, "take_slot", lambda: crowd(one, NOW + 20_000))
     assert dial(one) == []
+    in_line(one, "slot")
+    assert admits(one)
+
+
+def test_a_newcomer_that_loses_its_slot_admits_for_one_that_was_freed_meanwhile(one: OneCall) -> None:
+    other_waits(one)
+    one.place()
+    one.before(one.limits, "take_slot", lambda: full(one))
+    one.before(one.limits, "note_crowded", lambda: one.limits.free_slot("demo", "b" * 24))
+    dial(one)
+    in_line(one, "slot")
+    assert admits(one)
 
 
 def test_a_call_that_ended_while_it_asked_for_a_slot_is_cleared(one: OneCall) -> None:
     """It has this process's lease, so no other clears it before the lease's end."""
+    one.place()
+    one.before(one.limits, "take_slot", lambda: full(one))
+    one.before(one.calls, "enter_line", one.cancel)
+    assert dial(one) == ["delete_room"]
+    assert (one.cleared, sent(one)) == (True, [])
+
+
+def test_an_admission_that_fails_does_not_fail_the_newcomer(one: OneCall) -> None:
+    crowd(one)
+    one.place()
+
+    def broken(*asked: Any) -> Any:
+        raise StoreError("throttled")
+
+    one.calls.line = broken  # type: ignore[method-assign]
+    dial(one)
+    in_line(one, "slot")
+    assert one.counted["AdmissionErrors"] == 1
+
+
+# ── several slots items ─────────────────────────────────────────────────────────────────────────────
+
+
+def eighty(one: OneCall, *taken: int, **changes: Any) -> None:
+    """The workspace has 80 slots in two items, of which so many are taken in each."""
+    one.workspaces.put(dataclasses.replace(WORKSPACE, max_concurrent_calls=80, **changes))
+    for item, number in enumerate(taken):
+        fill_item(one, item, number)
+
+
+def fill_item(one: OneCall, item: int, number: int = 40) -> None:
+    for n in range(number):
+        one.limits.take_slot("demo", f"{item}-{n}", 40, item=item)
+
+
+@pytest.mark.parametrize(("taken", "preferred", "item"), [((40, 39), None, 1), ((0, 0), 1, 1), ((3, 40), 1, 0)])
+def test_a_slot_is_taken_where_one_is_free(
+    one: OneCall, taken: tuple[int, int], preferred: int | None, item: int
+) -> None:
+    eighty(one, *taken)
+    one.place()
+    assert dial(one, slots_item=preferred) == DIALED
+    assert one.call.slots_item == item
+    assert CALL_ID in one.limits.slots("demo", 2)[item].call_ids
+    assert one.requests == DIALS
+
+
+def test_a_slot_that_was_lost_is_tried_in_another_item(one: OneCall) -> None:
+    eighty(one)
+    one.place()
+    one.before(one.limits, "take_slot", lambda: fill_item(one, 0))
+    stored: list[Any] = []
+    one.before(one.limits, "take_slot", lambda: stored.append(one.call.slots_item), at=42)
+    assert dial(one, slots_item=0) == DIALED
+    assert one.call.slots_item == 1
+    assert stored == [1], "the record tells it before it is taken"
+    assert CALL_ID in one.limits.slots("demo", 2)[1].call_ids
+
+
+def test_a_call_that_finds_no_slot_in_any_item_waits(one: OneCall) -> None:
+    eighty(one)
+    one.place()
+    one.before(one.limits, "take_slot", lambda: [fill_item(one, item) for item in (0, 1)])
+    assert dial(one, slots_item=0) == []
+    in_line(one, "slot")
+    assert [crowded_until(one, item) for item in (0, 1)] == [NOW + 60_000] * 2
+    assert sent(one) == []
+
+
+def test_a_process_whose_lease_another_has_taken_tries_no_other_item(one: OneCall) -> None:
+    eighty(one)
+    one.place()
+
+    def other() -> None:
+        fill_item(one, 0)
+        one.now = LEASE_END + 1
+        one.calls.take_lease(CALL_ID, "other", one.now + 9_000, one.now, 0)
+
+    one.before(one.limits, "take_slot", other)
+    assert dial(one, slots_item=0) == []
+    call = one.call
+    assert (call.lease_id, call.slots_item, call.line_of) == ("other", 0, None)
+    assert CALL_ID not in one.limits.active_calls("demo", 2)
+
+
+@pytest.mark.parametrize(("first", "dials"), [(4, True), (5, False)])
+def test_a_lowered_limit_counts_the_ids_of_all_items(one: OneCall, first: int, dials: bool) -> None:
+    one.workspaces.put(dataclasses.replace(WORKSPACE, max_concurrent_calls=10, slots_items_used=3))
+    fill_item(one, 0, first)
+    fill_item(one, 2, 5)
+    one.place()
+    assert dial(one) == (DIALED if dials else [])
+    if not dials:
+        in_line(one, "slot")
+        assert crowded_until(one, 2) == NOW + 60_000
+
+
+def test_a_limit_that_was_raised_meanwhile_is_read_with_its_items(one: OneCall) -> None:
+    """The worker's workspace is that of its cache."""
     full(one)
     one.place()
-    one.before(one.calls, "wait", one.cancel)
+    cached = dataclasses.replace(WORKSPACE)
+    one.workspaces.put(dataclasses.replace(WORKSPACE, max_concurrent_calls=41))
+    one.workspaces.get = lambda workspace_id: cached  # type: ignore[method-assign]
+    assert dial(one) == DIALED
+
+
+# ── an admitted call that does not ring ─────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("item", "next_"), [(0, True), (3, True), (None, False)])
+def test_a_call_that_was_canceled_after_its_admission_admits_the_next(
+    one: OneCall, item: int | None, next_: bool
+) -> None:
+    other_waits(one)
+    place_admitted(one)
+    one.cancel()
+    assert dial(one, slots_item=item) == []
+    assert admits(one, item or 0) is next_
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+@pytest.mark.parametrize("why", ["expired", "not_allowed"])
+def test_an_admitted_call_that_may_not_ring_admits_the_next(one: OneCall, why: str, attempts: int) -> None:
+    """attempts: it has been tried before it waited, and holds no slot since."""
+    other_waits(one)
+    crowd(one)
+    if why == "expired":
+        place_admitted(one, queue_deadline_ms=NOW, attempts=attempts)
+    else:
+        place_admitted(one, attempts=attempts)
+        one.workspaces.put(dataclasses.replace(WORKSPACE, disabled=True))
+    dial(one, slots_item=2)
+    assert one.call.end_event["reason"] == why
+    assert admits(one, 2)
+    assert one.cleared
+
+
+def test_an_admitted_call_that_has_its_slot_admits_one_when_it_ends(one: OneCall) -> None:
+    """Its message was repeated by the reconciler."""
+    for call_id in ("d" * 24, "f" * 24):
+        other_waits(one, call_id)
+    crowd(one)
+    place_admitted(one, queue_deadline_ms=NOW, attempts=1, slots_item=0)
+    one.limits.take_slot("demo", CALL_ID, 2)
+    dial(one, slots_item=0)
+    assert one.end == ("expired", "expired")
+    assert admits(one)
+
+
+def test_a_newcomer_that_may_not_ring_admits_nobody(one: OneCall) -> None:
+    other_waits(one)
+    crowd(one)
+    one.place(queue_deadline_ms=NOW)
     dial(one)
-    assert (one.cleared, sent(one)) == (True, [])
+    assert (one.end, sent(one)) == (("expired", "expired"), [])
+
+
+@pytest.mark.parametrize(("early", "slept"), [(0, 0), (1, 0.001), (5_000, 5)])
+def test_a_message_may_come_a_little_before_its_calls_turn(one: OneCall, early: int, slept: float) -> None:
+    place_admitted(one, turn=f"{NOW + early}#{NOW - 9}#{CALL_ID}")
+    assert dial(one, slots_item=0) == DIALED
+    assert (one.slept[0], one.call.dialed_at_ms) == (slept, NOW + early)
+
+
+@pytest.mark.parametrize(("why", "then"), [("paused", "paused"), (None, "scheduled_at")])
+def test_a_message_that_comes_too_early_puts_its_call_back(one: OneCall, why: str | None, then: str) -> None:
+    turn = f"{NOW + 5_001}#{NOW - 9}#{CALL_ID}"
+    place_admitted(one, turn=turn, waiting_for=why)
+    assert dial(one, slots_item=0) == []
+    in_line(one, then, turn=turn)
+    assert (sent(one), one.slept) == ([], [])
 
 
 # ── a lease that is over ────────────────────────────────────────────────────────────────────────────
@@ -569,8 +1022,8 @@ def test_a_dial_needs_time_for_the_ring_and_its_writes(one: OneCall, seconds: fl
     one.seconds = seconds
     assert dial(one) == (DIALED if dials else [*DIALED[:2], "delete_room"])
     if not dials:
-        waits(one, 2, attempts=1)
-        assert one.limits.next_free("ST_1") == 0
+        waits(one, 2, attempts=1, why="trunk")
+        assert one.limits.trunk("ST_1").next_free_ms == 0
         assert one.counted == {}
 
 
@@ -586,39 +1039,53 @@ def test_a_trunk_that_is_free_too_late_for_this_process_is_not_taken(
         assert (asked, one.call.dialed_at_ms) == (DIALED, NOW + free_in)
     else:
         assert asked == [*DIALED[:2], "delete_room"]
-        waits(one, waits_for, attempts=1)
-        assert one.limits.next_free("ST_1") == NOW + free_in
+        waits(one, waits_for, attempts=1, why="trunk")
+        assert one.limits.trunk("ST_1").next_free_ms == NOW + free_in
 
 
-@pytest.mark.parametrize("reason", ["no slot", "no time"])
-def test_a_wait_for_anything_else_extends_nothing(one: OneCall, reason: str) -> None:
+@pytest.mark.parametrize("why", STOPS)
+def test_what_stops_dialling_at_the_last_moment_stops_the_dial(one: OneCall, why: str) -> None:
+    """The agent does not wait with the call, and its slot is free for others."""
     one.place()
-    if reason == "no slot":
-        full(one)
-    one.seconds = 64
-    one.after(one.calls, "take_lease", lambda: one.limits.pause(NOW))
-    dial(one)
-    assert one.call.wait_until_ms > NOW
-    assert one.call.queue_deadline_ms == CALL.queue_deadline_ms
-
-
-def test_a_switch_that_is_set_at_the_last_moment_stops_the_dial(one: OneCall) -> None:
-    one.place()
-    one.after(one.limits, "reserve_trunk", lambda: one.limits.pause(NOW))
+    one.after(one.limits, "reserve_trunk", lambda: STOPS[why](one))
     assert dial(one) == [*DIALED[:2], "delete_room"]
-    waits(one, 30, attempts=1)
-    assert one.call.queue_deadline_ms == CALL.queue_deadline_ms + 30_000
-    assert one.limits.active_calls("demo") == {CALL_ID}
+    in_line(one, why, attempts=1)
+    assert (sent(one), one.counted) == ([], {})
 
 
+@pytest.mark.parametrize("why", STOPS)
 @pytest.mark.parametrize("now", [LEASE_END, LEASE_END - 1])
-def test_a_dial_that_is_stopped_after_its_lease_deletes_nothing(one: OneCall, now: int) -> None:
+def test_a_dial_that_is_stopped_after_its_lease_deletes_nothing(one: OneCall, now: int, why: str) -> None:
     one.place()
-    one.after(one.limits, "reserve_trunk", lambda: one.limits.pause(NOW))
-    one.before(one.limits, "paused", one.pass_to(now), at=2)
+    one.after(one.limits, "reserve_trunk", lambda: STOPS[why](one))
+    one.after(one.limits, "standing", one.pass_to(now), at=2)
+    if why == "trunk":
+        one.before(one.limits, "standing", lambda: stop_trunk(one, until=LEASE_END + 9), at=2)
     asked = dial(one)
     over = now == LEASE_END
-    assert (asked, len(sent(one))) == (DIALED[:2] if over else [*DIALED[:2], "delete_room"], not over)
+    assert asked == (DIALED[:2] if over else [*DIALED[:2], "delete_room"])
+    assert one.call.in_line is not over
+    assert (CALL_ID in one.limits.active_calls("demo")) is over
+
+
+@pytest.mark.parametrize(("now", "enters"), [(LEASE_END, False), (LEASE_END - 1, True)])
+def test_a_process_that_stalls_while_it_deletes_the_room_frees_no_slot(
+    one: OneCall, now: int, enters: bool
+) -> None:
+    one.place()
+    one.after(one.limits, "reserve_trunk", lambda: one.limits.pause(NOW))
+    one.after(one.livekit, "delete_room", one.pass_to(now))
+    dial(one)
+    assert one.call.in_line is enters
+    assert (CALL_ID in one.limits.active_calls("demo")) is not enters
+
+
+def test_a_room_that_cannot_be_deleted_does_not_keep_the_call_from_waiting(one: OneCall) -> None:
+    one.place()
+    one.livekit.fail["delete_room"] = INTERNAL
+    one.after(one.limits, "reserve_trunk", lambda: one.limits.pause(NOW))
+    dial(one)
+    in_line(one, "paused", attempts=1)
 
 
 def test_a_call_that_is_canceled_before_its_fence_is_cleared_and_does_not_ring(one: OneCall) -> None:
@@ -777,6 +1244,239 @@ def test_a_call_that_ends_while_the_event_is_awaited_is_not_touched(one: OneCall
     )
     assert dial(one) == [*DIALED, "view_room"]
     assert (one.end, one.cleared, len(one.slept)) == (("no_answer", "no_answer"), False, 2)
+
+
+# ── the trunk's breaker ─────────────────────────────────────────────────────────────────────────────
+
+REFUSED = LiveKitError("permission_denied", 403, 403)
+UNAUTHENTICATED = LiveKitError("unauthenticated", 401, 401)
+
+
+def faults(one: OneCall, number: int) -> None:
+    """So many other calls have failed by the trunk's fault, in a row."""
+    for n in range(number):
+        one.limits.note_trunk_fault("ST_1", f"{n}", "text", 60_000, 9**9, NOW)
+
+
+@pytest.mark.parametrize("error", [REFUSED, UNAUTHENTICATED])
+def test_a_trunks_fault_is_counted(one: OneCall, error: LiveKitError) -> None:
+    fail(one, error)
+    dial(one)
+    assert one.end == ("failed", "trunk_error")
+    assert one.limits.trunk("ST_1").faults == {CALL_ID}
+    assert (one.counted["TrunkStops"], one.counted["ConfigurationFaults"]) == (0, 1)
+
+
+def test_a_fault_that_livekit_tells_without_a_code_is_counted(one: OneCall) -> None:
+    fail(one, LiveKitError("not_found", 404))
+    one.before(one.livekit, "dial", left(one, reason="SIP_TRUNK_FAILURE"))
+    dial(one)
+    assert one.end == ("failed", "trunk_error")
+    assert one.limits.trunk("ST_1").faults == {CALL_ID}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BUSY, LiveKitError("unavailable", 503, 503), LiveKitError("unauthenticated", 401), INTERNAL, CANCELED],
+)
+def test_what_is_no_fault_of_the_trunk_is_not_counted(one: OneCall, error: LiveKitError) -> None:
+    fail(one, error)
+    dial(one)
+    assert one.call.ended
+    assert one.limits.trunk("ST_1").faults == frozenset()
+
+
+def test_the_third_fault_in_a_row_stops_the_trunk(one: OneCall, caplog: pytest.LogCaptureFixture) -> None:
+    fail(one, REFUSED, after=3_000)
+    faults(one, 2)
+    stopped: list[bool] = []
+    one.before(one.calls, "end", lambda: stopped.append(one.limits.trunk("ST_1").stops == 1))
+    dial(one)
+    assert stopped == [True], "before the slot is freed for a call that must find it stopped"
+    trunk = one.limits.trunk("ST_1")
+    assert (trunk.stopped_at_ms, trunk.stopped_until_ms) == (NOW + 3_000, NOW + 63_000)
+    assert trunk.fault == str(REFUSED)
+    assert one.counted["TrunkStops"] == 1
+    [line] = logged(caplog, "trunk stopped")
+    assert (line["trunk_id"], line["stops"], line["until"]) == ("ST_1", 1, iso(NOW + 63_000))
+    assert line["livekit"] == str(REFUSED)
+
+
+def test_a_call_that_fails_to_try_a_trunk_stops_it_for_twice_as_long(one: OneCall) -> None:
+    fail(one, REFUSED)
+    stop_trunk(one, until=NOW)
+    dial(one)
+    trunk = one.limits.trunk("ST_1")
+    assert (trunk.stops, trunk.stopped_until_ms) == (2, NOW + 120_000)
+
+
+def test_the_durations_say_how_long_a_trunk_is_stopped(one: OneCall) -> None:
+    one.durations = Durations(trunk_stop=5, trunk_stop_longest=8)
+    fail(one, REFUSED)
+    faults(one, 2)
+    dial(one)
+    assert one.limits.trunk("ST_1").stopped_until_ms == NOW + 5_000
+    one.dynamodb.table("calls").clear()
+    one.place()
+    one.now = NOW + 5_000
+    dial(one)
+    assert one.limits.trunk("ST_1").stopped_until_ms == NOW + 13_000
+
+
+def test_a_fault_that_cannot_be_counted_does_not_keep_the_call_from_ending(
+    one: OneCall, caplog: pytest.LogCaptureFixture
+) -> None:
+    fail(one, REFUSED)
+
+    def broken() -> None:
+        raise StoreError("throttled")
+
+    one.before(one.limits, "note_trunk_fault", broken)
+    dial(one)
+    assert (one.end, one.cleared) == (("failed", "trunk_error"), True)
+    assert [line["trunk_id"] for line in logged(caplog, "trunk fault not counted")] == ["ST_1"]
+
+
+def test_one_call_tries_a_trunk_whose_stop_is_over(one: OneCall) -> None:
+    one.place()
+    stop_trunk(one, until=NOW)
+    other = "b" * 24
+    one.calls.create(dataclasses.replace(CALL, call_id=other))
+    claimed: list[Any] = []
+    waiting: list[Any] = []
+
+    def another() -> None:
+        claimed.append(one.limits.trunk("ST_1"))
+        asyncio.run(one.dialler().dial(dataclasses.replace(one.message(), call_id=other)))
+        waiting.append(one.calls.get(other))
+
+    def within() -> None:
+        # The test's own loop runs: the other worker is another process.
+        thread = threading.Thread(target=another)
+        thread.start()
+        thread.join()
+
+    one.after(one.livekit, "create_room", within)
+    assert dial(one) == DIALED
+    assert [(trunk.probe_call, trunk.probe_until_ms) for trunk in claimed] == [(CALL_ID, NOW + 180_000)]
+    assert [(call.in_line, call.waiting_for, call.attempts) for call in waiting] == [(True, "trunk", 0)]
+    # The first was answered: the trunk is in use again.
+    assert admits(one, call_id=other)
+
+
+def test_a_claim_that_another_was_faster_with_is_lost(one: OneCall) -> None:
+    one.place()
+    stop_trunk(one, until=NOW)
+    seen = one.limits.trunk("ST_1")
+    one.before(one.limits, "claim_probe", lambda: one.limits.claim_probe(seen, "other", NOW + 9, NOW))
+    assert dial(one) == []
+    in_line(one, "trunk")
+    assert one.limits.trunk("ST_1").probe_call == "other"
+
+
+@pytest.mark.parametrize(("until", "dials"), [(NOW + 1, False), (NOW, True)])
+def test_a_trunk_is_tried_again_when_the_process_that_tried_it_is_over(
+    one: OneCall, until: int, dials: bool
+) -> None:
+    one.place()
+    stop_trunk(one, until=NOW - 9)
+    one.limits.claim_probe(one.limits.trunk("ST_1"), "dead", until, NOW - 5)
+    assert dial(one) == (DIALED if dials else [])
+    if not dials:
+        in_line(one, "trunk")
+
+
+def test_a_call_may_go_on_trying_the_trunk_that_it_has_claimed(one: OneCall) -> None:
+    one.place()
+    stop_trunk(one, until=NOW - 9)
+    one.limits.claim_probe(one.limits.trunk("ST_1"), CALL_ID, NOW + 9, NOW - 5)
+    assert dial(one) == DIALED
+
+
+def test_a_trunk_that_another_call_tries_at_the_last_moment_stops_the_dial(one: OneCall) -> None:
+    one.place()
+
+    def tried() -> None:
+        stop_trunk(one, until=NOW)
+        one.limits.claim_probe(one.limits.trunk("ST_1"), "other", NOW + 9, NOW)
+
+    one.after(one.limits, "reserve_trunk", tried)
+    assert dial(one) == [*DIALED[:2], "delete_room"]
+    in_line(one, "trunk", attempts=1)
+
+
+def test_a_trunk_whose_stop_is_over_at_the_last_moment_is_claimed(one: OneCall) -> None:
+    one.place()
+    one.after(one.limits, "reserve_trunk", lambda: stop_trunk(one, until=NOW))
+    one.before(one.calls, "fence", lambda: claimed.append(one.limits.trunk("ST_1").probe_call))
+    claimed: list[str] = []
+    assert dial(one) == DIALED
+    assert claimed == [CALL_ID]
+
+
+def test_a_process_that_stalls_past_its_time_after_it_claimed_a_trunk_dials_nothing(one: OneCall) -> None:
+    one.place()
+    stop_trunk(one, until=NOW)
+    one.after(one.limits, "claim_probe", one.pass_to(LEASE_END))
+    assert dial(one) == []
+    assert one.call.status == "queued"
+
+
+@pytest.mark.parametrize("error", [None, BUSY, LiveKitError("unavailable", 503, 503)])
+def test_what_the_carrier_answers_ends_a_stop_and_fills_the_line(
+    one: OneCall, error: LiveKitError | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    one.place()
+    if error is not None:
+        one.livekit.fail["dial"] = error
+    stop_trunk(one, until=NOW)
+    other_waits(one)
+    with caplog.at_level("INFO"):
+        dial(one)
+    assert one.limits.trunk("ST_1") == Trunk("ST_1", next_free_ms=NOW + 500)
+    assert admits(one)
+    assert [line["trunk_id"] for line in logged(caplog, "trunk in use again")] == ["ST_1"]
+
+
+def test_what_the_carrier_answers_ends_the_count_of_faults(one: OneCall, caplog: pytest.LogCaptureFixture) -> None:
+    one.place()
+    faults(one, 2)
+    other_waits(one)
+    with caplog.at_level("INFO"):
+        dial(one)
+    assert one.limits.trunk("ST_1").faults == frozenset()
+    assert (sent(one), logged(caplog, "trunk in use again")) == ([], []), "nothing has waited for the trunk"
+
+
+@pytest.mark.parametrize("error", [INTERNAL, CANCELED, UNKNOWN, UNSENT, UNAUTHENTICATED])
+def test_what_is_not_the_carriers_answer_ends_no_stop(one: OneCall, error: LiveKitError) -> None:
+    fail(one, error)
+    stop_trunk(one, until=NOW)
+    dial(one)
+    assert one.limits.trunk("ST_1").stops == (2 if error is UNAUTHENTICATED else 1)
+
+
+def test_a_trunk_without_faults_costs_nothing(one: OneCall) -> None:
+    fail(one, BUSY)
+    dial(one)
+    # As an answered one, with the end instead of the answer, the slot, and out of the index of what is due.
+    assert one.requests == [*DIALS, "update_item", "update_item"]
+
+
+@pytest.mark.parametrize("error", [StoreError("throttled"), QueueError("down")])
+def test_a_trunk_that_cannot_be_reset_does_not_fail_the_call(
+    one: OneCall, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    one.place()
+    stop_trunk(one, until=NOW)
+
+    def broken() -> None:
+        raise error
+
+    one.before(one.limits, "reset_trunk", broken)
+    dial(one)
+    assert one.call.status == "in_progress"
+    assert [line["trunk_id"] for line in logged(caplog, "trunk not reset")] == ["ST_1"]
 
 
 # ── the outcome is unknown ──────────────────────────────────────────────────────────────────────────

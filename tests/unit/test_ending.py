@@ -13,7 +13,7 @@ from shared.call import Call, Outcome, event
 from shared.call_store import CallStore, Write
 from shared.durations import Durations
 from shared.ending import clear, clear_with_room, end_call, end_outcome, report_end
-from shared.limits import LimitStore
+from shared.line import Line
 from tests.calls import ANSWERED, DIALING, NOW, QUEUED, asked_to_hang_up, ended
 
 DURATIONS = Durations()
@@ -26,9 +26,10 @@ def busy(call: Call) -> Call:
 
 
 class Stores:
-    """What the two stores are asked, in order; `end` answers with one write after the other."""
+    """What the store and the line are asked, in order; `end` answers with one write after the other."""
 
     def __init__(self, *writes: Write) -> None:
+        self.calls = self
         self.writes = list(writes)
         self.asked: list[Any] = []
 
@@ -36,8 +37,8 @@ class Stores:
         self.asked.append((seen, outcome, check_at, now))
         return self.writes.pop(0)
 
-    def free_slot(self, workspace_id: str, call_id: str) -> None:
-        self.asked.append(f"free {workspace_id} {call_id[:1]}")
+    def free_slot(self, call: Call) -> None:
+        self.asked.append(f"free {call.call_id[:1]}")
 
     def leave_due(self, call_id: str) -> None:
         self.asked.append(f"leave {call_id[:1]}")
@@ -124,21 +125,21 @@ def test_an_end_is_reported_by_itself_though_its_agent_reported_behind_it(
 
 def test_the_slot_is_freed_before_the_call_leaves_the_index() -> None:
     stores = Stores()
-    clear(cast(CallStore, stores), cast(LimitStore, stores), DIALING)
-    assert stores.asked == ["free demo 0", "leave 0"]
+    clear(cast(Line, stores), DIALING)
+    assert stores.asked == ["free 0", "leave 0"]
 
 
 @pytest.mark.parametrize(
     ("attempts", "orphan", "deleted", "asked"),
     [
-        (0, False, True, ["free demo 0", "leave 0"]),
-        (0, True, True, ["free demo 0", "leave 0"]),
-        (1, False, True, ["free demo 0", "delete", "leave 0"]),
-        (5, False, True, ["free demo 0", "delete", "leave 0"]),
+        (0, False, True, ["free 0", "leave 0"]),
+        (0, True, True, ["free 0", "leave 0"]),
+        (1, False, True, ["free 0", "delete", "leave 0"]),
+        (5, False, True, ["free 0", "delete", "leave 0"]),
         # It stays due: its room must be deleted once more, or its agent may make it again.
-        (1, False, False, ["free demo 0", "delete"]),
-        (1, True, True, ["free demo 0", "delete"]),
-        (1, True, False, ["free demo 0", "delete"]),
+        (1, False, False, ["free 0", "delete"]),
+        (1, True, True, ["free 0", "delete"]),
+        (1, True, False, ["free 0", "delete"]),
     ],
 )
 def test_a_call_leaves_the_index_when_its_room_is_gone(
@@ -152,5 +153,5 @@ def test_a_call_leaves_the_index_when_its_room_is_gone(
         stores.asked.append("delete")
         return deleted
 
-    cleared = asyncio.run(clear_with_room(cast(CallStore, stores), cast(LimitStore, stores), call, delete_room))
+    cleared = asyncio.run(clear_with_room(cast(Line, stores), call, delete_room))
     assert (cleared, stores.asked) == ("leave 0" in asked, asked)

@@ -11,9 +11,11 @@ from typing import Any, cast, get_args
 import pytest
 
 from calls_api.queries import ListQuery, call_of_workspace, call_view, list_calls, list_query
-from shared.call import Call, Status, webhook_body
+from shared.call import Call, Status, WaitingFor, iso, webhook_body
 from shared.call_store import CallStore
 from shared.errors import RequestRefusedError
+from shared.line import admitted_of, line_of, turn_of, waiting_view
+from tests.calls import NOW, call_record
 from tests.unit.test_call import CALL
 
 KEY = "CALL#" + "0a" * 12
@@ -170,7 +172,7 @@ def test_a_call_is_there_for_its_own_workspace_only() -> None:
 
 def test_a_call_is_shown_with_its_events_as_its_webhooks_tell_them() -> None:
     call = dataclasses.replace(CALL, dynamic_variables=VARIABLES, callback_url="https://hooks.example/in")
-    text = call_view(call)
+    text = call_view(call, NOW)
     assert f'"dynamicVariables":{VARIABLES}' in text
     assert f'"metadata":{CALL.metadata}' in text
     shown = json.loads(text)
@@ -183,7 +185,7 @@ def test_a_call_is_shown_with_its_events_as_its_webhooks_tell_them() -> None:
     told = [{name: body[name] for name in ("id", "type", "timestamp", "sequence")} for body in bodies]
     told[3]["report"] = bodies[3]["data"]["report"]
     assert shown["events"] == told
-    bare = json.loads(call_view(dataclasses.replace(CALL, metadata=None)))
+    bare = json.loads(call_view(dataclasses.replace(CALL, metadata=None), NOW))
     assert (bare["dynamicVariables"], bare["metadata"], bare["callbackUrl"]) == (None, None, None)
 
 
@@ -203,7 +205,7 @@ def test_a_page_shows_the_calls_of_the_status_and_where_the_next_one_begins(
 
         store = cast(CallStore, SimpleNamespace(page_of_workspace=page_of_workspace))
         wanted = ListQuery(status=status, agent="a", to="+1", created_after="0", created_before="9", limit=7)
-        page = json.loads(list_calls(store, "demo", dataclasses.replace(wanted, cursor=(AT, KEY))))
+        page = json.loads(list_calls(store, "demo", dataclasses.replace(wanted, cursor=(AT, KEY)), NOW))
         assert (page["status"], [call["status"] for call in page["calls"]]) == ("success", shown)
         named = {"limit": 7, "agent": "a", "to": "+1", "created_after": "0", "created_before": "9"}
         assert asked == [("demo", named | {"start": (AT, KEY)})]
@@ -211,3 +213,64 @@ def test_a_page_shows_the_calls_of_the_status_and_where_the_next_one_begins(
             assert page["cursor"] is None
         else:
             assert query(cursor=page["cursor"]).cursor == last
+
+
+# ── why a call waits ────────────────────────────────────────────────────────────────────────────────
+
+NEW = call_record(NOW - 5_000)
+
+
+def in_line(why: WaitingFor, ring_ms: int | None = None, **fields: Any) -> Call:
+    turn = turn_of(NEW, ring_ms)
+    return dataclasses.replace(NEW, line_of=line_of("demo"), turn=turn, waiting_for=why, **fields)
+
+
+def admitted(why: WaitingFor, ring_ms: int | None = None, **fields: Any) -> Call:
+    waiting = in_line(why, ring_ms)
+    return dataclasses.replace(waiting, line_of=admitted_of(line_of("demo")), admitted_at_ms=NOW - 10, **fields)
+
+
+def delayed(why: WaitingFor, until_ms: int, **fields: Any) -> Call:
+    """It waits for a delayed message."""
+    return dataclasses.replace(NEW, waiting_for=why, wait_until_ms=until_ms, attempts=1, **fields)
+
+
+@pytest.mark.parametrize(
+    ("call", "why", "ring_ms"),
+    [
+        (NEW, None, None),
+        *((in_line(why), why, None) for why in get_args(WaitingFor)),
+        (in_line("scheduled_at", NOW + 1), "scheduled_at", NOW + 1),
+        (in_line("scheduled_at", NOW), "scheduled_at", None),
+        # What has waited for its time and then finds no slot.
+        (in_line("slot", NOW - 1, attempts=2), "slot", None),
+        # A lease in the line that is over: its process has died.
+        (in_line("slot", lease_id="a", lease_until_ms=NOW - 1), "slot", None),
+        (in_line("slot", lease_id="a", lease_until_ms=NOW), None, None),
+        (admitted("slot"), None, None),
+        # Admitted ahead of its time, with a delayed message.
+        (admitted("scheduled_at", NOW + 90_000), "scheduled_at", NOW + 90_000),
+        (admitted("scheduled_at", NOW), None, None),
+        (admitted("scheduled_at", NOW + 1, lease_id="a", lease_until_ms=NOW + 1), None, None),
+        (delayed("retry", NOW + 4_000), "retry", NOW + 4_000),
+        (delayed("trunk", NOW + 1), "trunk", NOW + 1),
+        (delayed("retry", NOW), None, None),
+        # It was admitted and then LiveKit failed: its turn has passed, its next attempt has not.
+        (admitted("retry", NOW - 9, wait_until_ms=NOW + 7, attempts=1), "retry", NOW + 7),
+        # Earlier versions store no reason.
+        (dataclasses.replace(NEW, wait_until_ms=NOW + 9), None, None),
+        *(
+            (dataclasses.replace(in_line("slot", NOW + 9), status=status), None, None)
+            for status in get_args(Status)
+            if status != "queued"
+        ),
+    ],
+)
+def test_a_call_shows_what_it_waits_for(call: Call, why: WaitingFor | None, ring_ms: int | None) -> None:
+    shown = {"waitingFor": why, "earliestRingAt": None if ring_ms is None else iso(ring_ms)}
+    assert waiting_view(call, NOW) == shown
+    assert shown.items() <= json.loads(call_view(call, NOW)).items()
+    store = cast(CallStore, SimpleNamespace(page_of_workspace=lambda *_, **given: ([call], None)))
+    [listed] = json.loads(list_calls(store, "demo", ListQuery(), NOW))["calls"]
+    assert shown.items() <= listed.items()
+    assert not shown.keys() & json.loads(webhook_body(call, 1))["data"].keys()

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from reconcile_calls.reconcile import LIVEKIT_REQUESTS, RequestsSpentError, requests_of
-from shared.call import Call, Outcome
+from reconcile_calls.reconcile import EXPIRED_AT_MOST, LIVEKIT_REQUESTS, RequestsSpentError, requests_of
+from shared.call import Call, Outcome, iso
 from shared.call_store import Due
 from shared.durations import Durations
 from shared.errors import LiveKitError, StoreError
 from shared.livekit.client import Presence, RoomView
+from shared.switch import Switch
 from shared.table_keys import due_shard
-from tests.one_call import CALL, CALL_ID, NOW, OneCall
+from tests.one_call import CALL, CALL_ID, NOW, WORKSPACE, OneCall
 
 GONE = RoomView(None, agent_present=True)
 RINGS = RoomView("ringing", agent_present=True)
@@ -191,11 +192,12 @@ def test_the_message_of_a_queued_call_is_repeated(one: OneCall, fields: dict[str
     assert one.counted == {"DueLateness": 0, "DialMessagesRepeated": 1}
 
 
-@pytest.mark.parametrize(("left", "done"), [(1, "sent_again"), (0, "ended"), (-1, "ended")])
-def test_a_queued_call_expires_at_its_deadline(one: OneCall, left: int, done: str) -> None:
-    place(one, QUEUED, queue_deadline_ms=NOW + left)
-    assert reconcile(one) == {done: 1}
-    if done == "ended":
+@pytest.mark.parametrize("left", [1, 0, -1])
+@pytest.mark.parametrize("waits", [{}, {"wait_until_ms": NOW + 9}], ids=["", "waits"])
+def test_a_queued_call_expires_at_its_deadline(one: OneCall, left: int, waits: dict[str, Any]) -> None:
+    place(one, QUEUED, queue_deadline_ms=NOW + left, attempts=1, **waits)
+    assert reconcile(one) == ({"sent_again": 1} if left > 0 else {"expires": 1, "ended": 1})
+    if left <= 0:
         assert one.end == ("expired", "expired")
         assert one.call.end_event["retryable"]
         assert one.cleared
@@ -209,9 +211,164 @@ def test_a_queued_call_does_not_expire_while_dialling_may_be_paused(one: OneCall
     if readable:
         one.limits.pause(NOW)
     else:
-        one.before(one.limits, "paused", raises(StoreError("throttled")))
+        one.before(one.limits, "switch", raises(StoreError("throttled")))
     assert reconcile(one) == {"sent_again": 1}
     assert one.counted["ReconcileErrors"] == (0 if readable else 1)
+
+
+@pytest.mark.parametrize(("paused", "expires"), [(3_000, True), (3_001, False)])
+def test_paused_time_does_not_count_against_the_deadline(one: OneCall, paused: int, expires: bool) -> None:
+    place(one, QUEUED, queue_deadline_ms=NOW - 3_000, created_at=iso(NOW - 60_000))
+    one.limits.pause(NOW - 50_000)
+    one.limits.resume(NOW - 50_000 + paused)
+    assert reconcile(one) == ({"expires": 1, "ended": 1} if expires else {"sent_again": 1})
+
+
+# ── in the line ─────────────────────────────────────────────────────────────────────────────────────
+
+LINE, TURN = "demo#single", f"{NOW:013}#{NOW}#{CALL_ID}"
+WAITING: dict[str, Any] = {"line_of": LINE, "turn": TURN, "waiting_for": "slot"}
+ADMITTED = WAITING | {"line_of": f"{LINE}#admitted", "admitted_at_ms": NOW - 60_000, "admission": "token"}
+
+
+def full(one: OneCall) -> None:
+    """No slot is free: a run admits nobody."""
+    for other in ("b" * 24, "c" * 24):
+        one.calls.create(dataclasses.replace(CALL, call_id=other, check_at_ms=NOW * 2))
+        one.limits.take_slot("demo", other, 2)
+
+
+@pytest.mark.parametrize("left", [60_001, 3_600_000])
+def test_a_call_in_the_line_is_looked_at_at_its_deadline_and_not_before(one: OneCall, left: int) -> None:
+    full(one)
+    before = one.place(**WAITING, queue_deadline_ms=NOW + left)
+    assert reconcile(one) == {"postponed": 1}
+    assert one.call == dataclasses.replace(before, check_at_ms=NOW + left)
+    assert one.dial_queue.sent == []
+
+
+def test_the_deadline_of_a_call_in_the_line_counts_the_pauses(one: OneCall) -> None:
+    full(one)
+    one.place(**WAITING, created_at=iso(NOW - 60_000), queue_deadline_ms=NOW + 5_000)
+    one.limits.pause(NOW - 99_000)
+    one.limits.resume(NOW + 30_000)
+    one.now = NOW + 30_000
+    assert reconcile(one) == {"postponed": 1}
+    assert one.call.check_at_ms == NOW + 95_000
+
+
+@pytest.mark.parametrize("unknown", ["paused", "unreadable"])
+def test_a_call_in_the_line_past_its_deadline_is_looked_at_each_minute_while_dialling_may_be_paused(
+    one: OneCall, unknown: str
+) -> None:
+    full(one)
+    one.place(**WAITING, queue_deadline_ms=NOW - 9, created_at=iso(NOW - 9))
+    if unknown == "paused":
+        one.limits.pause(NOW - 9)
+    else:
+        one.before(one.limits, "switch", raises(StoreError("throttled")))
+    assert reconcile(one) == {"postponed": 1}
+    assert looks_in(one, 60_000)
+
+
+def test_a_call_in_the_line_expires_at_its_deadline(one: OneCall) -> None:
+    full(one)
+    one.place(**WAITING, queue_deadline_ms=NOW)
+    assert reconcile(one) == {"expires": 1, "ended": 1}
+    assert one.end == ("expired", "expired")
+    call = one.call
+    assert (call.line_of, call.waiting_for, call.due_shard, one.livekit.asked) == (None, None, None, [])
+
+
+@pytest.mark.parametrize(("fields", "item"), [({}, 0), ({"slots_item": 2, "attempts": 1}, 2)])
+def test_the_message_of_an_admitted_call_is_repeated_as_such(
+    one: OneCall, fields: dict[str, Any], item: int
+) -> None:
+    one.place(**ADMITTED, **fields)
+    assert reconcile(one) == {"sent_again": 1}
+    assert one.dial_queue.sent == [
+        ({"callId": CALL_ID, "workspaceId": "demo", "slotsItem": item}, "demo", 0),
+    ]
+    assert looks_in(one, 60_000)
+    assert one.call.line_of == ADMITTED["line_of"]
+
+
+def test_an_admitted_call_expires_too(one: OneCall) -> None:
+    one.place(**ADMITTED, queue_deadline_ms=NOW)
+    assert reconcile(one) == {"expires": 1, "ended": 1}
+
+
+# ── calls expire after all else, and not all at once ────────────────────────────────────────────────
+
+
+def test_calls_expire_after_everything_else_of_the_run(one: OneCall) -> None:
+    """A backlog that expires at once does not delay a call under way."""
+    place_many(one, 3, QUEUED | {"queue_deadline_ms": NOW}, shard="b")
+    rooms(one, "absent")
+    place(one, TALKING, phone_missing_since_ms=NOW - 30_000)
+    ended: list[str] = []
+    end = one.calls.end
+
+    def noted(seen: Call, *given: Any) -> Any:
+        ended.append(seen.status)
+        return end(seen, *given)
+
+    one.calls.end = noted  # type: ignore[method-assign]
+    fill_asked: list[int] = []
+    one.before(one.limits, "everything", lambda: fill_asked.append(len(ended)))
+    assert reconcile(one) == {"expires": 3, "ended": 4}
+    assert ended == ["in_progress", "queued", "queued", "queued"]
+    assert fill_asked[0] <= 1
+
+
+@pytest.mark.parametrize(
+    ("shards", "number", "sleeps"),
+    [(range(16), 40, []), (range(16), 41, [0.2]), (range(16), 130, [0.2] * 3), ([10], 5, [0.2, 0.2])],
+)
+def test_so_many_calls_expire_in_a_second(one: OneCall, shards: Any, number: int, sleeps: list[float]) -> None:
+    """200 in all runs of a minute together."""
+    place_many(one, number, QUEUED | {"queue_deadline_ms": NOW})
+    assert reconcile(one, shards=shards) == {"expires": number, "ended": number}
+    assert [seconds for seconds in one.slept if seconds] == sleeps
+
+
+def test_calls_that_expire_are_left_to_the_next_run_when_time_is_over(one: OneCall) -> None:
+    place_many(one, 50, QUEUED | {"queue_deadline_ms": NOW})
+    reconciler = one.reconciler(time_left=lambda: one.now < NOW + 200)
+    assert asyncio.run(reconciler.run()) == {"expires": 50, "ended": 40}
+    one.now += 1_000
+    assert reconcile(one) == {"expires": 10, "ended": 10}
+
+
+def test_a_run_finds_no_more_calls_that_expire_than_it_has_time_for(one: OneCall) -> None:
+    assert EXPIRED_AT_MOST == 750
+    reconciler = one.reconciler(shards=[10])
+    reconciler.switch = Switch()
+    reconciler.expired = [CALL] * 749
+    call = one.place(queue_deadline_ms=NOW)
+    for found in (750, 750):
+        assert asyncio.run(reconciler._queued(call)) == "expires"
+        assert len(reconciler.expired) == found
+    reconciler.shards = [10, 11]
+    asyncio.run(reconciler._queued(call))
+    assert len(reconciler.expired) == 751
+
+
+def test_a_call_that_cannot_expire_holds_up_no_other(one: OneCall) -> None:
+    place_many(one, 3, QUEUED | {"queue_deadline_ms": NOW})
+    one.before(one.calls, "end", raises(StoreError("throttled")))
+    assert reconcile(one) == {"expires": 3, "ended": 2}
+    assert one.counted["ReconcileErrors"] == 1
+
+
+def test_a_call_that_was_taken_before_it_expired_is_its_process_s(one: OneCall) -> None:
+    one.place(queue_deadline_ms=NOW)
+    one.before(one.calls, "end", lambda: one.calls.take_lease(CALL_ID, "other", NOW + 9, NOW))
+    assert reconcile(one) == {"expires": 1, "lost": 1}
+    assert one.call.lease_id == "other"
+
+
+# ── queued, and changed by others ───────────────────────────────────────────────────────────────────
 
 
 def test_a_queued_call_that_another_process_moves_gets_no_message(one: OneCall) -> None:
@@ -224,7 +381,7 @@ def test_a_queued_call_that_another_process_moves_gets_no_message(one: OneCall) 
 def test_a_call_that_another_process_ends_is_cleared_by_it(one: OneCall) -> None:
     place(one, QUEUED, queue_deadline_ms=NOW)
     one.before(one.calls, "end", one.cancel)
-    assert reconcile(one) == {"lost": 1}
+    assert reconcile(one) == {"expires": 1, "lost": 1}
     assert (one.cleared, one.counted["CallsEndedByReconciler"]) == (False, 0)
 
 
@@ -742,12 +899,183 @@ def test_only_slots_of_calls_that_have_ended_are_freed(one: OneCall) -> None:
     assert one.counted["SlotsRepaired"] == 3
 
 
+@pytest.mark.parametrize("item", [0, 1, 7])
+def test_slots_of_every_item_are_repaired(one: OneCall, item: int, caplog: pytest.LogCaptureFixture) -> None:
+    one.limits.take_slot("demo", "3" * 24, 5, item=item)
+    one.now = REPAIR
+    reconcile(one)
+    assert one.limits.active_calls("demo", 8) == frozenset()
+    logged = [record.__dict__ for record in caplog.records if record.message == "slot freed that no call holds"]
+    assert [line["call_id"] for line in logged] == ["3" * 24]
+
+
+def test_a_slot_of_a_call_that_waits_in_the_line_is_freed_and_the_call_waits_on(one: OneCall) -> None:
+    """No worker takes one for it meanwhile."""
+    full(one)
+    waiting = one.place(**WAITING, check_at_ms=NOW + 70_000, attempts=1)
+    one.limits.take_slot("demo", CALL_ID, 9, item=1)
+    one.now = REPAIR + 300_000
+    seen: list[Call] = []
+    one.before(one.limits, "free_slot", lambda: seen.append(one.call))
+    one.after(one.limits, "free_slot", lambda: takes.append(one.calls.take_lease(CALL_ID, "x", 9, one.now).won))
+    takes: list[bool] = []
+    one.reconciler().repair_slots(one.limits.everything())
+    assert CALL_ID not in one.limits.active_calls("demo", 2)
+    assert one.call == waiting
+    [held] = seen
+    assert (held.lease_until_ms, held.check_at_ms) == (one.now + 60_000, one.now + 60_000)
+    assert held.lease_id is not None
+    assert takes == [False]
+    assert one.counted == {"SlotsRepaired": 1}
+
+
+@pytest.mark.parametrize("by", ["admission", "lease"])
+def test_a_slot_of_a_call_that_leaves_the_line_meanwhile_is_kept(one: OneCall, by: str) -> None:
+    one.place(**WAITING)
+    one.limits.take_slot("demo", CALL_ID, 9)
+
+    def leaves() -> None:
+        if by == "admission":
+            assert one.line.admit_one("demo", 0)
+        else:
+            assert one.calls.hold(one.call, "other", NOW + 9, NOW).won
+
+    one.before(one.calls, "hold", leaves)
+    one.reconciler().repair_slots(one.limits.everything())
+    assert one.limits.active_calls("demo") == {CALL_ID}
+    assert one.counted["SlotsRepaired"] == 0
+
+
+@pytest.mark.parametrize(
+    "fields", [QUEUED, ADMITTED, {"lease_id": "live", "lease_until_ms": NOW + 9}, DIALING, TALKING]
+)
+def test_a_slot_of_a_call_that_may_have_it_is_kept(one: OneCall, fields: dict[str, Any]) -> None:
+    before = place(one, fields)
+    one.reconciler().repair_slots(one.limits.everything())
+    assert one.limits.active_calls("demo") == {CALL_ID}
+    assert one.call == before
+
+
+def test_a_slot_of_a_call_that_cannot_be_read_is_kept(one: OneCall) -> None:
+    place(one, QUEUED)
+    one.limits.take_slot("demo", "3" * 24, 5)
+    del one.dynamodb.table("calls")[f"CALL#{CALL_ID}", "CALL"]["workspaceId"]
+    one.reconciler().repair_slots(one.limits.everything())
+    assert one.limits.active_calls("demo") == {CALL_ID}
+
+
 def test_a_repair_that_fails_fails_alone(one: OneCall) -> None:
     place(one, QUEUED)
     one.now = REPAIR + 300_000
-    one.before(one.limits, "slots", raises(StoreError("throttled")))
+    one.before(one.limits, "free_slot", raises(StoreError("throttled")))
+    one.limits.take_slot("demo", "3" * 24, 5)
     assert reconcile(one) == {"sent_again": 1}
     assert one.counted["ReconcileErrors"] == 1
+
+
+# ── lines ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def other_waits(one: OneCall, workspace_id: str = "demo", call_id: str = "d" * 24) -> None:
+    """Another call waits in the line."""
+    one.calls.create(
+        dataclasses.replace(CALL, call_id=call_id, workspace_id=workspace_id, check_at_ms=NOW + 3_600_000)
+    )
+    line, turn = f"{workspace_id}#single", f"{NOW - 1}#{NOW}#{call_id}"
+    assert one.calls.enter_line(call_id, line, turn, "slot", NOW + 3_600_000, NOW).won
+
+
+def sent_to(one: OneCall) -> list[tuple[str, int]]:
+    return sorted((body["callId"][:1], body["slotsItem"]) for body, _, _ in one.dial_queue.sent)
+
+
+@pytest.mark.parametrize(("shards", "fills"), [([0], True), (range(4), True), (range(4, 8), False)])
+def test_one_run_of_a_minute_fills_the_lines(one: OneCall, shards: Any, fills: bool) -> None:
+    other_waits(one)
+    assert reconcile(one, shards=shards) == ({"admitted": 1} if fills else {})
+    assert sent_to(one) == ([("d", 0)] if fills else [])
+
+
+def test_the_lines_of_all_workspaces_are_filled(one: OneCall) -> None:
+    for n in range(9):
+        one.workspaces.put(dataclasses.replace(WORKSPACE, workspace_id=f"w{n}"))
+        other_waits(one, f"w{n}", f"{n}" * 24)
+    other_waits(one)
+    assert reconcile(one) == {"admitted": 10}
+    assert sent_to(one) == [*((f"{n}", 0) for n in range(9)), ("d", 0)]
+
+
+def test_a_line_that_fails_holds_up_no_other(one: OneCall) -> None:
+    for n in range(3):
+        one.workspaces.put(dataclasses.replace(WORKSPACE, workspace_id=f"w{n}"))
+        other_waits(one, f"w{n}", f"{n}" * 24)
+    one.before(one.calls, "admit", raises(StoreError("throttled")))
+    place(one, QUEUED)
+    assert reconcile(one) == {"admitted": 2, "sent_again": 1}
+    assert one.counted["ReconcileErrors"] == 1
+
+
+def test_workspaces_that_cannot_be_read_hold_up_nothing_else(one: OneCall) -> None:
+    other_waits(one)
+    place(one, QUEUED)
+    one.before(one.limits, "everything", raises(StoreError("throttled")))
+    assert reconcile(one) == {"sent_again": 1}
+    assert one.counted["ReconcileErrors"] == 1
+
+
+def test_a_run_without_time_fills_no_lines(one: OneCall) -> None:
+    other_waits(one)
+    assert reconcile(one, time_left=lambda: False) == {}
+
+
+def test_a_paused_line_is_not_filled(one: OneCall) -> None:
+    other_waits(one)
+    one.limits.pause(NOW)
+    assert reconcile(one) == {}
+
+
+def test_slots_are_repaired_before_lines_are_filled(one: OneCall) -> None:
+    for call_id in ("3" * 24, "4" * 24):
+        one.limits.take_slot("demo", call_id, 2)
+    other_waits(one)
+    one.now = REPAIR + 300_000
+    assert reconcile(one) == {"admitted": 1}
+
+
+def stop_trunk(one: OneCall, trunk_id: str, until: int) -> None:
+    for call_id in ("1", "2", "3"):
+        one.limits.note_trunk_fault(trunk_id, call_id, "text", 60_000, 60_000, until - 60_000)
+
+
+def test_stopped_trunks_are_told_and_admit_none(one: OneCall, caplog: pytest.LogCaptureFixture) -> None:
+    other_waits(one)
+    stop_trunk(one, "ST_1", NOW + 1)
+    stop_trunk(one, "ST_2", NOW)
+    one.limits.note_trunk_fault("ST_3", "1", "text", 60_000, 60_000, NOW)
+    one.limits.reserve_trunk("ST_4", 500, NOW, NOW)
+    assert reconcile(one) == {}
+    assert one.counted["TrunksStopped"] == 2
+    logged = [record.__dict__ for record in caplog.records if record.message == "trunk is stopped"]
+    assert sorted((line["trunk_id"], line["stops"]) for line in logged) == [("ST_1", 1), ("ST_2", 1)]
+    one.now = NOW + 1
+    assert reconcile(one) == {"admitted": 1}, "one to try it"
+
+
+def test_without_a_stopped_trunk_nothing_is_counted(one: OneCall) -> None:
+    reconcile(one)
+    assert "TrunksStopped" not in one.counted
+
+
+def test_a_slot_that_is_freed_by_a_run_admits_one(one: OneCall) -> None:
+    """The end of a call, whichever process finds it."""
+    rooms(one, "absent")
+    full(one)
+    one.limits.free_slot("demo", "b" * 24)
+    place(one, TALKING, phone_missing_since_ms=NOW - 30_000, slots_item=0)
+    other_waits(one)
+    one.limits.note_crowded("demo", 0, NOW, NOW)
+    assert reconcile(one, shards=[due_shard(CALL_ID)]) == {"ended": 1}
+    assert sent_to(one) == [("d", 0)]
 
 
 def test_an_end_that_is_not_this_runs_is_not_counted(one: OneCall) -> None:

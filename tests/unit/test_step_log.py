@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shared.call_store import Write
 from tests.calls import call_record
 
 CALL_ID = "0123456789abcdef01234567"
@@ -46,3 +47,20 @@ def test_a_step_belongs_to_the_call_in_its_arguments(
 
 def test_a_step_without_a_call_belongs_to_none(step_log: ModuleType) -> None:
     assert step_log.call_of((object(), "demo", 3), {"room": "a1b2-x7k2"}) is None
+
+
+@pytest.mark.parametrize(
+    ("result", "logged"),
+    [
+        (Write(True, call_record(waiting_for="slot")), {"won": True, "waitingFor": "slot"}),
+        (Write(False, call_record(waiting_for="retry")), {"won": False, "waitingFor": "retry"}),
+        (Write(True, call_record()), {"won": True}),
+        (Write(True, None), {"won": True}),
+        (True, {"result": True}),
+        (None, {}),
+    ],
+)
+def test_a_write_is_logged_with_what_its_call_waits_for(
+    step_log: ModuleType, result: Any, logged: dict[str, Any]
+) -> None:
+    assert step_log.outcome(result) == logged

@@ -41,7 +41,7 @@ REFUSED: list[tuple[str, str, bool, str, str]] = [
     ("--agent", "agents", True, "a b", "'a b' is not an agent id: 1 to 128 of A-Z, a-z, 0-9, _ and -"),
     *(
         (f"--{name}", name.replace("-", "_"), False, text, f"{text!r} is not a whole number from 1 to {most}")
-        for name, most in (("max-concurrent-calls", 250), ("calls-per-minute", 60000), ("calls-per-second", 100))
+        for name, most in (("max-concurrent-calls", 1000), ("calls-per-minute", 60000), ("calls-per-second", 100))
         for text in ("0", str(most + 1), "-1", "1.0", " 1", "1_0", "\u00b2", "9" * 5000, "")
     ),
 ]

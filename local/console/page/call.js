@@ -1,5 +1,5 @@
 // The chosen call: its promises, its timeline, and its data.
-import { clock, count, h, keep, send } from "./dom.js";
+import { clock, count, duration, h, keep, send, waitsFor } from "./dom.js";
 import { jsonBox } from "./json.js";
 
 const FAMILIES = {
@@ -95,7 +95,8 @@ function showHead(setup) {
   parts.badge.dataset.status = now.status;
   parts.badge.textContent = now.status.replaceAll("_", " ");
   const code = now.sipStatusCode ? `SIP ${now.sipStatusCode}` : "";
-  const reason = now.reason && now.reason !== now.status ? now.reason.replaceAll("_", " ") : "";
+  const ended = now.reason && now.reason !== now.status ? now.reason.replaceAll("_", " ") : "";
+  const reason = now.waitingFor ? waitsFor(now) : ended;
   parts.reason.textContent = [reason, code].filter(Boolean).join(" · ");
   const actions = [];
   if (OPEN.has(now.status)) {
@@ -164,9 +165,9 @@ function foldedRows(row, before) {
 
 function showNext() {
   if (!parts || !now) return;
-  const left = now.next ? (now.next.at - Date.now()) / 1000 : 0;
+  const left = now.next ? now.next.at - Date.now() : 0;
   parts.next.hidden = left <= 0;
-  if (left > 0) parts.next.textContent = `in ${left.toFixed(1)} s ${now.next.what}`;
+  if (left > 0) parts.next.textContent = `in ${duration(left)} ${now.next.what}`;
 }
 
 // ── the call's data ──
@@ -342,7 +343,7 @@ function logLine({ function: name, text }) {
 }
 
 async function showAnswer() {
-  const version = [now.record.events.length, now.status];
+  const version = [now.record.events.length, now.status, now.waitingFor, now.earliestRingAt];
   if (!changed(version)) return;
   const path = `/v1/api/call/${parts.callId}`;
   const callId = parts.callId;

@@ -1,7 +1,8 @@
 // The page as a whole: its address holds the chosen call, the feed brings what it shows.
-import { clock, copyButton, h, keep, send } from "./dom.js";
+import { clock, copyButton, h, keep, send, waitsFor } from "./dom.js";
 import { setUp } from "./form.js";
 import { showCall } from "./call.js";
+import { setUpLine, showLines } from "./line.js";
 
 const RETRY_MS = 1500;
 const SHOWN = 200;
@@ -42,7 +43,8 @@ function statusBadge(status) {
 }
 
 function callItem(call) {
-  const reason = call.reason && call.reason !== call.status ? call.reason.replaceAll("_", " ") : "";
+  const ended = call.reason && call.reason !== call.status ? call.reason.replaceAll("_", " ") : "";
+  const reason = call.waitingFor ? waitsFor(call) : ended;
   const killed = call.killed ? h("span", { class: "killed" }, "killed") : null;
   return h("li", {},
     h("a", { href: `#/calls/${call.callId}`, "aria-current": call.chosen ? "true" : null },
@@ -83,6 +85,7 @@ function listen() {
     showCalls();
     if (!chosen()) showCall(element("call"), setup, null, undefined, calls.size);
   });
+  source.addEventListener("lines", ({ data }) => showLines(JSON.parse(data)));
   source.addEventListener("chosen", ({ data }) => showCall(element("call"), setup, call, JSON.parse(data), calls.size));
   source.addEventListener("trouble", ({ data }) => {
     const reason = JSON.parse(data);
@@ -142,6 +145,7 @@ async function start() {
   showAccess();
   element("pace").textContent = pace(setup.timeScale);
   element("real").hidden = setup.standIn;
+  setUpLine(setup);
   setUp(setup, (callId) => (location.hash = `#/calls/${callId}`));
   addEventListener("hashchange", go);
   go();

@@ -51,6 +51,22 @@ export function clock(ms) {
   return `${date.toLocaleTimeString("en-GB")}.${String(date.getMilliseconds()).padStart(3, "0")}`;
 }
 
+const REASONS = {
+  scheduled_at: "its scheduled time", calling_window: "its calling hours", frequency: "time since other calls",
+  slot: "a slot", trunk: "its trunk", paused: "the end of the pause", retry: "its next attempt",
+};
+
+/** What a waiting call waits for, in words. */
+export const waitsFor = ({ waitingFor }) => `waits for ${REASONS[waitingFor] ?? waitingFor}`;
+
+/** A duration in the units that fit it: `0.4 s`, `42 s`, `3 min 05 s`. */
+export function duration(ms) {
+  const seconds = Math.max(0, ms) / 1000;
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  const rest = Math.floor(seconds);
+  return rest < 60 ? `${rest} s` : `${Math.floor(rest / 60)} min ${String(rest % 60).padStart(2, "0")} s`;
+}
+
 const whole = new Intl.NumberFormat("en");
 export const count = (number) => whole.format(number);
 

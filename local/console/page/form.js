@@ -1,6 +1,8 @@
 // Placing a call: the form, the numbers with a script, the faults, and the numbers whose outcome is overridden.
 import { h, keep, send } from "./dom.js";
 
+// So many requests are sent at a time when several calls are placed.
+const AT_A_TIME = 5;
 const FIELDS = ["to", "call_agent_id", "callback_url", "dynamic_variables", "metadata"];
 const OFFERED = { "0000": "answers", "0001": "busy", "0002": "no answer", "0003": "rejects", "0005": "carrier 503", "0006": "no agent" };
 const EXAMPLE = {
@@ -67,7 +69,7 @@ function explain(setup) {
 }
 
 function complain(errors) {
-  for (const name of FIELDS) {
+  for (const name of [...FIELDS, "times"]) {
     const message = errors[name];
     const place = document.getElementById(`${name}-error`);
     place.textContent = message ?? "";
@@ -78,9 +80,9 @@ function complain(errors) {
   const refused = document.getElementById("refused");
   refused.textContent = errors[""] ?? "";
   refused.hidden = !errors[""];
-  const first = FIELDS.find((name) => errors[name]);
+  const first = [...FIELDS, "times"].find((name) => errors[name]);
   if (first) {
-    if (first !== "to") document.getElementById("more").open = true;
+    if (first !== "to" && first !== "times") document.getElementById("more").open = true;
     field(first).focus();
   }
 }
@@ -108,23 +110,41 @@ function bodyOf(errors, fault) {
   return `{${members.join(",")}}`;
 }
 
+/** Places the call so many times. Returns the first call's id, or the errors of a request that was refused. */
+async function placeAll(times, body, fault) {
+  let left = times, first = null, refused = null;
+  const one = async () => {
+    while (left > 0 && !refused) {
+      left -= 1;
+      const { status, body: answer } = await send("POST", "calls", { request: body(), fault });
+      if (status === 200 && answer.callId) first ??= answer.callId;
+      else refused ??= refusal(status === 200 ? answer.answer : answer, status === 200 ? answer.status : status);
+    }
+  };
+  await Promise.all(Array.from({ length: Math.min(times, AT_A_TIME) }, one));
+  return { first, refused };
+}
+
 async function place(setup, placed) {
   const errors = {};
-  const request = bodyOf(errors, setup.faults.find(({ name }) => name === field("fault").value));
+  const chosen = setup.faults.find(({ name }) => name === field("fault").value);
+  const times = Number(field("times").value);
+  bodyOf(errors, chosen);
+  if (!(Number.isInteger(times) && times >= 1 && times <= 100)) errors.times = "must be a whole number from 1 to 100";
   complain(errors);
   if (Object.keys(errors).length) return;
   const button = form.querySelector("[type=submit]");
   button.disabled = true;
   button.textContent = "Placing …";
   try {
-    const { status, body } = await send("POST", "calls", { request, fault: field("fault").value });
-    if (status === 200 && body.callId) {
+    const { first, refused } = await placeAll(times, () => bodyOf({}, chosen), field("fault").value);
+    if (refused) complain(refused);
+    else {
       field("fault").value = "";
+      field("times").value = "1";
       explain(setup);
-      placed(body.callId);
-    } else {
-      complain(refusal(status === 200 ? body.answer : body, status === 200 ? body.status : status));
     }
+    if (first) placed(first);
   } catch {
     complain({ "": "The console does not answer. Does the stack still run?" });
   } finally {
