@@ -40,8 +40,8 @@ class LineDeath:
 
     how: what brings the second call to the step. "waits": it enters the line. "next": the first call is hung up.
     "newcomer": a slot is free although calls wait; the worker that puts the call into the line admits it. "back":
-    it goes back into the line with a slot, because dialling is paused. "repair": its id is in the slots although it
-    waits. "cancel": it is canceled.
+    it goes back into the line with a slot, because dialling is paused. "repair": its id is in the slots although
+    it waits. "cancel": it is canceled.
     """
 
     after: str
