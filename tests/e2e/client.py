@@ -10,6 +10,8 @@ import boto3
 import httpx
 
 from shared.dynamo import from_wire
+from shared.limits import LimitStore
+from shared.slots import MAXIMUM_SLOTS, items_of
 from shared.table_keys import call_key
 from tests.e2e.launch import END_SECONDS, eventually
 
@@ -121,12 +123,8 @@ class Client:
 
     def active_calls(self) -> set[str]:
         """The ids that hold a slot of the workspace."""
-        answer = self.aws("dynamodb").get_item(
-            TableName=self.info["resources"]["WorkspacesTable"],
-            Key={"workspaceId": {"S": f"{self.info['workspaceId']}#slots"}},
-            ConsistentRead=True,
-        )
-        return set(answer.get("Item", {}).get("activeCalls", {}).get("SS", []))
+        limits = LimitStore(self.aws("dynamodb"), self.info["resources"]["WorkspacesTable"])
+        return set(limits.active_calls(self.info["workspaceId"], items_of(MAXIMUM_SLOTS)))
 
     def due(self) -> int:
         """How many items are in the index of what is due."""
