@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import re
 import threading
@@ -664,7 +665,7 @@ def test_an_admission_that_fails_does_not_fail_the_newcomer(one: OneCall) -> Non
     crowd(one)
     one.place()
 
-    def broken(*asked: Any) -> Any:
+    def broken(line_of: str, until_ms: int, limit: int) -> list[tuple[str, str]]:
         raise StoreError("throttled")
 
     one.calls.line = broken  # type: ignore[method-assign]
@@ -715,7 +716,8 @@ def test_a_slot_that_was_lost_is_tried_in_another_item(one: OneCall) -> None:
 def test_a_call_that_finds_no_slot_in_any_item_waits(one: OneCall) -> None:
     eighty(one)
     one.place()
-    one.before(one.limits, "take_slot", lambda: [fill_item(one, item) for item in (0, 1)])
+    for item in (0, 1):
+        one.before(one.limits, "take_slot", functools.partial(fill_item, one, item))
     assert dial(one, slots_item=0) == []
     in_line(one, "slot")
     assert [crowded_until(one, item) for item in (0, 1)] == [NOW + 60_000] * 2

@@ -182,7 +182,8 @@ def test_pausing_again_keeps_the_first_moment(limits: LimitStore) -> None:
 def test_a_pause_that_another_resumes_and_begins_again_meanwhile_is_ended(limits: LimitStore) -> None:
     """Neither of the two intervals is lost."""
     limits.pause(7)
-    read, others = limits.switch, []
+    read = limits.switch
+    others: list[bool] = []
 
     def behind() -> Switch:
         seen = read()

@@ -208,9 +208,9 @@ def test_so_many_are_tried(one: OneCall) -> None:
     asked: list[int] = []
     line = one.calls.line
 
-    def first(name: str, until: int, limit: int) -> list[tuple[str, str]]:
+    def first(line_of: str, until_ms: int, limit: int) -> list[tuple[str, str]]:
         asked.append(limit)
-        return line(name, until, limit)
+        return line(line_of, until_ms, limit)
 
     one.calls.line = first  # type: ignore[method-assign]
     one.calls.admit = lambda *given: one.calls.leave_line(given[0], "other")  # type: ignore[method-assign]
@@ -278,7 +278,8 @@ def test_a_slot_in_another_item_is_not_this_calls(one: OneCall) -> None:
     wait(one, 1)
     holder = hold(one, item=1)
     one.line.free_slot(dataclasses.replace(holder, slots_item=2))
-    assert (admitted(one), one.limits.active_calls("demo", 2)) == ([], {HOLDER.call_id})
+    assert admitted(one) == []
+    assert one.limits.active_calls("demo", 2) == {HOLDER.call_id}
 
 
 def test_a_slot_that_an_earlier_version_took_is_in_the_first_item(one: OneCall) -> None:
@@ -453,8 +454,8 @@ def test_entries_of_records_that_are_gone_do_not_count(one: OneCall) -> None:
     wait_many(one, 2)
     line = one.calls.line
 
-    def stale(name: str, until: int, limit: int) -> list[tuple[str, str]]:
-        return [("b" * 24, "1#1#b")] if name == ADMITTED else line(name, until, limit)
+    def stale(line_of: str, until_ms: int, limit: int) -> list[tuple[str, str]]:
+        return [("b" * 24, "1#1#b")] if line_of == ADMITTED else line(line_of, until_ms, limit)
 
     one.calls.line = stale  # type: ignore[method-assign]
     assert fill(one) == 2
@@ -566,10 +567,10 @@ def test_a_long_line_is_read_a_part_at_a_time(one: OneCall, number: int) -> None
     asked: list[int] = []
     line = one.calls.line
 
-    def noted(name: str, until: int, limit: int) -> list[tuple[str, str]]:
-        if name == LINE:
+    def noted(line_of: str, until_ms: int, limit: int) -> list[tuple[str, str]]:
+        if line_of == LINE:
             asked.append(limit)
-        return line(name, until, limit)
+        return line(line_of, until_ms, limit)
 
     one.calls.line = noted  # type: ignore[method-assign]
     assert fill(one, workspace) == number

@@ -11,7 +11,7 @@ import pytest
 
 from reconcile_calls.reconcile import EXPIRED_AT_MOST, LIVEKIT_REQUESTS, RequestsSpentError, requests_of
 from shared.call import Call, Outcome, iso
-from shared.call_store import Due
+from shared.call_store import Due, Write
 from shared.durations import Durations
 from shared.errors import LiveKitError, StoreError
 from shared.livekit.client import Presence, RoomView
@@ -309,9 +309,9 @@ def test_calls_expire_after_everything_else_of_the_run(one: OneCall) -> None:
     ended: list[str] = []
     end = one.calls.end
 
-    def noted(seen: Call, *given: Any) -> Any:
+    def noted(seen: Call, outcome: Outcome, check_at_ms: int, now_ms: int) -> Write:
         ended.append(seen.status)
-        return end(seen, *given)
+        return end(seen, outcome, check_at_ms, now_ms)
 
     one.calls.end = noted  # type: ignore[method-assign]
     fill_asked: list[int] = []
