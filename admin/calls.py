@@ -24,6 +24,7 @@ from shared.clock import now_ms
 from shared.delivery_store import Delivery
 from shared.durations import Durations
 from shared.errors import RequestRefusedError, StoreError
+from shared.line import waiting_view
 from shared.telemetry import masked
 
 STATUSES: tuple[str, ...] = get_args(Status)
@@ -83,7 +84,7 @@ def _newest_of(target: Target, terminal: Terminal, arguments: argparse.Namespace
 
 def _as_json(call: Call, rows: dict[int, Delivery]) -> dict[str, Any]:
     """The call for scripts, by its public names; without what its client and its agent said about the person."""
-    return snapshot(call, len(call.events)) | {
+    return _state(call) | {
         "callbackUrl": _without_query(call.callback_url),
         "attempts": call.attempts,
         "waitsUntil": _time(call.wait_until_ms if call.status == "queued" else None),
@@ -126,6 +127,7 @@ def _as_text(call: Call, rows: dict[int, Delivery]) -> str:
         "Ended": shown["endedAt"],
         "Seconds": shown["durationSeconds"],
         "Attempts": call.attempts,
+        "Waits for": shown["waitingFor"],
         "Waits until": shown["waitsUntil"],
         "Expires queued": shown["queuedUntil"],
         "Next look": shown["nextLookAt"],
@@ -179,7 +181,7 @@ def list_all(target: Target, terminal: Terminal, arguments: argparse.Namespace) 
     rows = [
         (
             *(call.created_at, call.call_id, call.workspace_id, masked(call.to), call.call_agent_id),
-            *(call.status, call.end_event.get("reason", "-")),
+            *(call.status, call.end_event.get("reason") or _state(call)["waitingFor"] or "-"),
         )
         for call in found
     ]
@@ -193,8 +195,13 @@ def list_all(target: Target, terminal: Terminal, arguments: argparse.Namespace) 
 
 
 def _listed(call: Call) -> dict[str, Any]:
-    """The call as its latest webhook has it, its number masked."""
-    return snapshot(call, len(call.events)) | {"to": masked(call.to)}
+    """The call as the API lists it, its number masked."""
+    return _state(call) | {"to": masked(call.to)}
+
+
+def _state(call: Call) -> dict[str, Any]:
+    """The call after its latest event, and why it waits."""
+    return snapshot(call, len(call.events)) | waiting_view(call, now_ms())
 
 
 def search_of(arguments: argparse.Namespace, **fields: str | None) -> Search:

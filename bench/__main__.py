@@ -1,4 +1,6 @@
-"""`make bench`: the figures of docs/performance.md. `python -m bench cold webhooks` takes some of them."""
+"""`make bench`: the figures of docs/performance.md. `python -m bench cold webhooks` takes some of them, and
+`python -m bench line.slot` a section of `line`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "functions"))
 
 
 def main(names: list[str]) -> None:
-    from bench import cold, dial, reconcile, size, throughput, warm, webhooks
+    from bench import cold, dial, line, reconcile, size, throughput, warm, webhooks
 
     benches = {
         "size": size.main,
@@ -19,9 +21,11 @@ def main(names: list[str]) -> None:
         "webhooks": webhooks.main,
         "reconcile": reconcile.main,
         "throughput": throughput.main,
+        "line": line.main,
     }
+    sections = {f"line.{name}": section for name, section in line.SECTIONS.items()}
     for name in names or benches:
-        benches[name]()
+        (benches | sections)[name]()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A call's cost and the first limits reached: `python -m bench.capacity`; with `--write` into docs/capacity.md.
 
-A calculation: from the counts of bench/one_call.toml, which a test takes, from template.yaml, and from the prices,
-quotas, assumptions and measured figures of docs/prices.toml, which a reader may edit.
+A calculation: from the counts of bench/one_call.toml and bench/waiting.toml, which tests take, from template.yaml,
+and from the prices, quotas, assumptions and measured figures of docs/prices.toml, which a reader may edit.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ RATES = (1, 100, 1_000, 10_000)
 # Calls per second at which each phone has its own process, and at which ten phones share one.
 RARE, FULL = 0.01, 1_000
 DUE_SHARDS = 16
+# Calls that wait in the example of a backlog.
+BACKLOG = 100_000
 MINUTES_A_MONTH = 30 * 24 * 60
 # Megabytes at which Lambda gives a function one whole processor; below, proportionally less.
 MB_OF_A_PROCESSOR = 1769
@@ -62,8 +64,9 @@ class Limit:
 
 
 def load() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The counts, and the prices with quotas and assumptions."""
+    """The counts, with those of a call that waits under `waiting`; and the prices with quotas and assumptions."""
     counts = tomllib.loads((ROOT / "bench" / "one_call.toml").read_text())
+    counts["waiting"] = tomllib.loads((ROOT / "bench" / "waiting.toml").read_text())
     return counts, tomllib.loads((ROOT / "docs" / "prices.toml").read_text())
 
 
@@ -156,6 +159,33 @@ def call_bill(counts: Mapping[str, Any], table: Mapping[str, Any], rate: float) 
     ]
 
 
+def waiting_dollars(counts: Mapping[str, Any], table: Mapping[str, Any]) -> float:
+    """What a call costs on top when it waits in the line, however long, without its storage meanwhile."""
+    price, assumed, more = table["price"], table["assumed"], counts["waiting"]
+    invocations: Mapping[str, int] = more["invocations"]
+    seconds = sum(
+        times * assumed["queue_ms" if name == "dial_worker" else f"{name}_ms"] / 1000
+        for name, times in invocations.items()
+    )
+    started = sum(invocations.values())
+    # One message: sent, received, deleted.
+    return float(
+        sum(more["write_units"].values()) * price["write_unit"]
+        + more["read_units"] * price["read_unit"]
+        + started * (price["lambda_request"] + assumed["traced"] * price["trace"])
+        + seconds * assumed["memory_gb"] * price["lambda_gb_second"]
+        + 3 * (price["sqs_request"] + price["sqs_fair_surcharge"])
+        + started * assumed["lambda_log_bytes"] / 1e9 * price["log_gb"]
+    )
+
+
+def hour_of_storage(counts: Mapping[str, Any], table: Mapping[str, Any], calls: int) -> float:
+    """Dollars for so many calls that are in the line for one hour."""
+    price = table["price"]
+    gigabytes = calls * counts["waiting"]["stored_kilobytes"] / 1e6
+    return float(gigabytes * (price["storage_gb_month"] + price["backup_gb_month"]) * 60 / MINUTES_A_MONTH)
+
+
 def idle_bill(table: Mapping[str, Any]) -> list[Line]:
     """A month without a call."""
     price, assumed = table["price"], table["assumed"]
@@ -163,8 +193,8 @@ def idle_bill(table: Mapping[str, Any]) -> list[Line]:
     ranges = _ranges()
     runs = MINUTES_A_MONTH * ranges
     polls = 2 * assumed["polls_per_queue_minute"] * MINUTES_A_MONTH
-    # Each shard's empty page, and the switch by each range's run.
-    reads = MINUTES_A_MONTH * (DUE_SHARDS * 0.5 + ranges)
+    # Each shard's empty page, the switch by each range's run; the workspaces, and the empty line of one.
+    reads = MINUTES_A_MONTH * (DUE_SHARDS * 0.5 + ranges + 0.5 + 0.5)
     memory = _function("ReconcileCalls")["MemorySize"] / 1024
     seconds = runs * assumed["reconcile_calls_ms"] / 1000 * memory
     # Of the reconciler alone, for both tables.
@@ -291,6 +321,8 @@ def demands(counts: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, fl
         # In a minute.
         "looks": 60 * looks,
         "slots": alone + talks * assumed["talk_seconds"],
+        # Into the partition of the calls that wait, and out of it.
+        "line_writes": 2,
     }
 
 
@@ -332,6 +364,8 @@ def computed(counts: Mapping[str, Any], table: Mapping[str, Any]) -> str:
             f"**${total * 1000:.2f} for 1,000 calls** if calls are rare, **${shared * 1000:.2f}** if ten phones "
             "share a process.",
             _bill(call, 1000, "1,000 calls"),
+            "### A call that waits",
+            *_waiting(counts, table),
             "### A month without calls",
             f"An idle stack costs **${_dollars(idle):.2f}** a month, before free tiers.",
             _bill(idle, 1, "a month"),
@@ -359,6 +393,79 @@ def computed(counts: Mapping[str, Any], table: Mapping[str, Any]) -> str:
                 ],
             ),
         ]
+    )
+
+
+def _waiting(counts: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[str]:
+    sys.path.insert(0, str(ROOT / "functions"))
+    from reconcile_calls.reconcile import EXPIRED_PER_SECOND, ROUND_SECONDS
+    from shared.slots import MAXIMUM_SLOTS
+
+    price, more = table["price"], counts["waiting"]
+    rows = []
+    total, added = _dollars(call_bill(counts, table, RARE)), waiting_dollars(counts, table)
+    hour = hour_of_storage(counts, table, 1)
+    for what, alone, waits in (
+        (
+            "requests to AWS",
+            sum(sum(operations.values()) for operations in counts["requests"].values()),
+            sum(more["requests"].values()),
+        ),
+        ("invocations", sum(counts["invocations"].values()), sum(more["invocations"].values())),
+        ("write units", sum(counts["write_units"].values()), sum(more["write_units"].values())),
+    ):
+        rows.append((what, f"{alone:g}", f"{alone + waits:g}", f"{(alone + waits) / alone:.2f}"))
+    rows.append(
+        (
+            "1,000 calls, the hour's storage included",
+            f"${total * 1000:.4f}",
+            f"${(total + added + hour) * 1000:.4f}",
+            f"{(total + added + hour) / total:.2f}",
+        )
+    )
+    yield (
+        "A call that waits in the line is written when it enters it and when it is admitted. In between nothing "
+        "reads or writes it, so an hour costs as much as a minute, but for its storage "
+        f"(${hour * 1e6:.4f} an hour for a million calls)."
+    )
+    yield _table(("one call, with its webhooks", "does not wait", "waits an hour", "ratio"), rows)
+    backlog = BACKLOG
+    minute = more["a_minute"]
+    expired_a_minute = EXPIRED_PER_SECOND * DUE_SHARDS * (_function("ReconcileCalls")["Timeout"] - ROUND_SECONDS)
+    slot_seconds = demands(counts, table)["slots"]
+    looks = 60 * (minute["write_units"] * price["write_unit"] + minute["read_units"] * price["read_unit"])
+    expired = more["expired"]
+    yield f"A backlog of {backlog:,} calls of one workspace:"
+    yield _table(
+        ("what", "amount", "$"),
+        [
+            (
+                "entering the line, and being admitted",
+                f"{backlog * sum(more['write_units'].values()):,} write units",
+                f"{backlog * added:.2f}",
+            ),
+            (
+                "an hour of storage, in the table and its indexes",
+                f"{backlog * more['stored_kilobytes'] / 1000:,.0f} MB",
+                f"{hour_of_storage(counts, table, backlog):.4f}",
+            ),
+            (
+                "an hour of the reconciler's looks, however many wait (40 slots)",
+                f"{60 * minute['requests']:g} requests",
+                f"{looks:.6f}",
+            ),
+            (
+                f"all pass their deadline at once: at most {EXPIRED_PER_SECOND * DUE_SHARDS:g} a second, for "
+                f"{_function('ReconcileCalls')['Timeout'] - ROUND_SECONDS} s of each minute",
+                f"{backlog / expired_a_minute:.1f} minutes, {backlog * expired['write_units']:,} write units",
+                f"{backlog * expired['write_units'] * price['write_unit']:.2f}",
+            ),
+            (
+                f"on {MAXIMUM_SLOTS:,} slots, {slot_seconds:.0f} s each; `QueueTtlSeconds` is 1 h by default",
+                f"{backlog * slot_seconds / MAXIMUM_SLOTS / 3600:.1f} hours",
+                f"{backlog * total:.2f}",
+            ),
+        ],
     )
 
 

@@ -85,7 +85,9 @@ def _request(function: str, parsed: Mapping[str, Any], model: Any, params: Mappi
         case "GetItem":
             read = read_units(parsed.get("Item"), consistent=params.get("ConsistentRead", False))
         case "BatchGetItem":
-            read = sum(read_units(i, consistent=True) for items in parsed["Responses"].values() for i in items)
+            found = [item for items in parsed.get("Responses", {}).values() for item in items]
+            missing = sum(len(asked["Keys"]) for asked in params["RequestItems"].values()) - len(found)
+            read = sum(read_units(item, consistent=True) for item in [*found, *[None] * missing])
         case "Query":
             # Half a unit at least; the items of these queries are a few keys.
             read = 1.0 if params.get("ConsistentRead") else 0.5

@@ -12,15 +12,23 @@ RESULTS = Path(__file__).with_name("results.json")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured figure. aim: the most it should be."""
+    """One measured figure. aim: the most it should be. least: the least it should be."""
 
     what: str
     value: float
     unit: str
     aim: float | None = None
+    least: float | None = None
+
+    @property
+    def met(self) -> bool:
+        return (self.aim is None or self.value <= self.aim) and (self.least is None or self.value >= self.least)
 
     def row(self) -> tuple[str, str, str]:
-        aim = "" if self.aim is None else f"{'<=' if self.value <= self.aim else 'over'} {self.aim:g}"
+        bounds = [
+            f"{sign} {bound:g}" for sign, bound in (("<=", self.aim), (">=", self.least)) if bound is not None
+        ]
+        aim = " ".join([*bounds, "PASS" if self.met else "FAIL"]) if bounds else ""
         return self.what, f"{self.value:.{2 if self.value < 10 else 1}f} {self.unit}".rstrip(), aim
 
 

@@ -161,8 +161,12 @@ class Dialler:
         """Dials a call that carries this process's lease. After a LiveKit failure before the fence the call waits
         again.
         """
-        if self._lease_over(call) or not await self._take_slot(standing, workspace, call):
+        if self._lease_over(call):
             return
+        in_slot = await self._take_slot(standing, workspace, call)
+        if in_slot is None:
+            return
+        call = in_slot
         if self._lease_over(call):
             # The slot was taken after the lease's end; the reconciler frees it if the call has ended meanwhile.
             return
@@ -224,8 +228,10 @@ class Dialler:
             return None
         return choose_item(standing.free(standing.workspace.max_concurrent_calls), message.slots_item)
 
-    async def _take_slot(self, standing: Standing, workspace: Workspace, call: Call) -> bool:
-        """Whether the call got a slot; if not, it waits in the line."""
+    async def _take_slot(self, standing: Standing, workspace: Workspace, call: Call) -> Call | None:
+        """The call with its slot, whose item may be another than its lease says; None when it got none and waits
+        in the line.
+        """
         sizes = capacities(workspace.max_concurrent_calls, standing.slots)
         free = standing.free(workspace.max_concurrent_calls)
         item = call.slots_item or 0
@@ -244,12 +250,13 @@ class Dialler:
             other = choose_item(free)
             if other is None:
                 await self._wait_for_slot(standing, call, frozenset(tried))
-                return False
+                return None
             # First, so that the process that ends the call frees it there.
-            if not (await asyncio.to_thread(self.calls.note_slots_item, call.call_id, _lease_of(call), other)).won:
-                return False
-            item = other
-        return True
+            noted = await asyncio.to_thread(self.calls.note_slots_item, call.call_id, _lease_of(call), other)
+            if not noted.won or noted.call is None:
+                return None
+            call, item = noted.call, other
+        return call
 
     async def _wait_for_slot(self, standing: Standing, call: Call, tried: frozenset[int] = frozenset()) -> None:
         """Puts the call into the line. Should a slot be free now (calls wait although it is, or one was freed

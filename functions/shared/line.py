@@ -180,9 +180,9 @@ class Line:
             if not claimed:
                 break
         if wanted <= 0 or seen > admitted:
-            # Others wait: newcomers stay behind them.
+            # Others wait: newcomers stay behind them, and each freed slot admits one, until after the next run.
             for item in standing.slots[: workspace.slots_items]:
-                self._keep_crowded(workspace.workspace_id, item.number)
+                self._keep_crowded(workspace.workspace_id, item.number, times=2)
         return admitted
 
     def crowd(self, workspace: Workspace, standing: Standing) -> Standing:
@@ -199,10 +199,14 @@ class Line:
                 slots[place] = self._keep_crowded(workspace.workspace_id, item.number) or item
         return dataclasses.replace(standing, slots=tuple(slots))
 
-    def _keep_crowded(self, workspace_id: str, item: int) -> SlotsItem | None:
+    def _keep_crowded(self, workspace_id: str, item: int, *, times: int = 1) -> SlotsItem | None:
+        """Stores that calls wait, for `times` the duration `crowded`; not if all but half a `crowded` of that is
+        stored already.
+        """
         now_ms = self.clock()
         crowded_ms = to_ms(self.durations.crowded)
-        return self.limits.note_crowded(workspace_id, item, now_ms + crowded_ms, now_ms + crowded_ms // 2)
+        until_ms = now_ms + times * crowded_ms
+        return self.limits.note_crowded(workspace_id, item, until_ms, until_ms - crowded_ms // 2)
 
     def _claim(self, line: str, call_id: str, turn: str) -> bool:
         """Whether this process has admitted the call. An entry whose call is no longer queued is removed."""

@@ -236,7 +236,8 @@ class EventSources:
         self._said += await asyncio.to_thread(self._read_files)
         events = await self._read_livekit(client) if self.stack.stand_in else []
         hooks = await self._read_receiver(client)
-        self.limits = await asyncio.to_thread(self._read_limits) or self.limits
+        limits = await asyncio.to_thread(self._read_limits)
+        self.limits = limits or self.limits
         rows, said = self._rows, self._said
         # Cleared before they are used: an item that raises must not be retried at every poll.
         self._rows, self._said = [], []

@@ -2,9 +2,9 @@
 
 The functions contain nothing for this: the local stack wraps the points when their modules are imported. A kill is
 a file in the folder RINGONCE_DEATHS, `{"function": "DialWorker", "point": "CallStore.fence", "when":
-"before"|"during"|"after", "call": "<callId>"}`. The first process that reaches that point with that call renames
-the file to `.done` and exits immediately, without exception handlers or `finally`. Each step is also logged
-(`step_log.py`)."""
+"before"|"during"|"after", "call": "<callId>"}`; for a step that is no single call's, `call` is its workspace. The
+first process that reaches that point with that call renames the file to `.done` and exits immediately, without
+exception handlers or `finally`. Each step is also logged (`step_log.py`)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ POINTS: dict[str, tuple[str, ...]] = {
         "CallStore.wait",
         "CallStore.enter_line",
         "CallStore.admit",
+        "CallStore.hold",
         "CallStore.fence",
         "CallStore.unfence",
         "CallStore.answered",
@@ -43,7 +44,7 @@ POINTS: dict[str, tuple[str, ...]] = {
         "CallStore.leave_due",
         "CallStore.append_report",
     ),
-    "shared.limits": ("LimitStore.take_slot", "LimitStore.free_slot"),
+    "shared.limits": ("LimitStore.take_slot", "LimitStore.free_slot", "LimitStore.note_crowded"),
     "shared.delivery_store": ("DeliveryStore.create", "DeliveryStore.take", "DeliveryStore.finish"),
     "shared.queues": ("Queue.send", "Queue.send_batch"),
     "shared.livekit.client": ("LiveKit.view_room", "LiveKit.create_room", "LiveKit.dial"),

@@ -9,6 +9,10 @@ from typing import Any
 import boto3
 import httpx
 
+from shared.dynamo import from_wire
+from shared.limits import LimitStore
+from shared.slots import MAXIMUM_SLOTS, items_of
+from shared.table_keys import call_key
 from tests.e2e.launch import END_SECONDS, eventually
 
 
@@ -101,14 +105,26 @@ class Client:
             ExpressionAttributeValues={":slots": {"N": "60"}, ":pace": {"N": "20"}, ":rate": {"N": "60000"}},
         )
 
+    def add_workspace(self, workspace_id: str, slots: int) -> Client:
+        """Another workspace with the same key, agents and trunk. Returns its client."""
+        table = {"TableName": self.info["resources"]["WorkspacesTable"]}
+        dynamodb = self.aws("dynamodb")
+        item = dynamodb.get_item(**table, Key={"workspaceId": {"S": self.info["workspaceId"]}})["Item"]
+        changed = {"workspaceId": {"S": workspace_id}, "maxConcurrentCalls": {"N": str(slots)}}
+        dynamodb.put_item(**table, Item=item | changed)
+        return Client(self.info | {"workspaceId": workspace_id})
+
+    def stored(self, call_id: str) -> dict[str, Any]:
+        """The call's record; empty while there is none."""
+        answer = self.aws("dynamodb").get_item(
+            TableName=self.info["resources"]["CallsTable"], Key=call_key(call_id), ConsistentRead=True
+        )
+        return from_wire(answer["Item"]) if "Item" in answer else {}
+
     def active_calls(self) -> set[str]:
         """The ids that hold a slot of the workspace."""
-        answer = self.aws("dynamodb").get_item(
-            TableName=self.info["resources"]["WorkspacesTable"],
-            Key={"workspaceId": {"S": f"{self.info['workspaceId']}#slots"}},
-            ConsistentRead=True,
-        )
-        return set(answer.get("Item", {}).get("activeCalls", {}).get("SS", []))
+        limits = LimitStore(self.aws("dynamodb"), self.info["resources"]["WorkspacesTable"])
+        return set(limits.active_calls(self.info["workspaceId"], items_of(MAXIMUM_SLOTS)))
 
     def due(self) -> int:
         """How many items are in the index of what is due."""

@@ -188,6 +188,95 @@ def test_a_call_is_shown_from_its_request_to_its_last_webhook_and_a_reload_keeps
     assert set(shown) < set(steps(page))
 
 
+def set_slots(client: Client, slots: int) -> None:
+    client.aws("dynamodb").update_item(
+        TableName=client.info["resources"]["WorkspacesTable"],
+        Key={"workspaceId": {"S": client.info["workspaceId"]}},
+        UpdateExpression="SET maxConcurrentCalls = :slots",
+        ExpressionAttributeValues={":slots": {"N": str(slots)}},
+    )
+
+
+def test_the_line_shows_who_waits_for_what_and_a_timeline_when_each_was_admitted(
+    page: Page, client: Client
+) -> None:
+    set_slots(client, len(client.active_calls()) + 1)
+    # It talks until it is hung up.
+    page.fill("#times", "4")
+    place(page, "+15550000012")
+    page.wait_for_selector(".waiting tbody tr >> nth=2")
+    assert page.locator("#line-count").inner_text() == "3 wait"
+    first = page.locator(".waiting tbody tr").first
+    assert first.locator("[data-why]").inner_text() == "slot"
+    waiting = str(first.locator("a").get_attribute("href")).rpartition("/")[2]
+    assert client.call(waiting)["waitingFor"] == "slot"
+    first.locator("a").click()
+    page.wait_for_selector(".head:has-text('waits for a slot')")
+    page.wait_for_selector(".rows .what:text-is('in the line')")
+    page.wait_for_selector(".next:has-text('its time in the line is over')")
+    assert page.locator(".waiting [aria-current=true]").count() == 1
+    pictures(page, "line")
+    page.click("#tab-api")
+    page.wait_for_selector('#panel:has-text(\'"waitingFor": "slot"\')')
+    [talking] = eventually(
+        lambda: client.read("/v1/api/call?status=in_progress")["calls"], "one of them is answered"
+    )
+    hang_up(client, talking["callId"])
+    page.wait_for_selector(".rows .what:text-is('admitted')")
+    admitted = page.locator(".rows .happened:has-text('admitted')").inner_text()
+    assert "for the slot of the call to +15550000012" in admitted or "a slot is free" in admitted
+    page.wait_for_selector(".rows .what:text-is('answered')")
+    shown = steps(page)
+    order = ["queued", "in the line", "admitted", "claimed", "INVITE"]
+    assert [step for step in dict.fromkeys(shown) if step in order] == order
+    page.wait_for_selector("#panel:has-text('\"waitingFor\": null')")
+    page.set_viewport_size(PHONE)
+    page.goto(client.info["consoleUrl"] + "#/")
+    page.wait_for_selector(".waiting tbody tr")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.set_viewport_size(WIDE)
+    pictures(page, "line-list")
+    set_slots(client, 50)
+    for call in client.read("/v1/api/call?limit=100")["calls"]:
+        if call["endedAt"] is None:
+            client.api.post(f"/v1/api/call/{call['callId']}/cancel").raise_for_status()
+    page.wait_for_selector(".waiting tbody tr", state="detached")
+
+
+def hang_up(client: Client, call_id: str) -> None:
+    client.livekit.post("/_standin/hangup", json={"identity": f"call-{call_id}"}).raise_for_status()
+
+
+def test_a_trunk_with_a_wrong_password_is_stopped_and_works_again_with_the_right_one(
+    page: Page, client: Client
+) -> None:
+    page.check("#refuses")
+    page.fill("#times", "3")
+    refused = place(page, "+12025550123")
+    ended(page, "failed")
+    assert client.call(refused)["endReason"] == "trunk_error"
+    page.wait_for_selector(".notice.trunk.bad")
+
+    def one_waits() -> str | None:
+        """One that comes after a stop tries the trunk and prolongs the next stop; one within it waits."""
+        call_id = client.place("+12025550123")
+        eventually(lambda: client.call(call_id)["waitingFor"] == "trunk" or client.call(call_id)["endedAt"], "")
+        return call_id if client.call(call_id)["endedAt"] is None else None
+
+    waits = eventually(one_waits, "a call waits for its trunk")
+    page.wait_for_selector(".waiting [data-why=trunk]")
+    pictures(page, "trunk")
+    choose(page, str(waits))
+    page.wait_for_selector(".rows .what:text-is('in the line')")
+    page.uncheck("#refuses")
+    # It waits behind the other, or is the one that tries the trunk.
+    rings = client.place("+12025550123")
+    choose(page, rings)
+    ended(page, "completed")
+    assert promises(page)[0] == "rang once"
+    page.wait_for_selector(".notice.trunk", state="hidden")
+
+
 @pytest.mark.usefixtures("killed")
 def test_a_call_that_a_client_placed_appears_by_itself(page: Page, client: Client) -> None:
     call_id = client.place("+15550000001", key="from-elsewhere")

@@ -66,8 +66,8 @@ REFUSED = (500, 502, 503)
 DEATHS = [
     Death("the message is sent, no record", "InitiateCall", "Queue.send", "after", answered=REFUSED),
     Death("the record is written", "InitiateCall", "CallStore.create", "after", answered=REFUSED),
-    Death("waiting is written, no message", "DialWorker", "CallStore.wait", "after", paused=True),
-    Death("waiting, its message is sent", "DialWorker", "Queue.send", "after", paused=True),
+    Death("paused, not in the line yet", "DialWorker", "CallStore.enter_line", "before", paused=True),
+    Death("paused, in the line", "DialWorker", "CallStore.enter_line", "after", paused=True),
     Death("nothing, before the lease", "DialWorker", "CallStore.take_lease", "before"),
     Death("1 lease", *LEASED),
     Death("2 slot", "DialWorker", "LimitStore.take_slot", "after"),

@@ -22,7 +22,7 @@ import os
 import pkgutil
 import tempfile
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -49,11 +49,15 @@ from local.livekit.webhooks import Notifier
 from shared.call import ENDED, Call, event_id
 from shared.callback_url import Policy
 from shared.dynamo import from_wire
-from shared.limits import LimitStore
+from shared.limits import LimitStore, Standing
+from shared.line import Line
 from shared.livekit.secret import LiveKitSecretCache
+from shared.slots import slots_of_key
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
 from tests.fault_schedules import aws, invocation, virtual_time
 from tests.fault_schedules.invocation import Faults, Invocation
+from tests.fault_schedules.line_index import LineIndex
+from tests.fault_schedules.line_promises import LinePromises
 from tests.mocked_aws import mock_aws
 from tests.system import (
     API_KEY,
@@ -70,7 +74,8 @@ from tests.system import (
 T = TypeVar("T")
 
 START_MS = 1_800_000_000_000
-LIMIT = 2
+# The slots of each workspace.
+TENANTS: Mapping[str, int] = {"demo": 2}
 # Of each call, seconds.
 MAX_DURATION = 300
 # A call has ended so many seconds after its phone's last sign, as published for a lost event or a dead worker.
@@ -159,16 +164,25 @@ class Environment:
         # Its rows one after the other: threads of its own would run outside the virtual time.
         one_by_one = SimpleNamespace(map=map)
         self._undo.enter_context(mock.patch.object(webhook_dispatch.fan_out, "pool", one_by_one))
+        self._undo.enter_context(mock.patch.object(Line, "fill", self._fill_checked(Line.fill)))
         with self._surroundings():
             self.modules = {name: _load(module) for name, module in HANDLERS.items()}
 
     def now_ms(self) -> int:
         return self.account.now_ms()
 
+    def _fill_checked(self, fill: Callable[..., int]) -> Callable[..., int]:
+        def checked(line: Line, workspace: Workspace, standing: Standing) -> int:
+            return self.account.fill_line(fill, line, workspace, standing)
+
+        return checked
+
     def close(self) -> None:
         deliver = self.modules["deliver"]
         deliver.runner.run(deliver.deliverer.client.aclose())
-        deliver.runner.close()
+        for module in self.modules.values():
+            if hasattr(module, "runner"):
+                module.runner.close()
         self._undo.close()
         self.folder.cleanup()
 
@@ -211,6 +225,7 @@ class Request:
     number: str
     callback: bool
     call_id: str
+    workspace_id: str = "demo"
     accepted: bool = False
 
     def body(self, **changes: Any) -> bytes:
@@ -260,7 +275,8 @@ class PermitsOfEachProcess:
 class Account:
     """One account from its first day to the end of a schedule. Every assertion about a promise is made here."""
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, tenants: Mapping[str, int] = TENANTS) -> None:
+        """tenants: the number of slots of each workspace."""
         self.environment = environment
         environment.account = self
         self.loop = virtual_time.VirtualTimeLoop()
@@ -271,16 +287,28 @@ class Account:
         aws.empty("WorkspacesTable")
         self.workspaces = WorkspaceStore(environment.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
         self.limits = LimitStore(environment.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
-        self.workspaces.put(demo_workspace(max_concurrent_calls=LIMIT, calls_per_second=2))
+        environment.dynamodb.wrote = lambda parameters: None
+        self.calls: dict[str, Call] = {}
+        self.line_index = environment.dynamodb.line_index = LineIndex(self.now_ms)
+        self.line = LinePromises(self.now_ms, self.calls, self.line_index)
+        for workspace_id, limit in tenants.items():
+            self.workspaces.put(
+                demo_workspace(
+                    workspace_id=workspace_id,
+                    sip_trunk_id=f"ST_{workspace_id}",
+                    max_concurrent_calls=limit,
+                    calls_per_second=2,
+                )
+            )
+            self.line.limit_is(workspace_id, limit)
         environment.dynamodb.wrote = self._wrote
         self.sqs = environment.sqs
-        self.sqs.sent = self._news.set
+        self.sqs.sent = self._sent
         self.requests: dict[str, Request] = {}
         self.processes: list[Invocation] = []
         self.received: dict[str, set[bytes]] = {}
         self.receiver_does = "ok"
         self.event_faults: list[Faults] = []
-        self.calls: dict[str, Call] = {}
         self.rings_at_end: dict[str, int] = {}
         # Requests to AWS that are still to be carried out.
         self.late: list[Callable[[], Any]] = []
@@ -426,20 +454,32 @@ class Account:
 
     # ── what clients, operators and callees do ──────────────────────────────────────────────────
 
-    def place(self, outcome: str, callback: bool, faults: Faults, **number_faults: Any) -> None:
+    def place(
+        self, outcome: str, callback: bool, faults: Faults, workspace_id: str = "demo", **number_faults: Any
+    ) -> None:
         key = f"key-{len(self.requests)}"
         number = f"+1555123{len(self.requests):04}"
         self._numbers[number] = {"outcome": outcome} | number_faults
         self._set_faults()
-        call_id = hashlib.sha256(json.dumps(["demo", key]).encode()).hexdigest()[:24]
-        self.requests[key] = Request(key, number, callback, call_id)
+        call_id = hashlib.sha256(json.dumps([workspace_id, key]).encode()).hexdigest()[:24]
+        self.requests[key] = Request(key, number, callback, call_id, workspace_id)
         self.repeat(key, faults)
+
+    def limit(self, workspace_id: str, limit: int) -> None:
+        """Calls of the workspace at a time, from now on."""
+        self.line.limit_is(workspace_id, limit)
+        self.workspaces.update(workspace_id, lambda seen: dataclasses.replace(seen, max_concurrent_calls=limit))
+
+    def index_shows(self, delay_ms: Callable[[], int]) -> None:
+        """delay: milliseconds until the index `line` shows a change, drawn for each."""
+        self.line_index.delay_ms = delay_ms
 
     def repeat(self, key: str, faults: Faults) -> None:
         """The request of that key, once more. The client waits for its answer."""
         request = self.requests[key]
         answer = self._post(request, request.body(), faults)
-        if answer is None or answer["statusCode"] == 503:
+        if answer is None or answer["statusCode"] in (429, 503):
+            # 429: processes that died have taken the minute's permits with them.
             return
         assert answer["statusCode"] == 200, answer
         told = json.loads(answer["body"])
@@ -454,7 +494,7 @@ class Account:
             assert answer is None or answer["statusCode"] in (422, 503), answer
 
     def _post(self, request: Request, body: bytes, faults: Faults) -> dict[str, Any] | None:
-        headers = {"x-workspace-id": "demo", "x-api-key": API_KEY, "idempotency-key": request.key}
+        headers = {"x-workspace-id": request.workspace_id, "x-api-key": API_KEY, "idempotency-key": request.key}
         return self._asked("initiate_call", http_event("POST /v1/api/call", body, headers), faults)
 
     def _asked(self, function: str, event: dict[str, Any], faults: Faults) -> dict[str, Any] | None:
@@ -467,15 +507,17 @@ class Account:
         return answer
 
     def cancel(self, key: str, faults: Faults) -> None:
+        request = self.requests[key]
         event = http_event(
             "POST /v1/api/call/{callId}/cancel",
-            headers={"x-workspace-id": "demo", "x-api-key": API_KEY},
-            path={"callId": self.requests[key].call_id},
+            headers={"x-workspace-id": request.workspace_id, "x-api-key": API_KEY},
+            path={"callId": request.call_id},
         )
         answer = self._asked("calls_api", event, faults)
         assert answer is None or answer["statusCode"] in (200, 404, 409, 503), answer
 
     def switch(self, on: bool) -> None:
+        self.line.paused = on
         if on:
             self.limits.pause(self.now_ms())
         else:
@@ -502,6 +544,8 @@ class Account:
         """A batch to one process, acknowledged as it says once it has ended."""
         function = "dial_worker" if queue == DIAL else "deliver"
         resource = TEMPLATE["Resources"]["DialQueue" if queue == DIAL else "WebhookQueue"]["Properties"]
+        handed_out_before = [message for message in messages if message.received and "slotsItem" in message.body]
+        self.line.counted["messages again"] += len(handed_out_before)
         records = self.sqs.receive(queue, messages, resource["VisibilityTimeout"])
         module = self.environment.modules[function]
 
@@ -546,7 +590,7 @@ class Account:
 
     async def _run(self, seconds: float, faults: list[Faults], done: Callable[[], bool]) -> None:
         end = self.loop.time() + seconds
-        while end - self.loop.time() > 1e-6 and not done():
+        while end - self.loop.time() > 1e-6 and not self._broken and not done():
             for queue in (DIAL, WEBHOOK):
                 if visible := self.sqs.visible(queue):
                     await self._handed_out(queue, visible[:10], faults.pop(0) if faults else {})
@@ -559,6 +603,7 @@ class Account:
                         faults.pop(0) if faults else {},
                         self.environment.modules["reconcile_calls"].run,
                     )
+            self.line.look()
             self._news.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), max(0, min(self._next_change(), end) - self.loop.time()))
@@ -583,12 +628,11 @@ class Account:
         """Epoch ms from which a run of the reconciler has something to do; the others are left out."""
         every = int(self.environment.modules["reconcile_calls"].settings.durations.slot_repair * 1000)
         now = self.now_ms()
-        if not self._slots_of_ended():
+        if any(self.line.waiting.values()):
+            return now
+        if not any(self.line.stale_ids(workspace_id) for workspace_id in self.line.limits):
             return self._due_at()
         return min(self._due_at(), now if now % every < 60_000 else now - now % every + every)
-
-    def _slots_of_ended(self) -> set[str]:
-        return {call_id for call_id in self.active_calls() if self.calls[call_id].ended}
 
     def _fan_out_new(self, faults: list[Faults]) -> None:
         """The stream's next records to fan_out, one batch at a time; from the first that failed again."""
@@ -666,21 +710,38 @@ class Account:
 
     # ── the promises ────────────────────────────────────────────────────────────────────────────
 
+    def fill_line(self, fill: Callable[..., int], line: Line, workspace: Workspace, standing: Standing) -> int:
+        """`Line.fill`, and whether it admitted no more than it may."""
+        free = self.line.free_for_fill(workspace)
+        admitted = fill(line, workspace, standing)
+        try:
+            self.line.filled(workspace, free, admitted)
+        except AssertionError as exc:
+            self._broken.append(exc)
+        return admitted
+
+    def _sent(self, body: str, in_batch: bool) -> None:
+        self._news.set()
+        if "slotsItem" in body:
+            # The reconciler repeats one alone.
+            self.line.counted["admissions sent" if in_batch else "messages repeated"] += 1
+
     def _wrote(self, parameters: dict[str, Any]) -> None:
         """Every state that an item is ever in."""
         self._news.set()
         try:
             self._check_write(parameters)
+            self.line.look()
+            self.line.check()
         except AssertionError as exc:
             # Raised here, in the middle of the product, it would be one more failure that the product survives.
             self._broken.append(exc)
 
     def _check_write(self, parameters: dict[str, Any]) -> None:
-        if parameters["TableName"] == "WorkspacesTable":
-            active = self.active_calls()
-            assert len(active) <= LIMIT, active
-            return
         written = parameters.get("Key") or parameters["Item"]
+        if parameters["TableName"] == "WorkspacesTable":
+            self._check_limits(written["workspaceId"]["S"])
+            return
         key = {name: written[name] for name in ("pk", "sk")}
         item = from_wire(self.environment.dynamodb.get_item(TableName="CallsTable", Key=key)["Item"])
         place = (item["pk"], item["sk"])
@@ -691,8 +752,24 @@ class Account:
         if item["sk"] == "CALL":
             self._check_step(self.calls.get(item["callId"]), Call.from_item(item))
 
+    def _check_limits(self, key: str) -> None:
+        slots = slots_of_key(key)
+        wire = {"workspaceId": {"S": key}}
+        if slots is not None:
+            item = from_wire(self.environment.dynamodb.get_item(TableName="WorkspacesTable", Key=wire)["Item"])
+            self.line.slots_written(*slots, frozenset(item.get("activeCalls", ())), self._oldest_read())
+        elif key.startswith("trunk#ST_"):
+            trunk = self.limits.trunk(key.removeprefix("trunk#"))
+            self.line.trunks[trunk.trunk_id.removeprefix("ST_")] = trunk
+
+    def _oldest_read(self) -> int:
+        """Epoch ms from which a limit may have been read that is written by now."""
+        began = min((each.began for each in self.running()), default=self.loop.time())
+        return 0 if self.late else START_MS + int(began * 1000)
+
     def _check_step(self, before: Call | None, now: Call) -> None:
         self.calls[now.call_id] = now
+        self.line.call_written(before, now)
         types = [entry["type"] for entry in now.events]
         assert types.count("call.ended") == (1 if now.ended else 0), now.events
         assert not now.ended or types[-1] == "call.ended", now.events
@@ -737,12 +814,6 @@ class Account:
             if placed.identity == call.identity and placed.at_ms >= (call.dialed_at_ms or 0)
         ]
 
-    def active_calls(self) -> frozenset[str]:
-        for item in aws.items("WorkspacesTable"):
-            if item["workspaceId"] == "demo#slots":
-                return frozenset(item.get("activeCalls", ()))
-        return frozenset()
-
     def check(self) -> None:
         """What holds at any time."""
         for broken in self._broken:
@@ -754,22 +825,28 @@ class Account:
             if call.ended:
                 assert rings == self.rings_at_end.setdefault(call_id, rings), call
             for placed in self._placed(call):
+                if placed.outcome is None and not call.ended and call_id not in self.line.excused:
+                    assert call_id in self.line.ids(call.workspace_id), (placed.as_json(), call)
                 # A phone that talks is hung up by request only, whatever its server has been through.
                 removed = placed.disconnect_reason in ("ROOM_DELETED", "PARTICIPANT_REMOVED")
                 assert not (removed and placed.answered_at_ms) or call.hangup, (placed.as_json(), call)
         for message_id, bodies in self.received.items():
             assert len(bodies) == 1, (message_id, bodies)
+        self.line.check()
 
     def finish(self) -> None:
         """The faults stop: all end within the published bound, nothing is left, every event is received."""
         self._of_method, self._of_events, self.receiver_does, self.event_faults = {}, {}, "ok", []
         self.livekit_is()
         self.switch(on=False)
+        self.index_shows(lambda: 500)
         for each in self.running():
             each.wake()
+        self.line.calm()
         began = self.now_ms()
         durations = self.environment.modules["dial_worker"].settings.durations
-        last_dial = max([began, *(call.queue_deadline_ms for call in self.calls.values())])
+        switch = self.limits.switch()
+        last_dial = max([began, *(switch.deadline_ms(call, began) for call in self.calls.values())])
         bound = (last_dial - began) / 1000 + 40 + MAX_DURATION + durations.end_margin + 300
         self.run(bound, [], done=lambda: all(call.ended for call in self.calls.values()))
         self.check()
@@ -787,7 +864,8 @@ class Account:
         self.run(1200 + max([0, *attempts]) / 1000, [], done=self._quiet)
         self.check()
         assert self._due == {}
-        assert self.active_calls() == frozenset()
+        assert not any(self.line.slots.values()), self.line.slots
+        assert self.line_index.is_empty()
         assert [call.as_json() for call in self.livekit.calls if call.outcome is None] == []
         expected = {
             event_id(call.call_id, sequence)

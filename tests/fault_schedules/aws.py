@@ -18,8 +18,9 @@ from moto.dynamodb.models import dynamodb_backends
 from moto.dynamodb.models.table import StreamShard, Table
 from moto.dynamodb.responses import DynamoHandler
 
-from shared.dynamo import from_wire
+from shared.dynamo import from_wire, to_wire
 from tests.fault_schedules import invocation, virtual_time
+from tests.fault_schedules.line_index import LineIndex
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
@@ -37,11 +38,12 @@ def request(operation: str, work: Callable[[], Any]) -> Any:
 
 class DynamoDB:
     """A boto3 client as far as the product uses one, on moto's tables. wrote: called with each write's
-    parameters.
+    parameters. line_index: what the index `line` shows.
     """
 
     def __init__(self) -> None:
         self.wrote: Callable[[dict[str, Any]], None] = lambda parameters: None
+        self.line_index: LineIndex
         self._handler = DynamoHandler()
         self._handler.current_account, self._handler.region = ACCOUNT, REGION
 
@@ -52,6 +54,8 @@ class DynamoDB:
         return send
 
     def _handle(self, operation: str, parameters: dict[str, Any]) -> Any:
+        if parameters.get("IndexName") == "line" and self.line_index.is_stale():
+            return {"Items": self._line(parameters)}
         self._handler.body = self._handler.params = parameters
         try:
             answer = getattr(self._handler, operation)().result
@@ -67,7 +71,16 @@ class DynamoDB:
             ) from exc
         if operation in ("put_item", "update_item"):
             self.wrote(parameters)
+        if parameters.get("IndexName") == "line":
+            shown = [{name: item[name] for name in ("pk", "turn")} for item in answer["Items"]]
+            assert shown == self._line(parameters), (shown, parameters)
         return answer
+
+    def _line(self, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        """The answer to CallStore.line."""
+        values = from_wire(parameters["ExpressionAttributeValues"])
+        found = itertools.islice(self.line_index.entries(values[":line"], values[":end"]), parameters["Limit"])
+        return [to_wire({"pk": f"CALL#{call_id}", "turn": turn}) for call_id, turn in found]
 
 
 def table(name: str) -> Table:
@@ -128,27 +141,37 @@ class SQS:
         self._clock = clock
         self._ids = itertools.count(1)
         self.queues: dict[str, list[Message]] = {}
-        self.sent: Callable[[], Any] = lambda: None
+        # Called with each message's body, and whether it was sent in a batch; not for the copies of a request.
+        self.sent: Callable[[str, bool], Any] = lambda body, in_batch: None
 
     def send_message(self, **parameters: Any) -> dict[str, str]:
-        answer: dict[str, str] = request("SendMessage", lambda: self._send(parameters["QueueUrl"], parameters))
+        copies = itertools.count()
+        answer: dict[str, str] = request(
+            "SendMessage", lambda: self._send(parameters["QueueUrl"], parameters, first=not next(copies))
+        )
         return answer
 
     def send_message_batch(self, **parameters: Any) -> dict[str, Any]:
+        copies = itertools.count()
+
         def send() -> dict[str, Any]:
-            entries = parameters["Entries"]
-            return {"Successful": [self._send(parameters["QueueUrl"], entry) for entry in entries], "Failed": []}
+            first = not next(copies)
+            sent = [self._send(parameters["QueueUrl"], entry, first=first) for entry in parameters["Entries"]]
+            return {"Successful": sent, "Failed": []}
 
         answer: dict[str, Any] = request("SendMessageBatch", send)
         return answer
 
-    def _send(self, url: str, entry: dict[str, Any]) -> dict[str, str]:
+    def _send(self, url: str, entry: dict[str, Any], *, first: bool) -> dict[str, str]:
+        """first: not a copy of a request that the SDK has sent before."""
         now = self._clock()
         message = Message(
             f"message-{next(self._ids)}", entry["MessageBody"], now, now + 1000 * entry.get("DelaySeconds", 0)
         )
         self.queues.setdefault(url, []).append(message)
-        self.sent()
+        if first:
+            # An entry of a batch has an id in it.
+            self.sent(message.body, "Id" in entry)
         return {"MessageId": message.id}
 
     def waiting(self, url: str) -> list[Message]:

@@ -46,7 +46,8 @@ current: contextvars.ContextVar[Invocation | None] = contextvars.ContextVar("inv
 
 class Invocation:
     """A process at one event. `lives`: seconds until AWS ends it; one that stalls is forgotten, and outlives it.
-    `late`: gets the requests to AWS that are still to be carried out, their answers heard by no process."""
+    `late`: gets the requests to AWS that are still to be carried out, their answers heard by no process. `began`:
+    seconds of the loop's time."""
 
     def __init__(self, name: str, faults: Faults, lives: float, late: list[Callable[[], Any]]) -> None:
         self.name = name
@@ -61,7 +62,8 @@ class Invocation:
         self._faults = dict(faults)
         self._awake = asyncio.Event()
         self._awake.set()
-        self._deadline = self._loop.time() + lives
+        self.began = self._loop.time()
+        self._deadline = self.began + lives
         self._end: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from typing import Any, ClassVar, get_args
 
 from hypothesis import strategies as st
@@ -11,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.fault_schedules.account import DIAL, WEBHOOK, Account, Environment
 from tests.fault_schedules.invocation import Fault, Faults
 
-MOST_CALLS = 3
+# On two slots: some wait in the line.
+MOST_CALLS = 4
 
 OUTCOMES = (
     "answer", "talks_on", "no_rtp", "busy", "no_answer", "rejected", "carrier_error", "cps_limit", "trunk_auth",
@@ -60,10 +62,13 @@ LIVEKIT_EVENTS: dict[str, dict[str, float]] = {
     "now and then, late": {"drop": 0.3, "reorder": 0.5, "reorderSeconds": 20},
     "well": {},
 }
+# Milliseconds until the index of the line shows a change, of one after the other.
+INDEX_DELAYS: dict[str, tuple[int, ...]] = {"late": (0, 3000, 200, 0, 1000), "well": (0,)}
 WEATHER = (
     "kill switch: on", "kill switch: off", "receiver: ok", "receiver: fails", "receiver: refuses",
     "receiver: hangs", "receiver: forgets to answer", "callees: hang up", "LiveKit's events: processed",
     *(f"LiveKit's events: {fault}" for fault in LIVEKIT_EVENTS), *(f"LiveKit: {knob}" for knob in LIVEKIT_KNOBS),
+    "slots: 1", "slots: 2", "slots: 3", *(f"the line's index: {delay}" for delay in INDEX_DELAYS),
 )  # lists of words  # fmt: skip
 
 FAULTS: st.SearchStrategy[Fault] = st.sampled_from(get_args(Fault))
@@ -227,6 +232,10 @@ class Schedules(RuleBasedStateMachine):
                 self.account.event_faults = list(lives)
             case ["LiveKit's events", fault]:
                 self.account.livekit_events(**LIVEKIT_EVENTS[fault])
+            case ["slots", number]:
+                self.account.limit("demo", int(number))
+            case ["the line's index", delay]:
+                self.account.index_shows(itertools.cycle(INDEX_DELAYS[delay]).__next__)
 
     # ── what must hold ──────────────────────────────────────────────────────────────────────────
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from shared.call import Call, Outcome
-from shared.clock import now_ms
 from shared.ending import end_call
 from shared.livekit.client import RoomView
 from tests.clock import MINUTE, START
@@ -58,8 +57,9 @@ def test_a_paused_system_expires_nothing_however_long(simulation: Simulation) ->
         simulation.reconcile()
         simulation.dial()
     assert simulation.call(call_id).status == "queued"
-    simulation.limits.resume(now_ms())
+    simulation.limits.resume(simulation.clock.now)
     simulation.clock.now += MINUTE
+    simulation.reconcile()
     simulation.dial()
     assert simulation.call(call_id).status == "in_progress"
 

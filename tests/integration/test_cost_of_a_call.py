@@ -1,7 +1,8 @@
 """The counts behind docs/capacity.md: one call's requests to AWS and LiveKit, compared with bench/one_call.toml.
 
 Counted at low traffic, where nothing shares a batch: the dearest case. The call is accepted, answered and ended;
-once with a callback URL, and so with a webhook for each of its four events, once without.
+once with a callback URL, and so with a webhook for each of its four events, once without. A call that waited in
+the line is counted together with the one whose slot it gets.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bench.spent import Request, recorded
 from bench.units import STORED_BESIDE, index_entry, index_units, size, write_units
 from shared.call_store import CallStore
 from shared.telemetry import logger
-from tests.system import DEADLINE_SECONDS, TEMPLATE, Context, System
+from tests.system import DEADLINE_SECONDS, TEMPLATE, Context, System, demo_workspace
 
 COUNTS = tomllib.loads((Path(__file__).parents[2] / "bench" / "one_call.toml").read_text())
 INDEXES = TEMPLATE["Resources"]["CallsTable"]["Properties"]["GlobalSecondaryIndexes"]
@@ -92,8 +93,12 @@ class Held:
             assert answer["statusCode"] == 200, answer
 
 
-def counted(system: System, capsys: pytest.CaptureFixture[str], *, webhooks: int) -> Seen:
-    """One call on warm functions, from its POST until nothing of it is due any more."""
+def counted(
+    system: System, capsys: pytest.CaptureFixture[str], *, webhooks: int, another_waits: bool = False
+) -> Seen:
+    """One call on warm functions, from its POST until nothing of it is due any more. another_waits: and another,
+    for its slot.
+    """
     held = Held(system)
     answered = CallStore.answered
 
@@ -101,15 +106,18 @@ def counted(system: System, capsys: pytest.CaptureFixture[str], *, webhooks: int
         system.wait_until(lambda: "phoneSeenAt" in system.item(call_id))
         return answered(store, call_id, *given, **named)
 
-    with pytest.MonkeyPatch.context() as patch:
+    # In one minute: the first call of each takes permits.
+    with pytest.MonkeyPatch.context() as patch, system.stopped_clock():
         patch.setattr(CallStore, "answered", once_the_phone_was_seen)
         patch.setattr(system.servers, "handle", held.keep)
         # LiveKit leaves an empty room open for twenty seconds.
         patch.setattr("local.livekit.state.DEPARTURE_TIMEOUT", 0)
-        return _counted(system, capsys, held, webhooks)
+        return _counted(system, capsys, held, webhooks, another_waits)
 
 
-def _counted(system: System, capsys: pytest.CaptureFixture[str], held: Held, webhooks: int) -> Seen:
+def _counted(
+    system: System, capsys: pytest.CaptureFixture[str], held: Held, webhooks: int, another_waits: bool
+) -> Seen:
     # All but the one that is not held.
     events = COUNTS["invocations"]["livekit_events"] - 1
     warm = system.place()
@@ -117,6 +125,8 @@ def _counted(system: System, capsys: pytest.CaptureFixture[str], held: Held, web
     held.hand_over(events)
     system.run_until(lambda: system.dial() + system.deliver() == 0)
     assert "dueShard" not in system.item(warm)
+    if another_waits:
+        system.workspaces.put(demo_workspace(max_concurrent_calls=1))
     stream = OneAtATime(system)
     invocations: collections.Counter[str] = collections.Counter()
 
@@ -139,20 +149,30 @@ def _counted(system: System, capsys: pytest.CaptureFixture[str], held: Held, web
         system.handlers.update({name: counting(name, handler) for name, handler in handlers.items()})
         with recorded(system.modules) as requests:
             fields: dict[str, Any] = {} if webhooks else {"callback_url": None}
-            call_id = system.place(**fields)
-            stream.pump()
-            system.dial()
-            stream.pump()
+            calls = []
+            for _ in range(1 + another_waits):
+                calls.append(system.place(**fields))
+                stream.pump()
+                system.dial()
+                stream.pump()
+            assert [system.item(call_id).get("waitingFor") for call_id in calls[1:]] == ["slot"] * another_waits
             held.hand_over(events)
             stream.pump()
+            if another_waits:
+                system.dial()
+                stream.pump()
+                held.hand_over(events)
+                stream.pump()
             # What the last delivery wrote: not counted for any handler.
             stream.pump()
     finally:
         system.handlers.update(handlers)
         log.setStream(stdout)
     logged = len(capsys.readouterr().out) + len(lines.getvalue())
-    assert "dueShard" not in system.item(call_id)
-    assert len(system.received(call_id)) == webhooks
+    for call_id in calls:
+        assert "dueShard" not in system.item(call_id)
+        assert len(system.received(call_id)) == webhooks
+    assert system.limits.active_calls("demo") == frozenset()
     livekit = {name: count - before.get(name, 0) for name, count in livekit_requests(system).items()}
     return Seen(requests, invocations, livekit, written(stream.records, requests), logged, stored(stream.records))
 
@@ -233,3 +253,39 @@ def test_a_call_without_a_callback_pays_for_no_webhook(system: System, capsys: p
         if function not in ("fan_out", "deliver")
     }
     assert "fan_out" not in seen.invocations
+
+
+def test_a_call_that_waited_in_the_line_asks_for_little_more(
+    system: System, capsys: pytest.CaptureFixture[str], report_table: list[tuple[str, ...]]
+) -> None:
+    """The call before it gives it its slot: what both ask for, less what one asks for that does not wait."""
+    seen = counted(system, capsys, webhooks=COUNTS["webhooks"], another_waits=True)
+    more_looks = seen.livekit["ListParticipants"] - 2 * COUNTS["livekit_requests"]["ListParticipants"]
+    requests = by_function(seen.requests)
+    requests["dial_worker"]["GetItem"] -= more_looks
+    found = {
+        "requests": {
+            function: more
+            for function, counts in requests.items()
+            if (more := beside_two_calls(counts, COUNTS["requests"].get(function, {})))
+        },
+        "invocations": beside_two_calls(seen.invocations, COUNTS["invocations"]),
+        "write_units": beside_two_calls(seen.written, COUNTS["write_units"]),
+    }
+    told: dict[str, Any] = COUNTS["waited"]
+    assert found == told, difference(told, found)
+    for what in ("requests", "write_units"):
+        without = total(COUNTS[what])
+        waited = without + total(told[what])
+        report_table.append((f"{what} of a call that waited", f"{waited}", f"{waited / without:.2f} times"))
+        assert waited / without <= 1.3
+
+
+def beside_two_calls(seen: Mapping[str, int], of_a_call: Mapping[str, int]) -> dict[str, int]:
+    """What two calls asked for beside twice what a call asks for that does not wait."""
+    names = sorted(seen.keys() | of_a_call.keys())
+    return {name: more for name in names if (more := seen.get(name, 0) - 2 * of_a_call.get(name, 0))}
+
+
+def total(counts: Mapping[str, Any]) -> int:
+    return sum(total(count) if isinstance(count, dict) else count for count in counts.values())

@@ -141,7 +141,9 @@ def test_a_call_without_a_free_slot_waits_for_one(system: System) -> None:
     system.dial()
     item = system.item(call_id)
     assert (item["status"], "leaseId" in item, system.calls_placed()) == ("queued", False, [])
+    assert item["waitingFor"] == "slot"
     system.limits.free_slot("demo", "another-call")
+    assert system.reconcile()["admitted"] == 1
     system.run_until(lambda: system.ended(call_id))
     assert len(system.calls_placed()) == 1
 

@@ -12,9 +12,10 @@ from livekit.protocol.webhook import WebhookEvent
 
 from shared.call import Call
 from shared.errors import LiveKitUnclearError
+from shared.limits import LimitStore
 from shared.livekit.client import LiveKit, RoomView
 from tests.integration.test_reconcile import reconcile_until_ended
-from tests.interleaving import change
+from tests.interleaving import change, once
 from tests.system import System
 
 
@@ -127,16 +128,13 @@ def test_a_call_that_another_worker_holds_is_not_cleared_by_one_that_waits(
     """A slot taken after the clearing would stay taken: nothing of the call would be due any more."""
     call_id = system.place()
     change(system, call_id, lease_id="dead", lease_until_ms=1, attempts=1)
-    limits = system.modules["dial_worker"].limits
-    paused = limits.paused
 
-    def paused_too_late() -> bool:
-        monkeypatch.setattr(limits, "paused", paused)
+    def leased_and_canceled() -> None:
         change(system, call_id, lease_id="other", lease_until_ms=int(time.time() * 1000) + 60_000, attempts=2)
         assert system.api("POST /v1/api/call/{callId}/cancel", call_id)["statusCode"] == 200
-        return True
 
-    monkeypatch.setattr(limits, "paused", paused_too_late)
+    system.limits.pause(1)
+    once(monkeypatch, LimitStore, "standing", after=leased_and_canceled)
     system.dial()
     assert system.item(call_id)["status"] == "canceled"
     assert "dueShard" in system.item(call_id)

@@ -60,7 +60,7 @@ def test_a_call_that_nobody_could_dial_expires(system: System) -> None:
     call_id = system.place()
     system.sqs.purge_queue(QueueUrl=system.queue_urls["DialQueue"])
     change(system, call_id, queue_deadline_ms=1, check_at_ms=1)
-    assert system.reconcile() == {"ended": 1}
+    assert system.reconcile() == {"expires": 1, "ended": 1}
     item = system.item(call_id)
     assert (item["status"], item["events"][-1]["reason"]) == ("expired", "expired")
     assert "dueShard" not in item

@@ -20,6 +20,7 @@ from shared.dynamo import to_wire
 from shared.errors import StoreError
 from shared.livekit.client import Presence, RoomView
 from shared.queues import Queue
+from shared.switch import Switch
 from shared.table_keys import call_key, due_shard
 from tests.clock import MINUTE
 from tests.in_memory import DOWN
@@ -482,10 +483,10 @@ def test_a_switch_that_cannot_be_read_expires_no_call_and_stops_nothing_else(
     simulation.place_answered(check_at_ms=simulation.clock.now)
     simulation.deliveries.create("5" * 24, "demo", 1, simulation.clock.now, simulation.clock.now)
 
-    def fails() -> bool:
+    def fails() -> Switch:
         raise StoreError("down")
 
-    monkeypatch.setattr(simulation.limits, "paused", fails)
+    monkeypatch.setattr(simulation.limits, "switch", fails)
     assert simulation.reconcile() == {"sent_again": 1, "alive": 1, "deliveries_sent_again": 1}
     assert simulation.call(late).status == "queued"
     monkeypatch.undo()

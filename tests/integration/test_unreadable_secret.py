@@ -32,7 +32,7 @@ def test_the_reconciler_expires_calls_and_brings_webhooks_back(unreadable: Syste
     system.sqs.purge_queue(QueueUrl=system.queue_urls["WebhookQueue"])
     row = system.modules["calls_api"].deliveries.of_call(late)[0]
     assert system.modules["calls_api"].deliveries.postpone(row, 1)
-    assert system.reconcile() == {"ended": 1, "postponed": 1, "deliveries_sent_again": 1}
+    assert system.reconcile() == {"expires": 1, "ended": 1, "postponed": 1, "deliveries_sent_again": 1}
     assert system.item(late)["status"] == "expired"
     assert system.item(talking)["status"] == "in_progress"
     assert system.item(talking)["checkAt"] > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 from typing import Any
@@ -10,11 +11,18 @@ import pytest
 
 from shared.clock import now_ms
 from shared.limits import LimitStore
-from tests.clock import START
+from shared.line import line_of
+from tests.clock import MINUTE, START
 from tests.in_memory import RoomsInMemory
-from tests.interleaving import change, once, other_worker, requests, rooms
+from tests.interleaving import once, other_worker, requests, rooms
 from tests.simulation import Simulation
 from tests.system import System, demo_workspace
+
+
+def use_the_only_slot(system: System, simulation: Simulation) -> None:
+    """A call talks for as long as the test takes."""
+    system.workspaces.put(demo_workspace(max_concurrent_calls=1))
+    system.limits.take_slot("demo", simulation.place_answered(check_at_ms=2**42), 1)
 
 
 def test_the_switch_stops_a_call_whose_agent_has_come(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,24 +31,38 @@ def test_the_switch_stops_a_call_whose_agent_has_come(system: System, monkeypatc
     system.dial()
     assert system.calls_placed() == []
     assert (system.item(call_id)["status"], rooms(system)) == ("queued", [])
+    assert system.item(call_id)["waitingFor"] == "paused"
     system.limits.resume(now_ms())
+    assert system.reconcile()["admitted"] == 1
     system.run_until(lambda: system.ended(call_id))
     assert len(system.calls_placed()) == 1
     assert system.events(call_id) == ["call.queued", "call.dialing", "call.answered", "call.ended"]
 
 
 def test_paused_time_does_not_count_against_the_queues(system: System) -> None:
-    system.limits.pause(1)
-    call_id = system.place()
-    change(system, call_id, queue_deadline_ms=1)
-    system.dial()
-    assert system.item(call_id)["status"] == "queued"
-    assert system.item(call_id)["queueDeadline"] > 1
-    system.limits.resume(now_ms())
-    change(system, call_id, queue_deadline_ms=1)
-    system.run_until(lambda: system.ended(call_id))
-    assert system.item(call_id)["status"] == "expired"
-    assert system.calls_placed() == []
+    """And is counted once, however often dialling is paused."""
+    simulation = Simulation(dynamodb=system.dynamodb)
+    simulation.durations = dataclasses.replace(simulation.durations, queue_ttl=90)
+    use_the_only_slot(system, simulation)
+    call_id = simulation.place()
+    deadline = simulation.call(call_id).queue_deadline_ms
+    for _ in range(2):
+        simulation.limits.pause(simulation.clock.now)
+        for _ in range(10):
+            simulation.clock.now += MINUTE
+            simulation.dial()
+            simulation.reconcile()
+        assert simulation.call(call_id).status == "queued"
+        simulation.limits.resume(simulation.clock.now)
+        simulation.clock.now += MINUTE // 2
+        simulation.dial()
+        simulation.reconcile()
+        assert simulation.call(call_id).status == "queued", "a minute of its minute and a half"
+    ended = simulation.minutes_until_ended(call_id, 2, dials=True)
+    assert (ended.status, ended.queue_deadline_ms) == ("expired", deadline)
+    assert ended.ended_at_ms is not None
+    assert ended.ended_at_ms - deadline >= 20 * MINUTE
+    assert not simulation.livekit.requests
 
 
 @pytest.mark.parametrize("changed", [{"disabled": True}, {"allowed_calling_codes": frozenset({"+44"})}])
@@ -65,78 +87,64 @@ def test_a_newcomer_does_not_overtake_a_call_that_waits(system: System) -> None:
     system.limits.take_slot("demo", "another-call", 1)
     first = system.place("+15550000000")
     system.dial()
-    assert system.item(first)["waitUntil"] > 0
+    assert system.item(first)["waitingFor"] == "slot"
     # It is one that waits for as long as this test takes, on the slowest machine too.
-    system.limits.note_waiting("demo", 2**42)
+    system.limits.note_crowded("demo", 0, 2**42, 2**42)
     system.limits.free_slot("demo", "another-call")
     second = system.place("+15550000009")
-    # Both may be handed over at once; the slot is free, and not for the newcomer.
-    while not system.item(second).get("waitUntil"):
+    # The slot is free, and not for the newcomer: that enters the line, and the first is admitted for it.
+    while "lineOf" not in system.item(second):
         system.dial()
         assert second not in system.limits.active_calls("demo")
     system.run_until(lambda: system.ended(first) and system.ended(second))
-    assert len(system.calls_placed()) == 2
+    assert [call["number"] for call in system.calls_placed()] == ["+15550000000", "+15550000009"]
 
 
-def test_a_duplicate_message_starts_no_second_chain(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It read the call before the other one took the lease, found no slot and gave the lease back."""
+def test_a_duplicate_message_puts_a_call_into_the_line_once(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read the call before the other one put it there."""
     system.workspaces.put(demo_workspace(max_concurrent_calls=1))
     system.limits.take_slot("demo", "another-call", 1)
     call_id = system.place()
     [record] = system.receive("DialQueue")
-    once(monkeypatch, LimitStore, "next_free", before=lambda: other_worker(system, [record]))
+    once(monkeypatch, LimitStore, "standing", before=lambda: other_worker(system, [record]))
     other_worker(system, [record])
-    # The first message itself, still invisible, and the one of the only chain.
-    assert system.messages("DialQueue") == 2
+    assert len(system.modules["dial_worker"].calls.line(line_of("demo"), now_ms(), 10)) == 1
     assert system.item(call_id)["status"] == "queued"
-
-
-def test_a_waiting_call_burns_no_receives(system: System) -> None:
-    """Each round is a message of its own, received for the first time: none comes near the dead-letter queue."""
-    system.workspaces.put(demo_workspace(max_concurrent_calls=1))
-    system.limits.take_slot("demo", "another-call", 1)
-    call_id = system.place()
-    deadline = system.item(call_id)["queueDeadline"]
-    seen: set[str] = set()
-
-    def three_rounds() -> bool:
-        for record in system.receive("DialQueue"):
-            assert record["attributes"]["ApproximateReceiveCount"] == "1"
-            assert other_worker(system, [record]) == {"batchItemFailures": []}
-            system.sqs.delete_message(
-                QueueUrl=system.queue_urls["DialQueue"], ReceiptHandle=record["receiptHandle"]
-            )
-            seen.add(record["messageId"])
-        return len(seen) == 3
-
-    system.run_until(three_rounds, dial=False)
-    item = system.item(call_id)
-    assert (item["status"], item["queueDeadline"], item["attempts"]) == ("queued", deadline, 0)
-    assert system.events(call_id) == ["call.queued"]
+    # Only the first message itself, still invisible.
     assert system.messages("DialQueue") == 1
+
+
+def test_nothing_is_done_for_a_call_that_waits(system: System) -> None:
+    """No message, no attempt, no write and no look until its turn or its deadline comes."""
+    simulation = Simulation(dynamodb=system.dynamodb)
+    use_the_only_slot(system, simulation)
+    call_id = simulation.place()
+    simulation.dial()
+    waits = simulation.call(call_id)
+    assert (waits.waiting_for, waits.attempts, waits.lease_id) == ("slot", 0, None)
+    for _ in range(59):
+        simulation.clock.now += MINUTE
+        assert not +collections.Counter(simulation.reconcile())
+    assert simulation.call(call_id) == waits
+    assert simulation.dial_queue.messages == []
+    assert waits.check_at_ms == waits.queue_deadline_ms
 
 
 def test_a_call_that_never_gets_a_slot_expires_at_its_deadline(system: System) -> None:
     simulation = Simulation(dynamodb=system.dynamodb)
     simulation.durations = dataclasses.replace(simulation.durations, queue_ttl=90)
-    system.workspaces.put(demo_workspace(max_concurrent_calls=1))
-    system.limits.take_slot("demo", "another-call", 1)
+    use_the_only_slot(system, simulation)
     call_id = simulation.place()
-    rounds = 0
-    while not simulation.call(call_id).ended:
-        rounds += simulation.dial()
-        assert len(simulation.dial_queue.messages) <= 1, "one chain of messages"
-        simulation.clock.now = min(
-            (message.visible_at for message in simulation.dial_queue.messages), default=simulation.clock.now
-        )
-    call = simulation.call(call_id)
+    simulation.dial()
+    call = simulation.minutes_until_ended(call_id, 2)
     assert (call.status, call.events[-1]["reason"], call.events[-1]["retryable"]) == ("expired", "expired", True)
     assert call.ended_at_ms is not None
-    assert 0 <= call.ended_at_ms - call.queue_deadline_ms <= simulation.durations.slot_wait * 1000
+    assert 0 <= call.ended_at_ms - call.queue_deadline_ms <= MINUTE
     assert call.queue_deadline_ms == START + 90_000
-    assert rounds > 90 / simulation.durations.slot_wait, "and it asked often enough"
     assert not simulation.livekit.requests
-    assert (call.due_shard, simulation.dial_queue.messages) == (None, [])
+    assert (call.due_shard, call.line_of, simulation.dial_queue.messages) == (None, None, [])
 
 
 def test_a_trunk_is_given_its_invites_a_gap_apart(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +190,7 @@ def test_a_moment_that_a_call_cannot_use_is_left_to_others(
     )
     simulation.dial()
     assert simulation.call(call_id).status == "queued"
-    assert simulation.limits.next_free("ST_demo") == taken
+    assert simulation.limits.trunk("ST_demo").next_free_ms == taken
     assert simulation.livekit.rooms == {}, "its agent does not wait with it"
     assert simulation.call(call_id).wait_until_ms == taken
     simulation.clock.now = taken

@@ -37,8 +37,17 @@ _END = Outcome("failed", "outcome_unknown")
 WRITES: dict[str, Callable[[CallStore], Any]] = {
     "create": lambda store: store.create(call_record()),
     "take_lease": lambda store: store.take_lease("x", "lease", 2, 1),
-    "wait": lambda store: store.wait("x", 3, 4, 1, lease="lease"),
-    "wait_free": lambda store: store.wait("x", 3, 4, 1),
+    "note_slots_item": lambda store: store.note_slots_item("x", "lease", 1),
+    "wait": lambda store: store.wait("x", "trunk", 3, 4, 1, lease="lease"),
+    "wait_free": lambda store: store.wait("x", "trunk", 3, 4, 1),
+    "enter_line": lambda store: store.enter_line("x", "line", "turn", "slot", 4, 1, lease="lease"),
+    "enter_line, uncount": lambda store: store.enter_line(
+        "x", "line", "turn", "slot", 4, 1, lease="lease", uncount=True
+    ),
+    "enter_line_free": lambda store: store.enter_line("x", "line", "turn", "slot", 4, 1),
+    "admit": lambda store: store.admit("x", "line", "turn", "admitted", 4, 1),
+    "leave_line": lambda store: store.leave_line("x", "line"),
+    "hold": lambda store: store.hold(call_record(line_of="line", turn="turn"), "lease", 2, 1),
     "fence": lambda store: store.fence("x", "lease", "room", "+1", 1),
     "unfence": lambda store: store.unfence("x", "lease", 3, 4, 1),
     "answered": lambda store: store.answered("x", "lease", 4, 1),
@@ -97,6 +106,12 @@ NAMES = {
     "(attribute_not_exists(leaseUntil) OR leaseUntil < :now)": "no live lease",
     "(attribute_not_exists(waitUntil) OR waitUntil <= :now)": "not waiting",
     "leaseId = :lease": "lease mine",
+    "(attribute_not_exists(lineOf) OR attribute_exists(admittedAt))": "not in line",
+    "attribute_not_exists(admittedAt)": "not admitted",
+    "attribute_not_exists(slotsItem)": "no slots item",
+    "lineOf = :line": "line as seen",
+    "turn = :turn": "turn as seen",
+    "#status <> :queued": "not queued",
     "attribute_not_exists(leaseId)": "no lease",
     "leaseUntil > :now": "lease live",
     "attribute_not_exists(hangup)": "no hangup",
@@ -115,6 +130,7 @@ _AS_SEEN = {"lease mine": "lease as seen", "no lease": "lease as seen"} | dict.f
 # Writes that no promise of the model rests on.
 NOT_MODELLED = {
     "create": "the record's birth: before the first message that does anything",
+    "note_slots_item": "in which item a slot is: of one call's slot there is one item here",
     "note_orphan": "that an agent makes its orphan room again after its removal is not modelled",
     "postpone": "only when to look next; looks come at any time here",
     "put_off": "only when to look next, as `postpone`",
@@ -137,10 +153,11 @@ IN_FORCE = {
     if write not in NOT_MODELLED
 }
 
-# The parts of take_slot's condition, joined by OR there.
+# The parts of take_slot's condition.
 TAKE_SLOT = {
-    "take_slot: limit": "size(activeCalls) < :limit",
     "take_slot: its own slot": "contains(activeCalls, :id)",
+    "take_slot: limit": "size(activeCalls) < :capacity",
+    "take_slot: not crowded": "(attribute_not_exists(crowdedUntil) OR crowdedUntil < :now)",
 }
 
 # What the processes do or do not do, and where.
@@ -155,7 +172,9 @@ OF_THE_PROCESSES = {
     "the waiting worker reads the record": "_await_agent",
     "the agent joins before the dial": "_await_agent",
     "the worker checks whether its lease has expired": "_lease_over",
-    "waiting clears only what no other process holds": "_wait",
+    "waiting clears only what no other process holds": "_clear_if_canceled",
+    "a slot is freed before the line": "_enter_line",
+    "a slot is freed for the line under a lease": "_enter_line",
     "only the winner of the fence dials": "_dial_leased",
     "a dial is sent once": "livekit.client.connect, failover=False",
     "an unclear dial is not sent again": "outcomes.verdict",
@@ -183,7 +202,9 @@ OF_THE_PROCESSES = {
     "a phone that joined again is connected": "_credible_status",
     "clearing waits for another process's lease": "_ended",
     "slots are repaired": "reconcile, repair_slots",
-    "the repair frees only what has ended": "repair_slots, CallStore.not_ended",
+    "the repair frees only what has ended or waits in the line": "_repair_slot",
+    "the repair frees the slots of calls in the line": "_repair_slot",
+    "the repair holds a call in the line": "_repair_slot",
     # calls_api
     "a fenced call is hung up instead of canceled": "cancel",
     "the room stays while it rings": "hang_up_now",
@@ -197,6 +218,33 @@ OF_THE_PROCESSES = {
     "an event clears only what was fenced": "settle._room_finished",
 }
 
+# The same for what several calls of a workspace do with its slots (line.py).
+OF_THE_LINE = {
+    # shared/line
+    "a freed slot admits the first": "Line.free_slot",
+    "only a slot that was really freed admits": "Line.free_slot",
+    "the first in turn is tried first": "Line._admit_one",
+    "the entry of a call that is gone is removed": "Line._claim, _outstanding",
+    "a newcomer counts those admitted": "Line.admit_behind",
+    "a fill counts those admitted": "Line.fill, _outstanding",
+    "a call without a slot crowds it": "Line.crowd",
+    # dial_worker
+    "a newcomer reads whether others wait": "_slots_item",
+    "an admitted call that returns admits no other": "_wait_for_slot",
+    "the message of a call that is gone admits the next": "dial",
+    "the message of a call that had a slot admits no other": "dial",
+    # reconcile_calls
+    "the reconciler fills the line": "_fill_lines",
+    "the reconciler repeats an admission's message": "_queued",
+}
+
 SWITCHES = tuple(
-    dict.fromkeys([name for parts in IN_FORCE.values() for name, _ in parts] + [*TAKE_SLOT, *OF_THE_PROCESSES])
+    dict.fromkeys(
+        [
+            *(name for parts in IN_FORCE.values() for name, _ in parts),
+            *TAKE_SLOT,
+            *OF_THE_PROCESSES,
+            *OF_THE_LINE,
+        ]
+    )
 )

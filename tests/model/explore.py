@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
+from tests.model import line
 from tests.model.protocol import initial, steps
 from tests.model.state import (
     ALWAYS_ENDS,
@@ -91,6 +92,20 @@ def explore_two(config: Config) -> Explored:
             good=lambda calls: settled(config, calls[0]) and settled(config, calls[1]),
             in_the_end="" if ALWAYS_ENDS in config.ignored else ALWAYS_ENDS,
             changes=lambda before, after: _changes(before[0], after[0]) or _changes(before[1], after[1]),
+        )
+    )
+
+
+def explore_line(config: line.LineConfig) -> Explored:
+    """The same for several calls of a workspace and its line."""
+    return _timed(
+        _System(
+            start=line.initial(config),
+            steps=lambda state: line.steps(config, state),
+            broken=lambda state: line.broken_promise(config, state),
+            good=line.served,
+            in_the_end="" if line.SERVED in config.ignored else line.SERVED,
+            changes=line.changes,
         )
     )
 

@@ -28,6 +28,7 @@ from tests.model.state import (
     RINGING,
     THERE,
     UNANSWERED,
+    WAITS,
     Call,
     Config,
     Copy,
@@ -57,6 +58,7 @@ DEAD = 9
 # What must follow at once on a check of the lease: nothing else holds it back.
 RIGHT_BEHIND_A_CHECK = {
     "delete_room": "the worker checks whether its lease has expired",
+    "free_for_line": "the worker checks whether its lease has expired",
     "step_back": "the worker checks whether its lease has expired",
     "create_dispatch": "the worker checks whether its lease has expired",
     "dial": "fence: lease live",
@@ -134,7 +136,7 @@ def _written(config: Config, state: State, put: Put, step: Step, copy: Copy) -> 
     if _may_be_late(config, state, copy.write):
         late = _spend(step.after, "late_copies")._replace(copy=copy)
         yield Step(f"{step.label}; a copy of the request is under way", late, False)
-        if copy.write == "take_lease":
+        if copy.write in ("take_lease", "hold"):
             copy = copy._replace(lease=DEAD)
         dead = put(_spend(state, "late_copies")._replace(copy=copy), NO_PROCESS)
         yield Step(f"a process dies, its request ({copy.write}) under way", dead, False)
@@ -165,6 +167,7 @@ def _ending(
 CLEARING = {
     "": ("free_slot", "clear_room", "leave_due"),
     "no room": ("free_slot", "leave_due"),
+    "nothing": ("leave_due",),
     "slot": ("free_slot",),
 }
 INDEX_BEFORE_SLOT = CLEARING | {
@@ -189,9 +192,9 @@ def _to_clear(config: Config, what: str = "") -> Process:
     return Process(_order(config, what)[0], then=what)
 
 
-def _room_of(call: Call) -> str:
-    """Without an attempt there never was a room."""
-    return "" if call.attempts else "no room"
+def _held_by(call: Call) -> str:
+    """Without an attempt there never was a room or a slot."""
+    return "" if call.attempts else "nothing"
 
 
 def _clearing(config: Config, state: State, who: str, process: Process, put: Put) -> Iterator[Step]:
@@ -277,6 +280,14 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
         first = _to_clear(config).at
         return checked(label, after, first) if lease_checked else go(label, after, first, then="")
 
+    def back(label: str, after: State, fair: bool = True) -> Step:
+        """The room is gone, or stays: then into the line, or to wait for the next message with its slot."""
+        if worker.proof != "line":
+            return go(label, after, "wait", fair)
+        if "a slot is freed before the line" in without:
+            return go(label, after, "enter_line", fair, proof="")
+        return checked(label, after, "free_for_line", fair, proof="")
+
     call, faults, without = state.call, state.faults, config.without
     mine = Seen(DIALING, worker.lease, False)
     unclear = "prove" if "an unclear dial is not sent again" in without else ""
@@ -309,24 +320,38 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
             assert isinstance(worker.seen, Seen)
             after = record.wait(config, state, worker.seen.lease)
             if after is not None:
-                step = stop("finds dialling paused and waits", after)
-            elif (
-                call.status == ENDED
-                and worker.seen.lease
-                and (
-                    call.lease == worker.seen.lease or "waiting clears only what no other process holds" in without
-                )
-            ):
-                step = clear("finds dialling paused, then the call ended", state)
+                step = stop("finds the trunk busy and waits", after)
+            elif _canceled(config, call, worker.seen.lease):
+                step = clear("finds the trunk busy, then the call ended", state)
             else:
-                step = stop("finds dialling paused and the call taken", state)
+                step = stop("finds the trunk busy and the call taken", state)
             yield from written(step, "wait", lease=worker.seen.lease)
+        case "lease_for_line":
+            after = record.take_lease(config, state) if state.leases < config.leases else None
+            if after is None:
+                yield from written(stop("finds the call taken", state), "take_lease", lease=DEAD)
+            else:
+                leased = Process("free_for_line", after.call.lease, after.call.attempts, then="uncount")
+                step = Step(f"{who} takes lease {after.call.lease} for the line", put(after, leased))
+                yield from written(step, "take_lease", lease=after.call.lease)
+        case "free_for_line":
+            yield go("frees the slot for the line", record.free_slot(config, state), "enter_line")
+        case "enter_line":
+            uncount = worker.then == "uncount"
+            after = record.enter_line(config, state, worker.lease, uncount)
+            if after is not None:
+                step = stop("puts the call into the line", after)
+            elif _canceled(config, call, worker.lease):
+                step = clear("finds the call ended", state)
+            else:
+                step = stop("finds the call taken", state)
+            yield from written(step, "enter_line", what=uncount)
         case "slot":
             own = state.slot and "take_slot: its own slot" not in without
             taken = record.take_slot(config, state)
             if taken is None or (faults.full_slots and not own):
                 full = state if taken is None else _spend(state, "full_slots")
-                step = go("finds no free slot", full, "wait", taken is None, then="uncount")
+                step = go("finds no free slot", full, "enter_line", taken is None, then="uncount")
                 yield from written(step, "take_slot")
             if taken is not None and not worker.lease:
                 yield go("takes the slot", taken, "lease")
@@ -368,7 +393,9 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
             if agent != THERE and ended:
                 yield clear("sees no agent, and the call ended", state, lease_checked=True)
             if agent == THERE and config.waits:
-                yield checked("finds dialling paused, or too little time for the dial", state, "step_back", False)
+                yield checked("finds too little time for the dial", state, "step_back", False)
+            if agent == THERE and config.lines:
+                yield checked("finds dialling paused", state, "step_back", False, proof="line")
             yield from no_livekit("cannot look for the agent")
         case "delete_dispatch":
             deleted = state
@@ -380,9 +407,9 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
             yield go("dispatches the agent again", create_dispatch(state, worker.lease), "agent")
             yield from no_livekit("cannot dispatch the agent again")
         case "step_back":
-            yield go("deletes the room", delete_room(config, state), "wait")
+            yield back("deletes the room", delete_room(config, state))
             if faults.refusals:
-                yield go("cannot delete the room", _spend(state, "refusals"), "wait", False)
+                yield back("cannot delete the room", _spend(state, "refusals"), False)
         case "fence":
             after = record.fence(config, state, worker.lease, worker.room)
             if after is not None:
@@ -489,17 +516,16 @@ def _worker(config: Config, state: State, place: int, worker: Process) -> Iterat
             else:
                 yield checked("will look again", state, "look", missing=worker.missing or 1)
         case "wait":
-            uncount = worker.then == "uncount"
-            after = record.wait(config, state, worker.lease, uncount)
+            after = record.wait(config, state, worker.lease)
             if after is not None:
                 step = stop("waits", after)
-            elif call.status == ENDED:
+            elif _canceled(config, call, worker.lease):
                 step = clear("finds the call ended", state)
             else:
                 step = stop("finds the call taken", state)
-            yield from written(step, "wait", what=uncount)
+            yield from written(step, "wait")
         case "end":
-            yield from _ending(config, state, who, worker, put, _to_clear(config, _room_of(call)), NO_PROCESS)
+            yield from _ending(config, state, who, worker, put, _to_clear(config, _held_by(call)), NO_PROCESS)
         case _:
             yield from _clearing(config, state, who, worker, put)
     # It looks every other second meanwhile, and would have seen a phone that is there.
@@ -522,6 +548,13 @@ def _counts_as_there(config: Config, state: State) -> str:
     return "" if gone else there
 
 
+def _canceled(config: Config, call: Call, lease: int) -> bool:
+    """The call ended while this lease was on it: what its process took is not cleared by another."""
+    if call.status != ENDED or not lease:
+        return False
+    return call.lease == lease or "waiting clears only what no other process holds" in config.without
+
+
 def _room_step(worker: Process) -> str:
     return "delete_room" if worker.attempts > 1 else "create_room"
 
@@ -529,7 +562,7 @@ def _room_step(worker: Process) -> str:
 def _message(config: Config, state: State, put: Put) -> Iterator[Step]:
     """A message comes, and the record is read."""
     call = state.call
-    if call.status != QUEUED or call.live or call.waiting:
+    if call.status != QUEUED or call.live or call.waiting or call.line == WAITS:
         return
     if state.too_old:
         yield Step("a worker finds the call too old", put(state, Process("end", seen=seen_in(state))))
@@ -539,6 +572,19 @@ def _message(config: Config, state: State, put: Put) -> Iterator[Step]:
         yield Step("a worker gets a message", put(state, Process(first)))
     if config.waits:
         yield Step("a worker gets a message", put(state, Process("wait_as_read", seen=seen_in(state))), False)
+    if config.lines:
+        yield from _paused(config, state, put)
+
+
+def _paused(config: Config, state: State, put: Put) -> Iterator[Step]:
+    """A call that may hold a slot is leased first: another process might take the slot just now."""
+    call, label = state.call, "a worker gets a message, and finds dialling paused"
+    if not call.lease and not call.attempts:
+        yield Step(label, put(state, Process("enter_line")), False)
+    elif "a slot is freed for the line under a lease" in config.without:
+        yield Step(label, put(state, Process("free_for_line", call.lease)), False)
+    elif state.leases < config.leases:
+        yield Step(label, put(state, Process("lease_for_line")), False)
 
 
 # ── reconcile_calls/reconcile.py ────────────────────────────────────────────────────────────────────
@@ -565,9 +611,29 @@ def _reconciler(config: Config, state: State, place: int, process: Process) -> I
             if call.due:
                 yield from _due(config, state, put)
             # The slots are read, then the records of the calls in them: an end that was read stays.
-            ended = call.status == ENDED or "the repair frees only what has ended" in without
-            if config.repairs and state.slot and ended and "slots are repaired" not in without:
+            ended = call.status == ENDED or "the repair frees only what has ended or waits in the line" in without
+            repairs = config.repairs and state.slot and "slots are repaired" not in without
+            if repairs and ended:
                 yield Step(f"{who} finds the slot of an ended call", put(state, Process("free_slot", then="slot")))
+            in_line = call.status == QUEUED and call.line == WAITS
+            if repairs and in_line and "the repair frees the slots of calls in the line" not in without:
+                holds = "the repair holds a call in the line" not in without
+                found = Process("hold") if holds else Process("free_slot", then="slot")
+                yield Step(f"{who} finds the slot of a call in the line", put(state, found))
+        case "hold":
+            after = record.hold(config, state)
+            if after is None:
+                step, lease = stop("finds the call admitted", state), DEAD
+            else:
+                lease = after.call.lease
+                step = Step(f"{who} holds the call", put(after, Process("free_held", lease)))
+            yield from _written(config, state, put, step, Copy("hold", lease))
+        case "free_held":
+            yield go("frees the slot", record.free_slot(config, state), "enter_line")
+        case "enter_line":
+            after = record.enter_line(config, state, process.lease)
+            step = stop("puts the call back into the line" if after else "finds the call changed", after or state)
+            yield from _written(config, state, put, step, Copy("enter_line", process.lease))
         case "look":
             assert isinstance(seen, Seen)
             there = _counts_as_there(config, state) if seen.status == DIALING else shown(state)
@@ -614,7 +680,7 @@ def _reconciler(config: Config, state: State, place: int, process: Process) -> I
             else:
                 yield go("sees no phone in the room", state, "end")
         case "end":
-            won = _to_clear(config, _room_of(call))
+            won = _to_clear(config, _held_by(call))
             yield from _ending(config, state, who, process, put, won, NO_PROCESS)
         case _:
             yield from _clearing(config, state, who, process, put)
@@ -648,7 +714,8 @@ def _due(config: Config, state: State, put: Put) -> Iterator[Step]:
         case _:
             # A room that was not listed is not deleted; the list is as old as the record.
             if call.room or not call.live or "clearing waits for another process's lease" in without:
-                label, what = ("ended", _room_of(call)) if state.room else ("ended, no room", "no room")
+                label, what = ("ended", "") if state.room else ("ended, no room", "no room")
+                what = what if call.attempts else "nothing"
                 yield Step(f"the reconciler reads the record: {label}", put(state, _to_clear(config, what)))
 
 
@@ -717,7 +784,7 @@ def _canceller(config: Config, state: State) -> Iterator[Step]:
                 yield Step(f"cancel finds the call {call.status}", put(state, NO_PROCESS))
         case "end":
             untouched = not call.attempts or "cancel clears only what no other process touched" in config.without
-            won = _to_clear(config, "no room") if untouched else NO_PROCESS
+            won = _to_clear(config, "nothing") if untouched else NO_PROCESS
             yield from _ending(config, state, who, process, put, won, Process("read"))
         case _:
             yield from _clearing(config, state, who, process, put)
@@ -826,9 +893,19 @@ def _outside(config: Config, state: State) -> Iterator[Step]:
         yield Step("the call grows too old to wait", state._replace(too_old=True))
     if call.waiting:
         yield Step("the wait is over", state._replace(call=call._replace(waiting=False)))
+    # A stale index shows the call for longer.
+    if call.line == WAITS or "admit: line as seen" in config.without:
+        yield from _admission(config, state)
     yield from _time(config, state)
     if state.copy.write:
         yield _late_copy(config, state)
+
+
+def _admission(config: Config, state: State) -> Iterator[Step]:
+    """Whose slot became free, or the reconciler, claims the call; its message may come at any time, as any does."""
+    after = record.admit(config, state)
+    step = Step("the call is admitted" if after else "another process has the call", after or state)
+    yield from _written(config, state, lambda now, _: now, step, Copy("admit"))
 
 
 def _agents(config: Config, state: State, room: Room) -> Iterator[Step]:
@@ -860,7 +937,7 @@ def _time(config: Config, state: State) -> Iterator[Step]:
     if state.phone == JOINING or hurried:
         return
     if call.live:
-        held = any(worker.lease == call.lease for worker in state.workers)
+        held = any(process.lease == call.lease for process in (*state.workers, *state.reconcilers))
         if not held or config.stall != "never":
             over = state._replace(call=call._replace(live=False))
             yield Step(f"lease {call.lease} is over", over, not held)
@@ -875,7 +952,10 @@ def _late_copy(config: Config, state: State) -> Step:
     writes: dict[str, Callable[[], State | None]] = {
         "take_slot": lambda: record.take_slot(late, now),
         "free_slot": lambda: record.free_slot(late, now),
-        "wait": lambda: record.wait(late, now, copy.lease, bool(copy.what)),
+        "wait": lambda: record.wait(late, now, copy.lease),
+        "enter_line": lambda: record.enter_line(late, now, copy.lease, bool(copy.what)),
+        "admit": lambda: record.admit(late, now),
+        "hold": lambda: record.hold(late, now, copy.lease),
         "take_lease": lambda: record.take_lease(late, now, copy.lease),
         "fence": lambda: record.fence(late, now, copy.lease, int(copy.what)),
         "unfence": lambda: record.unfence(late, now, copy.lease),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from tests.model.conditions import IN_FORCE
 from tests.model.state import (
+    ADMITTED,
     ALWAYS_ENDS,
     DIALING,
     ENDED,
@@ -23,6 +24,7 @@ from tests.model.state import (
     ONE_WORKER,
     QUEUED,
     SLOT_HELD,
+    WAITS,
     Call,
     Config,
     Seen,
@@ -35,10 +37,18 @@ from tests.model.state import (
 # may have been read long before (a process that stalled in between).
 MEANINGS: dict[str, Callable[[Call, int, Seen, bool], bool]] = {
     "queued": lambda call, lease, seen, stale: call.status == QUEUED,
+    "not queued": lambda call, lease, seen, stale: call.status != QUEUED,
     "dialing": lambda call, lease, seen, stale: call.status == DIALING,
     "status as seen": lambda call, lease, seen, stale: call.status == seen.status,
     "no live lease": lambda call, lease, seen, stale: not call.live,
     "not waiting": lambda call, lease, seen, stale: not call.waiting,
+    "not in line": lambda call, lease, seen, stale: call.line != WAITS,
+    # Of a call that was seen in the line: it leaves it by its admission, which stays noted until it comes back.
+    "not admitted": lambda call, lease, seen, stale: call.line == WAITS,
+    "line as seen": lambda call, lease, seen, stale: call.line == WAITS,
+    # A call keeps its turn.
+    "turn as seen": lambda call, lease, seen, stale: True,
+    "no slots item": lambda call, lease, seen, stale: not call.item,
     "lease mine": lambda call, lease, seen, stale: call.lease == lease != 0,
     "no lease": lambda call, lease, seen, stale: call.lease == 0,
     "lease live": lambda call, lease, seen, stale: call.live or (stale and call.lease != 0),
@@ -80,11 +90,13 @@ def take_lease(config: Config, state: State, lease: int = 0) -> State | None:
     if call.waiting:
         state = broken(config, state, ONE_CHAIN)
     lease, leases = (lease, state.leases) if lease else (state.leases + 1, state.leases + 1)
-    call = call._replace(lease=lease, live=True, attempts=call.attempts + 1, waiting=False)
+    call = call._replace(
+        lease=lease, live=True, attempts=call.attempts + 1, waiting=False, line="", item=True
+    )
     return state._replace(call=call, leases=leases)
 
 
-def wait(config: Config, state: State, lease: int, uncount: bool = False) -> State | None:
+def wait(config: Config, state: State, lease: int) -> State | None:
     """lease: as held, or as read; 0: there was none."""
     if lost(config, state, "wait" if lease else "wait_free", lease):
         return None
@@ -92,8 +104,36 @@ def wait(config: Config, state: State, lease: int, uncount: bool = False) -> Sta
     call = state.call
     if call.waiting:
         state = broken(config, state, ONE_CHAIN)
-    call = call._replace(waiting=config.waits, lease=0, live=False, attempts=call.attempts - uncount)
+    return state._replace(call=call._replace(waiting=config.waits, lease=0, live=False))
+
+
+def enter_line(config: Config, state: State, lease: int, uncount: bool = False) -> State | None:
+    """lease: as held; 0: the call was read without one."""
+    if lost(config, state, "enter_line" if lease else "enter_line_free", lease):
+        return None
+    state = _not_after_the_end(config, state)
+    attempts = state.call.attempts - uncount
+    call = state.call._replace(line=WAITS, waiting=False, lease=0, live=False, item=False, attempts=attempts)
     return state._replace(call=call)
+
+
+def admit(config: Config, state: State) -> State | None:
+    """By any process that the call's end, its entry into the line or the reconciler makes admit it."""
+    if lost(config, state, "admit"):
+        return None
+    state = _not_after_the_end(config, state)
+    if state.call.line != WAITS:
+        state = broken(config, state, ONE_CHAIN)
+    return state._replace(call=state.call._replace(line=ADMITTED, lease=0, live=False))
+
+
+def hold(config: Config, state: State, lease: int = 0) -> State | None:
+    """lease: of a copy of an earlier request; 0: a new one."""
+    if lost(config, state, "hold"):
+        return None
+    state = _not_after_the_end(config, state)
+    lease, leases = (lease, state.leases) if lease else (state.leases + 1, state.leases + 1)
+    return state._replace(call=state.call._replace(lease=lease, live=True), leases=leases)
 
 
 def fence(config: Config, state: State, lease: int, room: int) -> State | None:
@@ -166,7 +206,7 @@ def end(config: Config, state: State, seen: Seen) -> State | None:
     # No later step reads what had been noted, or whether the lease of a fenced call is over.
     live = call.live and (not call.room or config.stall != "never")
     call = call._replace(
-        status=ENDED, live=live, waiting=False, joined=False, left="", missing=0, due=due, told=told
+        status=ENDED, live=live, waiting=False, line="", joined=False, left="", missing=0, due=due, told=told
     )
     return state._replace(call=call, too_old=False)
 

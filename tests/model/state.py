@@ -14,6 +14,8 @@ Assumptions, each of them a fact of AWS or LiveKit or a margin that durations.py
       the time the worker would un-fence, half a minute later: the phone joined, or the phone left.
     - Between a look that shows a dispatch without a job and the request right behind it, it gets none.
     - LiveKit gives up a phone that rings within its ring time and 80 s.
+    - A request that frees the slot of a call on its way into the line is not executed after the call was admitted
+      and has taken a slot again.
 Not assumed: that a process lives, that a message comes once or in order, that an event comes at all.
 """
 
@@ -29,11 +31,14 @@ NEVER, JOINING, RINGING, ACTIVE, UNANSWERED, OVER = "never", "joining", "ringing
 IN_ROOM = (RINGING, ACTIVE)
 # The agent: not dispatched, its dispatch has a job, in the room, its dispatch got no job, gone again.
 NO_AGENT, COMING, THERE, LOST, GONE = "no agent", "coming", "there", "lost", "gone"
+# Its place in the line: it waits there; it was admitted and no worker has leased it since.
+WAITS, ADMITTED = "waits", "admitted"
 
 
 class Call(NamedTuple):
     """The record. lease: its serial number, 0 when there is none. missing: 0 no, 1 since just now, 2 for long.
 
+    line: its place in the line, "" when it has none. item: whether it has a slotsItem, in which its slot is.
     room: roomSid and dialedAt. joined: phoneSeenAt. left: who was seen to go, the phone or the room. told: end
     events in its list.
     """
@@ -43,6 +48,8 @@ class Call(NamedTuple):
     live: bool = False
     attempts: int = 0
     waiting: bool = False
+    line: str = ""
+    item: bool = False
     room: int = 0
     hangup: bool = False
     joined: bool = False
@@ -150,8 +157,8 @@ class Config(NamedTuple):
     """A bounded system. Everything in it is explored.
 
     leases: how many are ever taken. attempts: after so many refusals the call ends. events: LiveKit's come, any
-    number of times, in any order, or not at all. overtime: a call may last longer than it may. waits: dialling
-    may be paused. repairs: the reconciler reads the slots. deaf: LiveKit deletes no room of an ended call, ever.
+    number of times, in any order, or not at all. overtime: a call may last longer than it may. waits: the trunk may
+    be busy, and waiting takes time. lines: dialling may be paused, or the trunk stopped. repairs: the reconciler reads the slots. deaf: LiveKit deletes no room of an ended call, ever.
     stall: whether a worker may go on after its lease is over: never; anywhere but between a check of the lease
     (the fence is one) and the request right behind it; anywhere. late: the write looked at was sent long ago.
     copied: the writes that may be executed late. ignored: promises that are not made under these
@@ -169,6 +176,7 @@ class Config(NamedTuple):
     overtime: bool = False
     grows_old: bool = True
     waits: bool = False
+    lines: bool = False
     repairs: bool = False
     deaf: bool = False
     stall: Literal["never", "unchecked", "anywhere"] = "never"
@@ -195,6 +203,7 @@ ONE_AGENT = "one agent in the room"
 HELD_BY_ITS_DIALLER = "a fenced call keeps its dialler's lease"
 SLOT_HELD = "no phone is connected without a slot, no more slots than the limit"
 SLOT_FREED = "no slot needs the repair"
+NO_SLOT_IN_LINE = "no call holds a slot while it waits in the line"
 ROOM_GONE = "no agent is left behind in a room"
 ALWAYS_ENDS = "once faults stop, the call ends, its slot is free, nothing is due"
 NEEDS_NO_RESCUE = "without faults, an end without the reconciler"
@@ -215,6 +224,7 @@ PROMISES = frozenset(
         HELD_BY_ITS_DIALLER,
         SLOT_HELD,
         SLOT_FREED,
+        NO_SLOT_IN_LINE,
         ROOM_GONE,
         ALWAYS_ENDS,
         NEEDS_NO_RESCUE,
@@ -247,6 +257,8 @@ def _broken_by(state: State) -> Iterator[str]:
         yield HELD_BY_ITS_DIALLER
     if state.phone in IN_ROOM and not state.slot:
         yield SLOT_HELD
+    if call.status == QUEUED and call.line == WAITS and state.slot:
+        yield NO_SLOT_IN_LINE
     if not call.due and (state.slot or state.room) and not _anybody_at_work(state):
         if state.slot:
             yield SLOT_FREED

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from tests.model.line import (
+    BY_ONE,
+    FOR_A_SLOT,
+    IN_TURN,
+    NOT_OVERTAKEN,
+    SERVED,
+    LineConfig,
+)
+from tests.model.line import Faults as LineFaults
 from tests.model.state import (
     AGENT_ASKED,
     AGENT_THERE,
     ALWAYS_ENDS,
     HANGUP_OBEYED,
     HANGUP_STANDS,
+    NO_SLOT_IN_LINE,
     NO_RING_AFTER_END,
     NOT_CUT_OFF,
     NOT_ENDED_EARLY,
@@ -27,7 +37,7 @@ from tests.model.state import (
 )
 
 # A worker that wakes after its lease may still take a slot or make a room, for a call that has been cleared.
-_LATE = frozenset({SLOT_FREED, ROOM_GONE, ALWAYS_ENDS})
+_LATE = frozenset({SLOT_FREED, NO_SLOT_IN_LINE, ROOM_GONE, ALWAYS_ENDS})
 # With the last of its leases, a call that never grows old has no way on.
 _STUCK = frozenset({ALWAYS_ENDS})
 _NO_FAULTS = Faults()
@@ -44,7 +54,7 @@ def _late_write(name: str, copied: set[str], faults: Faults = _NO_FAULTS, **more
         faults._replace(late_copies=1),
         repairs=True,
         copied=frozenset(copied),
-        ignored=frozenset({SLOT_FREED}),
+        ignored=frozenset({SLOT_FREED, NO_SLOT_IN_LINE}),
         **more,
     )
 
@@ -102,7 +112,7 @@ LOST_ROOMS = Config(
     # The dial recreates the room without its agent; the promises about the agent and the slot do not apply then.
     ignored=frozenset({AGENT_THERE, SLOT_HELD}),
 )
-WRITES_OF_A_DIAL = {"take_lease", "wait", "fence", "unfence", "answered", "note_missing", "end", "leave_due"}
+WRITES_OF_A_DIAL = {"take_lease", "wait", "enter_line", "admit", "fence", "unfence", "answered", "note_missing", "end", "leave_due"}
 COPIES = _late_write(
     "a refusal, no free slot",
     {"take_slot", "free_slot"} | WRITES_OF_A_DIAL,
@@ -116,7 +126,15 @@ COPIES_CANCEL = _late_write(
 COPIES_EVENTS = _late_write(
     "events", {"note_left", "end", "leave_due", "free_slot"}, Faults(cuts=1), workers=1, leases=1, events=True
 )
-COPIES_WAITS = _late_write("dialling paused", {"take_lease", "wait"}, waits=True)
+COPIES_WAITS = _late_write("a busy trunk", {"take_lease", "wait"}, waits=True)
+COPIES_LINE = _late_write(
+    "dialling paused, no free slot",
+    {"take_slot", "free_slot", "take_lease", "enter_line", "admit", "hold"},
+    Faults(full_slots=1),
+    workers=1,
+    leases=3,
+    lines=True,
+)
 COPIES_LOOKS = _late_write(
     "a wrong look, a crash",
     {"note_missing", "ask_to_hang_up", "answered"},
@@ -133,12 +151,19 @@ COPIES_LIARS = _late_write(
     attempts=3,
     events=True,
 )
-WAITS = Config("dialling paused, a refusal, a cancel", Faults(refusals=1), waits=True, cancel=True)
-WAITS_DEATH = REFUSED._replace(name="dialling paused, a crash, a refusal, a cancel", waits=True)
+WAITS = Config("a busy trunk, a refusal, a cancel", Faults(refusals=1), waits=True, cancel=True)
+WAITS_DEATH = REFUSED._replace(name="a busy trunk, a crash, a refusal, a cancel", waits=True)
+PAUSED = Config(
+    "dialling paused, a crash, no free slot, a cancel", Faults(crashes=1, full_slots=1), lines=True, cancel=True
+)
+PAUSED_WAITS = Config(
+    "dialling paused, a busy trunk, a third lease", Faults(refusals=1), leases=3, lines=True, waits=True
+)
 STALLED = _late_worker("a refusal", Faults(refusals=1), grows_old=False)
 STALLED_UNCLEAR = _late_worker("a lost answer", Faults(cuts=1), workers=1, leases=1, events=True)
 STALLED_THIRD = _late_worker("a third lease", leases=3, grows_old=False)
 STALLED_CANCEL = _late_worker("a cancel", workers=1, cancel=True, grows_old=False)
+STALLED_PAUSED = _late_worker("dialling paused", Faults(), leases=3, lines=True, grows_old=False)
 STALLED_AGENTS = _late_worker(
     "a lost agent",
     Faults(lost_agents=1),
@@ -153,6 +178,30 @@ STALLED_ANYWHERE = STALLED._replace(
     ignored=_LATE | {NO_RING_AFTER_END, NOT_CUT_OFF, NOT_ENDED_EARLY, AGENT_THERE, AGENT_ASKED, SLOT_HELD},
 )
 LIMIT = Config("two calls, one slot", workers=1)
+
+# Several calls of one workspace, and its line.
+LINE = LineConfig("three calls, one slot")
+LINE_SLOTS = LineConfig("three calls, two slots, a cancel", LineFaults(cancels=1), limit=2, lapses=True)
+LINE_DEATH = LineConfig("three calls, one slot, a crash", LineFaults(crashes=1, cancels=1), processes=1)
+LINE_STALE = LineConfig(
+    "two calls, a stale index, a crash, a cancel", LineFaults(crashes=1, cancels=1), calls=2, stale=True
+)
+LINE_MESSAGES = LineConfig(
+    "two calls, a message twice, one lost, a failure, a cancel",
+    LineFaults(doubles=1, losses=1, failures=1, cancels=1),
+    calls=2,
+)
+LINE_LATE = LineConfig(
+    "two calls, a slot taken late, dialling paused",
+    LineFaults(late_slots=1, pauses=1),
+    calls=2,
+    ignored=frozenset({NO_SLOT_IN_LINE}),
+)
+LINE_OLD = LineConfig(
+    "four calls, an earlier version ends two", LineFaults(old_ends=2), calls=4, processes=1, first=1
+)
+
+LINES = (LINE, LINE_SLOTS, LINE_DEATH, LINE_STALE, LINE_MESSAGES, LINE_LATE, LINE_OLD)
 
 ONE_CALL = (
     CALM,
@@ -175,14 +224,18 @@ ONE_CALL = (
     COPIES_CANCEL,
     COPIES_EVENTS,
     COPIES_WAITS,
+    COPIES_LINE,
     COPIES_LOOKS,
     COPIES_LIARS,
     WAITS,
     WAITS_DEATH,
+    PAUSED,
+    PAUSED_WAITS,
     STALLED,
     STALLED_UNCLEAR,
     STALLED_THIRD,
     STALLED_CANCEL,
+    STALLED_PAUSED,
     STALLED_AGENTS,
     STALLED_ANYWHERE,
 )

@@ -22,9 +22,11 @@ import reconcile_calls.reconcile
 import shared.canceling
 import shared.ending
 import shared.hang_up
+import shared.line
 import shared.livekit.client
 from shared.call_store import CallStore
 from shared.limits import LimitStore
+from tests.model import line
 from tests.model.conditions import (
     NAMES,
     NOT_MODELLED,
@@ -35,19 +37,27 @@ from tests.model.conditions import (
     request,
 )
 from tests.model.record import MEANINGS
-from tests.model.systems import NEEDED, ONE_CALL, OTHER_REASONS, SECOND_LINES
+from tests.model.systems import LINES, NEEDED, ONE_CALL, OTHER_REASONS, SECOND_LINES
 
 # What each function of the protocol asks for and looks at, in the order in which it stands there.
 REQUESTS: dict[ModuleType, dict[str, str]] = {
     dial_worker.dial: {
-        "dial": "limits.paused _wait _end _end limits.next_free _wait calls.take_lease _dial_leased",
+        "dial": (
+            "line.admit_one _until_its_turn _standing _end_unrung _enter_line _end_unrung _may_try_trunk _enter_line "
+            "_wait _slots_item _wait_for_slot _lease _dial_leased"
+        ),
+        "_until_its_turn": "_enter_line",
+        "_standing": "limits.standing",
+        "_lease": "calls.take_lease",
         "_dial_leased": (
             "_lease_over _take_slot _lease_over _prepare_room _await_agent _try_again _lease_over _end _clear "
-            "_reserve_trunk limits.next_free _step_back limits.paused _step_back "
+            "_reserve_trunk limits.trunk _leave_room _wait limits.standing _may_try_trunk _leave_room _enter_line "
             "calls.fence _dial_fenced _lease_over _clear"
         ),
-        "_take_slot": "limits.take_slot limits.note_waiting _wait",
+        "_take_slot": "limits.take_slot _wait_for_slot calls.note_slots_item",
+        "_wait_for_slot": "line.crowd _enter_line line.admit_behind",
         "_reserve_trunk": "limits.reserve_trunk",
+        "_may_try_trunk": "limits.claim_probe",
         "_prepare_room": "delete_room livekit.create_room",
         "_await_agent": (
             "livekit.view_room livekit.delete_lost_dispatches _lease_over livekit.dispatch_agent calls.get"
@@ -63,19 +73,35 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         ),
         "_view": "livekit.view_room",
         "_hang_up_ringing": "hang_up_phone",
-        "_un_fence": "_end calls.unfence _still_mine _end",
+        "_un_fence": "_end calls.unfence _send _still_mine _end",
         "_end_dial": "_end",
         "_end": "end_call _clear",
         "_clear": "clear_with_room _delete_room",
         "_delete_room": "delete_room",
         "_try_again": "_end _wait",
-        "_wait": "calls.wait _clear",
-        "_step_back": "_lease_over _delete_room _wait",
+        "_wait": "calls.wait _send _clear_if_canceled",
+        "_clear_if_canceled": "_clear",
+        "_enter_line": "_lease _lease_over limits.free_slot calls.enter_line _clear_if_canceled",
+        "_leave_room": "_lease_over _delete_room",
+        "_end_unrung": "_end line.admit_one",
+        "_send": "dial_queue.send",
+    },
+    shared.line: {
+        "free_slot": "limits.free_slot admit_one",
+        "admit_one": "_admit_one",
+        "_admit_one": "calls.line _claim _send _keep_crowded",
+        "admit_behind": "calls.line _admit_one _claim _send",
+        "fill": "calls.line limits.slots _outstanding calls.line _claim _send _keep_crowded",
+        "crowd": "_keep_crowded",
+        "_keep_crowded": "limits.note_crowded",
+        "_claim": "calls.admit calls.leave_line",
+        "_outstanding": "calls.line calls.read_due calls.leave_line",
+        "_send": "dial_queue.send_batch",
     },
     shared.ending: {
         "end_call": "calls.end",
-        "clear": "limits.free_slot calls.leave_due",
-        "clear_with_room": "limits.free_slot delete_room calls.leave_due",
+        "clear": "line.free_slot calls.leave_due",
+        "clear_with_room": "line.free_slot delete_room calls.leave_due",
     },
     shared.livekit.client: {
         "delete_lost_dispatches": "list_dispatch delete_dispatch",
@@ -98,7 +124,8 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         ),
     },
     reconcile_calls.reconcile: {
-        "_queued": "_end dial_queue.send",
+        "_queued": "dial_queue.send",
+        "_expire": "_end",
         "_dialing": (
             "hang_up_phone _end livekit.view_room _credible_status hang_up_phone _missing_long_enough _end "
             "calls.answered _end"
@@ -108,7 +135,9 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         ),
         "_hang_up": "hang_up_call _end",
         "_ended": "clear _clear",
-        "repair_slots": "limits.slots calls.not_ended limits.free_slot",
+        "_fill_lines": "limits.everything repair_slots line.fill",
+        "repair_slots": "calls.read_due _repair_slot calls.get",
+        "_repair_slot": "calls.hold limits.free_slot calls.enter_line",
         "_end": "end_call _clear",
         "_clear": "clear_with_room _delete_room",
         "_delete_room": "delete_room",
@@ -119,10 +148,10 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "_agent_left": "calls.note_agent_left",
         "_phone_left": "calls.note_left _answered_meanwhile calls.postpone _end",
         "_room_finished": "calls.note_left _answered_meanwhile _end clear",
-        "_end": "end_call limits.free_slot",
+        "_end": "end_call line.free_slot",
     },
     shared.canceling: {
-        "cancel": "end_call clear calls.ask_to_hang_up hang_up_now calls.get",
+        "cancel": "end_call calls.leave_due calls.ask_to_hang_up hang_up_now calls.get",
         "hang_up_now": "hang_up_phone calls.get",
     },
 }
@@ -142,6 +171,7 @@ CHECKS = {
     "_missing_long_enough",
     "_answered_meanwhile",
     "_credible_status",
+    "_slots_item",
     "verdict",
 }
 
@@ -150,11 +180,14 @@ CHECKS = {
 
 # What the model's writes do (tests/model/record.py): the code's update, less times and texts.
 UPDATES = {
-    "take_lease": "SET leaseId, leaseUntil, checkAt, attempts REMOVE waitUntil",
-    "wait": "SET waitUntil, checkAt, queueDeadline REMOVE leaseId, leaseUntil",
-    "wait_free": "SET waitUntil, checkAt, queueDeadline REMOVE leaseId, leaseUntil",
+    "take_lease": "SET leaseId, leaseUntil, checkAt, slotsItem, attempts REMOVE waitUntil, waitingFor, lineOf",
+    "wait": "SET waitUntil, waitingFor, checkAt REMOVE leaseId, leaseUntil",
+    "wait_free": "SET waitUntil, waitingFor, checkAt REMOVE leaseId, leaseUntil",
+    "admit": "SET lineOf, admittedAt, checkAt REMOVE leaseId, leaseUntil",
+    "leave_line": "REMOVE lineOf",
+    "hold": "SET leaseId, leaseUntil, checkAt",
     "fence": "SET #status, events, dialedAt, roomSid",
-    "unfence": "SET #status, events, waitUntil, checkAt REMOVE leaseId, leaseUntil, roomSid, dialedAt",
+    "unfence": "SET #status, events, waitUntil, waitingFor, checkAt REMOVE leaseId, leaseUntil, roomSid, dialedAt",
     "answered": "SET #status, events, answeredAt, checkAt REMOVE missingSince",
     "note_left": "SET #left",
     "note_joined": "SET phoneSeenAt",
@@ -163,8 +196,13 @@ UPDATES = {
     "leave_due": "REMOVE dueShard, checkAt",
 } | dict.fromkeys(
     ("end", "end, lease seen", "end, hangup seen", "end, lease and hangup seen"),
-    "SET #status, events, endedAt, checkAt, expiresAt REMOVE waitUntil, missingSince, agentMissingSince",
+    "SET #status, events, endedAt, checkAt, expiresAt "
+    "REMOVE waitUntil, waitingFor, lineOf, missingSince, agentMissingSince",
 )
+_IN_LINE = "REMOVE leaseId, leaseUntil, waitUntil, admittedAt, slotsItem"
+UPDATES |= dict.fromkeys(
+    ("enter_line", "enter_line_free"), f"SET lineOf, turn, waitingFor, checkAt {_IN_LINE}"
+) | {"enter_line, uncount": f"SET lineOf, turn, waitingFor, checkAt, attempts {_IN_LINE}"}
 
 
 def attributes(update: str) -> str:
@@ -184,7 +222,7 @@ def test_the_model_has_every_write_of_the_record() -> None:
         for method in source.body
         if isinstance(method, ast.FunctionDef) and method.name not in writing and writing & names_in(method)
     }
-    assert methods == {write.split(",")[0] for write in WRITES if write != "wait_free"}
+    assert methods == {write.split(",")[0].removesuffix("_free") for write in WRITES}
     assert set(WRITES) == set(UPDATES) | set(NOT_MODELLED)
 
 
@@ -192,6 +230,7 @@ def test_the_model_has_every_write_of_the_record() -> None:
 def test_the_model_knows_every_part_of_a_writes_condition(write: str) -> None:
     assert [part for part in conditions(write) if part not in NAMES] == []
     assert set(NAMES.values()) == set(MEANINGS)
+    assert set(line.MEANINGS) <= set(MEANINGS)
 
 
 @pytest.mark.parametrize("write", UPDATES)
@@ -217,9 +256,12 @@ def test_nothing_that_an_agent_reports_can_make_another_write_lose() -> None:
 
 def test_the_model_has_the_slots_condition() -> None:
     recorder = Recorder()
+    LimitStore(recorder, "table").take_slot("x", "call", 1, admitted=False)  # type: ignore[arg-type]
+    own, limit, not_crowded = TAKE_SLOT.values()
+    text = f"{own} OR (attribute_not_exists(activeCalls) OR {limit}) AND {not_crowded}"
+    assert recorder.request["ConditionExpression"] == text
     LimitStore(recorder, "table").take_slot("x", "call", 1)  # type: ignore[arg-type]
-    limit, own = TAKE_SLOT["take_slot: limit"], TAKE_SLOT["take_slot: its own slot"]
-    assert recorder.request["ConditionExpression"] == f"{own} OR (attribute_not_exists(activeCalls) OR {limit})"
+    assert recorder.request["ConditionExpression"] == text.removesuffix(f" AND {not_crowded}")
 
 
 # ── the order of requests ───────────────────────────────────────────────────────────────────────────
@@ -242,7 +284,8 @@ def requests_of(module: ModuleType) -> dict[str, str]:
             text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
             # A method's own class and what it holds; LiveKit's own methods are those of its client.
             text, own = re.subn(r"^(self|dialler)\.(_client\.\w+\.)?", "", text)
-            asks = re.fullmatch(r"(calls|limits|livekit|dial_queue)\.\w+", text)
+            text = text.replace("line.calls.", "calls.")
+            asks = re.fullmatch(r"(calls|limits|livekit|dial_queue|line)\.(?!calls$)\w+", text)
             if asks or (text in steps | LIVEKIT and (own or isinstance(node, ast.Name))):
                 asked.append((node.lineno, node.col_offset, text))  # type: ignore[attr-defined]
         found[function.name] = " ".join(name for _, _, name in sorted(asked))
@@ -273,4 +316,4 @@ def test_the_page_has_the_tables_of_the_code() -> None:
     assert second == [(name, breaks.too, breaks.promise) for name, breaks in SECOND_LINES.items()]
     other = rows_of(page, "condition | why it is there")
     assert other == list(OTHER_REASONS.items())
-    assert f"{len(ONE_CALL) + 1} systems" in page
+    assert f"{len(ONE_CALL) + 1} systems of one call" in page

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from bench import capacity
+from bench import capacity, line_cost
 from bench.units import index_units, read_units, size, write_units
 
 KEYS = ("pk", "sk")
@@ -27,6 +27,28 @@ def test_the_page_says_what_the_calculation_says() -> None:
     page = capacity.PAGE.read_text()
     assert capacity.with_computed(page, capacity.computed(*capacity.load())) == page, (
         "run `.venv/bin/python -m bench.capacity --write`"
+    )
+
+
+def test_a_call_that_waits_asks_as_much_more_of_aws_as_is_told() -> None:
+    """Counted with few calls in the line; `python -m bench line.cost` shows that thousands change nothing."""
+    assert line_cost.counts() == capacity.load()[0]["waiting"]
+
+
+def test_waiting_costs_the_same_however_many_wait() -> None:
+    few, more = (line_cost.traffic(waiting).spend(15) for waiting in (5, 60))
+    assert (few.waiting, more.waiting) == (5, 60)
+    assert few.requests() == pytest.approx(more.requests(), abs=0.2)
+    assert few.write_units() == more.write_units()
+
+
+def test_an_hour_in_the_line_costs_as_much_as_a_minute_but_for_storage() -> None:
+    counts, table = capacity.load()
+    total = sum(line.dollars for line in capacity.call_bill(counts, table, capacity.RARE))
+    assert 0 < capacity.waiting_dollars(counts, table) < 0.1 * total
+    assert 0 < capacity.hour_of_storage(counts, table, 1) < 0.001 * total
+    assert capacity.hour_of_storage(counts, table, 1000) == pytest.approx(
+        1000 * capacity.hour_of_storage(counts, table, 1)
     )
 
 

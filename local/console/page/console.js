@@ -85,7 +85,7 @@ function listen() {
     showCalls();
     if (!chosen()) showCall(element("call"), setup, null, undefined, calls.size);
   });
-  source.addEventListener("lines", ({ data }) => showLines(JSON.parse(data)));
+  source.addEventListener("lines", ({ data }) => showLines(JSON.parse(data), chosen()));
   source.addEventListener("chosen", ({ data }) => showCall(element("call"), setup, call, JSON.parse(data), calls.size));
   source.addEventListener("trouble", ({ data }) => {
     const reason = JSON.parse(data);
@@ -118,6 +118,7 @@ function pace(timeScale) {
 
 function go({ oldURL } = {}) {
   showCalls();
+  showLines(null, chosen());
   listen();
   // A phone shows either the list or the call: the focus follows what is shown.
   if (!oldURL || !PHONE.matches) return;

@@ -1,6 +1,9 @@
 // The line of each workspace: its slots, what stops it, and the calls that wait, the next one first.
 import { count, duration, h, keep, send } from "./dom.js";
 
+// With more slots than this, a developer's calls find one free.
+const FEW_SLOTS = 5;
+
 let lines = [];
 
 /** Offers to make the trunk refuse every call, if LiveKit is the stand-in. */
@@ -19,13 +22,14 @@ export async function setUpLine(setup) {
   });
 }
 
-export function showLines(now) {
-  lines = now;
+/** Shows the lines; `chosen` is the id of the call that the page shows, or null. */
+export function showLines(now, chosen) {
+  lines = now ?? lines;
   const waiting = lines.reduce((sum, line) => sum + line.waiting, 0);
   document.getElementById("line-count").textContent = waiting ? `${count(waiting)} wait` : "";
   const box = document.getElementById("lines");
   keep(box, lines.map(({ workspaceId }) => workspaceId), (id) => id, section);
-  lines.forEach((line, place) => fill(box.children[place], line));
+  lines.forEach((line, place) => fill(box.children[place], line, chosen));
   tick();
 }
 
@@ -39,12 +43,12 @@ function section(workspaceId) {
       "Dialling is paused: ", h("code", {}, ".venv/bin/admin --local switch resume")),
     h("div", { class: "waiting-box", hidden: true },
       h("table", { class: "waiting" },
-        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "call to"), h("th", { scope: "col" }, "waits for"), h("th", { scope: "col" }, "since"))),
+        h("thead", {}, h("tr", {}, h("th", {}), h("th", { scope: "col" }, "call to"), h("th", { scope: "col" }, "waits for"), h("th", { scope: "col" }, "since"))),
         h("tbody", {}))),
     h("p", { class: "help" }));
 }
 
-function fill(part, line) {
+function fill(part, line, chosen) {
   const { slots, slotsTaken, calls, waiting } = line;
   part.querySelector(".slots").textContent = `${count(slotsTaken)} of ${count(slots)} slots taken`;
   part.querySelector(".meter").replaceChildren(meter(slots ? slotsTaken / slots : 0));
@@ -52,10 +56,12 @@ function fill(part, line) {
   const table = part.querySelector(".waiting-box");
   table.hidden = !waiting;
   if (waiting > 0) table.tabIndex = 0;
-  keep(table.querySelector("tbody"), calls, ({ callId }) => callId, row);
+  const rows = calls.map((call, place) => ({ ...call, place: place + 1, chosen: call.callId === chosen }));
+  keep(table.querySelector("tbody"), rows, ({ callId }) => callId, row);
   const more = waiting > calls.length ? `and ${count(waiting - calls.length)} more` : "";
-  part.querySelector(".help").replaceChildren(...(waiting ? [more] : ["No call waits. To see some, leave two slots and place ten calls: ",
-    h("code", {}, `.venv/bin/admin --local workspace update ${line.workspaceId} --max-concurrent-calls 2`)]));
+  const few = ["To see some, leave two slots and place ten calls: ",
+    h("code", {}, `.venv/bin/admin --local workspace update ${line.workspaceId} --max-concurrent-calls 2`)];
+  part.querySelector(".help").replaceChildren(...(waiting ? [more] : ["No call waits. ", ...(slots > FEW_SLOTS ? few : [])]));
 }
 
 function meter(share) {
@@ -67,9 +73,10 @@ function meter(share) {
   return svg;
 }
 
-function row({ callId, to, waitingFor, earliestRingAt, since }) {
+function row({ callId, to, waitingFor, earliestRingAt, since, place, chosen }) {
   return h("tr", {},
-    h("td", {}, h("a", { class: "mono", href: `#/calls/${callId}` }, to)),
+    h("td", { class: "quiet" }, count(place)),
+    h("td", {}, h("a", { class: "mono", href: `#/calls/${callId}`, "aria-current": chosen ? "true" : null }, to)),
     h("td", { data: { why: waitingFor } }, waitingFor.replaceAll("_", " "),
       earliestRingAt ? h("span", { class: "quiet", data: { until: Date.parse(earliestRingAt) } }) : null),
     h("td", { data: { since } }));
@@ -93,7 +100,9 @@ function tick() {
 
 function trunkText({ id, faults, stops, stoppedUntil, probeUntil, fault }, now) {
   if (!stops) return faults ? `Trunk ${id}: ${faults} refused ${faults === 1 ? "call" : "calls"} in a row; three stop it.` : "";
-  const why = fault ? ` (${fault})` : "";
-  if (now < stoppedUntil) return `Trunk ${id} is stopped for ${duration(stoppedUntil - now)}, stop ${stops} in a row${why}.`;
-  return now < probeUntil ? `Trunk ${id}: one call tries it${why}.` : `Trunk ${id}: the next call tries it${why}.`;
+  const why = fault ? ` Its last fault: ${fault}` : "";
+  if (now < stoppedUntil) return `Trunk ${id} is stopped for ${duration(stoppedUntil - now)}, for the ${nth(stops)} time in a row.${why}`;
+  return `Trunk ${id} was stopped; ${now < probeUntil ? "one call tries it" : "the next call tries it"}.${why}`;
 }
+
+const nth = (number) => ["first", "second", "third"][number - 1] ?? `${number}th`;
