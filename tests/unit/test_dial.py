@@ -713,6 +713,16 @@ def test_a_slot_that_was_lost_is_tried_in_another_item(one: OneCall) -> None:
     assert CALL_ID in one.limits.slots("demo", 2)[1].call_ids
 
 
+def test_a_slot_that_was_taken_in_another_item_is_freed_there(one: OneCall) -> None:
+    eighty(one)
+    one.place()
+    one.before(one.limits, "take_slot", lambda: fill_item(one, 0))
+    one.after(one.limits, "reserve_trunk", lambda: one.limits.pause(NOW))
+    dial(one, slots_item=0)
+    in_line(one, "paused", attempts=1)
+    assert len(one.limits.active_calls("demo", 2)) == 40
+
+
 def test_a_call_that_finds_no_slot_in_any_item_waits(one: OneCall) -> None:
     eighty(one)
     one.place()

@@ -376,6 +376,10 @@ def test_a_newcomer_that_cannot_admit_waits(one: OneCall, part: str, caplog: pyt
 # ── the free slots are filled ───────────────────────────────────────────────────────────────────────
 
 
+# A fill marks the items until after the next run.
+UNTIL = NOW + 2 * MINUTE
+
+
 def standing(
     one: OneCall, workspace: Workspace = WORKSPACE, trunk: Trunk | None = None, switch: Switch | None = None
 ) -> Standing:
@@ -404,7 +408,15 @@ def test_as_many_are_admitted_as_slots_are_free(one: OneCall, waiting: int, take
     assert one.dial_queue.sent == [message(n) for n in range(number)]
     assert one.counted["CallsAdmitted"] == number
     # Newcomers stay behind those that still wait.
-    assert crowded_until(one) == [NOW + MINUTE if waiting > number else 0]
+    assert crowded_until(one) == [UNTIL if waiting > number else 0]
+
+
+@pytest.mark.parametrize(("until", "then"), [(NOW + 89_999, UNTIL), (NOW + 90_000, NOW + 90_000)])
+def test_that_others_wait_is_not_stored_anew_by_each_fill(one: OneCall, until: int, then: int) -> None:
+    wait_many(one, 3)
+    one.limits.note_crowded("demo", 0, until, 1)
+    fill(one)
+    assert crowded_until(one) == [then]
 
 
 def test_a_workspace_without_a_line_costs_one_query(one: OneCall) -> None:
@@ -419,7 +431,7 @@ def test_those_that_are_admitted_and_not_leased_yet_count(one: OneCall, outstand
         one.line.admit_one("demo", 0)
     one.dial_queue.sent.clear()
     assert fill(one) == len(one.dial_queue.sent) == number
-    assert crowded_until(one) == [NOW + MINUTE]
+    assert crowded_until(one) == [UNTIL]
 
 
 def test_those_that_were_admitted_and_have_a_lease_hold_a_slot_themselves(one: OneCall) -> None:
@@ -534,7 +546,7 @@ def test_no_more_are_admitted_than_the_trunk_takes_in_a_minute(one: OneCall, per
     wait_many(one, 95)
     assert fill(one, workspace) == number
     assert sorted(admitted(one)) == list(range(number))
-    assert crowded_until(one, 3) == [NOW + MINUTE] * 3
+    assert crowded_until(one, 3) == [UNTIL] * 3
 
 
 def test_messages_name_the_items_that_have_free_slots(one: OneCall) -> None:
@@ -544,7 +556,7 @@ def test_messages_name_the_items_that_have_free_slots(one: OneCall) -> None:
     wait_many(one, 9)
     assert fill(one, HUNDRED) == 5
     assert one.dial_queue.sent == [*(message(n, 0) for n in (0, 1)), *(message(n, 2) for n in (2, 3, 4))]
-    assert crowded_until(one, 4) == [NOW + MINUTE] * 3 + [0]
+    assert crowded_until(one, 4) == [UNTIL] * 3 + [0]
 
 
 def test_a_lowered_limit_admits_nobody_until_it_holds(one: OneCall) -> None:
@@ -553,7 +565,7 @@ def test_a_lowered_limit_admits_nobody_until_it_holds(one: OneCall) -> None:
     take(one, 8, item=2)
     wait(one, 1)
     assert fill(one, workspace) == 0
-    assert crowded_until(one, 3) == [NOW + MINUTE] * 3
+    assert crowded_until(one, 3) == [UNTIL] * 3
     one.limits.free_slot("demo", "holder-2-0", 2)
     one.limits.free_slot("demo", "holder-2-1", 2)
     assert fill(one, workspace) == 1
