@@ -112,9 +112,6 @@ class Dialler:
         if now_ms >= standing.switch.deadline_ms(call, now_ms):
             await self._end_unrung(call, message, standing, Outcome("expired", "expired", retryable=True))
             return
-        if not await self._may_try_trunk(standing.trunk, call):
-            await self._enter_line(call, "trunk", standing.switch)
-            return
         trunk_free_in_ms = standing.trunk.next_free_ms - now_ms
         if trunk_free_in_ms > to_ms(self.durations.pacing_hold):
             await self._wait(call, "trunk", to_seconds(trunk_free_in_ms))
@@ -122,6 +119,9 @@ class Dialler:
         item = self._slots_item(standing, call, message)
         if item is None:
             await self._wait_for_slot(standing, call)
+            return
+        if not await self._may_try_trunk(standing.trunk, call):
+            await self._enter_line(call, "trunk", standing.switch)
             return
         leased = await self._lease(call, item)
         if leased is not None:
