@@ -9,7 +9,7 @@ import pytest
 
 from reconcile_calls.reconcile import Reconciler
 from shared.clock import now_ms
-from tests.interleaving import change_durations
+from tests.interleaving import change_durations, standin
 from tests.system import Context, System, demo_workspace
 
 BUSY = "+15550000001"
@@ -38,6 +38,25 @@ def test_calls_that_wait_or_talk_keep_their_slots(system: System, monkeypatch: p
     system.dial()
     system.reconcile()
     assert talks in system.limits.active_calls("demo")
+
+
+def test_a_slot_of_a_call_that_waits_in_the_line_is_freed(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that stalled past its lease took it; the call keeps its turn, and no attempt is counted."""
+    repairs(monkeypatch, system)
+    system.workspaces.put(demo_workspace(max_concurrent_calls=1))
+    talks = system.place("+15550000012")
+    system.dial()
+    waits = system.place("+15550000001")
+    system.dial()
+    before = system.item(waits)
+    assert before["waitingFor"] == "slot"
+    assert system.limits.take_slot("demo", waits, 2)
+    system.reconcile()
+    assert system.limits.active_calls("demo") == {talks}
+    assert system.item(waits) == before
+    standin(system, "hangup", number="+15550000012")
+    system.run_until(lambda: system.ended(talks) and system.ended(waits))
+    assert len(system.calls_placed()) == 2
 
 
 def test_one_range_of_the_index_repairs_the_slots_of_all(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
