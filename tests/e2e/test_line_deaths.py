@@ -125,8 +125,8 @@ class Row:
     def has_left_the_queue(self, place: int) -> bool:
         return self.of.stored(self.call_ids[place]).get("status") not in (None, "queued")
 
-    def holds(self, place: int) -> bool:
-        return self.call_ids[place] in self.of.active_calls()
+    def held(self, place: int) -> bool:
+        return self.call_ids[place] in self.of.active_calls() or self.has_left_the_queue(place)
 
     def ask(self) -> None:
         """Asks for the deaths."""
@@ -171,21 +171,20 @@ def paused(client: Client) -> Iterator[None]:
 def rows(client: Client, report_table: list[tuple[str, ...]]) -> Iterator[list[Row]]:
     """All rows side by side, and those again whose death did not happen."""
     rows: dict[int, Row] = {}
-    clients = contextlib.ExitStack()
-    for turn in range(TURNS):
-        again = [n for n in range(len(DEATHS)) if n not in rows or not rows[n].happened()]
-        if not again:
-            break
-        fresh = {}
-        for n in again:
-            of = clients.enter_context(client.add_workspace(f"line-{n}-{turn}", slots=1))
-            fresh[n] = Row(client, of, n, turn)
-        play(client, list(fresh.values()))
-        rows |= fresh
-    for row in rows.values():
-        turn = row.of.info["workspaceId"].rpartition("-")[2]
-        report_table.append((row.death.after, "died" if row.happened() else "did not die", f"turn {turn}"))
-    with clients:
+    with contextlib.ExitStack() as clients:
+        for turn in range(TURNS):
+            again = [n for n in range(len(DEATHS)) if n not in rows or not rows[n].happened()]
+            if not again:
+                break
+            fresh = {}
+            for n in again:
+                of = clients.enter_context(client.add_workspace(f"line-{n}-{turn}", slots=1))
+                fresh[n] = Row(client, of, n, turn)
+            play(client, list(fresh.values()))
+            rows |= fresh
+        for row in rows.values():
+            turn = row.of.info["workspaceId"].rpartition("-")[2]
+            report_table.append((row.death.after, "died" if row.happened() else "did not die", f"turn {turn}"))
         yield [rows[n] for n in range(len(DEATHS))]
 
 
@@ -197,7 +196,7 @@ def play(client: Client, rows: list[Row]) -> None:
     for row in with_first:
         row.place(0)
     for row in with_first:
-        eventually(lambda row=row: row.holds(0), f"{row.death.after}: the first has the slot")  # type: ignore[misc]
+        eventually(lambda row=row: row.held(0), f"{row.death.after}: the first has the slot")  # type: ignore[misc]
     for row in with_first:
         row.ask()
         row.place(1)
@@ -222,7 +221,7 @@ def play(client: Client, rows: list[Row]) -> None:
             assert answer.status_code in REFUSED
     for row in rows:
         if row.death.how == "repair":
-            eventually(row.happened, f"a process dies: {row.death.after}")
+            eventually(lambda row=row: row.happened() or row.has_left_the_queue(1), row.death.after)  # type: ignore[misc]
 
     def all_ended() -> bool:
         for row in rows:
