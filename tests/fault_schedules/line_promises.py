@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
+from typing import TypeVar
 
 from shared.call import Call
 from shared.line import admitted_of, earliest_ms, line_of, turn_of
@@ -15,6 +16,8 @@ from shared.trunk import Trunk
 from shared.workspaces import Workspace
 from tests.fault_schedules import invocation
 from tests.fault_schedules.line_index import LineIndex
+
+T = TypeVar("T")
 
 # Seconds after the faults stop within which a slot that is free beside a waiting call is filled, and within which
 # the id of a call that has ended, or waits, is removed: two and six runs of the reconciler, and their time.
@@ -176,12 +179,16 @@ class LinePromises:
             return
         free = {workspace_id for workspace_id in self.limits if self._is_free_beside_a_waiting_call(workspace_id)}
         stale = {(owner, call_id) for owner in self.limits for call_id in self.stale_ids(owner)}
-        for found, since, bound in ((free, self._free_since, FILLED), (stale, self._stale_since, REPAIRED)):
-            for place in since.keys() - found:
-                del since[place]
-            for place in found:
-                seconds = (self._clock() - since.setdefault(place, self._clock())) / 1000
-                assert seconds <= bound, (place, seconds, self.slots, self.waiting)
+        self._no_longer_than(FILLED, free, self._free_since)
+        self._no_longer_than(REPAIRED, stale, self._stale_since)
+
+    def _no_longer_than(self, bound: float, found: set[T], since: dict[T, int]) -> None:
+        """bound: seconds. since: when each was first found, epoch ms."""
+        for place in since.keys() - found:
+            del since[place]
+        for place in found:
+            seconds = (self._clock() - since.setdefault(place, self._clock())) / 1000
+            assert seconds <= bound, (place, seconds, self.slots, self.waiting)
 
     def stale_ids(self, workspace_id: str) -> set[str]:
         """The ids in its slots of calls that need none."""
