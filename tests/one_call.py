@@ -170,6 +170,7 @@ class OneCall:
         # A thread takes ten times as long as the request.
         monkeypatch.setattr("asyncio.to_thread", _at_once)
         monkeypatch.setattr("random.shuffle", lambda values: None)
+        monkeypatch.setattr("random.randrange", lambda number: 0)
         monkeypatch.setattr("random.uniform", lambda low, high: (low + high) / 2)
         monkeypatch.setattr(telemetry, "_point", self._point)
 

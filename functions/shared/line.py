@@ -110,16 +110,18 @@ class Line:
     def _admit_one(self, workspace_id: str, slots_item: int) -> bool:
         line = line_of(workspace_id)
         entries = self.calls.line(line, self.clock(), FIRST_ENTRIES)
+        others = len(entries) > 1
         # The first is the one whose turn it is. When many slots become free at once, the processes that lose it go
-        # on at random places instead of losing every place to the same ones.
-        rest = entries[1:]
-        random.shuffle(rest)
-        for call_id, turn in [*entries[:1], *rest]:
+        # on at a random place among the next two, four, ...: in order if there are few, and not all at the same.
+        among = 1
+        while entries:
+            call_id, turn = entries.pop(random.randrange(min(among, len(entries))))
             if self._claim(line, call_id, turn):
                 self._send([(call_id, turn)], workspace_id, [slots_item])
-                if rest:
+                if others:
                     self._keep_crowded(workspace_id, slots_item)
                 return True
+            among *= 2
         return False
 
     def admit_behind(self, entered: Call, free: list[int]) -> None:

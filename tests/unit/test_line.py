@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -174,12 +175,21 @@ def test_who_loses_the_first_admits_the_next(one: OneCall) -> None:
     assert get(one, 2).in_line
 
 
-def test_who_loses_the_first_goes_on_at_a_random_place(one: OneCall, monkeypatch: pytest.MonkeyPatch) -> None:
-    wait_many(one, 4)
-    monkeypatch.setattr("random.shuffle", lambda values: values.reverse())
-    one.before(one.calls, "admit", lambda: one.cancel_call(call_id(0)))
+def test_who_loses_goes_on_at_a_random_place_among_more_and_more(
+    one: OneCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_many(one, 10)
+    among: list[int] = []
+
+    def last_of(number: int) -> int:
+        among.append(number)
+        return number - 1
+
+    monkeypatch.setattr("random.randrange", last_of)
+    for at, canceled in ((1, 0), (2, 2), (3, 5)):
+        one.before(one.calls, "admit", functools.partial(one.cancel_call, call_id(canceled)), at=at)
     assert one.line.admit_one("demo", 0)
-    assert admitted(one) == [3]
+    assert (admitted(one), among) == ([9], [1, 2, 4, 7])
 
 
 def test_an_entry_of_a_call_that_is_not_queued_is_removed(one: OneCall) -> None:
