@@ -97,7 +97,8 @@ def test_a_call_that_goes_back_frees_the_slot_that_it_took_second(
 ) -> None:
     """Its first item had no free slot any more when it was tried."""
     account.limit("demo", 6)
-    take, refused = LimitStore.take_slot, []
+    take = LimitStore.take_slot
+    refused: list[int] = []
 
     def take_slot(self: LimitStore, *given: Any, item: int, **named: Any) -> bool:
         if not refused:
