@@ -295,6 +295,17 @@ def test_without_calls_that_wait_nothing_is_queried(one: OneCall, until: int, qu
     assert one.dynamodb.requests == ["update_item", *["query"] * queries]
 
 
+@pytest.mark.parametrize(("until", "writes"), [(NOW + 29_999, 1), (NOW + 30_000, 0)])
+def test_that_calls_wait_is_stored_again_only_where_it_is_needed(one: OneCall, until: int, writes: int) -> None:
+    for number in (1, 2):
+        wait(one, number)
+    holder = hold(one, crowded=until)
+    one.dynamodb.requests.clear()
+    one.line.free_slot(holder)
+    assert one.dynamodb.requests == ["update_item", "query", "update_item", *["update_item"] * writes]
+    assert admitted(one) == [1]
+
+
 def test_a_call_that_no_process_has_leased_holds_no_slot(one: OneCall) -> None:
     hold(one)
     one.line.free_slot(dataclasses.replace(HOLDER, attempts=0))
@@ -403,7 +414,7 @@ def test_as_many_are_admitted_as_slots_are_free(one: OneCall, waiting: int, take
     assert one.dial_queue.sent == [message(n) for n in range(number)]
     assert one.counted["CallsAdmitted"] == number
     # Newcomers stay behind those that still wait.
-    assert crowded_until(one) == [NOW + MINUTE if waiting > number else 0]
+    assert crowded_until(one) == [NOW + 2 * MINUTE if waiting > number else 0]
 
 
 def test_a_workspace_without_a_line_costs_one_query(one: OneCall) -> None:
@@ -418,7 +429,7 @@ def test_those_that_are_admitted_and_not_leased_yet_count(one: OneCall, outstand
         one.line.admit_one("demo", 0)
     one.dial_queue.sent.clear()
     assert fill(one) == len(one.dial_queue.sent) == number
-    assert crowded_until(one) == [NOW + MINUTE]
+    assert crowded_until(one) == [NOW + 2 * MINUTE]
 
 
 def test_those_that_were_admitted_and_have_a_lease_hold_a_slot_themselves(one: OneCall) -> None:
@@ -533,7 +544,7 @@ def test_no_more_are_admitted_than_the_trunk_takes_in_a_minute(one: OneCall, per
     wait_many(one, 95)
     assert fill(one, workspace) == number
     assert sorted(admitted(one)) == list(range(number))
-    assert crowded_until(one, 3) == [NOW + MINUTE] * 3
+    assert crowded_until(one, 3) == [NOW + 2 * MINUTE] * 3
 
 
 def test_messages_name_the_items_that_have_free_slots(one: OneCall) -> None:
@@ -543,7 +554,7 @@ def test_messages_name_the_items_that_have_free_slots(one: OneCall) -> None:
     wait_many(one, 9)
     assert fill(one, HUNDRED) == 5
     assert one.dial_queue.sent == [*(message(n, 0) for n in (0, 1)), *(message(n, 2) for n in (2, 3, 4))]
-    assert crowded_until(one, 4) == [NOW + MINUTE] * 3 + [0]
+    assert crowded_until(one, 4) == [NOW + 2 * MINUTE] * 3 + [0]
 
 
 def test_a_lowered_limit_admits_nobody_until_it_holds(one: OneCall) -> None:
@@ -552,7 +563,7 @@ def test_a_lowered_limit_admits_nobody_until_it_holds(one: OneCall) -> None:
     take(one, 8, item=2)
     wait(one, 1)
     assert fill(one, workspace) == 0
-    assert crowded_until(one, 3) == [NOW + MINUTE] * 3
+    assert crowded_until(one, 3) == [NOW + 2 * MINUTE] * 3
     one.limits.free_slot("demo", "holder-2-0", 2)
     one.limits.free_slot("demo", "holder-2-1", 2)
     assert fill(one, workspace) == 1
