@@ -46,7 +46,8 @@ MEDIAN_MS, NEARLY_ALL_MS = 1_000, 3_000
 TALK_SECONDS = 4.0
 # Of `neighbour`.
 NEIGHBOURS_BACKLOG = int(os.environ.get("BENCH_NEIGHBOURS_BACKLOG", "5000"))
-ROUNDS, PER_ROUND = 4, 30
+# Calls of the neighbour beside the backlog; as many, half before and half after, while none waits.
+SINGLE_CALLS = int(os.environ.get("BENCH_SINGLE_CALLS", "60"))
 BUSY_TALK_SECONDS = 30.0
 # Of `slots`.
 AT_A_TIME = int(os.environ.get("BENCH_SLOTS", "500"))
@@ -224,17 +225,27 @@ class Tenant:
             store.note_crowded(self.workspace_id, item, now_ms() + 60_000, now_ms() + 30_000)
 
     def empty_line(self) -> None:
-        """Removes the calls that wait, and ends those under way."""
-        from shared.table_keys import call_key
+        """Ends the calls under way, and removes those that wait.
 
-        self._write([{"DeleteRequest": {"Key": call_key(call_id)}} for call_id in self.waiting()])
+        Its trunk is stopped first: nothing is dialled any more, and no worker has a call whose record goes.
+        """
+        from shared.clock import now_ms
+        from shared.line import admitted_of, line_of
+        from shared.table_keys import call_key
+        from shared.trunk import FAULTS_TO_STOP
+
+        hour_ms = 3_600_000
+        for number in range(FAULTS_TO_STOP):
+            self._stores()[0].note_trunk_fault(self.trunk, f"{number}", "bench", hour_ms, hour_ms, now_ms())
 
         def over() -> bool:
             self.hang_up()
             time.sleep(0.2)
-            return not any(self.slots_in_use())
+            admitted = self.calls().line(admitted_of(line_of(self.workspace_id)), 10**13 - 2, 1)
+            return not any(self.slots_in_use()) and not admitted
 
         eventually(over, f"{self.workspace_id} has no call under way", SECONDS)
+        self._write([{"DeleteRequest": {"Key": call_key(call_id)}} for call_id in self.waiting()])
 
     def _write(self, requests: Sequence[dict[str, Any]]) -> None:
         dynamodb, table = self.client.aws("dynamodb"), self.client.info["resources"]["CallsTable"]
@@ -335,12 +346,11 @@ def _neighbour(client: Client) -> None:
     taken: dict[bool, list[float]] = {False: [], True: []}
     # The first calls find processes that have not served one yet.
     _single_calls(single, 3)
-    for number in range(ROUNDS):
-        crowded = number % 2 == 1
+    for crowded in (False, True, False):
         if crowded:
             _occupy(busy, NEIGHBOURS_BACKLOG)
         _settle(client)
-        taken[crowded] += _single_calls(single, PER_ROUND)
+        taken[crowded] += _single_calls(single, SINGLE_CALLS if crowded else SINGLE_CALLS // 2)
         if crowded:
             busy.empty_line()
     idle, beside = (statistics.median(taken[crowded]) for crowded in (False, True))

@@ -93,21 +93,21 @@ class Line:
             return
         before = self.limits.free_slot(call.workspace_id, call.call_id, item)
         if before is not None and before.crowded_until_ms >= self.clock():
-            self.admit_one(call.workspace_id, item)
+            self.admit_one(call.workspace_id, item, before.crowded_until_ms)
 
-    def admit_one(self, workspace_id: str, slots_item: int) -> bool:
+    def admit_one(self, workspace_id: str, slots_item: int, crowded_until_ms: int = 0) -> bool:
         """Admits the first call that waits, for a slot that is free in this item. Whether one was admitted.
 
-        Never raises: the reconciler fills the slot at the latest.
+        crowded_until: the item's, as last read. Never raises: the reconciler fills the slot at the latest.
         """
         try:
-            return self._admit_one(workspace_id, slots_item)
+            return self._admit_one(workspace_id, slots_item, crowded_until_ms)
         except Exception:
             logger.exception("not admitted", extra={"workspace_id": workspace_id})
             count("AdmissionErrors")
             return False
 
-    def _admit_one(self, workspace_id: str, slots_item: int) -> bool:
+    def _admit_one(self, workspace_id: str, slots_item: int, crowded_until_ms: int = 0) -> bool:
         line = line_of(workspace_id)
         entries = self.calls.line(line, self.clock(), FIRST_ENTRIES)
         others = len(entries) > 1
@@ -118,7 +118,7 @@ class Line:
             call_id, turn = entries.pop(random.randrange(min(among, len(entries))))
             if self._claim(line, call_id, turn):
                 self._send([(call_id, turn)], workspace_id, [slots_item])
-                if others:
+                if others and crowded_until_ms < self.clock() + to_ms(self.durations.crowded / 2):
                     self._keep_crowded(workspace_id, slots_item)
                 return True
             among *= 2

@@ -306,6 +306,17 @@ def test_without_calls_that_wait_nothing_is_queried(one: OneCall, until: int, qu
     assert one.dynamodb.requests == ["update_item", *["query"] * queries]
 
 
+@pytest.mark.parametrize(("until", "writes"), [(NOW + 29_999, 1), (NOW + 30_000, 0)])
+def test_that_calls_wait_is_stored_again_only_where_it_is_needed(one: OneCall, until: int, writes: int) -> None:
+    for number in (1, 2):
+        wait(one, number)
+    holder = hold(one, crowded=until)
+    one.dynamodb.requests.clear()
+    one.line.free_slot(holder)
+    assert one.dynamodb.requests == ["update_item", "query", "update_item", *["update_item"] * writes]
+    assert admitted(one) == [1]
+
+
 def test_a_call_that_no_process_has_leased_holds_no_slot(one: OneCall) -> None:
     hold(one)
     one.line.free_slot(dataclasses.replace(HOLDER, attempts=0))
