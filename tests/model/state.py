@@ -1,8 +1,8 @@
 """The state of the modelled system: one call's record, LiveKit, the processes, and what may still go wrong.
 
-One call is enough for all but the limit of calls at a time and the line: no other step of one call reads or writes
-another's record, and its slot is its own element of a set. The limit is tried with two calls (explore.explore_two),
-the line with up to four (line.py).
+One call is enough for all but the limit of calls at a time and the line: no other step of one call reads or
+writes another's record, and its slot is its own element of a set. The limit is tried with two calls
+(explore.explore_two), the line with up to four (line.py).
 Time has no clock here. What a clock decides (a lease is over, half a minute has passed, the call is too old to
 wait) happens as a step of its own, whenever the assumptions below allow it.
 

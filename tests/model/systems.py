@@ -51,7 +51,7 @@ def _late_write(name: str, copied: set[str], faults: Faults = _NO_FAULTS, **more
     """Any of these writes may be executed late. A slot that is taken late waits for its repair."""
     return Config(
         f"a write executed late, {name}",
-        faults._replace(late_copies=1),
+        faults._replace(late_copies=faults.late_copies or 1),
         repairs=True,
         copied=frozenset(copied),
         ignored=frozenset({SLOT_FREED, NO_SLOT_IN_LINE}),
@@ -112,21 +112,10 @@ LOST_ROOMS = Config(
     # The dial recreates the room without its agent; the promises about the agent and the slot do not apply then.
     ignored=frozenset({AGENT_THERE, SLOT_HELD}),
 )
-WRITES_OF_A_DIAL = {
-    "take_lease",
-    "wait",
-    "enter_line",
-    "admit",
-    "fence",
-    "unfence",
-    "answered",
-    "note_missing",
-    "end",
-    "leave_due",
-}
+WRITES_OF_A_DIAL = {"take_lease", "wait", "enter_line", "fence", "unfence", "answered", "note_missing", "end"}
 COPIES = _late_write(
     "a refusal, no free slot",
-    {"take_slot", "free_slot"} | WRITES_OF_A_DIAL,
+    {"take_slot", "free_slot", "leave_due"} | WRITES_OF_A_DIAL,
     Faults(refusals=1, full_slots=1),
     leases=3,
     attempts=3,
@@ -140,11 +129,18 @@ COPIES_EVENTS = _late_write(
 COPIES_WAITS = _late_write("a busy trunk", {"take_lease", "wait"}, waits=True)
 COPIES_LINE = _late_write(
     "dialling paused, no free slot",
-    {"take_slot", "free_slot", "take_lease", "enter_line", "admit", "hold"},
+    {"take_slot", "free_slot", "take_lease", "enter_line", "admit"},
     Faults(full_slots=1),
     workers=1,
     leases=3,
     lines=True,
+)
+COPIES_HOLD = _late_write(
+    "a slot and its repair",
+    {"take_slot", "hold"},
+    Faults(late_copies=2, full_slots=1),
+    workers=1,
+    leases=4,
 )
 COPIES_LOOKS = _late_write(
     "a wrong look, a crash",
@@ -236,6 +232,7 @@ ONE_CALL = (
     COPIES_EVENTS,
     COPIES_WAITS,
     COPIES_LINE,
+    COPIES_HOLD,
     COPIES_LOOKS,
     COPIES_LIARS,
     WAITS,
