@@ -80,8 +80,9 @@ class Dialler:
         if call is None:
             await self._wait_for_record(message)
             return
-        if call.ended and message.slots_item is not None:
-            # Admitted and then canceled: the slot is for the next.
+        if call.ended and message.slots_item is not None and call.slots_item is None:
+            # Admitted and then canceled: the slot is for the next. One that was leased has had a slot, and its
+            # freeing admits the next: a message that comes twice must not admit another.
             await asyncio.to_thread(self.line.admit_one, call.workspace_id, message.slots_item)
             return
         now_ms = self.clock()

@@ -1,9 +1,10 @@
-"""Several calls of one workspace, its slots and its line: functions/shared/line.py and what the processes do with it.
+"""Several calls of one workspace, its slots and its line: functions/shared/line.py and what the processes do with
+it.
 
-Of a call only what the line needs is here: whether it waits, is admitted, leased, rings or has ended; rooms, agents and
-outcomes of a dial are in the model of one call (state.py). A process takes the role of a worker, of the process that
-ends a call, or of the reconciler, one request a step. The conditions of the record's writes are those that CallStore
-sends to DynamoDB, as in record.py.
+Of a call only what the line needs is here: whether it waits, is admitted, leased, rings or has ended; rooms,
+agents and outcomes of a dial are in the model of one call (state.py). A process takes the role of a worker, of the
+process that ends a call, or of the reconciler, one request a step. The conditions of the record's writes are those
+that CallStore sends to DynamoDB, as in record.py.
 
     - Calls are accepted in the order of their numbers, which is the order of their turns.
     - A call's message may come at any time while it neither waits in the line nor is admitted. The messages of an
@@ -35,7 +36,8 @@ class Call(NamedTuple):
     """A record, and what the index and the queue have of it. status: "" before it is accepted.
 
     line: lineOf, WAITS or ADMITTED. shown: the same as the index shows it. admitted: whether it has an admittedAt.
-    item: whether it has a slotsItem. due: ended, and its slot not freed yet. messages: of its admission, under way.
+    item: whether it has a slotsItem. due: ended, and its slot not freed yet. messages: of its admission, under
+    way.
     """
 
     status: str = ""
@@ -54,9 +56,9 @@ class Process(NamedTuple):
 
     Of a worker: newcomer: the call was not admitted when it was read; may_hold: it may hold a slot; free: how many
     slots were seen free; refused: the call has been refused one.
-    Of one that admits: entries: of the index, not tried yet; tried: the first of them was; claimed: those won; wanted:
-    how many are to be; reasons: how many slots there are for them; own: at last it admits its own call; more: others
-    wait behind those that it admits.
+    Of one that admits: entries: of the index, not tried yet; tried: the first of them was; claimed: those won;
+    wanted: how many are to be; reasons: how many slots there are for them; own: at last it admits its own call;
+    more: others wait behind those that it admits.
     """
 
     at: str = ""
@@ -101,8 +103,8 @@ class State(NamedTuple):
 
 
 class LineConfig(NamedTuple):
-    """limit: how many slots there are. first: how many entries are read to admit one call. stale: the index shows a
-    change later. lapses: `crowdedUntil` may be over while calls wait. ignored, without: as in state.Config.
+    """limit: how many slots there are. first: how many entries are read to admit one call. stale: the index shows
+    a change later. lapses: `crowdedUntil` may be over while calls wait. ignored, without: as in state.Config.
     """
 
     name: str
@@ -127,8 +129,8 @@ class Step(NamedTuple):
 
 IDLE = Process()
 
-# What the named parts of a condition mean: of the record, the writer's lease, and the partition of the index in which
-# it found the call.
+# What the named parts of a condition mean: of the record, the writer's lease, and the partition of the index in
+# which it found the call.
 MEANINGS: dict[str, Callable[[Call, int, str], bool]] = {
     "queued": lambda call, lease, line: call.status == QUEUED,
     "not queued": lambda call, lease, line: call.status != QUEUED,
@@ -155,10 +157,10 @@ def broken_promise(config: LineConfig, state: State) -> str:
     if state.broken:
         return state.broken
     for number, call in enumerate(state.calls):
-        if call.line == WAITS and call.status == QUEUED and number in state.slots:
-            if NO_SLOT_IN_LINE not in config.ignored:
-                return NO_SLOT_IN_LINE
-        if call.status == UNDER_WAY and number not in state.slots and SLOT_HELD not in config.ignored:
+        waits = call.status == QUEUED and call.line == WAITS
+        if waits and number in state.slots and NO_SLOT_IN_LINE not in config.ignored:
+            return NO_SLOT_IN_LINE
+        if call.status == UNDER_WAY and number not in state.slots:
             return SLOT_HELD
     return SLOT_HELD if len(state.slots) > config.limit else ""
 
@@ -230,9 +232,7 @@ def _breaks(config: LineConfig, state: State, promise: str) -> State:
 
 
 def _won(config: LineConfig, call: Call, write: str, lease: int = 0, line: str = WAITS) -> bool:
-    return all(
-        switch in config.without or MEANINGS[name](call, lease, line) for switch, name in IN_FORCE[write]
-    )
+    return all(switch in config.without or MEANINGS[name](call, lease, line) for switch, name in IN_FORCE[write])
 
 
 def _new_lease(state: State, number: int) -> int:
@@ -525,10 +525,10 @@ def _outside(config: LineConfig, state: State) -> Iterator[Step]:
         holders = (process.call == number and process.lease == call.lease for process in state.processes)
         if call.live and not any(holders):
             yield Step(f"the lease of call {number} is over", _set(state, number, live=False))
-        if call.status == QUEUED and call.line == ADMITTED:
-            if "the reconciler repeats an admission's message" not in config.without:
-                again = _set(state, number, messages=_one_more(state, number))
-                yield Step(f"the reconciler sends call {number}'s message again", again, not call.messages)
+        admitted = call.status == QUEUED and call.line == ADMITTED
+        if admitted and "the reconciler repeats an admission's message" not in config.without:
+            again = _set(state, number, messages=_one_more(state, number))
+            yield Step(f"the reconciler sends call {number}'s message again", again, not call.messages)
         if call.status == QUEUED and faults.cancels:
             # With an attempt it stays due.
             gone = _set(_spend(state, "cancels"), number, status=ENDED, line="", due=call.item)

@@ -902,7 +902,7 @@ def _outside(config: Config, state: State) -> Iterator[Step]:
 
 
 def _admission(config: Config, state: State) -> Iterator[Step]:
-    """Whose slot became free, or the reconciler, claims the call; its message may come at any time, as any does."""
+    """The process that frees a slot, or the reconciler, claims the call; its message comes at any time."""
     after = record.admit(config, state)
     step = Step("the call is admitted" if after else "another process has the call", after or state)
     yield from _written(config, state, lambda now, _: now, step, Copy("admit"))

@@ -90,9 +90,7 @@ def take_lease(config: Config, state: State, lease: int = 0) -> State | None:
     if call.waiting:
         state = broken(config, state, ONE_CHAIN)
     lease, leases = (lease, state.leases) if lease else (state.leases + 1, state.leases + 1)
-    call = call._replace(
-        lease=lease, live=True, attempts=call.attempts + 1, waiting=False, line="", item=True
-    )
+    call = call._replace(lease=lease, live=True, attempts=call.attempts + 1, waiting=False, line="", item=True)
     return state._replace(call=call, leases=leases)
 
 

@@ -1,7 +1,8 @@
 """The state of the modelled system: one call's record, LiveKit, the processes, and what may still go wrong.
 
-One call is enough for all but the limit of calls at a time: no step of one call reads or writes another's record,
-and its slot is its own element of a set. The limit is tried with two calls (explore.explore_two).
+One call is enough for all but the limit of calls at a time and the line: no other step of one call reads or
+writes another's record, and its slot is its own element of a set. The limit is tried with two calls
+(explore.explore_two), the line with up to four (line.py).
 Time has no clock here. What a clock decides (a lease is over, half a minute has passed, the call is too old to
 wait) happens as a step of its own, whenever the assumptions below allow it.
 
@@ -157,12 +158,13 @@ class Config(NamedTuple):
     """A bounded system. Everything in it is explored.
 
     leases: how many are ever taken. attempts: after so many refusals the call ends. events: LiveKit's come, any
-    number of times, in any order, or not at all. overtime: a call may last longer than it may. waits: the trunk may
-    be busy, and waiting takes time. lines: dialling may be paused, or the trunk stopped. repairs: the reconciler reads the slots. deaf: LiveKit deletes no room of an ended call, ever.
-    stall: whether a worker may go on after its lease is over: never; anywhere but between a check of the lease
-    (the fence is one) and the request right behind it; anywhere. late: the write looked at was sent long ago.
-    copied: the writes that may be executed late. ignored: promises that are not made under these
-    assumptions. without: conditions that are taken away.
+    number of times, in any order, or not at all. overtime: a call may last longer than it may. waits: the trunk
+    may be busy, and waiting takes time. lines: dialling may be paused, or the trunk stopped. repairs: the
+    reconciler reads the slots. deaf: LiveKit deletes no room of an ended call, ever. stall: whether a worker may
+    go on after its lease is over: never; anywhere but between a check of the lease (the fence is one) and the
+    request right behind it; anywhere. late: the write looked at was sent long ago. copied: the writes that may be
+    executed late. ignored: promises that are not made under these assumptions. without: conditions that are taken
+    away.
     """
 
     name: str

@@ -19,8 +19,8 @@ from tests.model.state import (
     ALWAYS_ENDS,
     HANGUP_OBEYED,
     HANGUP_STANDS,
-    NO_SLOT_IN_LINE,
     NO_RING_AFTER_END,
+    NO_SLOT_IN_LINE,
     NOT_CUT_OFF,
     NOT_ENDED_EARLY,
     ONE_AGENT,
@@ -51,7 +51,7 @@ def _late_write(name: str, copied: set[str], faults: Faults = _NO_FAULTS, **more
     """Any of these writes may be executed late. A slot that is taken late waits for its repair."""
     return Config(
         f"a write executed late, {name}",
-        faults._replace(late_copies=1),
+        faults._replace(late_copies=faults.late_copies or 1),
         repairs=True,
         copied=frozenset(copied),
         ignored=frozenset({SLOT_FREED, NO_SLOT_IN_LINE}),
@@ -112,10 +112,10 @@ LOST_ROOMS = Config(
     # The dial recreates the room without its agent; the promises about the agent and the slot do not apply then.
     ignored=frozenset({AGENT_THERE, SLOT_HELD}),
 )
-WRITES_OF_A_DIAL = {"take_lease", "wait", "enter_line", "admit", "fence", "unfence", "answered", "note_missing", "end", "leave_due"}
+WRITES_OF_A_DIAL = {"take_lease", "wait", "enter_line", "fence", "unfence", "answered", "note_missing", "end"}
 COPIES = _late_write(
     "a refusal, no free slot",
-    {"take_slot", "free_slot"} | WRITES_OF_A_DIAL,
+    {"take_slot", "free_slot", "leave_due"} | WRITES_OF_A_DIAL,
     Faults(refusals=1, full_slots=1),
     leases=3,
     attempts=3,
@@ -129,11 +129,18 @@ COPIES_EVENTS = _late_write(
 COPIES_WAITS = _late_write("a busy trunk", {"take_lease", "wait"}, waits=True)
 COPIES_LINE = _late_write(
     "dialling paused, no free slot",
-    {"take_slot", "free_slot", "take_lease", "enter_line", "admit", "hold"},
+    {"take_slot", "free_slot", "take_lease", "enter_line", "admit"},
     Faults(full_slots=1),
     workers=1,
     leases=3,
     lines=True,
+)
+COPIES_HOLD = _late_write(
+    "a slot and its repair",
+    {"take_slot", "hold"},
+    Faults(late_copies=2, full_slots=1),
+    workers=1,
+    leases=4,
 )
 COPIES_LOOKS = _late_write(
     "a wrong look, a crash",
@@ -180,16 +187,16 @@ STALLED_ANYWHERE = STALLED._replace(
 LIMIT = Config("two calls, one slot", workers=1)
 
 # Several calls of one workspace, and its line.
-LINE = LineConfig("three calls, one slot")
+LINE = LineConfig("three calls, one slot", lapses=True)
 LINE_SLOTS = LineConfig("three calls, two slots, a cancel", LineFaults(cancels=1), limit=2, lapses=True)
 LINE_DEATH = LineConfig("three calls, one slot, a crash", LineFaults(crashes=1, cancels=1), processes=1)
 LINE_STALE = LineConfig(
     "two calls, a stale index, a crash, a cancel", LineFaults(crashes=1, cancels=1), calls=2, stale=True
 )
 LINE_MESSAGES = LineConfig(
-    "two calls, a message twice, one lost, a failure, a cancel",
+    "three calls, a message twice, one lost, a failure, a cancel",
     LineFaults(doubles=1, losses=1, failures=1, cancels=1),
-    calls=2,
+    processes=1,
 )
 LINE_LATE = LineConfig(
     "two calls, a slot taken late, dialling paused",
@@ -225,6 +232,7 @@ ONE_CALL = (
     COPIES_EVENTS,
     COPIES_WAITS,
     COPIES_LINE,
+    COPIES_HOLD,
     COPIES_LOOKS,
     COPIES_LIARS,
     WAITS,
@@ -247,9 +255,11 @@ def only(config: Config, promise: str) -> Config:
 
 
 class Breaks(NamedTuple):
-    """In this system, without the condition (and without `too`), this promise is broken."""
+    """In this system, without the condition (and without `too`: one or several, joined by " + "), this promise is
+    broken.
+    """
 
-    config: Config
+    config: Config | LineConfig
     promise: str
     too: str = ""
 
@@ -265,6 +275,12 @@ NEEDED = {
     "wait_free: queued": Breaks(WAITS, ONE_END),
     "wait_free: no live lease": Breaks(WAITS, ONE_WORKER),
     "wait_free: not waiting": Breaks(WAITS, ONE_CHAIN),
+    "enter_line: queued": Breaks(PAUSED, ONE_END),
+    "enter_line: lease mine": Breaks(COPIES_LINE, ROOM_GONE),
+    "enter_line_free: queued": Breaks(PAUSED, ONE_END),
+    "enter_line_free: no slots item": Breaks(PAUSED_WAITS, NO_SLOT_IN_LINE),
+    "admit: no live lease": Breaks(COPIES_LINE, SLOT_HELD),
+    "admit: line as seen": Breaks(LINE_STALE, BY_ONE),
     "fence: queued": Breaks(CANCELED, ONE_END),
     "fence: lease mine": Breaks(STALLED, AGENT_THERE),
     "fence: lease live": Breaks(STALLED_CANCEL, NO_RING_AFTER_END),
@@ -283,6 +299,8 @@ NEEDED = {
     "end: hangup as seen": Breaks(CANCELED, HANGUP_STANDS),
     "ask_to_hang_up: status as seen": Breaks(CANCELED, ONE_END),
     "take_slot: limit": Breaks(LIMIT, SLOT_HELD),
+    "take_slot: its own slot": Breaks(TWO_DEATHS, NO_SLOT_IN_LINE),
+    "take_slot: not crowded": Breaks(LINE, NOT_OVERTAKEN),
     # dial_worker
     "a lease outlives its holder": Breaks(STALLED_ANYWHERE._replace(ignored=_LATE), NO_RING_AFTER_END),
     "lease before slot": Breaks(CANCELED, SLOT_FREED),
@@ -293,6 +311,8 @@ NEEDED = {
     "the agent joins before the dial": Breaks(CALM, AGENT_THERE),
     "the worker checks whether its lease has expired": Breaks(STALLED_THIRD, AGENT_THERE),
     "waiting clears only what no other process holds": Breaks(WAITS_DEATH, SLOT_FREED),
+    "a slot is freed before the line": Breaks(PAUSED, NO_SLOT_IN_LINE),
+    "a slot is freed for the line under a lease": Breaks(only(PAUSED, SLOT_HELD), SLOT_HELD),
     "only the winner of the fence dials": Breaks(only(STALLED, ONE_RING), ONE_RING),
     "a dial is sent once": Breaks(UNCLEAR, ONE_RING),
     "an unclear dial is not sent again": Breaks(only(UNCLEAR, ONE_RING), ONE_RING),
@@ -316,7 +336,9 @@ NEEDED = {
     "a phone that joined again is connected": Breaks(ORPHANS, NOT_ENDED_EARLY),
     "clearing waits for another process's lease": Breaks(REFUSED, SLOT_FREED),
     "slots are repaired": Breaks(COPIES, ALWAYS_ENDS),
-    "the repair frees only what has ended": Breaks(COPIES, SLOT_HELD),
+    "the repair frees only what has ended or waits in the line": Breaks(COPIES, SLOT_HELD),
+    "the repair frees the slots of calls in the line": Breaks(LINE_LATE, SERVED),
+    "the repair holds a call in the line": Breaks(LINE_LATE, SLOT_HELD),
     # calls_api
     "a fenced call is hung up instead of canceled": Breaks(CANCELED, NO_RING_AFTER_END),
     "the room stays while it rings": Breaks(CANCELED, AGENT_THERE),
@@ -326,6 +348,17 @@ NEEDED = {
     "an event of another room is ignored": Breaks(LATE_EVENTS, NOT_ENDED_EARLY),
     "moving a phone does not end its call": Breaks(ANSWERED, NOT_ENDED_EARLY),
     "an event clears only what was fenced": Breaks(LATE_EVENTS, ROOM_GONE),
+    # shared/line, and what the processes do with it
+    "only a slot that was really freed admits": Breaks(LINE, FOR_A_SLOT),
+    "the first in turn is tried first": Breaks(LINE, IN_TURN),
+    "the entry of a call that is gone is removed": Breaks(LINE_OLD, SERVED),
+    "a newcomer counts those admitted": Breaks(LINE, FOR_A_SLOT),
+    "a fill counts those admitted": Breaks(LINE, FOR_A_SLOT),
+    "a call without a slot crowds it": Breaks(LINE, NOT_OVERTAKEN),
+    "an admitted call that returns admits no other": Breaks(LINE, FOR_A_SLOT),
+    "the message of a call that had a slot admits no other": Breaks(LINE_MESSAGES, FOR_A_SLOT),
+    "the reconciler fills the line": Breaks(LINE_DEATH, SERVED),
+    "the reconciler repeats an admission's message": Breaks(LINE_DEATH, SERVED),
 }
 
 # A second line: nothing breaks until another condition is gone too.
@@ -335,6 +368,11 @@ SECOND_LINES = {
         HANGUP_OBEYED,
         "unfence: no hangup",
     ),
+    "enter_line_free: no lease": Breaks(PAUSED, NO_SLOT_IN_LINE, "enter_line_free: no slots item"),
+    "admit: queued": Breaks(only(PAUSED, ONE_END), ONE_END, "admit: line as seen"),
+    "hold: queued": Breaks(only(COPIES_LINE, SLOT_HELD), SLOT_HELD, "hold: line as seen + hold: not admitted"),
+    "hold: line as seen": Breaks(only(COPIES_LINE, SLOT_HELD), SLOT_HELD, "hold: queued + hold: not admitted"),
+    "hold: not admitted": Breaks(only(COPIES_LINE, SLOT_HELD), SLOT_HELD, "hold: queued + hold: line as seen"),
     "the worker ends only what is still its own": Breaks(STALLED_UNCLEAR, ONE_END, "no end follows an end"),
     "no end follows an end": Breaks(STALLED_UNCLEAR, ONE_END, "the worker ends only what is still its own"),
 }
@@ -349,7 +387,18 @@ OTHER_REASONS = {
     "note_missing: next look as seen": "a result that is stored too late would delay a hang-up by minutes",
     "ask_to_hang_up: no hangup": "keeps the first reason to hang up",
     "leave_due: ended": "every process that makes this write has read the end",
-    "take_slot: its own slot": "a call that waits while every slot is taken would wait for its own slot",
+    "take_lease: not in line": "a call in the line is dialled in its turn",
+    "wait_free: not in line": "a call in the line waits for its admission, not for a message",
+    "enter_line_free: not waiting": "a message that comes twice does not take a call from its next message",
+    "enter_line_free: not in line": "keeps the reason why the call waits",
+    "admit: turn as seen": "a call keeps its turn; the index would be stale if it did not",
+    "hold: turn as seen": "a call keeps its turn, as with `admit`",
+    "hold: no live lease": "two repairs at the same time do not take the call from each other",
+    "leave_line: not queued": "the claim that was lost has shown that the call is not",
+    "leave_line: line as seen": "a call that is not queued enters no other line",
+    "a freed slot admits the first": "at once, not at the reconciler's next fill",
+    "the message of a call that is gone admits the next": "at once, not at the reconciler's next fill",
+    "a newcomer reads whether others wait": "saves a lease and a refused request for a slot",
     "the waiting worker reads the record": "frees slot and room of a canceled call at once",
     "cancel looks again": "hangs up at once a phone that joins a moment after the cancel",
     "un-fence: no event on the record": "if a phone was there, the outcome is determined, not undone",

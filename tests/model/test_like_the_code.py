@@ -37,14 +37,14 @@ from tests.model.conditions import (
     request,
 )
 from tests.model.record import MEANINGS
-from tests.model.systems import LINES, NEEDED, ONE_CALL, OTHER_REASONS, SECOND_LINES
+from tests.model.systems import NEEDED, ONE_CALL, OTHER_REASONS, SECOND_LINES
 
 # What each function of the protocol asks for and looks at, in the order in which it stands there.
 REQUESTS: dict[ModuleType, dict[str, str]] = {
     dial_worker.dial: {
         "dial": (
-            "line.admit_one _until_its_turn _standing _end_unrung _enter_line _end_unrung _may_try_trunk _enter_line "
-            "_wait _slots_item _wait_for_slot _lease _dial_leased"
+            "line.admit_one _until_its_turn _standing _end_unrung _enter_line _end_unrung _may_try_trunk "
+            "_enter_line _wait _slots_item _wait_for_slot _lease _dial_leased"
         ),
         "_until_its_turn": "_enter_line",
         "_standing": "limits.standing",
@@ -183,7 +183,7 @@ UPDATES = {
     "take_lease": "SET leaseId, leaseUntil, checkAt, slotsItem, attempts REMOVE waitUntil, waitingFor, lineOf",
     "wait": "SET waitUntil, waitingFor, checkAt REMOVE leaseId, leaseUntil",
     "wait_free": "SET waitUntil, waitingFor, checkAt REMOVE leaseId, leaseUntil",
-    "admit": "SET lineOf, admittedAt, checkAt REMOVE leaseId, leaseUntil",
+    "admit": "SET lineOf, admittedAt, admission, checkAt REMOVE leaseId, leaseUntil",
     "leave_line": "REMOVE lineOf",
     "hold": "SET leaseId, leaseUntil, checkAt",
     "fence": "SET #status, events, dialedAt, roomSid",
@@ -199,7 +199,7 @@ UPDATES = {
     "SET #status, events, endedAt, checkAt, expiresAt "
     "REMOVE waitUntil, waitingFor, lineOf, missingSince, agentMissingSince",
 )
-_IN_LINE = "REMOVE leaseId, leaseUntil, waitUntil, admittedAt, slotsItem"
+_IN_LINE = "REMOVE leaseId, leaseUntil, waitUntil, admittedAt, admission, slotsItem"
 UPDATES |= dict.fromkeys(
     ("enter_line", "enter_line_free"), f"SET lineOf, turn, waitingFor, checkAt {_IN_LINE}"
 ) | {"enter_line, uncount": f"SET lineOf, turn, waitingFor, checkAt, attempts {_IN_LINE}"}

@@ -786,6 +786,17 @@ def test_a_call_that_was_canceled_after_its_admission_admits_the_next(
     assert admits(one, item or 0) is next_
 
 
+def test_an_admission_that_comes_again_after_its_call_admits_nobody(one: OneCall) -> None:
+    """The end of the call has freed its slot, and admitted the next if calls waited then."""
+    place_admitted(one)
+    one.livekit.fail = {"dial": BUSY}
+    assert dial(one, slots_item=0) == [*DIALED, "delete_room"]
+    assert one.end == ("busy", "busy")
+    other_waits(one)
+    dial(one, slots_item=0)
+    assert sent(one) == []
+
+
 @pytest.mark.parametrize("attempts", [0, 1])
 @pytest.mark.parametrize("why", ["expired", "not_allowed"])
 def test_an_admitted_call_that_may_not_ring_admits_the_next(one: OneCall, why: str, attempts: int) -> None:
