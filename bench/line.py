@@ -234,11 +234,13 @@ class Tenant:
         from shared.table_keys import call_key
         from shared.trunk import FAULTS_TO_STOP
 
-        hour_ms = 3_600_000
-        for number in range(FAULTS_TO_STOP):
-            self._stores()[0].note_trunk_fault(self.trunk, f"{number}", "bench", hour_ms, hour_ms, now_ms())
+        hour_ms, (store, _) = 3_600_000, self._stores()
 
         def over() -> bool:
+            # A dial that succeeds puts the trunk into use again.
+            if store.trunk(self.trunk).state(now_ms()) != "stopped":
+                for number in range(FAULTS_TO_STOP):
+                    store.note_trunk_fault(self.trunk, f"{number}", "bench", hour_ms, hour_ms, now_ms())
             self.hang_up()
             time.sleep(0.2)
             admitted = self.calls().line(admitted_of(line_of(self.workspace_id)), 10**13 - 2, 1)
