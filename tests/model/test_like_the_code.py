@@ -37,14 +37,14 @@ from tests.model.conditions import (
     request,
 )
 from tests.model.record import MEANINGS
-from tests.model.systems import NEEDED, ONE_CALL, OTHER_REASONS, SECOND_LINES
+from tests.model.systems import LINES, NEEDED, ONE_CALL, OTHER_REASONS, SECOND_LINES
 
 # What each function of the protocol asks for and looks at, in the order in which it stands there.
 REQUESTS: dict[ModuleType, dict[str, str]] = {
     dial_worker.dial: {
         "dial": (
-            "line.admit_one _until_its_turn _standing _end_unrung _enter_line _end_unrung _may_try_trunk "
-            "_enter_line _wait _slots_item _wait_for_slot _lease _dial_leased"
+            "line.admit_one _until_its_turn _standing _end_unrung _enter_line _end_unrung _wait _slots_item "
+            "_wait_for_slot _may_try_trunk _enter_line _lease _dial_leased"
         ),
         "_until_its_turn": "_enter_line",
         "_standing": "limits.standing",
@@ -317,3 +317,4 @@ def test_the_page_has_the_tables_of_the_code() -> None:
     other = rows_of(page, "condition | why it is there")
     assert other == list(OTHER_REASONS.items())
     assert f"{len(ONE_CALL) + 1} systems of one call" in page
+    assert f"{len(LINES)} of several calls" in page

@@ -243,7 +243,7 @@ def test_create_without_a_key_says_so_to_scripts_too(admin: Admin) -> None:
         f"{CREATE} --agent 'a b'",
         f"{CREATE} --agent {'a' * 129}",
         f"{CREATE} --max-concurrent-calls 0",
-        f"{CREATE} --max-concurrent-calls 251",
+        f"{CREATE} --max-concurrent-calls 1001",
         f"{CREATE} --calls-per-minute 0",
         f"{CREATE} --calls-per-minute 60001",
         f"{CREATE} --calls-per-second 0",
