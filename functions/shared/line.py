@@ -166,7 +166,7 @@ class Line:
         free = standing.free(workspace.max_concurrent_calls)
         # More than the trunk takes until the next time would come back, one after the other.
         most = min(sum(free), max(1, round(60 * workspace.calls_per_second)))
-        wanted = (1 if state == "to_probe" else most) - self._outstanding(line, most)
+        wanted = (min(1, most) if state == "to_probe" else most) - self._outstanding(line, most)
         admitted = seen = 0
         while admitted < wanted:
             entries = self.calls.line(line, until_ms, min(FILL_ENTRIES, wanted - admitted + FIRST_ENTRIES))
