@@ -113,6 +113,9 @@ class Dialler:
         if now_ms >= standing.switch.deadline_ms(call, now_ms):
             await self._end_unrung(call, message, standing, Outcome("expired", "expired", retryable=True))
             return
+        if standing.trunk.holds(call.call_id, now_ms):
+            await self._enter_line(call, "trunk", standing.switch)
+            return
         trunk_free_in_ms = standing.trunk.next_free_ms - now_ms
         if trunk_free_in_ms > to_ms(self.durations.pacing_hold):
             await self._wait(call, "trunk", to_seconds(trunk_free_in_ms))
@@ -559,15 +562,12 @@ class Dialler:
         long as this process lives.
         """
         now_ms = self.clock()
-        match trunk.state(now_ms):
-            case "in_use":
-                return True
-            case "probing":
-                return trunk.probe_call == call.call_id
-            case "to_probe":
-                until_ms = now_ms + to_ms(self.remaining())
-                return await asyncio.to_thread(self.limits.claim_probe, trunk, call.call_id, until_ms, now_ms)
-        return False
+        if trunk.holds(call.call_id, now_ms):
+            return False
+        if trunk.state(now_ms) != "to_probe":
+            return True
+        until_ms = now_ms + to_ms(self.remaining())
+        return await asyncio.to_thread(self.limits.claim_probe, trunk, call.call_id, until_ms, now_ms)
 
     async def _trunk_failed(self, trunk: Trunk, call: Call, error: LiveKitError) -> None:
         """Counts the trunk's fault; after several in a row the trunk is stopped. A failure of this does not keep

@@ -58,3 +58,8 @@ class Trunk:
         if now_ms < self.stopped_until_ms:
             return "stopped"
         return "probing" if now_ms < self.probe_until_ms else "to_probe"
+
+    def holds(self, call_id: str, now_ms: int) -> bool:
+        """Whether this call must wait for the trunk: it is stopped, or another call tries it."""
+        state = self.state(now_ms)
+        return state == "stopped" or (state == "probing" and self.probe_call != call_id)

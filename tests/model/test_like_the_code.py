@@ -43,8 +43,8 @@ from tests.model.systems import LINES, NEEDED, ONE_CALL, OTHER_REASONS, SECOND_L
 REQUESTS: dict[ModuleType, dict[str, str]] = {
     dial_worker.dial: {
         "dial": (
-            "line.admit_one _until_its_turn _standing _end_unrung _enter_line _end_unrung _wait _slots_item "
-            "_wait_for_slot _may_try_trunk _enter_line _lease _dial_leased"
+            "line.admit_one _until_its_turn _standing _end_unrung _enter_line _end_unrung _enter_line _wait "
+            "_slots_item _wait_for_slot _may_try_trunk _enter_line _lease _dial_leased"
         ),
         "_until_its_turn": "_enter_line",
         "_standing": "limits.standing",

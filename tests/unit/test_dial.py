@@ -1397,6 +1397,17 @@ def test_a_claim_that_another_was_faster_with_is_lost(one: OneCall) -> None:
     assert one.limits.trunk("ST_1").probe_call == "other"
 
 
+@pytest.mark.parametrize("until", [NOW + 1, NOW])
+def test_a_call_without_a_slot_claims_no_trunk_and_says_what_it_waits_for(one: OneCall, until: int) -> None:
+    """Until its stop is over it waits for the trunk, then for a slot: another call may try the trunk."""
+    one.place()
+    full(one)
+    stop_trunk(one, until=until)
+    dial(one)
+    in_line(one, "trunk" if until > NOW else "slot")
+    assert one.limits.trunk("ST_1").probe_call == ""
+
+
 @pytest.mark.parametrize(("until", "dials"), [(NOW + 1, False), (NOW, True)])
 def test_a_trunk_is_tried_again_when_the_process_that_tried_it_is_over(
     one: OneCall, until: int, dials: bool

@@ -64,6 +64,21 @@ def test_a_trunk_with_faults_since_its_last_success(trunk: Trunk, faulty: bool) 
     assert trunk.faulty is faulty
 
 
+@pytest.mark.parametrize(
+    ("trunk", "holds"),
+    [
+        (Trunk("ST_1"), False),
+        (Trunk("ST_1", stops=1, stopped_until_ms=NOW + 1), True),
+        (Trunk("ST_1", stops=1, stopped_until_ms=NOW), False),
+        (Trunk("ST_1", stops=1, stopped_until_ms=NOW, probe_until_ms=NOW + 1, probe_call="other"), True),
+        (Trunk("ST_1", stops=1, stopped_until_ms=NOW, probe_until_ms=NOW + 1, probe_call="mine"), False),
+        (Trunk("ST_1", stops=1, stopped_until_ms=NOW, probe_until_ms=NOW, probe_call="other"), False),
+    ],
+)
+def test_which_call_waits_for_a_trunk(trunk: Trunk, holds: bool) -> None:
+    assert trunk.holds("mine", NOW) is holds
+
+
 def test_the_stored_form() -> None:
     item = {
         "nextFreeAt": 1,
