@@ -221,8 +221,8 @@ class CallStore:
         lease: str | None = None,
         uncount: bool = False,
     ) -> Write:
-        """Puts a queued call into the line and releases its lease. It holds no slot: whoever may have taken one
-        frees it first, under the lease.
+        """Puts a queued call into the line and releases its lease. It holds no slot: a process that may have taken
+        one frees it first, under the lease.
 
         lease: the caller's; None when no process has leased the call since it last held no slot, then the first
         writer wins. uncount: take back the attempt that the lease counted, as it did not reach LiveKit. check_at:

@@ -86,7 +86,7 @@ class Line:
 
     def free_slot(self, call: Call) -> None:
         """Frees the slot of an ended call and admits the first that waits for one. Idempotent: a slot that was
-        free already admits nobody.
+        free already admits no call.
         """
         item = call.held_slots_item
         if item is None:
@@ -192,7 +192,7 @@ class Line:
         while.
 
         Returns the standing with the items that were written as they are now: a slot that was freed since it was
-        read has admitted nobody.
+        read has admitted no call.
         """
         now_ms = self.clock()
         slots = list(standing.slots)

@@ -63,7 +63,7 @@ DEATHS = [
     ),
     LineDeath("worker: claimed, no message", "newcomer", (("DialWorker", "CallStore.admit", "after", SECOND),)),
     LineDeath("worker: admission sent", "newcomer", (("DialWorker", "Queue.send_batch", "after", SECOND),)),
-    LineDeath("event: ended, nobody admitted", "next", (NO_ADMISSION,)),
+    LineDeath("event: ended, no call admitted", "next", (NO_ADMISSION,)),
     LineDeath("event: claimed, no message", "next", (("LivekitEvents", "CallStore.admit", "after", SECOND),)),
     LineDeath("event: admission sent", "next", (("LivekitEvents", "Queue.send_batch", "after", SECOND),)),
     LineDeath(

@@ -156,7 +156,7 @@ class LinePromises:
         return free, [call_id for call_id, _ in self._index.entries(admitted_of(line_of(workspace_id)))]
 
     def filled(self, workspace: Workspace, before: tuple[int, list[str]], admitted: int) -> None:
-        """After it: it admits no more than are free, less those admitted before that nobody has leased yet."""
+        """After it: it admits no more than are free, less those admitted before that no worker has leased yet."""
         self.counted["filled"] += admitted
         free = before[0] + self.counted["slots freed"]
         outstanding = sum(self._outstanding(self._calls[call_id]) for call_id in before[1])

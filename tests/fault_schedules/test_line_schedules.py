@@ -264,7 +264,7 @@ PLANTED: dict[str, tuple[Scenario, str, tuple[tuple[Any, str, Any], ...]]] = {
             (LimitStore, "take_slot", taken_by_anyone),
         ),
     ),
-    "a line that nobody fills": (
+    "a line that is not filled": (
         nobody_admits_at_an_end,
         "demo",
         ((Line, "fill", lambda self, workspace, standing: 0),),

@@ -125,7 +125,7 @@ def test_an_admission_names_the_call_whose_slot_was_freed_for_it_by_the_same_pro
     sources = EventSources(stack(tmp_path))
     sources._note_changes([record(f"over{n}", f"+1555000000{n}", "completed") for n in range(5)])
     sources._note_changes([record(f"next{n}", f"+1555000001{n}", "queued") for n in range(6)])
-    # Into the line with its slot freed: that admits nobody.
+    # Into the line with its slot freed: that admits no call.
     sources._note_changes([record("back", "+15550000020", "queued")])
     steps = [
         free("over0", 1_000),

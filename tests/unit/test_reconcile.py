@@ -232,7 +232,7 @@ ADMITTED = WAITING | {"line_of": f"{LINE}#admitted", "admitted_at_ms": NOW - 60_
 
 
 def full(one: OneCall) -> None:
-    """No slot is free: a run admits nobody."""
+    """No slot is free: a run admits no call."""
     for other in ("b" * 24, "c" * 24):
         one.calls.create(dataclasses.replace(CALL, call_id=other, check_at_ms=NOW * 2))
         one.limits.take_slot("demo", other, 2)
