@@ -577,7 +577,7 @@ def test_a_newcomer_that_the_index_does_not_show_admits_itself(one: OneCall) -> 
 
 
 def test_a_slot_that_was_freed_since_it_was_read_is_not_left_free(one: OneCall) -> None:
-    """Its end admitted no call, as nobody waited yet."""
+    """Its end admitted no call, as no call waited yet."""
     full(one)
     other_waits(one)
     one.place()
