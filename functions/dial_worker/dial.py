@@ -201,6 +201,11 @@ class Dialler:
         await asyncio.sleep(max(0.0, to_seconds(free_at_ms - self.clock())))
         # Read again just before the fence: waiting for the agent and the trunk takes time.
         now = await asyncio.to_thread(self.limits.standing, workspace, slots=False)
+        if now.workspace is None or now.workspace.disabled or now.trunk.trunk_id != workspace.sip_trunk_id:
+            # Its workspace has been changed meanwhile: decided anew.
+            if await self._leave_room(call):
+                await self._wait(call, "trunk", self.durations.orphan_step)
+            return
         if now.switch.paused_at_ms is not None or not await self._may_try_trunk(now.trunk, call):
             if await self._leave_room(call):
                 why: WaitingFor = "trunk" if now.switch.paused_at_ms is None else "paused"
@@ -271,7 +276,10 @@ class Dialler:
         workspace = standing.workspace
         if workspace is None:
             return
-        crowded = await asyncio.to_thread(self.line.crowd, workspace, standing)
+        crowded = standing
+        if tried or not any(standing.free(workspace.max_concurrent_calls)):
+            # Not while slots are free: newcomers alone would keep the line crowded with no call in it.
+            crowded = await asyncio.to_thread(self.line.crowd, workspace, standing)
         free = crowded.free(workspace.max_concurrent_calls)
         for item in tried:
             if crowded.slots[item] is standing.slots[item]:
@@ -468,6 +476,7 @@ class Dialler:
             view = await self._view(call)
             if view is not None and view.call_status in ANSWERED:
                 await self._handle_answer(call)
+                await self._trunk_works(trunk, call)
                 return
             seen = await asyncio.to_thread(self.calls.get, call.call_id)
             if seen is None or not _still_mine(seen, call):
@@ -540,7 +549,9 @@ class Dialler:
         if is_trunk_fault(outcome):
             await self._trunk_failed(trunk, seen, error)
         await self._end(seen, outcome)
-        if outcome.sip_status_code is not None and not is_trunk_fault(outcome):
+        if not is_trunk_fault(outcome) and (
+            outcome.sip_status_code is not None or outcome.status in ("no_answer", "busy", "rejected")
+        ):
             # The carrier has answered the INVITE.
             await self._trunk_works(trunk, seen)
 
@@ -603,7 +614,7 @@ class Dialler:
         if not trunk.faulty:
             return
         try:
-            if await asyncio.to_thread(self.limits.reset_trunk, trunk.trunk_id) and trunk.stops:
+            if await asyncio.to_thread(self.limits.reset_trunk, trunk.trunk_id, trunk) and trunk.stops:
                 logger.info("trunk in use again", extra={"trunk_id": trunk.trunk_id})
                 standing = await self._standing(call)
                 if standing is not None and standing.workspace is not None:

@@ -396,8 +396,6 @@ class Reconciler:
             logger.warning("trunk is stopped", extra={"trunk_id": trunk.trunk_id, "stops": trunk.stops})
         if stopped:
             count("TrunksStopped", len(stopped))
-        if now_ms % to_ms(self.durations.slot_repair) < to_ms(60 * self.durations.scale):
-            await asyncio.to_thread(self.repair_slots, everything)
         workspaces = list(everything.workspaces.values())
         random.shuffle(workspaces)
 
@@ -412,25 +410,30 @@ class Reconciler:
                     _count_error(f"the line of {workspace.workspace_id} is not filled")
 
         await asyncio.gather(*(work() for _ in range(PORTIONS)))
+        if now_ms % to_ms(self.durations.slot_repair) < to_ms(60 * self.durations.scale):
+            await asyncio.to_thread(self.repair_slots, everything)
 
     def repair_slots(self, everything: Everything) -> None:
         """Frees the slots of calls that have ended, have no record, or wait in the line.
 
         The end of a call frees its slot, and so does its way into the line; but the request that took it may be
         executed again later (the SDK repeats it when the first response is lost), or by a worker that stalled past
-        its lease.
+        its lease. In random order, while time is left: what is not reached is at the next repair.
         """
-        try:
-            for workspace_id, items in everything.slots.items():
-                for item in items:
-                    found = self.calls.read_due([(call_id, "CALL") for call_id in item.call_ids])
-                    unreadable = {call_id for call_id, _ in found.unreadable}
-                    calls = {call.call_id: call for call in found.calls}
-                    for call_id in item.call_ids - unreadable:
-                        self._repair_slot(workspace_id, call_id, item.number, calls.get(call_id))
-        except Exception:
-            # Repeated at the next repair; the rest of this run is done.
-            _count_error("slots not repaired")
+        items = [(workspace_id, item) for workspace_id, of_it in everything.slots.items() for item in of_it]
+        random.shuffle(items)
+        for workspace_id, item in items:
+            if not self.time_left():
+                return
+            try:
+                found = self.calls.read_due([(call_id, "CALL") for call_id in item.call_ids])
+                unreadable = {call_id for call_id, _ in found.unreadable}
+                calls = {call.call_id: call for call in found.calls}
+                for call_id in item.call_ids - unreadable:
+                    self._repair_slot(workspace_id, call_id, item.number, calls.get(call_id))
+            except Exception:
+                # Repeated at the next repair; the other items are not held up.
+                _count_error("slots not repaired")
 
     def _repair_slot(self, workspace_id: str, call_id: str, item: int, call: Call | None) -> None:
         waits = call is not None and call.in_line

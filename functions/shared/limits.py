@@ -156,22 +156,12 @@ class LimitStore:
             with store_errors():
                 page = self._table.client.scan(**request)
             for wire in page["Items"]:
-                item = from_wire(wire)
-                key = item["workspaceId"]
-                slots = slots_of_key(key)
-                if slots is not None:
-                    found.slots.setdefault(slots[0], []).append(_slots_item(slots[1], item))
-                elif key.startswith(TRUNK):
-                    trunk_id = key.removeprefix(TRUNK)
-                    found.trunks[trunk_id] = Trunk.from_item(trunk_id, item)
-                elif key == SWITCH:
-                    found.switch = Switch.from_item(item)
-                elif "#" not in key:
-                    try:
-                        found.workspaces[key] = Workspace.from_item(item)
-                    except StoreError:
-                        logger.exception("unreadable workspace", extra={"workspace_id": key})
-                        count("UnreadableItems")
+                try:
+                    _add(found, from_wire(wire))
+                except (StoreError, KeyError, TypeError, ValueError):
+                    # Only what it is about is left out: no other workspace's line waits for it.
+                    logger.exception("unreadable item", extra={"workspace_id": wire["workspaceId"]["S"]})
+                    count("UnreadableItems")
             if "LastEvaluatedKey" not in page:
                 return found
             request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
@@ -350,13 +340,22 @@ class LimitStore:
             {":until": until_ms, ":id": call_id, ":seen": seen.stopped_until_ms, ":now": now_ms},
         )
 
-    def reset_trunk(self, trunk_id: str) -> bool:
-        """Forgets the trunk's faults: it is in use again. False when there were none."""
+    def reset_trunk(self, trunk_id: str, seen: Trunk | None = None) -> bool:
+        """Forgets the trunk's faults: it is in use again. False when there were none.
+
+        seen: as read before the dial that succeeded. A stop since then is kept: the dial was made before it.
+        """
+        condition, values = "(attribute_exists(faults) OR attribute_exists(stops))", {}
+        if seen is not None and seen.stopped_until_ms:
+            condition += " AND stoppedUntil = :seen"
+            values[":seen"] = seen.stopped_until_ms
+        elif seen is not None:
+            condition += " AND attribute_not_exists(stoppedUntil)"
         return self._table.update_item(
             _trunk_key(trunk_id),
             "REMOVE faults, stops, stoppedAt, stoppedUntil, probeUntil, probeCall, fault",
-            "attribute_exists(faults) OR attribute_exists(stops)",
-            {},
+            condition,
+            values,
         )
 
     # ── the switch ──────────────────────────────────────────────────────────────────────────────
@@ -391,3 +390,18 @@ def _trunk_key(trunk_id: str) -> str:
 def _slots_item(number: int, item: dict[str, Any] | None) -> SlotsItem:
     item = item or {}
     return SlotsItem(number, frozenset(item.get("activeCalls", ())), item.get("crowdedUntil", 0))
+
+
+def _add(found: Everything, item: dict[str, Any]) -> None:
+    """Raises StoreError, KeyError, TypeError or ValueError when the item cannot be parsed."""
+    key = item["workspaceId"]
+    slots = slots_of_key(key)
+    if slots is not None:
+        found.slots.setdefault(slots[0], []).append(_slots_item(slots[1], item))
+    elif key.startswith(TRUNK):
+        trunk_id = key.removeprefix(TRUNK)
+        found.trunks[trunk_id] = Trunk.from_item(trunk_id, item)
+    elif key == SWITCH:
+        found.switch = Switch.from_item(item)
+    elif "#" not in key:
+        found.workspaces[key] = Workspace.from_item(item)

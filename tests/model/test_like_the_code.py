@@ -51,8 +51,8 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "_lease": "calls.take_lease",
         "_dial_leased": (
             "_lease_over _take_slot _lease_over _prepare_room _await_agent _try_again _lease_over _end _clear "
-            "_reserve_trunk limits.trunk _leave_room _wait limits.standing _may_try_trunk _leave_room _enter_line "
-            "calls.fence _dial_fenced _lease_over _clear"
+            "_reserve_trunk limits.trunk _leave_room _wait limits.standing _leave_room _wait _may_try_trunk "
+            "_leave_room _enter_line calls.fence _dial_fenced _lease_over _clear"
         ),
         "_take_slot": "limits.take_slot _wait_for_slot calls.note_slots_item",
         "_wait_for_slot": "line.crowd _enter_line line.admit_behind",
@@ -135,7 +135,7 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         ),
         "_hang_up": "hang_up_call _end",
         "_ended": "clear _clear",
-        "_fill_lines": "limits.everything repair_slots line.fill",
+        "_fill_lines": "limits.everything line.fill repair_slots",
         "repair_slots": "calls.read_due _repair_slot calls.get",
         "_repair_slot": "calls.hold limits.free_slot calls.enter_line",
         "_end": "end_call _clear",

@@ -1490,6 +1490,52 @@ def test_what_is_not_the_carriers_answer_ends_no_stop(one: OneCall, error: LiveK
     assert one.limits.trunk("ST_1").stops == (2 if error is UNAUTHENTICATED else 1)
 
 
+def test_a_phone_that_rang_out_without_a_code_shows_that_the_trunk_works(one: OneCall) -> None:
+    fail(one, CANCELED, after=40_000)
+    stop_trunk(one, until=NOW)
+    one.before(one.livekit, "dial", left(one, reason="USER_UNAVAILABLE", callStatus="ringing"))
+    dial(one)
+    assert one.end == ("no_answer", "no_answer")
+    assert not one.limits.trunk("ST_1").faulty
+
+
+def test_an_answer_that_only_a_look_finds_shows_that_the_trunk_works(one: OneCall) -> None:
+    fail(one, UNKNOWN, TALKS)
+    stop_trunk(one, until=NOW)
+    dial(one)
+    assert one.call.status == "in_progress"
+    assert not one.limits.trunk("ST_1").faulty
+
+
+def test_a_dial_from_before_a_stop_does_not_end_it(one: OneCall) -> None:
+    one.place()
+    faults(one, 2)
+    one.before(one.calls, "answered", lambda: stop_trunk(one))
+    dial(one)
+    assert one.call.status == "in_progress"
+    assert one.limits.trunk("ST_1").stops == 1
+
+
+@pytest.mark.parametrize("changes", [{"disabled": True}, {"sip_trunk_id": "ST_2"}])
+def test_a_workspace_that_is_changed_at_the_last_moment_is_looked_at_anew(
+    one: OneCall, changes: dict[str, Any]
+) -> None:
+    one.place()
+    one.after(one.limits, "reserve_trunk", lambda: one.workspaces.put(dataclasses.replace(WORKSPACE, **changes)))
+    assert "dial" not in dial(one)
+    assert one.call.status == "queued"
+    assert sent(one) == [message(2)]
+
+
+def test_newcomers_alone_do_not_keep_a_line_crowded(one: OneCall) -> None:
+    """Slots are free and no call waits: the newcomer is admitted, and the next may come at once a little later."""
+    one.place()
+    crowd(one, NOW + 10_000)
+    dial(one)
+    assert crowded_until(one) == NOW + 10_000
+    assert one.call.admitted_at_ms == NOW
+
+
 def test_a_trunk_without_faults_costs_nothing(one: OneCall) -> None:
     fail(one, BUSY)
     dial(one)

@@ -366,8 +366,11 @@ def test_a_workspace_that_cannot_be_read_does_not_hold_up_the_others(
 ) -> None:
     stored_workspace(client)
     client.put_item(TableName=TABLE, Item={"workspaceId": {"S": "broken"}, "name": {"S": "Broken"}})
+    client.put_item(TableName=TABLE, Item={"workspaceId": {"S": "trunk#broken"}, "faults": {"N": "5"}})
+    client.put_item(TableName=TABLE, Item={"workspaceId": {"S": "broken#slots"}, "activeCalls": {"N": "1"}})
     assert set(limits.everything().workspaces) == {"demo"}
-    assert [record.__dict__["workspace_id"] for record in caplog.records] == ["broken"]
+    unreadable = sorted(record.__dict__["workspace_id"] for record in caplog.records)
+    assert unreadable == ["broken", "broken#slots", "trunk#broken"]
 
 
 @pytest.mark.parametrize(("numbers", "expected"), [([], [0]), ([0], [0]), ([1], [0, 1]), ([3, 1], [0, 1, 2, 3])])

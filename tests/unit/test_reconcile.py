@@ -1034,12 +1034,34 @@ def test_a_paused_line_is_not_filled(one: OneCall) -> None:
     assert reconcile(one) == {}
 
 
-def test_slots_are_repaired_before_lines_are_filled(one: OneCall) -> None:
+def test_lines_are_filled_before_slots_are_repaired(one: OneCall) -> None:
+    """A repair of many slots takes long; the next run fills what it has freed."""
     for call_id in ("3" * 24, "4" * 24):
         one.limits.take_slot("demo", call_id, 2)
     other_waits(one)
     one.now = REPAIR + 300_000
+    assert reconcile(one) == {}
+    assert one.limits.active_calls("demo") == frozenset()
     assert reconcile(one) == {"admitted": 1}
+
+
+def test_a_repair_ends_with_the_runs_time(one: OneCall) -> None:
+    one.limits.take_slot("demo", "3" * 24, 2)
+    one.reconciler(time_left=lambda: False).repair_slots(one.limits.everything())
+    assert one.limits.active_calls("demo") == {"3" * 24}
+
+
+def test_a_slots_item_that_cannot_be_repaired_holds_up_no_other(one: OneCall) -> None:
+    one.limits.take_slot("demo", "3" * 24, 2)
+    one.limits.take_slot("demo", "4" * 24, 2, item=1)
+
+    def fails() -> None:
+        raise StoreError("down")
+
+    one.before(one.calls, "read_due", fails)
+    one.reconciler().repair_slots(one.limits.everything())
+    assert len(one.limits.active_calls("demo", 2)) == 1
+    assert one.counted["ReconcileErrors"] == 1
 
 
 def stop_trunk(one: OneCall, trunk_id: str, until: int) -> None:
