@@ -40,11 +40,18 @@ UNUSED = (
     "pydantic/v1",  # the API of its first version
     "pydantic/mypy.py",  # a plugin for type checking
     "phonenumbers/shortdata/region_*",  # emergency numbers and the like
+    "phonenumbers/geodata",  # names of places
+    "phonenumbers/geocoder.py",
+    "phonenumbers/carrierdata",  # names of carriers
+    "phonenumbers/carrier.py",
+    "tzdata/zoneinfo/*.*",  # sources and tables of countries; zones' names have no dot
+    "tzdata/zoneinfo/leapseconds",
+    "tzdata/zoneinfo/**/__init__.py",  # zones are read as files
 )
 
 FUNCTIONS = Path(__file__).parents[1] / "functions"
 # Imported by functions at their first need.
-IMPORTED_LATER = ("phonenumbers",)
+IMPORTED_LATER = ("phonenumbers", "phonenumbers.tzdata", "tzdata", "zoneinfo")
 # The environment that handlers read at import. No request is made at import.
 HANDLERS_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "none",
@@ -52,6 +59,7 @@ HANDLERS_ENVIRONMENT = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "CALLS_TABLE": "calls",
     "WORKSPACES_TABLE": "workspaces",
+    "NUMBERS_TABLE": "numbers",
     "DIAL_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/1/dial",
     "WEBHOOK_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/1/webhook",
     "WEBHOOK_DEAD_LETTER_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/1/dead",

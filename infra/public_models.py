@@ -29,6 +29,11 @@ ErrorCode = Literal[
     "invalid_number",
     "invalid_url",
     "invalid_variables",
+    "invalid_time_zone",
+    "unknown_purpose",
+    "consent_required",
+    "time_zone_required",
+    "cannot_ring_in_time",
     "missing_workspace",
     "conflicting_header",
     "invalid_idempotency_key",
@@ -37,10 +42,13 @@ ErrorCode = Literal[
     "invalid_signature",
     "workspace_not_allowed",
     "number_not_allowed",
+    "number_suppressed",
     "agent_not_allowed",
     "from_not_allowed",
     "call_not_found",
     "delivery_not_found",
+    "not_suppressed",
+    "call_dialed",
     "call_ended",
     "reports_full",
     "attempt_under_way",
@@ -49,6 +57,20 @@ ErrorCode = Literal[
     "idempotency_key_reused",
     "rate_limited",
     "unavailable",
+]
+
+GateName = Literal[
+    "workspace",
+    "destination",
+    "policy",
+    "consent",
+    "suppression",
+    "scheduled_at",
+    "calling_window",
+    "frequency",
+    "paused",
+    "trunk",
+    "slot",
 ]
 
 CallId = Annotated[str, Field(pattern=r"^[0-9a-f]{24}$")]
@@ -61,6 +83,7 @@ E164 = Annotated[str, Field(pattern=r"^\+(1[2-9][0-9]{5,13}|[2-9][0-9]{6,14})$")
 Time = Annotated[str, Field(pattern=TIME_PATTERN, json_schema_extra={"format": "date-time"})]
 EventType = CallEventType | Annotated[str, Field(pattern=r"^agent\.[a-z][a-z0-9_]{0,63}$")]
 NotEmpty = Annotated[str, Field(min_length=1)]
+Scope = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 Success = Literal["success"]
 
 
@@ -94,25 +117,52 @@ class _CallFields(PublicModel):
     retryable: bool | None
 
 
-class CallState(_CallFields):
-    """A call as it is now. waiting_for, earliest_ring_at: of a queued call that waits only; in no webhook."""
+class Gate(PublicModel):
+    """One of the rules that are asked before a phone rings, and what it saw."""
 
+    name: GateName
+    passed: bool
+    detail: dict[str, Any]
+
+
+class Consent(PublicModel):
+    """As it was given when the call was placed."""
+
+    basis: str
+    obtained_at: str
+    reference: str | None
+
+
+class CallState(_CallFields):
+    """A call as it is now. From scheduled_at on: in no webhook. waiting_for, earliest_ring_at: of a queued call
+    that waits only.
+    """
+
+    scheduled_at: Time | None
+    expires_at: Time | None
+    purpose: str | None
+    time_zone: str | None
+    consent: Consent | None
+    dtmf: str | None
     waiting_for: WaitingFor | None
     earliest_ring_at: Time | None
 
 
 class CallEvent(PublicModel):
-    """An event in the list of its call. report: of an agent's report only, and always."""
+    """An event in the list of its call. report: of an agent's report only, and always. gates: what let the phone
+    ring, of call.dialing only; calls that earlier versions dialled have none.
+    """
 
     id: EventId
     type: EventType
     timestamp: Time
     sequence: Sequence
+    gates: Annotated[list[Gate], Field(default_factory=list)]
     report: Annotated[dict[str, Any], Field(default_factory=dict)]
 
     @model_validator(mode="after")
-    def _reports_have_a_report(self) -> CallEvent:
-        _check_report(self.type, self)
+    def _each_type_has_its_own(self) -> CallEvent:
+        _check_own(self.type, self)
         return self
 
 
@@ -126,8 +176,9 @@ class Call(CallState):
 
 
 class EventData(_CallFields):
-    """The call of a webhook, as it was right after the event. report: as in CallEvent."""
+    """The call of a webhook, as it was right after the event. gates, report: as in CallEvent."""
 
+    gates: Annotated[list[Gate], Field(default_factory=list)]
     report: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
@@ -142,14 +193,16 @@ class WebhookEvent(PublicModel):
     metadata: dict[str, Any] | None
 
     @model_validator(mode="after")
-    def _reports_have_a_report(self) -> WebhookEvent:
-        _check_report(self.type, self.data)
+    def _each_type_has_its_own(self) -> WebhookEvent:
+        _check_own(self.type, self.data)
         return self
 
 
-def _check_report(kind: str, holder: BaseModel) -> None:
+def _check_own(kind: str, holder: BaseModel) -> None:
     if kind.startswith("agent.") != ("report" in holder.model_fields_set):
         raise ValueError(f"report is of agent.* only, and always: {kind}")
+    if kind != "call.dialing" and "gates" in holder.model_fields_set:
+        raise ValueError(f"gates is of call.dialing only: {kind}")
 
 
 # ── answers ─────────────────────────────────────────────────────────────────────────────────────────
@@ -163,6 +216,16 @@ class CallAccepted(PublicModel):
     call_id: CallId
     room_name: RoomName
     job_id: JobId
+
+
+class CallPreview(PublicModel):
+    """POST /v1/api/call/preview."""
+
+    status: Success
+    decision: Literal["ring", "wait", "refuse"]
+    waiting_for: WaitingFor | None
+    earliest_ring_at: Time | None
+    gates: list[Gate]
 
 
 class CallCanceled(PublicModel):
@@ -221,13 +284,81 @@ class DeliveryReplayed(PublicModel):
 
 
 class ReportTaken(PublicModel):
-    """POST /v1/api/call/{callId}/events."""
+    """POST /v1/api/call/{callId}/events. suppressed: of an opt-out only, and always."""
 
     status: Success
     message: str
     call_id: CallId
     event_id: EventId
     sequence: Sequence
+    suppressed: Annotated[Literal[True], Field(default_factory=lambda: True)]
+
+
+class OptOutTaken(PublicModel):
+    """The same, for an opt-out that holds although it could not become an event."""
+
+    status: Success
+    message: str
+    call_id: CallId
+    suppressed: Literal[True]
+
+
+class SuppressedBy(PublicModel):
+    """What made a suppression: an API key, the agent of a call, or the operator."""
+
+    key_id: str | None
+    label: str | None
+    call_id: CallId | None
+    operator: bool | None
+
+
+class Suppression(PublicModel):
+    """A suppression that has not ended."""
+
+    scope: Scope
+    reason: str | None
+    at: Time
+    expires_at: Time | None
+    by: SuppressedBy
+
+
+class SuppressedNumber(PublicModel):
+    """An entry of the list."""
+
+    number: E164
+    suppressions: list[Suppression]
+
+
+class NumberSuppressions(SuppressedNumber):
+    """GET, PUT and DELETE /v1/api/suppression/{number}."""
+
+    status: Success
+
+
+class SuppressionList(PublicModel):
+    """GET /v1/api/suppression: one page."""
+
+    status: Success
+    numbers: Annotated[list[SuppressedNumber], Field(max_length=100)]
+    cursor: str | None
+
+
+class ImportResult(PublicModel):
+    """What became of one suppression of an import. errors: of an invalid one only."""
+
+    result: Literal["accepted", "invalid", "retry"]
+    number: E164 | None
+    errors: Annotated[list[FieldError], Field(default_factory=list, min_length=1)]
+
+
+class SuppressionsImported(PublicModel):
+    """POST /v1/api/suppression/import."""
+
+    status: Success
+    accepted: Annotated[int, Field(ge=0)]
+    invalid: Annotated[int, Field(ge=0)]
+    retry: Annotated[int, Field(ge=0)]
+    results: Annotated[list[ImportResult], Field(min_length=1, max_length=1000)]
 
 
 class LiveKitEventTaken(PublicModel):

@@ -93,8 +93,9 @@ async def report(
     api_key: str | None = None,
     api_secret: str | None = None,
     session: aiohttp.ClientSession | None = None,
-) -> int:
-    """Reports `agent.<name>` on the call. Returns the sequence of the resulting event.
+) -> int | None:
+    """Reports `agent.<name>` on the call. Returns the sequence of the resulting event; None for an `agent.opt_out`
+    that has suppressed the callee, but came too late to be an event.
 
     It is retried for about a minute and counts once, also when several tries arrive. key: calls of this function
     with the same key are one report; without a key each call is a separate report. The LiveKit key defaults to
@@ -117,7 +118,7 @@ async def report(
                 ) as answer:
                     fields = await _object(answer)
                     if answer.status == 200:
-                        return int(fields["sequence"])
+                        return fields.get("sequence")
                     if answer.status < 500 and answer.status != 429:
                         raise ReportRefusedError(answer.status, fields.get("code", ""), fields.get("message", ""))
                     failure = f"HTTP {answer.status}"

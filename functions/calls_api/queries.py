@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from shared.call import Call, Status, compact, event_id_of, iso, json_object, snapshot
 from shared.call_store import CallStore
-from shared.errors import FieldError, RequestRefusedError
+from shared.errors import FieldError, RequestRefusedError, refusal
 from shared.http_api import Event
 from shared.line import waiting_view
 from shared.phone_number import e164
@@ -24,6 +24,7 @@ _CREATED_AT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}
 _TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,3})?(Z|[+ -]([01][0-9]|2[0-3]):[0-5][0-9])"
 )
+_CONSENT = ("basis", "obtainedAt", "reference")
 _PARTITION_KEY = re.compile(r"CALL#[0-9a-f]{24}")
 
 
@@ -48,8 +49,19 @@ def call_view(call: Call, now_ms: int) -> str:
 
 
 def _state(call: Call, now_ms: int) -> dict[str, Any]:
-    """The call after its latest event, and why it waits. Webhooks lack the latter: their bodies never change."""
-    return snapshot(call, len(call.events)) | waiting_view(call, now_ms)
+    """The call after its latest event, when and under which rules it may ring, and why it waits. Webhooks have
+    only the first: their bodies never change.
+    """
+    consent = call.consent
+    return snapshot(call, len(call.events)) | {
+        "scheduledAt": None if call.scheduled_at_ms is None else iso(call.scheduled_at_ms),
+        "expiresAt": None if call.expires_at_ms is None else iso(call.expires_at_ms),
+        "purpose": call.purpose,
+        "timeZone": call.time_zone,
+        "consent": None if consent is None else {name: consent.get(name) for name in _CONSENT},
+        "dtmf": call.dtmf,
+        **waiting_view(call, now_ms),
+    }
 
 
 def _event_view(call: Call, sequence: int) -> str:
@@ -60,6 +72,8 @@ def _event_view(call: Call, sequence: int) -> str:
         "timestamp": compact(iso(entry["at"])),
         "sequence": str(sequence),
     }
+    if "gates" in entry:
+        fields["gates"] = entry["gates"]
     if "data" in entry:
         fields["report"] = entry["data"]
     return json_object(fields)
@@ -80,16 +94,35 @@ class ListQuery:
 
 def list_query(event: Event) -> ListQuery:
     """Raises RequestRefusedError (400) with every invalid or unknown parameter."""
+    fields, errors = query_fields(
+        event,
+        {
+            "status": _status,
+            "agent": _agent,
+            "to": number_given,
+            "created_after": _time,
+            "created_before": _time,
+            "limit": limit_given,
+            "cursor": _cursor,
+        },
+    )
+    query = ListQuery(**fields)
+    earliest, latest = query.created_after or "0", query.created_before or "9"
+    # DynamoDB refuses an inverted range, and a start key outside the range.
+    if earliest > latest:
+        errors.append(FieldError("created_before", "must not be before created_after"))
+    elif query.cursor is not None and not earliest <= query.cursor[0] <= latest:
+        errors.append(FieldError("cursor", "belongs to a query with other times"))
+    if errors:
+        raise refusal(400, *errors)
+    return query
+
+
+def query_fields(
+    event: Event, readers: Mapping[str, Callable[[str], Any]]
+) -> tuple[dict[str, Any], list[FieldError]]:
+    """The parameters of the query, each as its reader has read it, and every one that is invalid or unknown."""
     given: Mapping[str, str] = event.get("queryStringParameters") or {}
-    readers: dict[str, Callable[[str], Any]] = {
-        "status": _status,
-        "agent": _agent,
-        "to": _to,
-        "created_after": _time,
-        "created_before": _time,
-        "limit": _limit,
-        "cursor": _cursor,
-    }
     errors, fields = [], {}
     for name, text in given.items():
         if name not in readers:
@@ -99,17 +132,7 @@ def list_query(event: Event) -> ListQuery:
             fields[name] = readers[name](text)
         except ValueError as exc:
             errors.append(FieldError(name, str(exc)))
-    query = ListQuery(**fields)
-    earliest, latest = query.created_after or "0", query.created_before or "9"
-    # DynamoDB refuses an inverted range, and a start key outside the range.
-    if earliest > latest:
-        errors.append(FieldError("created_before", "must not be before created_after"))
-    elif query.cursor is not None and not earliest <= query.cursor[0] <= latest:
-        errors.append(FieldError("cursor", "belongs to a query with other times"))
-    if errors:
-        message = "; ".join(f"{error.field} {error.message}" for error in errors)
-        raise RequestRefusedError(400, "invalid_request", message, errors)
-    return query
+    return fields, errors
 
 
 def list_calls(calls: CallStore, workspace_id: str, query: ListQuery, now_ms: int) -> str:
@@ -130,23 +153,32 @@ def list_calls(calls: CallStore, workspace_id: str, query: ListQuery, now_ms: in
         {
             "status": compact("success"),
             "calls": "[" + ",".join(shown) + "]",
-            "cursor": compact(None if last is None else _write_cursor(last)),
+            "cursor": compact(None if last is None else write_cursor(*last)),
         }
     )
 
 
-def _write_cursor(last: tuple[str, str]) -> str:
+def write_cursor(*last: str) -> str:
+    """Where the next page of a list starts, as the client gives it back."""
     return base64.urlsafe_b64encode(json.dumps(last).encode()).decode().rstrip("=")
 
 
-def _cursor(text: str) -> tuple[str, str]:
+def read_cursor(text: str, *parts: re.Pattern[str]) -> list[str]:
+    """What `write_cursor` was given. parts: how each of it looks. Raises ValueError for any other text."""
     # It only holds a position within the client's own workspace: a forged one gives access to nothing else.
     try:
-        created_at, key = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
-        if not (_CREATED_AT.fullmatch(created_at) and _PARTITION_KEY.fullmatch(key)):
+        last = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
+        if not isinstance(last, list) or not all(
+            part.fullmatch(given) for part, given in zip(parts, last, strict=True)
+        ):
             raise ValueError
     except (ValueError, TypeError, RecursionError):
         raise ValueError("is not a cursor of this API") from None
+    return last
+
+
+def _cursor(text: str) -> tuple[str, str]:
+    created_at, key = read_cursor(text, _CREATED_AT, _PARTITION_KEY)
     return created_at, key
 
 
@@ -162,7 +194,8 @@ def _agent(text: str) -> str:
     return text
 
 
-def _to(text: str) -> str:
+def number_given(text: str) -> str:
+    """A number of a path or a query as E.164. Raises ValueError."""
     # A literal + in a query string arrives as a space.
     return e164("+" + text[1:] if text.startswith(" ") and "+" not in text else text)
 
@@ -178,7 +211,7 @@ def _time(text: str) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _limit(text: str) -> int:
+def limit_given(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:4]) <= 100 and len(text) <= 3):
         raise ValueError("must be a whole number from 1 to 100")
     return int(text)

@@ -2,18 +2,20 @@
 
 The agent knows no workspace key. It signs with the LiveKit key that it has already: a JWT that names the call's
 room and the SHA-256 of the body, valid for minutes. A report becomes one more event of the call and goes the way
-of all events; it never changes the call's status.
+of all events; it never changes the call's status. An opt-out suppresses the callee's number before that.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from shared.call import Call, event, event_id
+from calls_api.suppression import Suppressor
+from shared.call import OPT_OUT, Call, event, event_id
 from shared.call_store import CallStore
 from shared.clock import Clock, to_ms, to_seconds
 from shared.durations import Durations
@@ -21,6 +23,8 @@ from shared.errors import FieldError, RequestRefusedError
 from shared.http_api import check_idempotency_key
 from shared.livekit.secret import LiveKitSecretCache
 from shared.livekit.signature import LEEWAY_SECONDS, signed_claims
+from shared.numbers import ALL
+from shared.policies import DEFAULT
 from shared.raw_json import LONG_NUMBER, holds_long_number, json_text, members
 from shared.request_model import ErrorMessage, RequestModel, validate
 from shared.table_keys import CALL_ID
@@ -75,9 +79,12 @@ class SummaryData(ReportData):
 
 
 class OptOutData(ReportData):
-    """The callee wants no more calls. said: in which words."""
+    """The callee wants no more calls. said: in which words. scope: `all` (the default) or only those of the call's
+    purpose.
+    """
 
     said: str | None = None
+    scope: Annotated[Literal["all", "purpose"], ErrorMessage("must be one of all, purpose")] | None = None
 
 
 class TransferData(ReportData):
@@ -97,7 +104,7 @@ WELL_KNOWN: dict[str, type[ReportData]] = {
     "agent.voicemail": VoicemailData,
     "agent.transcript": TranscriptData,
     "agent.summary": SummaryData,
-    "agent.opt_out": OptOutData,
+    OPT_OUT: OptOutData,
     "agent.transfer": TransferData,
 }
 
@@ -107,6 +114,7 @@ class ReportReceiver:
     """Receives agents' reports. clock: epoch milliseconds."""
 
     calls: CallStore
+    suppressor: Suppressor
     livekit_secret: LiveKitSecretCache
     durations: Durations
     clock: Clock
@@ -120,12 +128,14 @@ class ReportReceiver:
         report_id = _report_id(idempotency_key, body)
         given = parse_report(body)
         write = None
+        if given.kind == OPT_OUT:
+            self._suppress(call_id, room, report_id, given, now_ms)
         if CALL_ID.fullmatch(call_id):
             write = self.calls.append_report(
                 call_id,
                 room,
                 report_id,
-                event(given.kind, now_ms, data=given.data),
+                event(given.kind, now_ms, data=given.data, suppressed=given.kind == OPT_OUT or None),
                 len(body),
                 ended_since_ms=now_ms - to_ms(self.durations.report_grace),
             )
@@ -134,7 +144,28 @@ class ReportReceiver:
             raise RequestRefusedError(404, "call_not_found", "No such call is in the room that the token names")
         if write.won:
             return Reported(call_id, given.kind, len(write.call.events))
-        return self._not_appended(write.call, report_id, given, now_ms)
+        try:
+            return self._not_appended(write.call, report_id, given, now_ms)
+        except RequestRefusedError as refused:
+            if given.kind != OPT_OUT or refused.status != 409:
+                raise
+            return Reported(call_id, given.kind, None, refusal=refused.message)
+
+    def _suppress(self, call_id: str, room: str, report_id: str, given: Report, now_ms: int) -> None:
+        """Suppresses the callee before the report is appended, whatever the call's state.
+
+        Not for a report that is an event already: it has suppressed the callee then. That may have been removed
+        since, and a repeat must not bring it back.
+        """
+        call = self.calls.get(call_id) if CALL_ID.fullmatch(call_id) else None
+        if call is None or call.room_name != room:
+            # The append tells it.
+            return
+        if any(entry.get("reportId") == report_id and entry.get("suppressed") for entry in call.events):
+            return
+        data = OptOutData.model_validate(json.loads(given.data))
+        scope = (call.purpose or DEFAULT) if data.scope == "purpose" else ALL
+        self.suppressor.opt_out(call, scope, data.said, now_ms)
 
     def _not_appended(self, call: Call, report_id: str, given: Report, now_ms: int) -> Reported:
         """Why the record did not take the report: it has it already, is over for too long, or has too many."""
@@ -162,20 +193,28 @@ class Report:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reported:
-    """A report that is an event of its call. replayed: it had been one before."""
+    """A report that was taken. sequence: of the event that it is. replayed: it had been one before. refusal: why
+    an opt-out, which holds all the same, is none; sequence is None then.
+    """
 
     call_id: str
     kind: str
-    sequence: int
+    sequence: int | None
     replayed: bool = False
+    refusal: str | None = None
 
     def body(self) -> dict[str, Any]:
+        suppressed = {"suppressed": True} if self.kind == OPT_OUT else {}
+        if self.sequence is None:
+            message = f"The callee is suppressed. The report is not an event of the call: {self.refusal}"
+            return {"status": "success", "message": message, "callId": self.call_id, **suppressed}
         return {
             "status": "success",
             "message": "The report is an event of the call",
             "callId": self.call_id,
             "eventId": event_id(self.call_id, self.sequence),
             "sequence": self.sequence,
+            **suppressed,
         }
 
 

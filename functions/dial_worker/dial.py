@@ -1,12 +1,12 @@
 """Dials one call, from its message to LiveKit's answer. The process may die after any of these steps:
 
-    line     paused, trunk stopped, no slot: into the line, acknowledge (line.py)
+    gates    refused: ends; not now, paused, trunk stopped, no slot: into the line, acknowledge (gates.py, line.py)
     wait     trunk busy, no record yet: acknowledge, send a new message with a delay
     lease    one process works on the call; the lease outlives the process
     slot     the workspace's limit of concurrent calls
     room     created with its agent dispatched; nothing rings before the agent is present
-    pacing   the trunk's next free moment; then switch and trunk are checked again
-    fence    queued → dialing: from here on no process dials this call again
+    pacing   the trunk's next free moment; then the gates are asked again
+    fence    queued → dialing, in one transaction with the number's record: from here on no process dials it again
     dial     CreateSIPParticipant, once
     outcome  answered, ended, un-fenced (two looks show that nothing rang), or unknown: look, never dial again
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import random
 import secrets
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from shared.clock import Clock, to_ms, to_seconds
 from shared.durations import Durations
 from shared.ending import clear_with_room, end_call
 from shared.errors import LiveKitError, LiveKitUnreachableError, QueueError, StoreError
+from shared.gates import Decision, decide
 from shared.hang_up import delete_room, hang_up_phone
 from shared.limits import LimitStore, Standing
 from shared.line import Line, earliest_ms, line_of, turn_of
@@ -45,15 +47,18 @@ from shared.livekit.outcomes import (
     verdict,
 )
 from shared.messages import DialMessage, dial_message
-from shared.number_policy import in_allowed_country
+from shared.numbers import NumberStore, ring_write
 from shared.queues import Queue
-from shared.slots import capacities, choose_item
+from shared.slots import SlotsItem, capacities, choose_item
 from shared.switch import Switch
 from shared.telemetry import count, logger, measure
 from shared.trunk import Trunk
 from shared.workspaces import Workspace, WorkspaceCache
 
 MAXIMUM_ATTEMPTS = 5
+
+# What keeps one call from ringing, and not all others of its workspace.
+_ITS_OWN: frozenset[WaitingFor] = frozenset({"scheduled_at", "calling_window", "frequency", "retry"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Dialler:
 
     calls: CallStore
     limits: LimitStore
+    numbers: NumberStore
     line: Line
     workspace_cache: WorkspaceCache
     dial_queue: Queue
@@ -89,7 +95,6 @@ class Dialler:
         if (
             call.status != "queued"
             or call.lease_until_ms >= now_ms
-            or call.wait_until_ms > now_ms
             or call.in_line
             or not await self._until_its_turn(call)
         ):
@@ -97,21 +102,19 @@ class Dialler:
             logger.info("nothing to do", extra={"call_id": call.call_id, "status": call.status})
             return
         standing = await self._standing(call)
-        workspace = standing.workspace if standing is not None else None
-        if (
-            standing is None
-            or workspace is None
-            or workspace.disabled
-            or not in_allowed_country(call.to, workspace.allowed_calling_codes)
-        ):
-            await self._end_unrung(call, message, standing, Outcome("failed", "not_allowed"))
+        rules = self._decide(call, standing)
+        if standing is None or rules.refused is not None:
+            await self._end_unrung(call, message, standing, _refusal(rules))
             return
         now_ms = self.clock()
-        if standing.switch.paused_at_ms is not None:
-            await self._enter_line(call, "paused", standing.switch)
-            return
-        if now_ms >= standing.switch.deadline_ms(call, now_ms):
+        if self._expired(call, standing):
             await self._end_unrung(call, message, standing, Outcome("expired", "expired", retryable=True))
+            return
+        if rules.waiting_for is not None:
+            await self._wait_for_rules(call, message, rules, standing)
+            return
+        if standing.paused:
+            await self._enter_line(call, "paused", standing.switch)
             return
         if standing.trunk.holds(call.call_id, now_ms):
             await self._enter_line(call, "trunk", standing.switch)
@@ -128,28 +131,58 @@ class Dialler:
             await self._enter_line(call, "trunk", standing.switch)
             return
         leased = await self._lease(call, item)
-        if leased is not None:
-            await self._dial_leased(standing, workspace, leased)
+        if leased is not None and standing.workspace is not None:
+            await self._dial_leased(standing, standing.workspace, leased)
 
     async def _until_its_turn(self, call: Call) -> bool:
-        """Waits for an admitted call's turn, which its message's delay in whole seconds may precede. Returns
-        False, with the call back in the line, if that is longer than `early_message`.
+        """Waits for the call's time, which its message's delay in whole seconds may precede. Returns False if that
+        is longer than `early_message`: an admitted call is back in the line then, any other has another message.
         """
-        if call.turn is None:
-            return True
-        early_ms = earliest_ms(call.turn) - self.clock()
+        turn_ms = earliest_ms(call.turn) if call.turn else 0
+        early_ms = max(turn_ms, call.wait_until_ms) - self.clock()
         if early_ms > to_ms(self.durations.early_message):
-            await self._enter_line(call, call.waiting_for or "scheduled_at", Switch())
+            if call.wait_until_ms <= self.clock():
+                await self._enter_line(call, call.waiting_for or "scheduled_at", Switch())
             return False
-        await asyncio.sleep(max(0.0, to_seconds(early_ms)))
+        if early_ms > 0:
+            await asyncio.sleep(to_seconds(early_ms))
         return True
+
+    def _decide(self, call: Call, standing: Standing | None) -> Decision:
+        """What the rules of the workspace say now. Raises StoreError when nothing was read of the number."""
+        if standing is None or standing.workspace is None:
+            return Decision((), refused="not_allowed")
+        if standing.number is None:
+            raise StoreError("the number was not read")
+        ring_ms = self.durations.ring_ms(call.ring_timeout_seconds)
+        return decide(call, standing.workspace, standing.number, self.clock(), ring_ms, self.durations.scale)
+
+    def _expired(self, call: Call, standing: Standing) -> bool:
+        """Whether the call's time is over. Without its own end that is not known while dialling is paused."""
+        now_ms = self.clock()
+        known = call.expires_at_ms is not None or not standing.paused
+        return known and now_ms >= standing.switch.deadline_ms(call, now_ms)
+
+    def _until_ms(self, call: Call, rules: Decision, switch: Switch) -> int:
+        """When a call that waits for the rules may ring, epoch ms; its deadline when that is never."""
+        return rules.until_ms or switch.deadline_ms(call, self.clock())
+
+    async def _wait_for_rules(self, call: Call, message: DialMessage, rules: Decision, standing: Standing) -> None:
+        """Puts a call into the line that the rules do not let ring yet, at the turn of the time at which they may.
+        If it was admitted for a free slot, the next call is admitted for it.
+        """
+        holds_slot = standing.item_of(call.call_id) is not None
+        until_ms = self._until_ms(call, rules, standing.switch)
+        entered = await self._enter_line(call, rules.waiting_for or "retry", standing.switch, until_ms=until_ms)
+        if entered is not None and message.slots_item is not None and not holds_slot:
+            await asyncio.to_thread(self.line.admit_one, call.workspace_id, message.slots_item)
 
     async def _standing(self, call: Call) -> Standing | None:
         """What decides whether the call may be dialled now; None when its workspace does not exist."""
         workspace = await asyncio.to_thread(self.workspace_cache.get, call.workspace_id)
         if workspace is None:
             return None
-        standing = await asyncio.to_thread(self.limits.standing, workspace)
+        standing = await asyncio.to_thread(self.limits.standing, workspace, call.to)
         self.workspace_cache.put(call.workspace_id, standing.workspace)
         return standing
 
@@ -199,30 +232,121 @@ class Dialler:
                 await self._wait(call, "trunk", free_in_seconds)
             return
         await asyncio.sleep(max(0.0, to_seconds(free_at_ms - self.clock())))
-        # Read again just before the fence: waiting for the agent and the trunk takes time.
-        now = await asyncio.to_thread(self.limits.standing, workspace, slots=False)
-        if now.workspace is None or now.workspace.disabled or now.trunk.trunk_id != workspace.sip_trunk_id:
+        await self._fence_and_dial(workspace, call, room_sid, ring_seconds, timeout)
+
+    async def _fence_and_dial(
+        self, workspace: Workspace, call: Call, room_sid: str, ring_seconds: float, timeout: float
+    ) -> None:
+        """Reads what decides, asks the gates, fences and dials. If the number or the call is written meanwhile,
+        the decision is made anew, for `fence_patience` seconds.
+
+        Each decision has a token of its own: a new request must not be taken for a repeat of an earlier one.
+        """
+        give_up_ms = self.clock() + to_ms(self.durations.fence_patience)
+        for decision in itertools.count(1):
+            # Read just before the fence: waiting for the agent and the trunk takes time.
+            read_ms = self.clock()
+            now = await asyncio.to_thread(self.limits.standing, workspace, call.to, slots=False)
+            rules = self._decide(call, now)
+            now_ms = self.clock()
+            if (
+                not await self._may_fence(workspace, call, now, rules, last=decision > 1 and now_ms >= give_up_ms)
+                or now.workspace is None
+                or now.number is None
+            ):
+                if decision > 1:
+                    await self._undo_late_fence(call)
+                return
+            if self.clock() - read_ms >= to_ms(self.durations.fence_patience):
+                # The process has stalled, and what it has read is old.
+                continue
+            from_number = call.from_number or next(iter(workspace.from_numbers), None)
+            fence = await asyncio.to_thread(
+                self.calls.fence,
+                call,
+                room_sid,
+                from_number,
+                rules.receipt(),
+                ring_write(
+                    self.numbers.table,
+                    now.number,
+                    call.call_id,
+                    counted=now.workspace.counts_rings,
+                    now_ms=now_ms,
+                ),
+                f"{call.lease_id}-fence-{decision}",
+                now_ms,
+                lambda: self.clock() >= give_up_ms,
+            )
+            if fence.won and fence.call is not None:
+                count("CallsDialed")
+                # From the POST until the dial, including waits for a slot, a trunk or the switch.
+                measure("DialDelay", now_ms - fence.call.events[0]["at"])
+                # Of the fence that was written, which an earlier copy of the request may be.
+                valid_ms = (fence.call.dialed_at_ms or now_ms) + to_ms(self.durations.decision_valid)
+                limits_ms = (valid_ms, rules.ring_before_ms, call.expires_at_ms)
+                dial_before_ms = min(at_ms for at_ms in limits_ms if at_ms is not None)
+                await self._dial_fenced(
+                    workspace, now.trunk, fence.call, from_number, ring_seconds, timeout, dial_before_ms
+                )
+                return
+            if fence.call is None or fence.call.lease_id != call.lease_id or self._lease_over(call):
+                return
+            if fence.call.ended:
+                # Canceled meanwhile; this process made the room and took the slot.
+                await self._clear(fence.call)
+                return
+            if fence.call.status != "queued":
+                return
+            # Its number was written, or its time was moved: decided anew.
+            call = fence.call
+            await asyncio.sleep(random.uniform(0.5, 1.5) * self.durations.fence_step)
+
+    async def _may_fence(
+        self, workspace: Workspace, call: Call, now: Standing, rules: Decision, *, last: bool
+    ) -> bool:
+        """Whether the call may be fenced now; if not, it is ended or waits, its room deleted.
+
+        last: others have written the same number again and again: it waits.
+        """
+        outcome = _refusal(rules) if rules.refused is not None and now.workspace is not None else None
+        if outcome is None and self._expired(call, now):
+            outcome = Outcome("expired", "expired", retryable=True)
+        if outcome is not None:
+            if not self._lease_over(call):
+                # The clearing deletes the room.
+                await self._end(call, outcome)
+            return False
+        if now.workspace is None or now.trunk.trunk_id != workspace.sip_trunk_id:
             # Its workspace has been changed meanwhile: decided anew.
             if await self._leave_room(call):
                 await self._wait(call, "trunk", self.durations.orphan_step)
-            return
-        if now.switch.paused_at_ms is not None or not await self._may_try_trunk(now.trunk, call):
-            if await self._leave_room(call):
-                why: WaitingFor = "trunk" if now.switch.paused_at_ms is None else "paused"
-                await self._enter_line(call, why, now.switch, mine=True)
-            return
-        from_number = call.from_number or next(iter(workspace.from_numbers), None)
-        fenced = await asyncio.to_thread(
-            self.calls.fence, call.call_id, _lease_of(call), room_sid, from_number, self.clock()
-        )
-        if fenced.won and fenced.call is not None:
-            count("CallsDialed")
-            # From the POST until the dial, including waits for a slot, a trunk or the switch.
-            measure("DialDelay", fenced.call.events[-1]["at"] - fenced.call.events[0]["at"])
-            await self._dial_fenced(workspace, now.trunk, fenced.call, from_number, ring_seconds, timeout)
-        elif fenced.call is not None and fenced.call.ended and not self._lease_over(call):
-            # Canceled meanwhile; this process made the room and took the slot.
-            await self._clear(fenced.call)
+            return False
+        why = rules.waiting_for or ("paused" if now.paused else None)
+        until_ms = None if rules.waiting_for is None else self._until_ms(call, rules, now.switch)
+        if why is None and not await self._may_try_trunk(now.trunk, call):
+            why = "trunk"
+        if why is None and last:
+            # Not at once: it would be the first of the line, and meet the same others.
+            why, until_ms = "retry", self.clock() + to_ms(self._backoff(call))
+        if why is None:
+            return True
+        if await self._leave_room(call):
+            await self._enter_line(call, why, now.switch, mine=True, until_ms=until_ms)
+        return False
+
+    async def _undo_late_fence(self, call: Call) -> None:
+        """After this process has sent a fence and decided otherwise: a copy of that request may have been executed
+        before the later write. Nothing rings then, so the call is put back.
+        """
+        seen = await asyncio.to_thread(self.calls.get, call.call_id)
+        if (
+            seen is not None
+            and seen.status == "dialing"
+            and _still_mine(seen, call)
+            and not self._lease_over(seen)
+        ):
+            await self._put_back(seen, "retry", self.durations.orphan_step)
 
     # ── the slot ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -365,10 +489,14 @@ class Dialler:
         from_number: str | None,
         ring_seconds: float,
         timeout: float,
+        dial_before_ms: int,
     ) -> None:
         """Rings the phone (the only place that does) and handles LiveKit's answer."""
         if self._lease_over(call):
             # The fence's response took so long that the reconciler may have ended the call: it must not ring then.
+            return
+        if self.clock() > dial_before_ms:
+            await self._un_fence_late(call)
             return
         started_ms = self.clock()
         try:
@@ -382,6 +510,7 @@ class Dialler:
                 # LiveKit counts from the room join, ringing included; the reconciler enforces the exact limit.
                 longest_seconds=timeout + call.max_duration_seconds * self.durations.scale,
                 timeout=timeout,
+                dtmf=call.dtmf or "",
             )
         except LiveKitError as exc:
             if self._lease_over(call):
@@ -526,18 +655,44 @@ class Dialler:
         if call.attempts >= MAXIMUM_ATTEMPTS:
             await self._end(call, Outcome("failed", "livekit_unavailable", retryable=True))
             return
-        delay_seconds = self._backoff(call)
+        if await self._put_back(call, "retry", self._backoff(call)):
+            logger.warning("nothing rang, trying again", extra={"call_id": call.call_id, "livekit": str(error)})
+
+    async def _un_fence_late(self, call: Call) -> None:
+        """Puts a call back whose decision is too old to dial by: its calling window is about to close, or this
+        process has stalled. Nothing has rung.
+        """
+        if call.attempts >= MAXIMUM_ATTEMPTS:
+            # Each return adds to the call's events.
+            await self._end(call, Outcome("failed", "livekit_unavailable", retryable=True))
+            return
+        await self._delete_room(call)
+        if await self._put_back(call, "retry", self.durations.orphan_step):
+            logger.warning("too late to dial", extra={"call_id": call.call_id})
+
+    async def _put_back(self, call: Call, waiting_for: WaitingFor, delay_seconds: float) -> bool:
+        """`dialing` → `queued`, as nothing has rung, with a delayed message. Its ring does not count. If the call
+        is being hung up or a phone was seen, it is ended.
+        """
         now_ms = self.clock()
         wait_until_ms, check_at_ms = self._wait_times(now_ms, delay_seconds)
         undone = await asyncio.to_thread(
-            self.calls.unfence, call.call_id, _lease_of(call), wait_until_ms, check_at_ms, now_ms
+            self.calls.unfence, call.call_id, _lease_of(call), waiting_for, wait_until_ms, check_at_ms, now_ms
         )
         if undone.won:
-            logger.warning("nothing rang, trying again", extra={"call_id": call.call_id, "livekit": str(error)})
             count("DialsUnfenced")
+            if call.dialed_at_ms is not None:
+                try:
+                    await asyncio.to_thread(
+                        self.numbers.forget_ring, call.workspace_id, call.to, call.call_id, call.dialed_at_ms
+                    )
+                except StoreError:
+                    # It counts against other calls to the number; this one must not wait for the reconciler.
+                    logger.exception("ring not forgotten", extra={"call_id": call.call_id})
             await self._send(call, delay_seconds)
         elif undone.call is not None and _still_mine(undone.call, call):
             await self._end(undone.call, left_outcome(undone.call.phone_left))
+        return undone.won
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -715,12 +870,15 @@ class Dialler:
         *,
         mine: bool = False,
         holds_slot: bool = True,
+        until_ms: int | None = None,
     ) -> Call | None:
         """Puts the call into the line, its slot freed before. Returns it, None when another process was faster.
 
-        mine: this process holds its lease. holds_slot: False when it is known that it has none.
+        until_ms: before which it may not ring, which gives it another turn. mine: this process holds its lease.
+        holds_slot: False when it is known that it has none.
         """
         uncount = mine and not holds_slot
+        freed: SlotsItem | None = None
         if not mine and (call.lease_id is not None or call.held_slots_item is not None):
             # A slot is freed under a lease only: another process might have taken it just now.
             leased = await self._lease(call, call.held_slots_item or 0)
@@ -730,7 +888,7 @@ class Dialler:
         if mine and holds_slot:
             if self._lease_over(call):
                 return None
-            await asyncio.to_thread(
+            freed = await asyncio.to_thread(
                 self.limits.free_slot, call.workspace_id, call.call_id, call.held_slots_item or 0
             )
         now_ms = self.clock()
@@ -738,17 +896,27 @@ class Dialler:
             self.calls.enter_line,
             call.call_id,
             line_of(call.workspace_id),
-            call.turn or turn_of(call),
+            (call.turn if until_ms is None else None) or turn_of(call, until_ms),
             waiting_for,
             switch.deadline_ms(call, now_ms),
             now_ms,
             lease=call.lease_id if mine else None,
             uncount=uncount,
+            seen=call,
         )
         if write.won:
             logger.info("waits in the line", extra={"call_id": call.call_id, "waiting_for": waiting_for})
+            if freed is not None and freed.crowded_until_ms >= now_ms and waiting_for in _ITS_OWN:
+                # Others wait for the slot that it had.
+                await asyncio.to_thread(
+                    self.line.admit_one, call.workspace_id, freed.number, freed.crowded_until_ms
+                )
             return write.call
-        await self._clear_if_canceled(call, write.call)
+        seen = write.call
+        if mine and seen is not None and seen.status == "queued" and seen.lease_id == call.lease_id:
+            # Its times were changed: decided anew.
+            await self._wait(call, "retry", self.durations.orphan_step)
+        await self._clear_if_canceled(call, seen)
         return None
 
     async def _leave_room(self, call: Call) -> bool:
@@ -770,7 +938,8 @@ class Dialler:
 
     def _backoff(self, call: Call) -> float:
         """Seconds before the next attempt: doubled each time, with jitter over the upper half."""
-        return self.durations.backoff * 2.0 ** (call.attempts - 1) * random.uniform(0.5, 1)
+        doubled = min(call.attempts, MAXIMUM_ATTEMPTS) - 1
+        return self.durations.backoff * 2.0**doubled * random.uniform(0.5, 1)
 
     def _lease_over(self, call: Call) -> bool:
         """Whether the lease has expired: another process may work on the call, so this one must not change it."""
@@ -787,6 +956,11 @@ def _lease_of(call: Call) -> str:
     if call.lease_id is None:
         raise ValueError(f"call {call.call_id} carries no lease")
     return call.lease_id
+
+
+def _refusal(rules: Decision) -> Outcome:
+    """The end of a call that the rules do not let ring."""
+    return Outcome("failed", rules.refused or "not_allowed")
 
 
 def _still_mine(seen: Call, mine: Call) -> bool:

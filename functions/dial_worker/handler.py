@@ -17,6 +17,7 @@ from shared.line import Line
 from shared.livekit.client import connect
 from shared.livekit.secret import LiveKitSecretCache
 from shared.messages import read_dial_message
+from shared.numbers import NumberStore
 from shared.queues import Queue
 from shared.telemetry import logger
 from shared.workspaces import WorkspaceCache, WorkspaceStore
@@ -24,7 +25,8 @@ from shared.workspaces import WorkspaceCache, WorkspaceStore
 settings = Settings.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")
 calls = CallStore(dynamodb, settings.calls_table)
-limits = LimitStore(dynamodb, settings.workspaces_table)
+limits = LimitStore(dynamodb, settings.workspaces_table, settings.numbers_table)
+numbers = NumberStore(dynamodb, settings.numbers_table)
 workspace_cache = WorkspaceCache(
     WorkspaceStore(dynamodb, settings.workspaces_table), settings.durations.workspace_cache
 )
@@ -47,6 +49,7 @@ async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, A
         dialler = Dialler(
             calls=calls,
             limits=limits,
+            numbers=numbers,
             line=line,
             workspace_cache=workspace_cache,
             dial_queue=dial_queue,
@@ -70,6 +73,8 @@ async def dial_batch(records: list[dict[str, Any]], context: Any) -> dict[str, A
 async def dial_record(dialler: Dialler, record: dict[str, Any]) -> None:
     """Raises ValueError, KeyError or TypeError when the record is not a dial message."""
     message = read_dial_message(record)
+    if message.hold:
+        return
     if message.agent_left:
         await look_for_agent(dialler, message.call_id)
     else:

@@ -1,8 +1,9 @@
-"""POST /v1/api/call."""
+"""POST /v1/api/call, and its preview."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from initiate_call.accept import Acceptor
@@ -15,18 +16,22 @@ from shared.callback_url import resolve_within
 from shared.clock import now_ms
 from shared.http_api import Answer, Event, answer, body_bytes, header, respond
 from shared.limits import LimitStore
+from shared.numbers import NumberStore
 from shared.queues import Queue
 from shared.telemetry import count, logger, masked
 from shared.workspaces import WorkspaceCache, WorkspaceStore
 
 settings = Settings.from_environment(os.environ)
 dynamodb = aws.client("dynamodb")
+limits = LimitStore(dynamodb, settings.workspaces_table, settings.numbers_table)
 acceptor = Acceptor(
     calls=CallStore(dynamodb, settings.calls_table),
+    numbers=NumberStore(dynamodb, settings.numbers_table),
+    limits=limits,
     workspaces=WorkspaceCache(
         WorkspaceStore(dynamodb, settings.workspaces_table), settings.durations.workspace_cache
     ),
-    rate_limit=RateLimit(LimitStore(dynamodb, settings.workspaces_table)),
+    rate_limit=RateLimit(limits),
     dial_queue=Queue(aws.client("sqs"), settings.dial_queue_url),
     durations=settings.durations,
     callback_policy=settings.callback_policy,
@@ -36,7 +41,11 @@ acceptor = Acceptor(
 
 
 def lambda_handler(event: Event, context: Any) -> Answer:
-    return respond(event, initiate_call)
+    return respond(event, route)
+
+
+def route(event: Event) -> Answer:
+    return ROUTES[event["routeKey"]](event)
 
 
 def initiate_call(event: Event) -> Answer:
@@ -53,3 +62,18 @@ def initiate_call(event: Event) -> Answer:
     )
     count("CallsReplayed" if accepted.replayed else "CallsAccepted")
     return answer(200, accepted.body(), {"idempotency-replayed": "true"} if accepted.replayed else None)
+
+
+def preview_call(event: Event) -> Answer:
+    return answer(
+        200,
+        acceptor.preview(
+            workspace_id=header(event, "x-workspace-id"), api_key=api_key(event), body=body_bytes(event)
+        ),
+    )
+
+
+ROUTES: dict[str, Callable[[Event], Answer]] = {
+    "POST /v1/api/call": initiate_call,
+    "POST /v1/api/call/preview": preview_call,
+}

@@ -11,9 +11,18 @@ from pydantic_core import PydanticCustomError
 
 from shared.callback_url import AddressRefusedError, Policy, check_url
 from shared.errors import FieldError, RequestRefusedError
-from shared.phone_number import e164
-from shared.raw_json import LONG_NUMBER, Members, holds_long_number, json_text, members
-from shared.request_model import ErrorMessage, NullIsAbsent, RequestModel, validate
+from shared.policies import NAME as POLICY_NAME
+from shared.raw_json import LONG_NUMBER, Members, body_members, holds_long_number, json_text
+from shared.request_model import (
+    CONTROLS,
+    PLAIN_TEXT,
+    ErrorMessage,
+    NullIsAbsent,
+    PhoneNumber,
+    RequestModel,
+    validate,
+)
+from shared.timestamps import Timestamp
 
 MAXIMUM_BODY_BYTES = 64 * 1024
 MAXIMUM_CONTEXT_BYTES = 32 * 1024
@@ -21,25 +30,13 @@ MAXIMUM_CONTEXT_BYTES = 32 * 1024
 _MAXIMUM_URL_CHARACTERS = 2048
 _MAXIMUM_VARIABLES = 100
 _MAXIMUM_VARIABLE_NAME = 128
-# No control characters other than tab and line breaks.
-_CONTROLS = r"\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f"
-_PLAIN_TEXT = rf"^[^{_CONTROLS}]*$"
-_plain_text = re.compile(_PLAIN_TEXT)
+_plain_text = re.compile(PLAIN_TEXT)
 
-# For the JSON Schema alone: as much of the rules of shared/phone_number.py and shared/callback_url.py as a pattern
-# can say.
-_NUMBER_PATTERN = r"^[ .()-]*\+[ .()-]*(1[ .()-]*[2-9]([ .()-]*[0-9]){5,13}|[2-9]([ .()-]*[0-9]){6,14})[ .()-]*$"
+# For the JSON Schema alone: as much of the rules of shared/callback_url.py as a pattern can say.
 _URL_PATTERN = (
     r"^([Hh][Tt][Tt][Pp][Ss]://([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)+"
     r"[A-Za-z]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(:443)?([/?#][^\u0000-\u0020\u007f\\]*)?)?$"
 )
-
-
-def _phone_number(text: str) -> str:
-    try:
-        return e164(text)
-    except ValueError as exc:
-        raise PydanticCustomError("invalid_number", str(exc)) from exc
 
 
 def _callback_url(url: str | None, info: ValidationInfo) -> str | None:
@@ -77,7 +74,6 @@ def _integer(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-PhoneNumber = Annotated[str, AfterValidator(_phone_number), Field(json_schema_extra={"pattern": _NUMBER_PATTERN})]
 AgentId = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9_-]{1,128}$"),
@@ -95,11 +91,11 @@ Variables = Annotated[
         {
             "type": "object",
             "maxProperties": _MAXIMUM_VARIABLES,
-            "propertyNames": {"minLength": 1, "maxLength": _MAXIMUM_VARIABLE_NAME, "pattern": _PLAIN_TEXT},
+            "propertyNames": {"minLength": 1, "maxLength": _MAXIMUM_VARIABLE_NAME, "pattern": PLAIN_TEXT},
             # `integer` keeps generated code from making 2.0 of 2, and `not` leaves the types to it as they are.
             "additionalProperties": {
                 "type": ["string", "integer", "number", "boolean", "null"],
-                "not": {"type": "string", "pattern": f"[{_CONTROLS}]"},
+                "not": {"type": "string", "pattern": f"[{CONTROLS}]"},
             },
         }
     ),
@@ -120,6 +116,42 @@ MaximumDuration = Annotated[
 ]
 
 
+def _time_zone(name: str) -> str:
+    # Imported here: the list of zones is read from a file.
+    from shared.zones import known_zone
+
+    if not known_zone(name):
+        raise PydanticCustomError("invalid_time_zone", "must be an IANA time zone such as America/Phoenix")
+    return name
+
+
+Purpose = Annotated[
+    str,
+    Field(pattern=rf"^{POLICY_NAME.pattern}$"),
+    ErrorMessage("must be the name of a policy: 1 to 64 of a-z, 0-9, _ and -, the first a letter"),
+]
+TimeZone = Annotated[str, AfterValidator(_time_zone)]
+Dtmf = Annotated[
+    str,
+    Field(pattern=r"^[0-9*#A-Dw]{1,64}$"),
+    ErrorMessage("must be 1 to 64 of 0-9, *, #, A-D and w, which waits for half a second"),
+]
+
+
+class Consent(RequestModel, extra="forbid"):
+    """Why the callee may be called, as the client keeps it: it is stored with the call and returned unchanged."""
+
+    basis: Annotated[str, Field(min_length=1, max_length=128, pattern=PLAIN_TEXT)]
+    obtained_at: Timestamp
+    reference: Annotated[str | None, Field(max_length=512, pattern=PLAIN_TEXT)] = None
+
+
+def consent_item(consent: Consent) -> dict[str, str]:
+    """As it is stored with the call and returned."""
+    given = {"basis": consent.basis, "obtainedAt": consent.obtained_at, "reference": consent.reference}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 class CallRequest(RequestModel, extra="forbid"):
     """The body. What goes on of `dynamic_variables` and `metadata` is their text as written (`json_text`)."""
 
@@ -131,15 +163,17 @@ class CallRequest(RequestModel, extra="forbid"):
     from_number: Annotated[PhoneNumber | None, Field(alias="from")] = None
     ring_timeout_seconds: RingTimeout = 40
     max_duration_seconds: MaximumDuration = 1800
+    scheduled_at: Timestamp | None = None
+    expires_at: Timestamp | None = None
+    purpose: Purpose | None = None
+    time_zone: TimeZone | None = None
+    consent: Consent | None = None
+    dtmf: Dtmf | None = None
 
 
 def read_body(body: bytes) -> Members:
     """The members of the JSON object. Raises RequestRefusedError: 413 when too large, 400 when it is none."""
-    if len(body) > MAXIMUM_BODY_BYTES:
-        raise RequestRefusedError(413, "too_large", "The body may have at most 64 KiB")
-    if not body.strip():
-        raise RequestRefusedError(400, "invalid_json", "The body is empty; a JSON object is expected")
-    return members(body)
+    return body_members(body, MAXIMUM_BODY_BYTES)
 
 
 def parse_request(fields: Members, callbacks: Policy) -> CallRequest:

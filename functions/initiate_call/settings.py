@@ -15,6 +15,7 @@ class Settings:
 
     calls_table: str
     workspaces_table: str
+    numbers_table: str
     dial_queue_url: str
     durations: Durations
     callback_policy: Policy
@@ -25,6 +26,7 @@ class Settings:
         return cls(
             calls_table=environment["CALLS_TABLE"],
             workspaces_table=environment["WORKSPACES_TABLE"],
+            numbers_table=environment["NUMBERS_TABLE"],
             dial_queue_url=environment["DIAL_QUEUE_URL"],
             durations=Durations.from_environment(environment),
             callback_policy=callback_policy(environment),

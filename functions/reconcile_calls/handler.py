@@ -18,6 +18,7 @@ from shared.limits import LimitStore
 from shared.line import Line
 from shared.livekit.client import connect
 from shared.livekit.secret import LiveKitSecretCache
+from shared.numbers import NumberStore
 from shared.queues import Queue
 from shared.table_keys import SHARDS
 
@@ -27,6 +28,7 @@ sqs = aws.client("sqs")
 calls = CallStore(dynamodb, settings.calls_table)
 deliveries = DeliveryStore(dynamodb, settings.calls_table)
 limits = LimitStore(dynamodb, settings.workspaces_table)
+numbers = NumberStore(dynamodb, settings.numbers_table)
 dial_queue = Queue(sqs, settings.dial_queue_url)
 line = Line(calls, limits, dial_queue, settings.durations, now_ms)
 webhook_queue = Queue(sqs, settings.webhook_queue_url)
@@ -53,6 +55,7 @@ async def run(context: Any, shards: Sequence[int] = range(SHARDS)) -> dict[str, 
             calls=calls,
             deliveries=deliveries,
             limits=limits,
+            numbers=numbers,
             line=line,
             dial_queue=dial_queue,
             webhook_queue=webhook_queue,

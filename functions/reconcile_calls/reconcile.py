@@ -37,6 +37,7 @@ from shared.line import Line, turn_of
 from shared.livekit.client import ROOMS_PER_REQUEST, LiveKit, Presence, RoomView
 from shared.livekit.outcomes import ANSWERED, answered_outcome, left_outcome
 from shared.messages import admitted_message, delivery_message, dial_message
+from shared.numbers import NumberStore, ensure_marker
 from shared.queues import Queue
 from shared.switch import Switch
 from shared.table_keys import SHARDS
@@ -81,6 +82,7 @@ class Reconciler:
     calls: CallStore
     deliveries: DeliveryStore
     limits: LimitStore
+    numbers: NumberStore
     line: Line
     dial_queue: Queue
     webhook_queue: Queue
@@ -113,12 +115,30 @@ class Reconciler:
             while self.time_left() and (keys := await due.portion()):
                 await self._reconcile_portion(keys)
 
-        lines = [self._fill_lines()] if FIRST_SHARD in self.shards else []
+        lines = [self._lines()] if FIRST_SHARD in self.shards else []
         await asyncio.gather(*(work() for _ in range(PORTIONS)), *lines)
         await self._expire()
         logger.info("reconciled", extra={"done": dict(self.done), "requests_left": self.requests_left})
         measure("DueLateness", self.lateness_ms)
         return self.done
+
+    async def _lines(self) -> None:
+        """Fills the lines, unless nothing may ring: what would be admitted came back at once."""
+        if await self._mark_numbers():
+            await self._fill_lines()
+
+    async def _mark_numbers(self) -> bool:
+        """Writes the marker of a new deployment's table of numbers. Whether there is one: while that of an older
+        one is missing, nothing rings.
+        """
+        try:
+            if await asyncio.to_thread(ensure_marker, self.limits, self.numbers, self.clock()):
+                return True
+            logger.error("the table of numbers has no marker: nothing is dialled (docs/operations.md)")
+        except Exception:
+            _count_error("the marker of the numbers cannot be read")
+        count("NumbersMarkerMissing")
+        return False
 
     async def _switch(self) -> Switch | None:
         try:
@@ -225,8 +245,10 @@ class Reconciler:
         now_ms = self.clock()
         if call.lease_until_ms >= now_ms:
             return await self._postpone_to(call, call.lease_until_ms)
-        deadline_ms = call.queue_deadline_ms if self.switch is None else self.switch.deadline_ms(call, now_ms)
-        if now_ms >= deadline_ms and self.switch is not None and self.switch.paused_at_ms is None:
+        deadline_ms = (self.switch or Switch()).deadline_ms(call, now_ms)
+        # A pause moves the queue's deadline, not one that the client has set.
+        fixed = call.expires_at_ms is not None or (self.switch is not None and self.switch.paused_at_ms is None)
+        if now_ms >= deadline_ms and fixed:
             if len(self.expired) < EXPIRED_AT_MOST * len(self.shards):
                 self.expired.append(call)
             return "expires"

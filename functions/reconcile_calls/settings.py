@@ -14,6 +14,7 @@ class Settings:
 
     calls_table: str
     workspaces_table: str
+    numbers_table: str
     dial_queue_url: str
     webhook_queue_url: str
     livekit_secret_name: str
@@ -25,6 +26,7 @@ class Settings:
         return cls(
             calls_table=environment["CALLS_TABLE"],
             workspaces_table=environment["WORKSPACES_TABLE"],
+            numbers_table=environment["NUMBERS_TABLE"],
             dial_queue_url=environment["DIAL_QUEUE_URL"],
             webhook_queue_url=environment["WEBHOOK_QUEUE_URL"],
             livekit_secret_name=environment["LIVEKIT_SECRET_NAME"],

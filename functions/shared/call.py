@@ -45,6 +45,9 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     **{end: frozenset() for end in ENDED},
 }
 
+# The agent's report that suppresses the callee.
+OPT_OUT = "agent.opt_out"
+
 # Why a queued call does not ring yet.
 WaitingFor = Literal[
     "scheduled_at",
@@ -74,6 +77,7 @@ EndReason = Literal[
     "livekit_unavailable",  # LiveKit could not be reached in any attempt; nothing rang
     "not_allowed",  # the workspace was disabled, or may not call there any more, before it was dialled
     "outcome_unknown",  # the phone may have rung; the outcome cannot be determined
+    "suppressed",  # the callee wants no calls, or none of this purpose; nothing rang
     "canceled_by_api",
     "expired",
 ]
@@ -113,6 +117,15 @@ class Call:
     dynamic_variables: str | None = None
     metadata: str | None = None
     request_hash: str | None = None
+    # When it may ring: not before and not after these times; without `expires_at` until its queue deadline.
+    scheduled_at_ms: int | None = None
+    expires_at_ms: int | None = None
+    # Under which rules: the policy's name (None: `default`), the callee's IANA zone, the consent as given.
+    purpose: str | None = None
+    time_zone: str | None = None
+    consent: dict[str, str] | None = None
+    # DTMF that is sent after the answer.
+    dtmf: str | None = None
     # Dialling: the process that holds the lease and until when, the number of attempts, the time of the next one.
     lease_id: str | None = None
     lease_until_ms: int = 0
@@ -214,6 +227,12 @@ CALL_ATTRIBUTES = {
     "dynamic_variables": "dynamicVariables",
     "metadata": "metadata",
     "request_hash": "requestHash",
+    "scheduled_at_ms": "scheduledAt",
+    "expires_at_ms": "callExpiresAt",
+    "purpose": "purpose",
+    "time_zone": "timeZone",
+    "consent": "consent",
+    "dtmf": "dtmf",
     "lease_id": "leaseId",
     "lease_until_ms": "leaseUntil",
     "attempts": "attempts",
@@ -330,6 +349,8 @@ def webhook_body(call: Call, sequence: int) -> str:
     """
     entry = call.events[sequence - 1]
     data = {name: compact(value) for name, value in snapshot(call, sequence).items()}
+    if "gates" in entry:
+        data["gates"] = entry["gates"]
     if "data" in entry:
         data["report"] = entry["data"]
     return json_object(

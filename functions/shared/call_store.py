@@ -9,16 +9,18 @@ its condition on an item that already carries this writer's token: that counts a
 from __future__ import annotations
 
 import dataclasses
+import random
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from shared.call import CALL_ATTRIBUTES, TRANSITIONS, Call, Outcome, Status, WaitingFor, event
+from shared.call import CALL_ATTRIBUTES, TRANSITIONS, Call, Outcome, Status, WaitingFor, compact, event
 from shared.delivery_store import DELIVERY_ATTRIBUTES, Delivery, sort_key
-from shared.dynamo import from_wire, store_errors, to_wire
-from shared.errors import StoreError
+from shared.dynamo import from_wire, read_items, store_errors, to_wire, write
+from shared.errors import StoreError, StoreUnclearError
 from shared.table_keys import call_key, due_shard, expires_at
 from shared.telemetry import count, logger
 
@@ -35,6 +37,9 @@ NOT_ADMITTED = "attribute_not_exists(admittedAt)"
 NO_LEASE = "attribute_not_exists(leaseId)"
 LEASE_MINE = "leaseId = :lease"
 NO_HANGUP = "attribute_not_exists(hangup)"
+
+# DynamoDB refused a request for its rate: nothing was written.
+THROTTLED = ("ThrottlingException", "ProvisionedThroughputExceededException", "RequestLimitExceeded")
 
 # Limits of an agent's reports per call: with 32 KiB of context the item stays far below DynamoDB's 400 KB.
 MAXIMUM_REPORTS = 50
@@ -64,6 +69,16 @@ class Write:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Fence:
+    """won: the call is fenced for this lease. again: nothing was written, as another process wrote the number or
+    the call at the same time: decide anew. call: its current state."""
+
+    won: bool
+    call: Call | None
+    again: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Due:
     """The current state of due items, without large attributes: calls lack events, context and metadata,
     deliveries lack attempts. unreadable: keys of items that cannot be parsed."""
@@ -84,13 +99,13 @@ class CallStore:
         """Writes a new call. Lost when a call with that id exists, which is returned."""
         item = call_key(call.call_id) | to_wire(call.to_item() | {"dueShard": due_shard(call.call_id)})
         try:
-            with store_errors():
-                self._client.put_item(
-                    TableName=self._table,
-                    Item=item,
-                    ConditionExpression="attribute_not_exists(pk)",
-                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
-                )
+            write(
+                self._client.put_item,
+                TableName=self._table,
+                Item=item,
+                ConditionExpression="attribute_not_exists(pk)",
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            )
         except ClientError as exc:
             there = _call(exc.response.get("Item"))
             return Write(there is not None and there.job_id == call.job_id, there)
@@ -101,6 +116,15 @@ class CallStore:
         with store_errors():
             answer = self._client.get_item(TableName=self._table, Key=call_key(call_id), ConsistentRead=True)
         return _call(answer.get("Item"))
+
+    def get_beside(
+        self, call_id: str, table: str, key: dict[str, Any]
+    ) -> tuple[Call | None, dict[str, Any] | None]:
+        """A call and an item of another table: one consistent read."""
+        mine = {"pk": f"CALL#{call_id}", "sk": "CALL"}
+        found = read_items(self._client, {self._table: [mine], table: [key]})
+        calls, others = found[self._table], found[table]
+        return Call.from_item(calls[0]) if calls else None, others[0] if others else None
 
     def page_of_workspace(
         self,
@@ -220,9 +244,12 @@ class CallStore:
         *,
         lease: str | None = None,
         uncount: bool = False,
+        seen: Call | None = None,
     ) -> Write:
         """Puts a queued call into the line and releases its lease. It holds no slot: a process that may have taken
         one frees it first, under the lease.
+
+        seen: the call as it was read; lost when it has been given other times since (`reschedule`).
 
         lease: the caller's; None when no process has leased the call since it last held no slot, then the first
         writer wins. uncount: take back the attempt that the lease counted, as it did not reach LiveKit. check_at:
@@ -237,6 +264,7 @@ class CallStore:
         if uncount:
             counted = ", attempts = attempts - :one"
             values[":one"] = 1
+        schedule, times = _schedule_as(seen) if seen is not None else ("", {})
         return self._update(
             call_id,
             f"SET lineOf = :line, turn = :turn, waitingFor = :why, checkAt = :check{counted} "
@@ -246,8 +274,9 @@ class CallStore:
                 f"{NO_LEASE} AND {NOT_WAITING} AND {NOT_IN_LINE} AND attribute_not_exists(slotsItem)"
                 if lease is None
                 else LEASE_MINE
-            ),
-            values,
+            )
+            + (f" AND {schedule}" if schedule else ""),
+            values | times,
             mine=lambda call: call.in_line and call.turn == turn and call.lease_id is None,
         )
 
@@ -286,6 +315,72 @@ class CallStore:
             mine=lambda call: call.line_of is None,
         )
 
+    def reschedule(self, seen: Call, placed: Call, now_ms: int) -> Write:
+        """Gives a queued call that has neither a live lease nor a slot other times, and the place in which it
+        waits for them (scheduling.place).
+
+        seen: as it was read. Lost when a process has leased, admitted or placed it since.
+        """
+        schedule, values = _schedule_as(seen)
+        where, place = _as_read(
+            ("lineOf", ":line", seen.line_of),
+            ("turn", ":turn", seen.turn),
+            ("admittedAt", ":admitted", seen.admitted_at_ms),
+        )
+        stored = {
+            "waitUntil": placed.wait_until_ms or None,
+            "waitingFor": placed.waiting_for,
+            "lineOf": placed.line_of,
+            "turn": placed.turn,
+            "checkAt": placed.check_at_ms,
+        }
+        gone = ("admittedAt", "admission", "leaseId", "leaseUntil")
+        update, new = _assignments(_times(placed, now_ms) | stored | dict.fromkeys(gone))
+        return self._update(
+            seen.call_id,
+            update,
+            f"{QUEUED} AND {NO_LIVE_LEASE} AND attribute_not_exists(slotsItem) AND {schedule} AND {where}",
+            {":now": now_ms} | values | place | new,
+            mine=lambda call: (
+                (call.scheduled_at_ms, call.expires_at_ms, call.wait_until_ms, call.turn, call.check_at_ms)
+                == (
+                    placed.scheduled_at_ms,
+                    placed.expires_at_ms,
+                    placed.wait_until_ms,
+                    placed.turn,
+                    placed.check_at_ms,
+                )
+                and call.lease_id is None
+            ),
+        )
+
+    def change_times(self, seen: Call, changed: Call, now_ms: int) -> Write:
+        """Gives a queued call other times while a process holds its lease, or it holds a slot: that process finds
+        them changed before it fences (`fence`), and so does the call's next message.
+
+        seen: as it was read. Lost when a process has leased it or put it into the line since: its turn would stay.
+        """
+        schedule, values = _schedule_as(seen)
+        held, holder = _as_read(
+            ("leaseId", ":lease", seen.lease_id),
+            ("lineOf", ":line", seen.line_of),
+            ("slotsItem", ":item", seen.slots_item),
+        )
+        update, new = _assignments(_times(changed, now_ms))
+        return self._update(
+            seen.call_id,
+            update,
+            f"{QUEUED} AND {schedule} AND {held}",
+            values | holder | new,
+            mine=lambda call: (
+                call.status == "queued"
+                and (call.lease_id, call.line_of, call.slots_item)
+                == (seen.lease_id, seen.line_of, seen.slots_item)
+                and (call.scheduled_at_ms, call.expires_at_ms, call.queue_deadline_ms)
+                == (changed.scheduled_at_ms, changed.expires_at_ms, changed.queue_deadline_ms)
+            ),
+        )
+
     def hold(self, seen: Call, lease: str, until_ms: int, now_ms: int) -> Write:
         """Leases a call that waits in the line without admitting it, so that no worker takes a slot for it while a
         slot that it should not hold is freed. `enter_line` with this lease puts it back.
@@ -298,16 +393,20 @@ class CallStore:
             mine=lambda call: call.lease_id == lease,
         )
 
-    def line(self, line_of: str, until_ms: int, limit: int) -> list[tuple[str, str]]:
-        """The first entries (call id, turn) of a partition of the index `line` whose turn comes by `until` (epoch
-        ms), at most `limit`. Eventually consistent.
+    def line(self, line_of: str, until_ms: int, limit: int, from_ms: int = 0) -> list[tuple[str, str]]:
+        """The first entries (call id, turn) of a partition of the index `line` whose turn comes from `from` to
+        `until` (epoch ms), at most `limit`. Eventually consistent.
         """
+        if until_ms < from_ms:
+            return []
         with store_errors():
             answer = self._client.query(
                 TableName=self._table,
                 IndexName="line",
-                KeyConditionExpression="lineOf = :line AND turn < :end",
-                ExpressionAttributeValues=to_wire({":line": line_of, ":end": f"{until_ms + 1:013}"}),
+                KeyConditionExpression="lineOf = :line AND turn BETWEEN :start AND :end",
+                ExpressionAttributeValues=to_wire(
+                    {":line": line_of, ":start": f"{from_ms:013}", ":end": f"{until_ms + 1:013}"}
+                ),
                 Limit=limit,
             )
         return [(item["pk"]["S"].removeprefix("CALL#"), item["turn"]["S"]) for item in answer["Items"]]
@@ -333,31 +432,85 @@ class CallStore:
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
         return counted, True
 
-    def fence(self, call_id: str, lease: str, room_sid: str, from_number: str | None, now_ms: int) -> Write:
-        """`queued` → `dialing`. From here on no process dials this call again."""
-        return self._transition(
-            call_id,
+    def fence(
+        self,
+        seen: Call,
+        room_sid: str,
+        from_number: str | None,
+        receipt: list[dict[str, Any]],
+        number_write: dict[str, Any],
+        token: str,
+        now_ms: int,
+        give_up: Callable[[], bool],
+    ) -> Fence:
+        """`queued` → `dialing`, in one transaction with the number's item (numbers.ring_write). From here on no
+        process dials this call again.
+
+        seen: with the caller's lease. receipt: what let it ring. token: DynamoDB's ClientRequestToken, of this
+        decision alone: the same request is repeated with it while its outcome is unknown, until `give_up` returns
+        True. Raises StoreUnclearError then: the reconciler finds out.
+        """
+        lease = seen.lease_id
+        schedule, times = _schedule_as(seen)
+        entry = event("call.dialing", now_ms, **{"from": from_number}, gates=compact(receipt))
+        update = self._transition_request(
+            seen.call_id,
             "queued",
             "dialing",
-            event("call.dialing", now_ms, **{"from": from_number}),
+            entry,
             "dialedAt = :now, roomSid = :room",
-            f"{LEASE_MINE} AND leaseUntil > :now AND {NO_HANGUP}",
-            {":lease": lease, ":room": room_sid, ":now": now_ms},
-            mine=lambda call: call.status == "dialing" and call.lease_id == lease,
+            f"{LEASE_MINE} AND leaseUntil > :now AND {NO_HANGUP} AND {schedule}",
+            {":lease": lease, ":room": room_sid, ":now": now_ms} | times,
         )
+        items: Any = [{"Update": update | {"ReturnValuesOnConditionCheckFailure": "ALL_OLD"}}, number_write]
+        fenced = dataclasses.replace(
+            seen, status="dialing", events=(*seen.events, entry), dialed_at_ms=now_ms, room_sid=room_sid
+        )
+        while True:
+            try:
+                with store_errors():
+                    self._client.transact_write_items(TransactItems=items, ClientRequestToken=token)
+            except ClientError as exc:
+                of_call, *_ = exc.response.get("CancellationReasons") or [{}]
+                if of_call.get("Code") != "ConditionalCheckFailed":
+                    # The number was changed, another transaction is under way, or DynamoDB is busy.
+                    return Fence(won=False, call=seen, again=True)
+                there = _call(of_call.get("Item"))
+                # A copy of an earlier request may have been executed late.
+                mine = there is not None and there.status == "dialing" and there.lease_id == lease
+                return Fence(won=mine, call=there)
+            except StoreError as exc:
+                unclear = isinstance(exc, StoreUnclearError) or str(exc) == "TransactionInProgressException"
+                if not unclear:
+                    if str(exc) in THROTTLED:
+                        return Fence(won=False, call=seen, again=True)
+                    raise
+                if give_up():
+                    raise StoreUnclearError(str(exc)) from exc
+                time.sleep(random.uniform(0.02, 0.1))
+            else:
+                return Fence(won=True, call=fenced)
 
     # ── a fenced call ───────────────────────────────────────────────────────────────────────────
 
-    def unfence(self, call_id: str, lease: str, wait_until_ms: int, check_at_ms: int, now_ms: int) -> Write:
+    def unfence(
+        self,
+        call_id: str,
+        lease: str,
+        waiting_for: WaitingFor,
+        wait_until_ms: int,
+        check_at_ms: int,
+        now_ms: int,
+    ) -> Write:
         """`dialing` → `queued`, allowed only while no event of LiveKit's has shown a phone: nothing has rung."""
         return self._transition(
             call_id,
             "dialing",
             "queued",
             event("call.queued", now_ms),
-            "waitUntil = :wait, waitingFor = :retry, checkAt = :check",
+            "waitUntil = :wait, waitingFor = :why, checkAt = :check",
             f"{LEASE_MINE} AND {NO_HANGUP} AND attribute_not_exists(#left) AND attribute_not_exists(phoneSeenAt)",
-            {":lease": lease, ":wait": wait_until_ms, ":retry": "retry", ":check": check_at_ms},
+            {":lease": lease, ":wait": wait_until_ms, ":why": waiting_for, ":check": check_at_ms},
             remove="leaseId, leaseUntil, roomSid, dialedAt",
             mine=lambda call: call.status == "queued" and call.wait_until_ms == wait_until_ms,
         )
@@ -442,7 +595,8 @@ class CallStore:
     # ── the end ─────────────────────────────────────────────────────────────────────────────────
 
     def end(self, seen: Call, outcome: Outcome, check_at_ms: int, now_ms: int) -> Write:
-        """Ends a call whose status, lease and presence of a request to hang up are still those of `seen`.
+        """Ends a call whose status, lease and presence of a request to hang up are still those of `seen`, and its
+        times if it ends as expired.
 
         A lost write returns the current call, so that the caller can decide again. The record expires 30 days
         later; it stays due until room and slot are cleared. Raises ValueError when TRANSITIONS lacks this end.
@@ -458,6 +612,11 @@ class CallStore:
         else:
             condition += f" AND {LEASE_MINE}"
             values[":lease"] = seen.lease_id
+        if outcome.status == "expired":
+            # Its times may have been moved since it was read.
+            schedule, times = _schedule_as(seen)
+            condition += f" AND {schedule} AND queueDeadline = :deadline"
+            values |= times | {":deadline": seen.queue_deadline_ms}
         return self._transition(
             seen.call_id,
             seen.status,
@@ -666,15 +825,28 @@ class CallStore:
         remove: str = "",
     ) -> Write:
         """Changes the status and appends its event. Raises ValueError when TRANSITIONS lacks the change."""
+        request = self._transition_request(call_id, source, to, entry, assignments, condition, values, remove)
+        return self._send(request, mine)
+
+    def _transition_request(
+        self,
+        call_id: str,
+        source: Status,
+        to: Status,
+        entry: dict[str, Any],
+        assignments: str,
+        condition: str,
+        values: dict[str, Any],
+        remove: str = "",
+    ) -> dict[str, Any]:
         if to not in TRANSITIONS[source]:
             raise ValueError(f"a call cannot go from {source} to {to}")
-        return self._update(
+        return self._request(
             call_id,
             f"SET #status = :to, events = list_append(events, :event), {assignments}"
             + (f" REMOVE {remove}" if remove else ""),
             f"#status = :source AND {condition}",
             {":source": source, ":to": to, ":event": [entry], **values},
-            mine=mine,
         )
 
     def _update(
@@ -688,8 +860,11 @@ class CallStore:
         item_back: bool = True,
         sort_key: str = "CALL",
     ) -> Write:
-        """mine: whether the item on which the condition failed shows that this write was made by an earlier try of
-        the SDK; None: DynamoDB does not return that item. item_back: whether it returns the written item."""
+        return self._send(self._request(call_id, update, condition, values, sort_key), mine, item_back=item_back)
+
+    def _request(
+        self, call_id: str, update: str, condition: str, values: dict[str, Any], sort_key: str = "CALL"
+    ) -> dict[str, Any]:
         if ":queued" in condition:
             values = values | {":queued": "queued"}
         text = update + condition
@@ -699,20 +874,73 @@ class CallStore:
             "Key": call_key(call_id, sort_key),
             "UpdateExpression": update,
             "ConditionExpression": condition,
-            "ReturnValues": "ALL_NEW" if item_back else "NONE",
-            "ReturnValuesOnConditionCheckFailure": "ALL_OLD" if mine else "NONE",
         }
         if names:
             request["ExpressionAttributeNames"] = names
         if values:
             request["ExpressionAttributeValues"] = to_wire(values)
+        return request
+
+    def _send(
+        self, request: dict[str, Any], mine: Callable[[Call], bool] | None, *, item_back: bool = True
+    ) -> Write:
+        """mine: whether the item on which the condition failed shows that this write was made by an earlier try of
+        the SDK; None: DynamoDB does not return that item. item_back: whether it returns the written item."""
         try:
-            with store_errors():
-                answer = self._client.update_item(**request)
+            answer = write(
+                self._client.update_item,
+                **request,
+                ReturnValues="ALL_NEW" if item_back else "NONE",
+                ReturnValuesOnConditionCheckFailure="ALL_OLD" if mine else "NONE",
+            )
         except ClientError as exc:
             there = _call(exc.response.get("Item"))
             return Write(there is not None and mine is not None and mine(there), there)
         return Write(True, _call(answer["Attributes"]) if item_back else None)
+
+
+def _schedule_as(seen: Call) -> tuple[str, dict[str, Any]]:
+    """The condition, and its values, that `scheduled_at` and `expires_at` are as they were read."""
+    return _as_read(
+        ("scheduledAt", ":scheduled", seen.scheduled_at_ms), ("callExpiresAt", ":until", seen.expires_at_ms)
+    )
+
+
+def _as_read(*attributes: tuple[str, str, Any]) -> tuple[str, dict[str, Any]]:
+    """The condition, and its values, that attributes (name, placeholder, value) are as they were read; None means
+    absent.
+    """
+    conditions, values = [], {}
+    for attribute, name, value in attributes:
+        if value is None:
+            conditions.append(f"attribute_not_exists({attribute})")
+        else:
+            conditions.append(f"{attribute} = {name}")
+            values[name] = value
+    return " AND ".join(conditions), values
+
+
+def _times(call: Call, now_ms: int) -> dict[str, Any]:
+    """The attributes that say when a call may ring, of one whose times are given anew at `now`: time that was
+    paused before does not move its deadline.
+    """
+    return {
+        "scheduledAt": call.scheduled_at_ms,
+        "callExpiresAt": call.expires_at_ms,
+        "queueDeadline": call.queue_deadline_ms,
+        "pausedUntil": now_ms,
+    }
+
+
+def _assignments(attributes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The update, and its values, that stores these attributes; None removes one."""
+    assigned = {name: value for name, value in attributes.items() if value is not None}
+    removed = [name for name in attributes if name not in assigned]
+    update = "SET " + ", ".join(f"{name} = :new_{name}" for name in assigned)
+    return (
+        update + (f" REMOVE {', '.join(removed)}" if removed else ""),
+        {f":new_{name}": value for name, value in assigned.items()},
+    )
 
 
 def _call(item: Any) -> Call | None:

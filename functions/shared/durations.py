@@ -23,6 +23,10 @@ PATIENT: dict[str, float] = {
     "webhook_connect": 0.5,
     "webhook_attempt": 1,
     "fence_margin": 0.25,
+    "fence_patience": 0.5,
+    "decision_valid": 1,
+    # A delay of SQS's is in whole seconds: a message comes up to a second early (line.py, scheduling.py).
+    "early_message": 0.25,
     "webhook_lease": 3,
     "report_grace": 30,
 }
@@ -61,6 +65,13 @@ class Durations:
     answer_margin: float = 15
     # What must remain of the process beyond ring + answer_margin before the fence: room for the writes.
     fence_margin: float = 10
+    # How long a worker repeats its decision and its fence when others write the same number, and the step between.
+    fence_patience: float = 2
+    fence_step: float = 0.05
+    # A decision of the gates is used for the dial for this long.
+    decision_valid: float = 10
+    # The INVITE follows a dial's request within this time: LiveKit makes the participant join the room before.
+    invite: float = 3
     # LiveKit gives up a dial at most this long after its ring time (livekit/protocol, the RPC's 80 s).
     dial_limit: float = 80
     # How long a cancel repeats its request to hang up a phone that has not joined the room yet.
@@ -113,6 +124,12 @@ class Durations:
     webhook_grace: float = 60
     # The factor itself, for durations that come with a request (ring, call length).
     scale: float = 1
+
+    def ring_ms(self, ring_timeout_seconds: float) -> int:
+        """How many ms before the end of its calling hours a phone is dialled at the latest: it rings, after
+        LiveKit's way to the INVITE.
+        """
+        return round((ring_timeout_seconds * self.scale + self.invite) * 1000)
 
     def scaled(self, factor: float) -> Durations:
         """The same durations, all multiplied by `factor`."""

@@ -47,8 +47,9 @@ def end_call(
 ) -> Call | None:
     """Ends the call as it was read. Returns the ended call if this caller ended it, else None.
 
-    None too when its status or its lease has changed since. The caller that gets the call clears its room, its
-    slot and its index entry; until then it stays due. report: called with the ended call.
+    None too when its status or its lease has changed since, or the times by which it has expired. The caller that
+    gets the call clears its room, its slot and its index entry; until then it stays due. report: called with the
+    ended call.
     """
     status, lease = seen.status, seen.lease_id
     while True:
@@ -62,7 +63,15 @@ def end_call(
             return write.call
         if write.call is None or write.call.status != status or write.call.lease_id != lease:
             return None
+        if outcome.status == "expired" and _times_of(write.call) != _times_of(seen):
+            # Moved since it was read: it has not expired.
+            return None
         seen = write.call
+
+
+def _times_of(call: Call) -> tuple[int | None, ...]:
+    """What says when a queued call expires."""
+    return call.scheduled_at_ms, call.expires_at_ms, call.queue_deadline_ms
 
 
 def clear(line: Line, call: Call) -> None:

@@ -2,6 +2,7 @@
 
 RingonceError
 ├── RequestRefusedError      a client's request that cannot be accepted: status, code, field errors
+├── TooManyScopesError       a number has as many suppressions as it may have
 ├── StoreError               a DynamoDB request failed
 │   └── StoreUnclearError    ... and may have been executed (time-out, connection cut, 5xx)
 ├── QueueError               SQS did not confirm a message
@@ -47,6 +48,21 @@ class RequestRefusedError(RingonceError):
         self.message = message
         self.errors = tuple(errors)
         self.headers = dict(headers or {})
+
+
+def refusal(status: int, *errors: FieldError) -> RequestRefusedError:
+    """The answer to a request with these errors; its code is theirs if they have the same."""
+    codes = {error.code for error in errors}
+    message = "; ".join(f"{error.field} {error.message}" for error in errors)
+    return RequestRefusedError(status, codes.pop() if len(codes) == 1 else "invalid_request", message, errors)
+
+
+def workspace_not_allowed() -> RequestRefusedError:
+    return RequestRefusedError(403, "workspace_not_allowed", "This workspace is unknown or disabled")
+
+
+class TooManyScopesError(RingonceError):
+    """A suppression would be of one scope more than a number may have."""
 
 
 class StoreError(RingonceError):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from shared.dynamo import from_wire, store_errors
+from shared.dynamo import from_wire, read_items, store_errors
 from shared.errors import StoreError
+from shared.numbers import MARKER, NumberRecord, number_key
 from shared.slots import SlotsItem, free_slots, slots_key, slots_of_key
 from shared.switch import Switch
 from shared.telemetry import count, logger
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 SWITCH = "#switch"
+NUMBERS = "#numbers"
 TRUNK = "trunk#"
 
 # What the reconciler reads of all items: no keys, no secrets. template.yaml restricts its role to these
@@ -51,12 +53,22 @@ SCANNED = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Standing:
-    """What decides whether a call of a workspace may be dialled now. workspace: None when there is none."""
+    """What decides whether a call of a workspace may be dialled now. workspace: None when there is none.
+
+    number: the callee's record, None when none was asked for. marked: whether the table of numbers has its marker.
+    """
 
     workspace: Workspace | None
     switch: Switch
     trunk: Trunk
     slots: tuple[SlotsItem, ...]
+    number: NumberRecord | None = None
+    marked: bool = True
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing may be dialled: dialling is paused, or the table of numbers has no marker."""
+        return self.switch.paused_at_ms is not None or not self.marked
 
     def crowded(self, now_ms: int) -> bool:
         """Whether calls wait for a slot: only those that are admitted from the line take one."""
@@ -102,35 +114,52 @@ class Permits:
 class LimitStore:
     """The limits of one table. Every method raises StoreError or StoreUnclearError when DynamoDB fails."""
 
-    def __init__(self, client: DynamoDBClient, table: str) -> None:
+    def __init__(self, client: DynamoDBClient, table: str, numbers_table: str | None = None) -> None:
+        """numbers_table: for `standing` with a number."""
         self._table = WorkspacesTable(client, table)
+        self._numbers_table = numbers_table
 
     # ── what a dial depends on ──────────────────────────────────────────────────────────────────
 
-    def standing(self, workspace: Workspace, *, slots: bool = True) -> Standing:
-        """The workspace, the switch, its trunk and its slots: one consistent read. workspace: as last read, which
-        tells the trunk and the number of slots items. slots: whether they are read.
+    def standing(self, workspace: Workspace, number: str | None = None, *, slots: bool = True) -> Standing:
+        """The workspace, the switch, its trunk, its slots and a number's record: one consistent read.
+
+        workspace: as last read, which tells the trunk and the number of slots items. number: the callee's (E.164).
+        slots: whether they are read.
         """
         for _ in range(3):
             numbers = range(workspace.slots_items if slots else 0)
-            found = self._table.read_many(
-                [
-                    workspace.workspace_id,
-                    SWITCH,
-                    _trunk_key(workspace.sip_trunk_id),
-                    *(slots_key(workspace.workspace_id, number) for number in numbers),
+            keys = {
+                self._table.name: [
+                    {"workspaceId": key}
+                    for key in (
+                        workspace.workspace_id,
+                        SWITCH,
+                        _trunk_key(workspace.sip_trunk_id),
+                        *(slots_key(workspace.workspace_id, item) for item in numbers),
+                    )
                 ]
-            )
+            }
+            if number is not None and self._numbers_table is not None:
+                record = number_key(workspace.workspace_id, number)
+                keys[self._numbers_table] = [{"id": record}, {"id": MARKER}]
+            read = read_items(self._table.client, keys)
+            found = {item["workspaceId"]: item for item in read[self._table.name]}
             item = found.get(workspace.workspace_id)
             current = Workspace.from_item(item) if item else None
             standing = Standing(
                 current,
                 Switch.from_item(found.get(SWITCH)),
                 Trunk.from_item(workspace.sip_trunk_id, found.get(_trunk_key(workspace.sip_trunk_id))),
-                tuple(
-                    _slots_item(number, found.get(slots_key(workspace.workspace_id, number))) for number in numbers
-                ),
+                tuple(_slots_item(n, found.get(slots_key(workspace.workspace_id, n))) for n in numbers),
             )
+            if number is not None and self._numbers_table is not None:
+                records = {item["id"]: item for item in read[self._numbers_table]}
+                standing = dataclasses.replace(
+                    standing,
+                    number=NumberRecord.from_item(workspace.workspace_id, number, records.get(record)),
+                    marked=MARKER in records,
+                )
             if current is None or (
                 current.sip_trunk_id == workspace.sip_trunk_id and current.slots_items <= workspace.slots_items
             ):
@@ -357,6 +386,15 @@ class LimitStore:
             condition,
             values,
         )
+
+    # ── the table of numbers ────────────────────────────────────────────────────────────────────
+
+    def numbers_noted(self) -> bool:
+        """Whether this deployment's table of numbers has had its marker: it is never written again by itself."""
+        return self._table.read(NUMBERS) is not None
+
+    def note_numbers(self, now_ms: int) -> None:
+        self._table.update_item(NUMBERS, "SET since = if_not_exists(since, :now)", None, {":now": now_ms})
 
     # ── the switch ──────────────────────────────────────────────────────────────────────────────
 

@@ -7,6 +7,8 @@ functions can share a queue during a deployment.
                     {"callId", "workspaceId", "slotsItem"}          the same, of a call that was admitted from the
                                                                     line, and where a slot was free
                     {"callId", "workspaceId", "since"}              the same, of a call whose record was not found
+                    {"callId", "workspaceId", "hold": true}         nothing: the call is created in the line, and
+                                                                    this message's id is its `jobId`
                     {"callId", "workspaceId", "agentLeft": true}    the agent of a call under way has left
     WebhookQueue    {"callId", "sequence"}                          this delivery may be due
                     {"callId"}                                      the call's deliveries may not all exist
@@ -23,7 +25,7 @@ from typing import Any
 class DialMessage:
     """A hint that a call may be dialled. since_ms: of the first message, for a call whose record is missing.
     slots_item: of an admitted call, the slots item that had a free slot. agent_left: the message is about a call
-    under way whose agent has left instead.
+    under way whose agent has left instead. hold: the call waits in the line; there is nothing to do.
     """
 
     call_id: str
@@ -31,6 +33,7 @@ class DialMessage:
     since_ms: int
     slots_item: int | None = None
     agent_left: bool = False
+    hold: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +47,10 @@ class DeliveryMessage:
 def dial_message(call_id: str, workspace_id: str, *, since_ms: int | None = None) -> dict[str, Any]:
     message: dict[str, Any] = {"callId": call_id, "workspaceId": workspace_id}
     return message if since_ms is None else message | {"since": since_ms}
+
+
+def hold_message(call_id: str, workspace_id: str) -> dict[str, Any]:
+    return dial_message(call_id, workspace_id) | {"hold": True}
 
 
 def admitted_message(call_id: str, workspace_id: str, slots_item: int) -> dict[str, Any]:
@@ -67,6 +74,7 @@ def read_dial_message(record: dict[str, Any]) -> DialMessage:
         since_ms,
         slots_item if isinstance(slots_item, int) else None,
         agent_left=body.get("agentLeft") is True,
+        hold=body.get("hold") is True,
     )
 
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 
 _PUNCTUATION = re.compile(r"[ .()\-]")
-_E164 = re.compile(r"\+[1-9][0-9]{6,14}")
+E164 = re.compile(r"\+[1-9][0-9]{6,14}")
+# Mobile numbers that are also written, and reached, without the digit after the country code. Source:
+# libphonenumber's metadata of MX and AR.
+_MOBILE_DIGITS = ((re.compile(r"\+521([0-9]{10})"), "+52"), (re.compile(r"\+549([0-9]{10})"), "+54"))
 
 
 def e164(text: str) -> str:
@@ -20,7 +23,7 @@ def e164(text: str) -> str:
     Raises ValueError with a message for the client.
     """
     number = _PUNCTUATION.sub("", text)
-    if not _E164.fullmatch(number):
+    if not E164.fullmatch(number):
         raise ValueError("must be a phone number in E.164: +, then 7 to 15 digits, the first not 0")
     if not number.startswith("+1"):
         return _as_its_plan_has_it(number)
@@ -29,6 +32,14 @@ def e164(text: str) -> str:
         raise ValueError(
             "must not have a 0 or 1 after +1: no area code begins so, and carriers take it for a prefix"
         )
+    return number
+
+
+def canonical(number: str) -> str:
+    """One spelling of an E.164 number that has two: a suppression of one must hold for the other."""
+    for pattern, code in _MOBILE_DIGITS:
+        if found := pattern.fullmatch(number):
+            return code + found[1]
     return number
 
 

@@ -55,6 +55,18 @@ def _integer(text: str) -> int | float:
 _decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
 
 
+def body_members(body: bytes, maximum_bytes: int) -> Members:
+    """The members of the JSON object that a request's body is. maximum_bytes: whole KiB.
+
+    Raises RequestRefusedError: 413 when it is too large, 400 when it is none.
+    """
+    if len(body) > maximum_bytes:
+        raise RequestRefusedError(413, "too_large", f"The body may have at most {maximum_bytes // 1024:,} KiB")
+    if not body.strip():
+        raise RequestRefusedError(400, "invalid_json", "The body is empty; a JSON object is expected")
+    return members(body)
+
+
 def members(body: bytes) -> Members:
     """Parses a body that is one JSON object.
 

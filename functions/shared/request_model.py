@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
-from pydantic_core import CoreSchema, PydanticUseDefault, core_schema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticUseDefault, core_schema
 
 from shared.errors import FieldError
+from shared.phone_number import e164
+
+# No control characters other than tab and line breaks.
+CONTROLS = r"\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f"
+PLAIN_TEXT = rf"^[^{CONTROLS}]*$"
+
+# For the JSON Schema alone: as much of the rules of shared/phone_number.py as a pattern can say.
+_NUMBER_PATTERN = r"^[ .()-]*\+[ .()-]*(1[ .()-]*[2-9]([ .()-]*[0-9]){5,13}|[2-9]([ .()-]*[0-9]){6,14})[ .()-]*$"
 
 # The name of a field that the request made up goes back to the client, no longer than this.
 _NAME_CHARACTERS = 128
@@ -67,6 +75,16 @@ def _default_if_null(value: Any) -> Any:
     if value is None:
         raise PydanticUseDefault
     return value
+
+
+def _phone_number(text: str) -> str:
+    try:
+        return e164(text)
+    except ValueError as exc:
+        raise PydanticCustomError("invalid_number", str(exc)) from exc
+
+
+PhoneNumber = Annotated[str, AfterValidator(_phone_number), Field(json_schema_extra={"pattern": _NUMBER_PATTERN})]
 
 
 def validate(

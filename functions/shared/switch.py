@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.call import Call
 
-# How long the intervals are kept: longer than any call waits.
+# How long the intervals are kept: longer than any call without an `expires_at` waits after its `scheduled_at`.
 PAUSES_KEPT_MS = 30 * 24 * 3600 * 1000
 
 
@@ -38,8 +38,13 @@ class Switch:
         return sum(max(0, min(end, until_ms) - max(start, since_ms)) for start, end in pauses)
 
     def deadline_ms(self, call: Call, now_ms: int) -> int:
-        """When the call's time in the queue is used up, as far as that is known at `now` (epoch ms)."""
-        since_ms = max(call.created_at_ms, call.paused_until_ms)
+        """When the call's time in the queue is used up, as far as that is known at `now` (epoch ms).
+
+        The client's own `expires_at` is absolute: paused time counts.
+        """
+        if call.expires_at_ms is not None:
+            return call.expires_at_ms
+        since_ms = max(call.created_at_ms, call.paused_until_ms, call.scheduled_at_ms or 0)
         return call.queue_deadline_ms + self.paused_ms(since_ms, now_ms)
 
     def resumed(self, now_ms: int) -> Switch:

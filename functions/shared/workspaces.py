@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from shared.dynamo import from_wire, store_errors, to_wire
 from shared.errors import StoreError, StoreUnclearError
+from shared.policies import Policy
 from shared.slots import items_of
 from shared.workspaces_table import WorkspacesTable
 
@@ -28,7 +29,7 @@ class Workspace:
     allowed_calling_codes: `+1`, `+44`, ...; if empty, no number may be called. calls_per_second: INVITEs its trunk
     takes. webhook_secrets: one, or two during a rotation, the newest first. version: incremented by each update.
     key_notes: by the hash of a key, what people recognise it by (admin/keys.py); no request depends on them, and
-    keys of older versions have none.
+    keys of older versions have none. policies: by name.
     """
 
     workspace_id: str
@@ -51,6 +52,12 @@ class Workspace:
     # The slots items that an earlier, higher limit has needed: they may still contain ids.
     slots_items_used: int = 0
     key_notes: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict, hash=False)
+    policies: dict[str, Policy] = dataclasses.field(default_factory=dict, hash=False)
+
+    @property
+    def counts_rings(self) -> bool:
+        """Whether a policy has rules on how often a number rings: each ring is stored then (numbers.py)."""
+        return any(policy.periods_seconds for policy in self.policies.values())
 
     @property
     def slots_items(self) -> int:
@@ -68,6 +75,11 @@ class Workspace:
             known[field] = tuple(known.get(field, ()))
         for field in ("api_key_hashes", "agents", "allowed_calling_codes"):
             known[field] = frozenset(known.get(field, ()))
+        try:
+            policies = {name: Policy.from_item(name, policy) for name, policy in item.get("policies", {}).items()}
+        except (KeyError, TypeError) as exc:
+            raise StoreError(f"workspace {item['workspaceId']} has a policy that cannot be read") from exc
+        known["policies"] = policies
         return cls(**known)
 
     def to_item(self) -> dict[str, Any]:
@@ -79,6 +91,8 @@ class Workspace:
                 continue
             if isinstance(value, frozenset):
                 item[name] = set(value)
+            elif field == "policies":
+                item[name] = {policy.name: policy.to_item() for policy in value.values()}
             else:
                 item[name] = list(value) if isinstance(value, tuple) else value
         return item
@@ -105,6 +119,7 @@ WORKSPACE_ATTRIBUTES = {
     "version": "version",
     "slots_items_used": "slotsItems",
     "key_notes": "apiKeys",
+    "policies": "policies",
 }
 
 

@@ -9,6 +9,7 @@ Items by `workspaceId` (a workspace's own id has no `#`):
     trunk#<id>      nextFreeAt: the next moment at which this trunk may be given an INVITE; of its breaker
                     (trunk.py): faults, stops, stoppedAt, stoppedUntil, probeUntil, probeCall, fault
     #switch         pausedAt: dialling is paused, calls wait; pauses: earlier ones, of 30 days (switch.py)
+    #numbers        since: epoch ms since when this deployment has a NumbersTable with a marker (numbers.py)
 template.yaml restricts each function's access to some of these keys.
 """
 
@@ -18,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from shared.dynamo import from_wire, store_errors, to_wire
-from shared.errors import StoreError
+from shared.dynamo import from_wire, read_items, store_errors, to_wire
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -44,19 +44,8 @@ class WorkspacesTable:
 
         Raises StoreError unless all are read.
         """
-        found: dict[str, dict[str, Any]] = {}
-        wanted: list[Any] = [to_wire({"workspaceId": key}) for key in keys]
-        for _ in range(5):
-            with store_errors():
-                answer: Any = self.client.batch_get_item(
-                    RequestItems={self.name: {"Keys": wanted, "ConsistentRead": True}}
-                )
-            for item in map(from_wire, answer["Responses"].get(self.name, [])):
-                found[item["workspaceId"]] = item
-            wanted = answer.get("UnprocessedKeys", {}).get(self.name, {}).get("Keys", [])
-            if not wanted:
-                return found
-        raise StoreError("BatchGetItem did not read every item")
+        found = read_items(self.client, {self.name: [{"workspaceId": key} for key in keys]})
+        return {item["workspaceId"]: item for item in found[self.name]}
 
     def update_item(
         self,

@@ -287,8 +287,11 @@ class LiveKit:
         ring_seconds: float,
         longest_seconds: float,
         timeout: float,
+        dtmf: str = "",
     ) -> None:
         """Rings the phone and returns when it has answered. Not idempotent: each call of this rings once more.
+
+        dtmf: sent after the answer; `w` waits for half a second.
 
         In seconds: ring: the ring time; longest: of the whole call from the room join, ringing included; timeout:
         of the HTTP request (the client raises it to ring + 2 s if it is less).
@@ -302,6 +305,7 @@ class LiveKit:
             ringing_timeout=_duration(ring_seconds),
             max_call_duration=_duration(longest_seconds),
             wait_until_answered=True,
+            dtmf=dtmf,
         )
         with _livekit_errors():
             await self._client.sip.create_sip_participant(request, timeout=timeout)
