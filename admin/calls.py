@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import heapq
 import itertools
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
@@ -83,8 +84,15 @@ def _newest_of(target: Target, terminal: Terminal, arguments: argparse.Namespace
 
 
 def _as_json(call: Call, rows: dict[int, Delivery]) -> dict[str, Any]:
-    """The call for scripts, by its public names; without what its client and its agent said about the person."""
+    """The call for scripts, by its public names; without what its client and its agent said about the person. The
+    consent is shown.
+    """
     return _state(call) | {
+        "purpose": call.purpose,
+        "scheduledAt": _time(call.scheduled_at_ms),
+        "expiresAt": _time(call.expires_at_ms),
+        "timeZone": call.time_zone,
+        "consent": call.consent,
         "callbackUrl": _without_query(call.callback_url),
         "attempts": call.attempts,
         "waitsUntil": _time(call.wait_until_ms if call.status == "queued" else None),
@@ -101,6 +109,7 @@ def _as_json(call: Call, rows: dict[int, Delivery]) -> dict[str, Any]:
                 "timestamp": iso(entry["at"]),
                 "delivery": rows[sequence].state if sequence in rows else None,
                 "attempts": len(rows[sequence].attempts) if sequence in rows else 0,
+                **({"gates": _receipt(entry["gates"])} if "gates" in entry else {}),
             }
             for sequence, entry in enumerate(call.events, start=1)
         ],
@@ -121,6 +130,11 @@ def _as_text(call: Call, rows: dict[int, Delivery]) -> str:
         "Agent": call.call_agent_id,
         "Room": call.room_name,
         "Job": call.job_id,
+        "Purpose": call.purpose,
+        "Scheduled at": shown["scheduledAt"],
+        "Expires at": shown["expiresAt"],
+        "Time zone": call.time_zone,
+        "Consent": call.consent and _plain(call.consent),
         "Created": call.created_at,
         "Dialed": shown["dialedAt"],
         "Answered": shown["answeredAt"],
@@ -150,7 +164,41 @@ def _as_text(call: Call, rows: dict[int, Delivery]) -> str:
         card([(name, str(value)) for name, value in facts.items() if value is not None])
         + "\n\n"
         + table(("#", "event at", "event", "webhook", "attempts"), events)
+        + "".join(_as_receipt(entry) for entry in shown["events"] if entry.get("gates"))
     )
+
+
+def _receipt(text: str) -> list[dict[str, Any]] | None:
+    """The gates that let the phone ring, and what each saw (gates.py). None when the text cannot be read."""
+    try:
+        gates = json.loads(text)
+        return [{"name": str(gate["name"]), "detail": dict(gate["detail"])} for gate in gates]
+    except _UNREADABLE:
+        return None
+
+
+def _as_receipt(entry: dict[str, Any]) -> str:
+    """Why a phone was let ring."""
+    rows = [(gate["name"], _plain(gate["detail"]) or "-") for gate in entry["gates"]]
+    return f"\n\nWhat let event {entry['sequence']} ring:\n\n" + table(("gate", "saw"), rows)
+
+
+def _plain(value: Any) -> str:
+    """A JSON value for people: `count 3, seconds 86400`; what is null is left out."""
+    match value:
+        case dict():
+            return ", ".join(f"{name} {_plain(one)}" for name, one in value.items() if one not in (None, [], {}))
+        case list():
+            return (
+                "; ".join(map(_plain, value))
+                if any(isinstance(one, dict) for one in value)
+                else " ".join(map(str, value))
+            )
+        case bool():
+            return "yes" if value else "no"
+        case _:
+            # A client's text does not control the terminal.
+            return "".join(character if character.isprintable() else " " for character in str(value))
 
 
 def _without_query(url: str | None) -> str | None:

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -20,7 +20,11 @@ from admin import (
     deliveries,
     keys,
     lines,
+    policies,
     restore,
+    suppression,
+    suppression_import,
+    suppression_rebuild,
     switch,
     target,
     trunks,
@@ -28,6 +32,8 @@ from admin import (
     webhook_test,
     workspaces,
 )
+from admin.policy_input import PolicyName, templates
+from admin.suppression_file import check_reason, check_scope
 from admin.terminal import AdminError, Terminal, UsageError
 from admin.workspace_input import (
     E164,
@@ -47,9 +53,13 @@ from admin.workspace_input import (
 from shared import phone_number
 from shared.clock import now_ms
 from shared.errors import StoreError, StoreUnclearError
+from shared.numbers import ALL
 from shared.slots import MAXIMUM_SLOTS
 from shared.table_keys import CALL_ID
 from shared.telemetry import logger
+from shared.timestamps import rfc3339_ms
+
+_T = TypeVar("_T")
 
 _EXAMPLES = f"""\
 examples:
@@ -57,12 +67,14 @@ examples:
       --from +12025550100 --allow +1 --allow +44
   {target.COMMAND} --stack ringonce-prod key create acme --label 'billing service'
   {target.COMMAND} --local workspace list --json
+  {target.COMMAND} --stack ringonce-prod policy apply acme default us-telemarketing
   {target.COMMAND} --stack ringonce-prod switch pause
   {target.COMMAND} --stack ringonce-prod call list --workspace acme --status in_progress
   {target.COMMAND} --stack ringonce-prod call show +12025550123
   {target.COMMAND} --stack ringonce-prod call cancel f9e8d7c6b5a4f3e2d1c0b9a8
   {target.COMMAND} --stack ringonce-prod line show acme
   {target.COMMAND} --stack ringonce-prod trunk list
+  {target.COMMAND} --stack ringonce-prod suppression import acme do-not-call.csv --reason 'list of 2026-11-28'
   {target.COMMAND} --stack ringonce-prod deliveries redrive --since 3h --dry-run
   {target.COMMAND} --stack ringonce-prod webhook-test https://example.com/hook --workspace acme
 
@@ -137,8 +149,8 @@ def _never_sent(cause: ClientError | BotoCoreError) -> bool:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="admin",
-        description="Ringonce's workspaces with their keys and webhooks, its calls, the line of those that wait, "
-        "its trunks, and the switch that stops all dialling.",
+        description="Ringonce's workspaces with their keys, policies and webhooks, its calls, the line of those "
+        "that wait, its trunks, and the switch that stops all dialling.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -217,6 +229,25 @@ def parser() -> argparse.ArgumentParser:
     rotate.add_argument("--drop-old", action="store_true", help="sign with the new one only, at once")
     command("drop-old", webhook_secrets.drop_old, "Ends a rotation: only the newest secret signs.")
 
+    command = group("policy", "Rules of a workspace under which its calls may ring; a call's `purpose` names one.")
+    command("list", policies.list_all, "Lists the policies of a workspace.")
+    show = command("show", policies.show, "Shows one policy as the JSON that `policy apply` reads.")
+    apply = command(
+        "apply", policies.apply, "Makes or replaces a policy. Shows what changes and asks before it does."
+    )
+    edit = command("edit", policies.edit, "Opens a policy in $EDITOR, then does as `policy apply`.")
+    remove = command("remove", policies.remove, "Removes a policy.")
+    for verb in (show, apply, edit, remove):
+        verb.add_argument(
+            "policy",
+            metavar="POLICY",
+            type=policy_name,
+            help="its name: `default` is the policy of calls without a `purpose`",
+        )
+    apply.add_argument(
+        "file", metavar="FILE", help=f"a JSON file (docs/policies.md), or a template: {', '.join(templates())}"
+    )
+
     command = group("call", "Calls: found, shown, canceled; without an API key.")
     show = command("show", calls.show, "Shows one call with its number, events and webhooks.", on_workspace=False)
     show.add_argument(
@@ -282,6 +313,64 @@ def parser() -> argparse.ArgumentParser:
         "--limit", type=between(1, 1000), default=20, metavar="1-1000", help="show so many, the first ones (20)"
     )
 
+    command = group("suppression", "Numbers that a workspace's calls must not ring.")
+    text = "Suppresses a number: no call to it is dialled any more."
+    add = command("add", suppression.add, text)
+    remove = command("remove", suppression.remove, "Lets a number be called again. Asks before it does.")
+    show = command("show", suppression.show, "Shows who suppressed a number, why and since when; and its rings.")
+    for verb in (add, remove, show):
+        verb.add_argument("number", metavar="+NUMBER", type=called_number, help="in E.164")
+    remove.add_argument("--scope", type=scope, metavar="SCOPE", help="only that of this scope (every one)")
+    listing = command("list", suppression.list_all, "Lists the suppressed numbers, whole: not masked.")
+    listing.add_argument("--limit", type=between(1, 10_000), default=100, metavar="1-10000", help="so many (100)")
+    listing.add_argument("--all", action="store_true", help="however many there are")
+    text = "Suppresses the numbers of a file. Interrupted, the same command goes on where it stopped."
+    load = command("import", suppression_import.run, text)
+    load.add_argument(
+        "file",
+        metavar="FILE",
+        help="CSV, whose first line names the columns number, scope, reason and expires_at, or with numbers "
+        "alone; or JSON lines",
+    )
+    load.add_argument(
+        "--country",
+        type=country,
+        metavar="CODE",
+        help="two letters, as DE: whose national spelling the numbers without a + have",
+    )
+    for verb, when in ((add, ""), (load, "; where the file says nothing")):
+        text = f"`all` or the name of a policy: only calls of this purpose (all){when}"
+        verb.add_argument("--scope", type=scope, default=ALL, metavar="SCOPE", help=text)
+    for verb, text in ((add, "why"), (load, "why; where the file says nothing"), (remove, "why, for the output")):
+        verb.add_argument("--reason", type=reason, default="", metavar="TEXT", help=text)
+    add.add_argument(
+        "--expires-at", type=timestamp, metavar="TIME", help="until when: 2027-01-01T00:00:00Z (for ever)"
+    )
+    save = command("export", suppression.export, "Writes the suppressed numbers in a form that `import` reads.")
+    save.add_argument("file", nargs="?", metavar="FILE", help="into which file (stdout)")
+    save.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="(csv)")
+    text = "After a loss: says that the table of numbers is complete again, without which nothing is dialled."
+    command("mark", suppression.mark, text, on_workspace=False)
+    rebuild = command(
+        "rebuild",
+        suppression_rebuild.run,
+        "After a loss: suppresses again what a backup, agents' reports and the log name. docs/operations.md has "
+        "the whole procedure.",
+        on_workspace=False,
+    )
+    rebuild.add_argument("workspaces", nargs="*", metavar="WORKSPACE", type=workspace_id)
+    rebuild.add_argument("--all", action="store_true", help="all workspaces")
+    rebuild.add_argument(
+        "--since",
+        type=moment,
+        default=0,
+        metavar="WHEN",
+        help="the second of which the restored table is: reports and log lines from then on: 2h, "
+        "2026-11-28T09:59:00Z (all)",
+    )
+    rebuild.add_argument("--restored", metavar="TABLE", help="into which a backup was restored; it is only read")
+    _repeated(rebuild, "--log-file", "log_files", str, "FILE", "log lines `suppression changed`")
+
     command = group("trunk", "SIP trunks: one that refuses dials several times in a row is stopped, calls wait.")
     command("list", trunks.list_all, "Lists the trunks with their state and faults.", on_workspace=False)
     reset = command(
@@ -322,8 +411,8 @@ def _options_of_every_command(holder: argparse.ArgumentParser) -> None:
     option(
         "--table",
         metavar="NAME",
-        help="the workspaces' table of this name (or WORKSPACES_TABLE; the calls' is CALLS_TABLE, the URL of the "
-        "queue of dial messages DIAL_QUEUE_URL)",
+        help="the workspaces' table of this name (or WORKSPACES_TABLE; the calls' is CALLS_TABLE, the "
+        "numbers' NUMBERS_TABLE, the URL of the queue of dial messages DIAL_QUEUE_URL)",
     )
     option("--local", action="store_true", help="the tables of the local stack that `make run` started")
     option("--profile", metavar="NAME", help="AWS profile")
@@ -398,6 +487,7 @@ room_name = _matching(r"[A-Za-z0-9_-]{1,128}-[a-z0-9]{10}", "a room's name: the 
 key_id = _matching(r"[0-9a-f]{8,64}", "a key's id: 8 hex digits, as `key list` shows them")
 own_number = argument(OwnNumber)
 label = argument(Label)
+policy_name = argument(PolicyName)
 
 
 def call_reference(text: str) -> tuple[str, str]:
@@ -418,6 +508,34 @@ def called_number(text: str) -> str:
         return phone_number.e164(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(f"{text!r} {exc}") from exc
+
+
+def scope(text: str) -> str:
+    return _checked(check_scope, text)
+
+
+def reason(text: str) -> str:
+    return _checked(check_reason, text)
+
+
+def timestamp(text: str) -> int:
+    """Epoch milliseconds."""
+    return _checked(rfc3339_ms, text)
+
+
+def country(text: str) -> str:
+    from phonenumbers import SUPPORTED_REGIONS
+
+    if text.upper() not in SUPPORTED_REGIONS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no country's code of two letters, as DE")
+    return text.upper()
+
+
+def _checked(check: Callable[[str], _T], text: str) -> _T:
+    try:
+        return check(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r}: {exc}") from exc
 
 
 def moment(text: str) -> int:

@@ -31,6 +31,7 @@ from shared.durations import Durations
 from shared.limits import LimitStore
 from shared.line import Line
 from shared.livekit.secret import LiveKitSecretCache
+from shared.numbers import NumberStore
 from shared.queues import Queue
 from shared.workspaces import Workspace, WorkspaceStore
 
@@ -59,7 +60,7 @@ _LOG_IN = "set AWS_PROFILE or pass --profile, run `aws sso login`, or set AWS_AC
 # The secret's name in the local stack, and the parameter's default in template.yaml.
 LIVEKIT_CREDENTIALS = "ringonce/livekit"
 # Beside WORKSPACES_TABLE, what names the other things of a stack.
-ENVIRONMENT = ("CALLS_TABLE", "LIVEKIT_SECRET_NAME", "DIAL_QUEUE_URL")
+ENVIRONMENT = ("CALLS_TABLE", "LIVEKIT_SECRET_NAME", "DIAL_QUEUE_URL", "NUMBERS_TABLE")
 # A command reads LiveKit's secret once.
 SECRET_SECONDS = 600
 
@@ -81,7 +82,7 @@ class Target:
 
     options: command-line options that select this stack. calls, deliveries, calls_table: None if the calls' table
     is unknown. livekit_secret: makes a reader of LiveKit's secret; None if its name is unknown. dial_queue: makes
-    the queue of dial messages; None if its URL is unknown.
+    the queue of dial messages; None if its URL is unknown. numbers: None if its table is unknown.
     """
 
     store: WorkspaceStore
@@ -95,6 +96,7 @@ class Target:
     calls_table: CallsTable | None = None
     livekit_secret: Callable[[], LiveKitSecretCache] | None = None
     dial_queue: Callable[[], Queue] | None = None
+    numbers: NumberStore | None = None
 
     @property
     def line(self) -> Line | None:
@@ -109,6 +111,15 @@ class Target:
         if self.calls is None or self.deliveries is None:
             raise UsageError("this needs the calls' table: name it with CALLS_TABLE, or use --stack or --local")
         return self.calls, self.deliveries
+
+    @property
+    def of_numbers(self) -> NumberStore:
+        """Raises UsageError when the table of numbers is unknown."""
+        if self.numbers is None:
+            raise UsageError(
+                "this needs the table of numbers: name it with NUMBERS_TABLE, or use --stack or --local"
+            )
+        return self.numbers
 
     def command(self, words: str) -> str:
         """The command line that runs `words` on these tables, to be copied."""
@@ -148,12 +159,15 @@ def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Targe
         )
     session = boto3.Session(profile_name=arguments.profile, region_name=arguments.region)
     api_url = None
-    calls_table, secret, queue = (environment.get(name) for name in ENVIRONMENT)
+    calls_table, secret, queue, numbers_table = (environment.get(name) for name in ENVIRONMENT)
     if not table:
         outputs = _outputs(session, stack)
-        table, api_url, calls_table, secret, queue = (
+        table, api_url, calls_table, secret, queue, numbers_table = (
             outputs.get(name)
-            for name in ("WorkspacesTableName", "ApiUrl", "CallsTableName", "LiveKitSecretName", "DialQueueUrl")
+            for name in (
+                *("WorkspacesTableName", "ApiUrl", "CallsTableName", "LiveKitSecretName", "DialQueueUrl"),
+                "NumbersTableName",
+            )
         )
         if not table:
             raise AdminError(f"the stack {stack} has no output WorkspacesTableName: is it one of Ringonce's?")
@@ -171,6 +185,7 @@ def find(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Targe
         if secret
         else None,
         dial_queue=(lambda: Queue(session.client("sqs", config=CONFIG), queue)) if queue else None,
+        numbers=NumberStore(client, numbers_table) if numbers_table else None,
         **_stores(client, calls_table),
     )
 
@@ -196,9 +211,9 @@ def _local(arguments: argparse.Namespace) -> Target:
     try:
         info = read_info(folder)
         endpoint, resources = info["awsEndpointUrl"], info["resources"]
-        table, calls_table, queue = (
+        table, calls_table, queue, numbers_table = (
             resources["WorkspacesTable"],
-            *(resources.get(name) for name in ("CallsTable", "DialQueue")),
+            *(resources.get(name) for name in ("CallsTable", "DialQueue", "NumbersTable")),
         )
     except FileNotFoundError as exc:
         raise AdminError("no local stack is running: start it with `make run`") from exc
@@ -216,6 +231,7 @@ def _local(arguments: argparse.Namespace) -> Target:
         options="--local",
         livekit_secret=lambda: _secret(aws_client("secretsmanager", endpoint, CONFIG), LIVEKIT_CREDENTIALS),
         dial_queue=(lambda: Queue(aws_client("sqs", endpoint, CONFIG), queue)) if queue else None,
+        numbers=NumberStore(client, numbers_table) if numbers_table else None,
         **_stores(client, calls_table),
     )
 
@@ -244,7 +260,8 @@ def explain(exc: ClientError | BotoCoreError, name: str, calls_table: CallsTable
             return (
                 "these credentials may not do this; needed are GetItem, BatchGetItem, PutItem, UpdateItem and "
                 "Scan on the table (for calls and deliveries on the calls' table: GetItem, BatchGetItem, PutItem, "
-                "UpdateItem and Query, and Query on its indexes byWorkspace and line) and "
+                "UpdateItem and Query, and Query on its indexes byWorkspace and line; for suppressions on the "
+                "numbers' table: GetItem, BatchGetItem, UpdateItem, and Query on its index suppressed) and "
                 "cloudformation:DescribeStacks for --stack; "
                 f"docs/operations.md lists them by command. {message}"
             )

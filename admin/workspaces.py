@@ -16,6 +16,8 @@ from admin.webhook_secrets import new_secret
 from admin.workspace_input import WorkspaceInput
 from shared.call import iso
 from shared.clock import now_ms
+from shared.errors import StoreError
+from shared.numbers import ensure_marker
 from shared.workspaces import WORKSPACE_ATTRIBUTES, Workspace, key_hash
 
 
@@ -50,6 +52,7 @@ def create(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
         else "\nKeep it now: it is not shown again."
     )
     _warn(target, terminal, workspace)
+    _mark_numbers(target, terminal)
     terminal.say(f"\nNext, place a call:\n\n{_curl(target, workspace, key)}")
 
 
@@ -155,7 +158,7 @@ def enable(target: Target, terminal: Terminal, arguments: argparse.Namespace) ->
 
 def as_json(workspace: Workspace) -> dict[str, Any]:
     """The workspace for scripts, by its stored names, without hashes and secrets."""
-    left_out = ("api_key_hashes", "key_notes", "webhook_secrets", "slots_items_used")
+    left_out = ("api_key_hashes", "key_notes", "webhook_secrets", "slots_items_used", "policies")
     fields = {
         name: getattr(workspace, field) for field, name in WORKSPACE_ATTRIBUTES.items() if field not in left_out
     }
@@ -166,6 +169,7 @@ def as_json(workspace: Workspace) -> dict[str, Any]:
         "apiKeyIds": key_ids(workspace),
         "apiKeys": described(workspace),
         "webhookSecretCount": len(workspace.webhook_secrets),
+        "policies": sorted(workspace.policies),
     }
 
 
@@ -187,6 +191,7 @@ def as_text(workspace: Workspace, more: Sequence[tuple[str, str]] = ()) -> str:
             ("Calls at a time", str(workspace.max_concurrent_calls)),
             ("Calls a minute", str(workspace.calls_per_minute)),
             ("Dials a second", str(workspace.calls_per_second)),
+            ("Policies", ", ".join(sorted(workspace.policies)) or "none: only suppression restricts its calls"),
             ("Webhook secrets", secrets.get(len(workspace.webhook_secrets), str(len(workspace.webhook_secrets)))),
             ("Created", workspace.created_at),
             *more,
@@ -247,6 +252,27 @@ def _warn(target: Target, terminal: Terminal, workspace: Workspace) -> None:
             if workspace.open
             else "\nIt has no key, so every request is refused: "
             + target.command(f"key create {workspace.workspace_id}")
+        )
+
+
+def _mark_numbers(target: Target, terminal: Terminal) -> None:
+    """Writes the marker of a new stack's table of numbers, without which nothing is dialled. The workspace is made
+    and its key was shown by then: a failure is told, and left to the reconciler.
+    """
+    if target.numbers is None:
+        return
+    try:
+        marked = ensure_marker(target.limits, target.numbers, now_ms())
+    except StoreError as exc:
+        terminal.say(
+            f"\nThe marker of the table of numbers could not be written ({exc}): the reconciler does within "
+            "a minute."
+        )
+        return
+    if not marked:
+        terminal.say(
+            "\nThe table of numbers has lost its marker: nothing is dialled until it is restored "
+            "(docs/operations.md, Numbers marker missing)."
         )
 
 
