@@ -1,4 +1,4 @@
-"""An account with the two tables of a stack, and the operator's command run on it."""
+"""An account with the tables of a stack, and the operator's command run on it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from shared.clock import now_ms
 from shared.delivery_store import Delivery, DeliveryStore
 from shared.limits import LimitStore
 from shared.line import line_of, turn_of
+from shared.numbers import NumberStore, ensure_marker
 from shared.table_keys import call_key
 from shared.workspaces import Workspace, WorkspaceStore
 from tests.mocked_aws import mock_aws
 
-CALLS = "Calls"
+CALLS, NUMBERS = "Calls", "Numbers"
 TEMPLATE = yaml_parse((Path(__file__).parents[1] / "template.yaml").read_text())["Resources"]
 SCHEMA = ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode")
 HOUR = 3_600_000
@@ -38,11 +39,12 @@ HOUR = 3_600_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Account:
-    """Two tables and the queue of dial messages. sent: the operations sent to DynamoDB, by table."""
+    """The tables and the queue of dial messages. sent: the operations sent to DynamoDB, by table."""
 
     calls: CallStore
     deliveries: DeliveryStore
     limits: LimitStore
+    numbers: NumberStore
     workspaces: WorkspaceStore
     queue_url: str
     sent: collections.Counter[tuple[str, str]]
@@ -112,10 +114,23 @@ class Account:
 
     def copy_calls(self, name: str) -> None:
         """A table of this name with what the calls' table has, as restored from a backup."""
+        self._copy("CallsTable", CALLS, name)
+
+    def copy_numbers(self, name: str) -> None:
+        """As copy_calls, of the table of numbers."""
+        self._copy("NumbersTable", NUMBERS, name)
+
+    def lose_numbers(self) -> None:
+        """The table of numbers is there, and empty."""
         client = self.calls._client
-        schema = TEMPLATE["CallsTable"]["Properties"]
+        for item in client.scan(TableName=NUMBERS)["Items"]:
+            client.delete_item(TableName=NUMBERS, Key={"id": item["id"]})
+
+    def _copy(self, resource: str, table: str, name: str) -> None:
+        client = self.calls._client
+        schema = TEMPLATE[resource]["Properties"]
         client.create_table(TableName=name, **{key: schema[key] for key in SCHEMA if key in schema})
-        for item in client.scan(TableName=CALLS)["Items"]:
+        for item in client.scan(TableName=table)["Items"]:
             client.put_item(TableName=name, Item=item)
 
     def due(self) -> set[tuple[str, str]]:
@@ -136,15 +151,22 @@ def account_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     monkeypatch.setenv("WORKSPACES_TABLE", "Workspaces")
+    monkeypatch.setenv("NUMBERS_TABLE", NUMBERS)
     monkeypatch.setenv("CALLS_TABLE", CALLS)
     with mock_aws():
         client = boto3.client("dynamodb")
-        for name, resource in (("Workspaces", "WorkspacesTable"), (CALLS, "CallsTable")):
+        for name, resource in (
+            ("Workspaces", "WorkspacesTable"),
+            (CALLS, "CallsTable"),
+            (NUMBERS, "NumbersTable"),
+        ):
             properties = TEMPLATE[resource]["Properties"]
             client.create_table(TableName=name, **{key: properties[key] for key in SCHEMA if key in properties})
         workspaces = WorkspaceStore(client, "Workspaces")
         for workspace_id in ("acme", "other"):
             workspaces.put(Workspace(workspace_id, workspace_id, "outbound", "ST_1", ("+12025550100",)))
+        limits, numbers = LimitStore(client, "Workspaces"), NumberStore(client, NUMBERS)
+        assert ensure_marker(limits, numbers, now_ms())
         queue_url = boto3.client("sqs").create_queue(QueueName="Dial")["QueueUrl"]
         monkeypatch.setenv("DIAL_QUEUE_URL", queue_url)
         sent: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -159,7 +181,8 @@ def account_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
         yield Account(
             CallStore(client, CALLS),
             DeliveryStore(client, CALLS),
-            LimitStore(client, "Workspaces"),
+            limits,
+            numbers,
             workspaces,
             queue_url,
             sent,

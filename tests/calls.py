@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 from shared.call import Call, Status, event, iso
+from shared.call_store import CallStore, Fence
+from shared.numbers import NumberRecord, ring_write
 
 NOW = 1_800_000_000_000
+# The table of numbers.
+NUMBERS = "numbers"
+_tokens = itertools.count()
 
 
 def call_record(at: int = NOW, **fields: Any) -> Call:
@@ -53,6 +59,25 @@ DIALING = call_record(
 ANSWERED = dataclasses.replace(DIALING, status="in_progress", answered_at_ms=NOW)
 # Tried once, and not dialled: its worker's lease is live.
 QUEUED = dataclasses.replace(DIALING, status="queued", dialed_at_ms=None)
+
+
+def fence(
+    calls: CallStore,
+    seen: Call,
+    room_sid: str = "RM_1",
+    *,
+    from_number: str | None = None,
+    now_ms: int = NOW,
+    lease: str | None = None,
+    numbers: str = NUMBERS,
+) -> Fence:
+    """Fences a call with the lease that it was read with, or with another; nothing is known of its number."""
+    seen = seen if lease is None else dataclasses.replace(seen, lease_id=lease)
+    number = ring_write(
+        numbers, NumberRecord(seen.workspace_id, seen.to), seen.call_id, counted=False, now_ms=now_ms
+    )
+    token = f"fence-{next(_tokens)}"
+    return calls.fence(seen, room_sid, from_number, [], number, token, now_ms, lambda: True)
 
 
 def asked_to_hang_up(call: Call) -> Call:

@@ -19,6 +19,7 @@ from shared.delivery_store import ATTEMPTS_LISTED, Delivery, DeliveryStore, Stat
 from shared.errors import LiveKitError, LiveKitUnclearError
 from shared.limits import Everything, LimitStore
 from shared.livekit.client import ROOMS_PER_REQUEST, LiveKit, OrphanRoomError, Presence, RoomView
+from shared.numbers import NumberStore
 from shared.queues import Queue
 from shared.slots import SlotsItem
 from shared.switch import Switch
@@ -224,6 +225,16 @@ class WorkspacesInMemory(WorkspaceStore):
     def get(self, workspace_id: str) -> Workspace | None:
         self._tables.workspace_reads += 1
         return self._tables.workspaces.get(workspace_id)
+
+
+class MarkedNumbers(NumberStore):
+    """A table of numbers with its marker, in which nothing is stored."""
+
+    def __init__(self) -> None:
+        self.table = "numbers"
+
+    def marked(self) -> bool:
+        return True
 
 
 class NoLimits(LimitStore):

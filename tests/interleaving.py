@@ -57,6 +57,21 @@ def once(
     patch.setattr(owner, method, awaited if inspect.iscoroutinefunction(original) else plain)
 
 
+@contextmanager
+def just_before(system: System, handler: str, does: Callable[[], Any]) -> Iterator[None]:
+    """Does something at the moment that this handler's next UpdateItem is about to leave."""
+    events = system.modules[handler].dynamodb.meta.events
+    done: list[Any] = []
+
+    def hook(**_: Any) -> None:
+        events.unregister("before-send.dynamodb.UpdateItem", hook)
+        done.append(does())
+
+    events.register_first("before-send.dynamodb.UpdateItem", hook)
+    yield
+    assert done
+
+
 def change_durations(patch: pytest.MonkeyPatch, system: System, module: str, **changes: float) -> None:
     """Other durations (seconds, unscaled) for one function, until the test ends."""
     settings = system.modules[module].settings

@@ -26,9 +26,10 @@ from shared.limits import LimitStore
 from shared.line import Line
 from shared.livekit.client import LiveKit, OrphanRoomError, Presence, RoomView
 from shared.messages import DialMessage
+from shared.numbers import NumberStore
 from shared.queues import Queue
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
-from tests.dynamodb_in_memory import DynamoDBInMemory
+from simulate.dynamodb_in_memory import DynamoDBInMemory
 
 NOW = 1_800_000_060_000
 CALL_ID = "a" * 24
@@ -158,7 +159,8 @@ class OneCall:
         client = cast(Any, self.dynamodb)
         self.calls = CallStore(client, "calls")
         self.deliveries = DeliveryStore(client, "calls")
-        self.limits = LimitStore(client, "workspaces")
+        self.limits = LimitStore(client, "workspaces", "numbers")
+        self.numbers = NumberStore(client, "numbers")
         self.workspaces = WorkspaceStore(client, "workspaces")
         self.livekit = ScriptedLiveKit()
         self.dial_queue, self.webhook_queue = SentMessages(), SentMessages()
@@ -166,6 +168,7 @@ class OneCall:
         self.requests: list[str] = []
         self.counted: collections.Counter[str] = collections.Counter()
         self.workspaces.put(WORKSPACE)
+        self.numbers.mark(NOW)
         monkeypatch.setattr("asyncio.sleep", self._sleep)
         # A thread takes ten times as long as the request.
         monkeypatch.setattr("asyncio.to_thread", _at_once)
@@ -270,6 +273,7 @@ class OneCall:
         return Dialler(
             calls=self.calls,
             limits=self.limits,
+            numbers=self.numbers,
             line=self.line,
             workspace_cache=WorkspaceCache(self.workspaces, 0),
             dial_queue=self.dial_queue,
@@ -288,6 +292,7 @@ class OneCall:
             calls=self.calls,
             deliveries=self.deliveries,
             limits=self.limits,
+            numbers=self.numbers,
             line=self.line,
             dial_queue=self.dial_queue,
             webhook_queue=self.webhook_queue,

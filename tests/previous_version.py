@@ -62,6 +62,7 @@ class Previous:
             self.calls: Any = module("shared.call_store").CallStore(client, "CallsTable")
             self.deliveries: Any = module("shared.delivery_store").DeliveryStore(client, "CallsTable")
             self.limits: Any = module("shared.limits").LimitStore(client, "WorkspacesTable")
+            self.line: Any = module("shared.line").Line
             self.workspace_store: Any = self.workspaces.WorkspaceStore(client, "WorkspacesTable")
 
 
@@ -113,6 +114,7 @@ class Update(Simulation):
         return previous.dial.Dialler(
             calls=previous.calls,
             limits=previous.limits,
+            line=self._previous_line(),
             workspace_cache=previous.workspaces.WorkspaceCache(previous.workspace_store, 0),
             dial_queue=self.dial_queue,
             livekit=self.livekit,
@@ -121,6 +123,10 @@ class Update(Simulation):
             clock=self.clock,
             remaining=lambda: (deadline - self.clock()) / 1000,
         )
+
+    def _previous_line(self) -> Any:
+        previous = self.previous
+        return previous.line(previous.calls, previous.limits, self.dial_queue, previous.durations, self.clock)
 
     def message_of(self, call_id: str) -> Message:
         """The only message of a call, visible or not."""
@@ -137,6 +143,7 @@ class Update(Simulation):
             calls=previous.calls,
             deliveries=previous.deliveries,
             limits=previous.limits,
+            line=self._previous_line(),
             dial_queue=self.dial_queue,
             webhook_queue=self.webhook_queue,
             livekit=self.livekit,
@@ -155,7 +162,7 @@ class Update(Simulation):
         else:
             previous = self.previous
             applier = previous.apply_event.EventApplier(
-                previous.calls, previous.limits, self.dial_queue, previous.durations, self.clock
+                previous.calls, self._previous_line(), self.dial_queue, previous.durations, self.clock
             )
         room = Room(name=call.room_name, sid=call.room_sid or "", metadata=json.dumps({"callId": call_id}))
         phone = ParticipantInfo(

@@ -28,12 +28,14 @@ from shared.limits import LimitStore
 from shared.line import Line
 from shared.livekit.client import RoomView
 from shared.messages import DialMessage
+from shared.numbers import NumberStore
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
 from tests.calls import call_record
 from tests.clock import MINUTE, START, Clock
 from tests.in_memory import (
     CallsInMemory,
     DeliveriesInMemory,
+    MarkedNumbers,
     NoLimits,
     QueueInMemory,
     RoomsInMemory,
@@ -137,11 +139,13 @@ class Simulation:
         self.deliveries: DeliveryStore = DeliveriesInMemory(self.tables)
         self.workspaces: WorkspaceStore = WorkspacesInMemory(self.tables)
         self.limits: LimitStore = NoLimits()
+        self.numbers: NumberStore = MarkedNumbers()
         if dynamodb is not None:
             self.calls = CallStore(dynamodb, "CallsTable")
             self.deliveries = DeliveryStore(dynamodb, "CallsTable")
             self.workspaces = WorkspaceStore(dynamodb, "WorkspacesTable")
-            self.limits = LimitStore(dynamodb, "WorkspacesTable")
+            self.limits = LimitStore(dynamodb, "WorkspacesTable", "NumbersTable")
+            self.numbers = NumberStore(dynamodb, "NumbersTable")
         self.livekit = RoomsInMemory()
         self.dial_queue = QueueInMemory(self.clock)
         self.webhook_queue = QueueInMemory(self.clock)
@@ -216,6 +220,7 @@ class Simulation:
         return Dialler(
             calls=self.calls,
             limits=self.limits,
+            numbers=self.numbers,
             line=self.line,
             workspace_cache=WorkspaceCache(self.workspaces, 0),
             dial_queue=self.dial_queue,
@@ -252,6 +257,7 @@ class Simulation:
             calls=self.calls,
             deliveries=self.deliveries,
             limits=self.limits,
+            numbers=self.numbers,
             line=self.line,
             dial_queue=self.dial_queue,
             webhook_queue=self.webhook_queue,

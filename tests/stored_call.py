@@ -12,7 +12,7 @@ from shared.call_store import CallStore
 from shared.durations import Durations
 from shared.limits import LimitStore
 from shared.line import Line
-from tests.calls import NOW, call_record
+from tests.calls import NOW, call_record, fence
 from tests.clock import Clock
 from tests.in_memory import QueueInMemory
 from tests.mocked_aws import calls_table
@@ -71,7 +71,7 @@ class StoredCall:
             return self.record
         self.limits.take_slot("demo", CALL, 5, now_ms=NOW)
         self.calls.take_lease(CALL, "lease", NOW + 600_000, NOW - 80_000)
-        self.calls.fence(CALL, "lease", SID, None, NOW - 70_000)
+        fence(self.calls, self.record, SID, now_ms=NOW - 70_000)
         if status != "dialing":
             self.calls.answered(CALL, "lease", NOW + 60_000, NOW - 60_000)
         if status == "ended":

@@ -39,6 +39,7 @@ from shared.clock import now_ms
 from shared.durations import Durations
 from shared.dynamo import from_wire
 from shared.limits import LimitStore
+from shared.numbers import NumberStore, ensure_marker
 from shared.table_keys import call_key
 from shared.workspaces import Workspace, WorkspaceStore
 from tests.clock import MINUTE, Clock
@@ -56,6 +57,9 @@ BOUNDS = (
     "agent_wait",
     "answer_margin",
     "crowded",
+    "decision_valid",
+    "early_message",
+    "fence_patience",
     "left_wait",
     "livekit_request",
     "livekit_look",
@@ -221,6 +225,7 @@ class System:
             "POWERTOOLS_SERVICE_NAME": "test",
             "CALLS_TABLE": "CallsTable",
             "WORKSPACES_TABLE": "WorkspacesTable",
+            "NUMBERS_TABLE": "NumbersTable",
             "LIVEKIT_SECRET_NAME": "ringonce/livekit",
         }
         self.dynamodb = boto3.client("dynamodb")
@@ -234,7 +239,8 @@ class System:
         bounds["left_wait"] = 20
         self.durations = dataclasses.replace(production.scaled(TIME_SCALE), **bounds)
         self.workspaces = WorkspaceStore(self.dynamodb, "WorkspacesTable")
-        self.limits = LimitStore(self.dynamodb, "WorkspacesTable")
+        self.limits = LimitStore(self.dynamodb, "WorkspacesTable", "NumbersTable")
+        self.numbers = NumberStore(self.dynamodb, "NumbersTable")
         self.servers = Servers(lambda handler, event: self.handlers[handler](event, Context(20)))
         os.environ["PUBLIC_API_URL"] = self.servers.api_url
         self._make_resources()
@@ -289,12 +295,16 @@ class System:
         query: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
         path: dict[str, str] | None = None,
+        body: Any = b"",
     ) -> dict[str, Any]:
-        """Any other route of a client's; the answer with its body parsed under `json`."""
+        """Any other route of a client's; the answer with its body parsed under `json`. body: bytes as they are,
+        anything else as JSON.
+        """
+        given = body if isinstance(body, bytes) else json.dumps(body).encode()
         all_headers = {"x-workspace-id": "demo", "x-api-key": API_KEY} | (headers or {})
         parameters = ({"callId": call_id} if call_id else {}) | (path or {})
         answer = self.handlers["calls_api"](
-            http_event(route, headers=all_headers, path=parameters, query=query), Context(20)
+            http_event(route, given, all_headers, path=parameters, query=query), Context(20)
         )
         return answer | {"json": json.loads(answer["body"])}
 
@@ -456,7 +466,7 @@ class System:
 
     def _make_resources(self) -> None:
         resources = TEMPLATE["Resources"]
-        for name in ("CallsTable", "WorkspacesTable"):
+        for name in ("CallsTable", "WorkspacesTable", "NumbersTable"):
             self.make_table(name)
         self.queue_urls: dict[str, str] = {}
         for name, resource in resources.items():
@@ -472,6 +482,7 @@ class System:
         secret = {"url": self.servers.livekit_url, "apiKey": LIVEKIT_KEY, "apiSecret": LIVEKIT_SECRET}
         self.secrets.create_secret(Name="ringonce/livekit", SecretString=json.dumps(secret))
         self.workspaces.put(demo_workspace())
+        ensure_marker(self.limits, self.numbers, now_ms())
 
     def make_table(self, name: str) -> None:
         """An empty table of the template; fan out follows its stream from then on."""

@@ -252,8 +252,26 @@ def test_the_alarm_of_a_trunk_rings_at_once_and_for_as_long_as_it_is_stopped(min
     assert (sum(above) >= alarm["DatapointsToAlarm"]) == rings
 
 
+def test_a_lost_marker_rings_within_a_minute_and_the_alarm_says_what_ends_it() -> None:
+    alarm = ALARMS["NumbersMarkerMissingAlarm"]
+    # The reconciler counts one in each of its runs, one a minute.
+    assert (alarm["MetricName"], alarm["Statistic"], alarm["Period"]) == ("NumbersMarkerMissing", "Sum", 60)
+    assert (alarm["ComparisonOperator"], alarm["Threshold"]) == ("GreaterThanOrEqualToThreshold", 1)
+    assert alarm["DatapointsToAlarm"] == 1
+    for words in ("nothing is dialled", "admin suppression mark"):
+        assert words in alarm["AlarmDescription"]
+    told = RUNBOOK.split("### Numbers marker missing")[1].split("\n###")[0]
+    assert "admin suppression mark" in told
+    assert "(#numberstable-is-lost)" in told
+
+
 def test_throttles_of_every_index_ring() -> None:
-    indexes = TEMPLATE["Resources"]["CallsTable"]["Properties"]["GlobalSecondaryIndexes"]
+    indexes = [
+        index
+        for resource in TEMPLATE["Resources"].values()
+        if resource["Type"] == "AWS::DynamoDB::Table"
+        for index in resource["Properties"].get("GlobalSecondaryIndexes", ())
+    ]
     watched = {
         dimension["Value"]
         for metric in alarm_metrics(ALARMS["TableThrottlesAlarm"])

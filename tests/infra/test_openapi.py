@@ -20,6 +20,8 @@ from botocore.exceptions import ConnectTimeoutError
 from pydantic import TypeAdapter
 
 from calls_api.reports import MAXIMUM_REPORT_BYTES, MAXIMUM_TOKEN_SECONDS, WELL_KNOWN
+from calls_api.rescheduling import MAXIMUM_PATCH_BYTES
+from calls_api.suppression import MAXIMUM_IMPORT_BYTES, MAXIMUM_IMPORTED, MAXIMUM_SUPPRESSION_BYTES
 from examples.agent.ringonce_agent import signed
 from infra import public_models
 from initiate_call.request import MAXIMUM_BODY_BYTES, MAXIMUM_CONTEXT_BYTES
@@ -27,9 +29,10 @@ from shared.call import ENDED, EndReason, Outcome, Status, WaitingFor
 from shared.call_store import MAXIMUM_REPORTS, MAXIMUM_REPORTS_BYTES
 from shared.delivery_store import State
 from shared.durations import Durations
+from shared.policies import Cap, Policy, Window
 from shared.raw_json import MAXIMUM_DIGITS
 from tests.bad_requests import BAD_QUERIES, BAD_REQUESTS, PREFIXED, BadQuery, BadRequest
-from tests.interleaving import change_durations
+from tests.interleaving import change, change_durations
 from tests.openapi_page import PAGE, ROOT, at, examples, media_types, operations, resolved, validator
 from tests.system import (
     API_KEY,
@@ -125,6 +128,8 @@ def strings(node: ast.AST | None) -> set[str]:
         return {node.value}
     if isinstance(node, ast.IfExp):
         return strings(node.body) | strings(node.orelse)
+    if isinstance(node, ast.BoolOp):
+        return set().union(*map(strings, node.values))
     return set()
 
 
@@ -184,7 +189,12 @@ def test_the_table_of_reasons_is_that_of_the_code() -> None:
         for reason in strings(call.args[1])
     }
     hung_up = {reason for call in calls_of("_hang_up") for reason in strings(call.args[-1])} | {"canceled_by_api"}
-    assert page == code | {("completed", reason) for reason in hung_up}
+    # What the gates refuse (functions/shared/gates.py).
+    refused = {reason for call in calls_of("refuse") for reason in strings(call.args[1])}
+    assert refused == {"not_allowed", "suppressed"}
+    assert page == code | {("completed", reason) for reason in hung_up} | {
+        ("failed", reason) for reason in refused
+    }
     assert {reason for _, reason in page} == set(get_args(EndReason))
 
 
@@ -209,6 +219,9 @@ def test_the_numbers_of_the_text_are_those_of_the_code() -> None:
     assert PAGE["x-maximum-report-bytes"] == MAXIMUM_REPORT_BYTES
     assert PAGE["x-maximum-digits"] == MAXIMUM_DIGITS
     assert PAGE["x-maximum-reports"] == MAXIMUM_REPORTS
+    assert PAGE["x-maximum-suppression-bytes"] == MAXIMUM_SUPPRESSION_BYTES == MAXIMUM_PATCH_BYTES
+    assert PAGE["x-maximum-import-bytes"] == MAXIMUM_IMPORT_BYTES
+    assert PAGE["x-maximum-imported"] == MAXIMUM_IMPORTED
     assert PAGE["x-maximum-reports-bytes"] == MAXIMUM_REPORTS_BYTES
     assert Durations().report_grace == 300
     assert MAXIMUM_TOKEN_SECONDS == 600
@@ -362,18 +375,31 @@ def check_that_every_answer_was_seen(answers: Answers) -> None:
     assert answers.codes == codes
 
 
+def timely(body: dict[str, Any]) -> dict[str, Any]:
+    """The example with its times ahead of now, as those of the page are when it is read."""
+    now = datetime.datetime.now(datetime.UTC)
+    days = {"scheduled_at": 10, "expires_at": 11}
+    ahead = {name: (now + datetime.timedelta(days=n)).isoformat() for name, n in days.items() if body.get(name)}
+    return body | ahead
+
+
 POST_CALL, LIST, GET_CALL = "POST /v1/api/call", "GET /v1/api/call", "GET /v1/api/call/{callId}"
 CANCEL = "POST /v1/api/call/{callId}/cancel"
 DELIVERIES = "GET /v1/api/call/{callId}/deliveries"
 REPLAY = "POST /v1/api/call/{callId}/deliveries/{sequence}/replay"
 LIVEKIT = "POST /v1/livekit/events"
+PREVIEW, MOVE = "POST /v1/api/call/preview", "PATCH /v1/api/call/{callId}"
+NUMBERS, IMPORT = "GET /v1/api/suppression", "POST /v1/api/suppression/import"
+SUPPRESSIONS, SUPPRESS, RELEASE = (
+    f"{method} /v1/api/suppression/{{number}}" for method in ("GET", "PUT", "DELETE")
+)
 
 
 @pytest.mark.parametrize(
     "name", examples(f"{operations()[POST_CALL]}/requestBody/content/application~1json"), ids=str
 )
 def test_every_example_of_a_call_is_accepted(system: System, answers: Answers, name: str) -> None:
-    body = examples(f"{operations()[POST_CALL]}/requestBody/content/application~1json")[name]
+    body = timely(examples(f"{operations()[POST_CALL]}/requestBody/content/application~1json")[name])
     answer = system.post(body, {"idempotency-key": "a"})
     told = answers.check(POST_CALL, answer, 200)
     example = examples(f"{operations()[POST_CALL]}/responses/200/content/application~1json")["accepted"]
@@ -570,13 +596,137 @@ def test_reports_are_as_the_page_says(system: System, answers: Answers) -> None:
     large = json.dumps({"type": "agent.note", "data": {"a": "x" * (MAXIMUM_REPORT_BYTES - 60)}}).encode()
     for n in range(4):
         told(large, 200 if n < 3 else 409, key=str(n))
+    opt_out = json.dumps({"type": "agent.opt_out", "data": {"said": "x" * (MAXIMUM_REPORT_BYTES - 60)}}).encode()
+    told(opt_out, 200)
     calls = system.modules["calls_api"].calls
     assert calls.end(calls.get(call_id), Outcome("failed", "not_allowed"), 2**42, 1).won
     told(b'{"type":"agent.late"}', 409)
 
 
+# The day after the next two: nothing rings before the hour that a call waits.
+LATER = frozenset({(datetime.datetime.now(datetime.UTC).weekday() + 3) % 7})
+POLICIES = {
+    "consent": Policy("consent", consent_required=True),
+    "hours": Policy("hours", windows=(Window(frozenset(range(7)), 0, 1440),)),
+    "later": Policy("later", windows=(Window(LATER, 600, 900),)),
+    "caps": Policy("caps", caps=(Cap(1, 3600),)),
+}
+
+
+def preview(system: System, body: Any, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    given = body if isinstance(body, bytes) else json.dumps(body).encode()
+    sent = {"x-workspace-id": "demo", "x-api-key": API_KEY} | (headers or {})
+    return system.handlers["initiate_call"](http_event(PREVIEW, given, sent), Context(10))
+
+
+def test_previews_are_as_the_page_says(system: System, answers: Answers) -> None:
+    system.workspaces.put(demo_workspace(policies=POLICIES))
+    good = {"to": "+12025550123", "call_agent_id": "agent-1"}
+    given = examples(f"{operations()[PREVIEW]}/requestBody/content/application~1json")
+    for body in given.values():
+        assert answers.check(PREVIEW, preview(system, timely(body)), 200)["decision"] == "wait"
+    for purpose in (None, "hours", "caps"):
+        shown = answers.check(PREVIEW, preview(system, good | {"purpose": purpose}), 200)
+        assert (shown["decision"], shown["waitingFor"], shown["earliestRingAt"]) == ("ring", None, None)
+        assert all(gate["passed"] for gate in shown["gates"])
+    system.limits.pause(1)
+    assert answers.check(PREVIEW, preview(system, good), 200)["waitingFor"] == "paused"
+    assert system.messages("DialQueue") == 0
+
+
+def test_suppressions_are_as_the_page_says(system: System, answers: Answers) -> None:
+    path = {"number": "+12025550123"}
+    for body in examples(f"{operations()[SUPPRESS]}/requestBody/content/application~1json").values():
+        answers.check(SUPPRESS, system.api(SUPPRESS, path=path, body=body), 200)
+    answers.check(SUPPRESSIONS, system.api(SUPPRESSIONS, path=path), 200)
+    for body in examples(f"{operations()[IMPORT]}/requestBody/content/application~1json").values():
+        answers.check(IMPORT, system.api(IMPORT, body=body), 200)
+    answers.check(IMPORT, system.api(IMPORT, body={"suppressions": [{}]}), 200)
+    page = answers.check(NUMBERS, system.api(NUMBERS, query={"limit": "1"}), 200)
+    answers.check(NUMBERS, system.api(NUMBERS, query={"cursor": page["cursor"]}), 200)
+    answers.check(RELEASE, system.api(RELEASE, path=path, query={"scope": "default"}), 200)
+    answers.check(RELEASE, system.api(RELEASE, path=path), 200)
+    answers.check(RELEASE, system.api(RELEASE, path=path), 404)
+
+    answers.check(NUMBERS, system.api(NUMBERS, query={"limit": "0"}), 400)
+    for query in ({"scope": "-"}, {"x": "1"}):
+        for route in (SUPPRESSIONS, RELEASE):
+            if route == RELEASE or "x" in query:
+                answers.check(route, system.api(route, path=path, query=query), 400)
+    for route in (SUPPRESSIONS, SUPPRESS, RELEASE):
+        answers.check(route, system.api(route, path={"number": "1"}, body={}), 400)
+    answers.check(SUPPRESS, system.api(SUPPRESS, path=path, body={"reason": 1}), 400)
+    answers.check(SUPPRESS, system.api(SUPPRESS, path=path, body={"scope": "x"}), 400)
+    answers.check(IMPORT, system.api(IMPORT, body={}), 400)
+    for route, largest in ((SUPPRESS, MAXIMUM_SUPPRESSION_BYTES), (IMPORT, MAXIMUM_IMPORT_BYTES)):
+        refuse_bodies(system, answers, route, path, largest)
+    for route in (NUMBERS, IMPORT, SUPPRESSIONS, SUPPRESS, RELEASE):
+        refuse_strangers(system, answers, route, path)
+
+
+def refuse_bodies(system: System, answers: Answers, route: str, path: dict[str, str], largest: int) -> None:
+    answers.check(route, system.api(route, path=path, body=b"{"), 400)
+    answers.check(route, system.api(route, path=path, body=b" " * (largest + 1)), 413)
+    packed = system.api(route, path=path, body={}, headers={"content-encoding": "gzip"})
+    answers.check(route, packed, 415)
+    event = http_event(route, headers={"x-workspace-id": "demo", "x-api-key": API_KEY}, path=path)
+    broken = event | {"body": "not base64!", "isBase64Encoded": True}
+    answers.check(route, system.handlers["calls_api"](broken, Context(10)), 400)
+
+
+def refuse_strangers(system: System, answers: Answers, route: str, path: dict[str, str]) -> None:
+    for headers, status in (
+        ({"x-workspace-id": ""}, 400),
+        ({"x-workspace-id": "a,b"}, 400),
+        ({"x-api-key": ""}, 401),
+        ({"x-workspace-id": "x"}, 403),
+    ):
+        answers.check(route, system.api(route, path=path, headers=headers), status)
+
+
+def test_moves_are_as_the_page_says(system: System, answers: Answers) -> None:
+    policies = {name: Policy(name) for name in ("consent", "gone", "hours", "later")}
+    system.workspaces.put(demo_workspace(policies=policies))
+    call_id = system.place("+15550000001", **timely({"scheduled_at": "later"}))
+    given = examples(f"{operations()[MOVE]}/requestBody/content/application~1json")
+    bodies = [timely(body) for body in given.values()]
+    for body in bodies:
+        answers.check(MOVE, system.api(MOVE, call_id, body=body), 200)
+    answers.check(MOVE, system.api(MOVE, call_id, body={}), 400)
+    answers.check(MOVE, system.api(MOVE, "0" * 24, body=bodies[1]), 404)
+    refuse_bodies(system, answers, MOVE, {"callId": call_id}, MAXIMUM_PATCH_BYTES)
+    refuse_strangers(system, answers, MOVE, {"callId": call_id})
+    codes = {
+        "consent": "consent_required",
+        "gone": "unknown_purpose",
+        "hours": "time_zone_required",
+        "later": "cannot_ring_in_time",
+    }
+    placed = {}
+    for name in codes:
+        to = "+15550000001" if name == "hours" else "+12025550123"
+        placed[name] = system.place(to, purpose=name, **timely({"scheduled_at": "later"}))
+    system.workspaces.put(demo_workspace(policies=POLICIES))
+    system.forget_workspaces()
+    for name, code in codes.items():
+        assert answers.check(MOVE, system.api(MOVE, placed[name], body=bodies[1]), 400)["code"] == code
+    system.workspaces.put(demo_workspace(allowed_calling_codes=frozenset({"+44"})))
+    system.forget_workspaces()
+    assert answers.check(MOVE, system.api(MOVE, call_id, body=bodies[1]), 403)["code"] == "number_not_allowed"
+    system.workspaces.put(demo_workspace())
+    system.forget_workspaces()
+    system.api(SUPPRESS, path={"number": "+15550000001"}, body={})
+    assert answers.check(MOVE, system.api(MOVE, call_id, body=bodies[1]), 403)["code"] == "number_suppressed"
+    system.api(RELEASE, path={"number": "+15550000001"})
+    change(system, call_id, status="dialing", lease_id="lease", lease_until_ms=2**42)
+    assert answers.check(MOVE, system.api(MOVE, call_id, body=bodies[1]), 409)["code"] == "call_dialed"
+    change(system, call_id, status="queued", lease_id=None, lease_until_ms=None)
+    system.api(CANCEL, call_id)
+    assert answers.check(MOVE, system.api(MOVE, call_id, body=bodies[1]), 409)["code"] == "call_ended"
+
+
 def test_refusals_are_as_the_page_says(system: System, answers: Answers) -> None:
-    system.workspaces.put(demo_workspace(agents=frozenset({"agent-1"})))
+    system.workspaces.put(demo_workspace(agents=frozenset({"agent-1"}), policies=POLICIES))
     good = {"to": "+12025550123", "call_agent_id": "agent-1"}
     wanted: dict[str, tuple[Any, dict[str, str], int]] = {
         "invalid_json": (b"{", {}, 400),
@@ -594,9 +744,21 @@ def test_refusals_are_as_the_page_says(system: System, answers: Answers) -> None
         "from_not_allowed": (good | {"from": "+12025550199"}, {}, 403),
         "too_large": (b" " * (MAXIMUM_BODY_BYTES + 1), {}, 413),
         "unsupported_encoding": (good, {"content-encoding": "gzip"}, 415),
+        "invalid_time_zone": (good | {"time_zone": "Mars"}, {}, 400),
+        "unknown_purpose": (good | {"purpose": "x"}, {}, 400),
+        "consent_required": (good | {"purpose": "consent"}, {}, 400),
+        "time_zone_required": (good | {"to": "+15550000001", "purpose": "hours"}, {}, 400),
+        "cannot_ring_in_time": (good | {"purpose": "later"}, {}, 400),
+        "number_suppressed": (good | {"to": "+12025550124"}, {}, 403),
     }
+    suppressed = system.api(SUPPRESS, path={"number": "+12025550124"}, body={})
+    assert suppressed["statusCode"] == 200
     for code, (body, headers, status) in wanted.items():
         assert answers.check(POST_CALL, system.post(body, headers), status)["code"] == code
+        if code not in ("invalid_idempotency_key", "conflicting_header"):
+            assert answers.check(PREVIEW, preview(system, body, headers), status)["code"] == code
+    conflict = preview(system, good, {"x-workspace-id": "a,b"})
+    assert answers.check(PREVIEW, conflict, 400)["code"] == "conflicting_header"
     key = {"idempotency-key": "a"}
     system.post(good, key)
     answers.check(POST_CALL, system.post(good | {"metadata": {}}, key), 422)
@@ -604,7 +766,8 @@ def test_refusals_are_as_the_page_says(system: System, answers: Answers) -> None
     answers.check(POST_CALL, system.post(good, {"x-workspace-id": "slow"}), 429)
     event = http_event(POST_CALL, headers={"x-workspace-id": "demo", "x-api-key": API_KEY})
     broken = event | {"body": "not base64!", "isBase64Encoded": True}
-    answers.check(POST_CALL, system.handlers["initiate_call"](broken, Context(10)), 400)
+    for route in (POST_CALL, PREVIEW):
+        answers.check(route, system.handlers["initiate_call"](broken | {"routeKey": route}, Context(10)), 400)
 
     answers.check(LIST, system.api(LIST, query={"limit": "0"}), 400)
     ended = system.place("+15550000001")
@@ -639,8 +802,17 @@ def test_failures_are_as_the_page_says(system: System, answers: Answers) -> None
         client.meta.events.register_first("before-send", lose)
     try:
         answers.check(POST_CALL, system.post({"to": "+12025550123", "call_agent_id": "a"}), 503)
-        for route in (LIST, GET_CALL, CANCEL, DELIVERIES, REPLAY):
-            answers.check(route, system.api(route, path={"callId": call_id, "sequence": "1"}), 503)
+        answers.check(PREVIEW, preview(system, {"to": "+12025550123", "call_agent_id": "a"}), 503)
+        for route in (LIST, GET_CALL, CANCEL, DELIVERIES, REPLAY, NUMBERS, SUPPRESSIONS, RELEASE):
+            path = {"callId": call_id, "sequence": "1", "number": "+12025550123"}
+            answers.check(route, system.api(route, path=path), 503)
+        for route, body in (
+            (SUPPRESS, {}),
+            (IMPORT, {"suppressions": [{"number": "+12025550123"}]}),
+            (MOVE, {"scheduled_at": None}),
+        ):
+            path = {"callId": call_id, "number": "+12025550123"}
+            answers.check(route, system.api(route, path=path, body=body), 503)
         note = b'{"type":"agent.note"}'
         token = signed(note, room, LIVEKIT_KEY, LIVEKIT_SECRET)
         answers.check(REPORT, system.report(call_id, note, token), 503)

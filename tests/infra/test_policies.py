@@ -511,19 +511,36 @@ def test_the_trust_takes_no_pattern_for_a_name(parameter: str, wrong: str) -> No
 
 # ── the functions' roles ────────────────────────────────────────────────────────────────────────────
 
-KEYS = ("demo", "demo#slots", "demo#slots#24", "demo#rate", "trunk#ST_1", "#switch")
+KEYS = ("demo", "demo#slots", "demo#slots#24", "demo#rate", "trunk#ST_1", "#switch", "#numbers")
 SLOTS = ("demo#slots", "demo#slots#24")
-TRUNK, RATE, SWITCH = "trunk#ST_1", "demo#rate", "#switch"
+TRUNK, RATE, SWITCH, MARKER = "trunk#ST_1", "demo#rate", "#switch", "#numbers"
 # What each function may do to the items of WorkspacesTable. What reads workspaces may read any item: the id of a
 # workspace may be any text.
 MAY: dict[str, dict[str, tuple[str, ...]]] = {
-    "InitiateCall": {"GetItem": KEYS, "UpdateItem": (RATE,)},
+    "InitiateCall": {"GetItem": KEYS, "BatchGetItem": KEYS, "UpdateItem": (RATE,)},
     "DialWorker": {"GetItem": KEYS, "BatchGetItem": KEYS, "UpdateItem": (*SLOTS, TRUNK)},
     "LivekitEvents": {"UpdateItem": SLOTS},
     "FanOut": {},
     "Deliver": {"GetItem": KEYS},
-    "ReconcileCalls": {"GetItem": (SWITCH, *SLOTS), "BatchGetItem": (SWITCH, *SLOTS), "UpdateItem": SLOTS},
+    "ReconcileCalls": {
+        "GetItem": (SWITCH, MARKER, *SLOTS),
+        "BatchGetItem": (SWITCH, MARKER, *SLOTS),
+        "UpdateItem": (MARKER, *SLOTS),
+    },
     "CallsApi": {"GetItem": KEYS},
+}
+# And to those of NumbersTable. A transaction is authorized by its parts: UpdateItem, ConditionCheckItem.
+NUMBERS = ("demo#+12025550123", MARKER)
+MAY_NUMBERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "InitiateCall": {"GetItem": NUMBERS, "BatchGetItem": NUMBERS},
+    "DialWorker": {
+        "GetItem": NUMBERS,
+        "BatchGetItem": NUMBERS,
+        "UpdateItem": NUMBERS,
+        "ConditionCheckItem": NUMBERS,
+    },
+    "ReconcileCalls": {"GetItem": (MARKER,), "UpdateItem": (MARKER,)},
+    "CallsApi": {"GetItem": NUMBERS[:1], "BatchGetItem": NUMBERS[:1], "UpdateItem": NUMBERS[:1]},
 }
 ON_ITEMS = [
     "GetItem",
@@ -543,18 +560,26 @@ def test_every_function_is_held_to_its_items_of_the_table() -> None:
 
 
 @pytest.mark.parametrize("function", MAY)
-def test_a_function_touches_only_its_items_of_workspaces(simulator: Simulator, function: str) -> None:
+@pytest.mark.parametrize(
+    ("table", "there", "may"), [("WorkspacesTable", KEYS, MAY), ("NumbersTable", NUMBERS, MAY_NUMBERS)]
+)
+def test_a_function_touches_only_its_items(
+    simulator: Simulator,
+    function: str,
+    table: str,
+    there: tuple[str, ...],
+    may: Mapping[str, Mapping[str, tuple[str, ...]]],
+) -> None:
     stack = product("prod")
-    table = stack.arn("WorkspacesTable")
     cases = {
-        (action, key): Request(f"dynamodb:{action}", table, {"dynamodb:LeadingKeys": [key]})
+        (action, key): Request(f"dynamodb:{action}", stack.arn(table), {"dynamodb:LeadingKeys": [key]})
         for action in ON_ITEMS
-        for key in KEYS
+        for key in there
     }
     boundary = roles().policies("FunctionBoundary")[0]
     results = simulator.results(list(cases.values()), stack.policies(f"{function}Role"), boundary=boundary)
     allowed = {case for case, result in zip(cases, results, strict=True) if result == "Allowed"}
-    assert allowed == {(action, key) for action, keys in MAY[function].items() for key in keys}
+    assert allowed == {(action, key) for action, keys in may.get(function, {}).items() for key in keys}
 
 
 @pytest.mark.parametrize("function", MAY)

@@ -60,7 +60,7 @@ def test_every_object_that_a_client_reads_has_a_model() -> None:
     assert objects == set(MODELS)
 
 
-@pytest.mark.parametrize("name", ["CallEventType", "ErrorCode"])
+@pytest.mark.parametrize("name", ["CallEventType", "ErrorCode", "GateName"])
 def test_the_words_of_the_page_are_those_of_the_models(name: str) -> None:
     assert SCHEMAS[name]["enum"] == TypeAdapter(getattr(public_models, name)).json_schema()["enum"]
 
@@ -87,7 +87,8 @@ def test_what_is_read_may_have_more_fields(name: str) -> None:
 
 def test_types_reasons_and_codes_may_be_added() -> None:
     growing = {
-        f"#/components/schemas/{words}" for words in ("CallEventType", "EndReason", "ErrorCode", "WaitingFor")
+        f"#/components/schemas/{words}"
+        for words in ("CallEventType", "EndReason", "ErrorCode", "GateName", "WaitingFor")
     }
     found = 0
     for name in READ:
@@ -100,7 +101,7 @@ def test_types_reasons_and_codes_may_be_added() -> None:
     # Each is named nowhere else.
     text = json.dumps([SCHEMAS[name] for name in READ])
     assert found == sum(text.count(f'"{reference}"') for reference in growing)
-    assert found == 7
+    assert found == 9
 
 
 def test_free_objects_say_that_they_take_any_member() -> None:
@@ -123,7 +124,7 @@ def test_no_field_of_a_body_and_no_parameter_has_a_default() -> None:
 
 
 def variants(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The value with one more field, in each of its objects that are not the client's or the agent's own."""
+    """The value with one more field, in each of its objects but the client's, the agent's and a gate's own."""
 
     def places(part: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         if isinstance(part, dict):
@@ -132,7 +133,7 @@ def variants(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
             part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
         )
         for name, entry in entries:
-            if name not in ("metadata", "dynamicVariables", "report"):
+            if name not in ("metadata", "dynamicVariables", "report", "detail"):
                 yield from places(entry, (*path, name))
 
     for path in places(value, ()):
@@ -195,6 +196,17 @@ def test_reports_and_nothing_else_have_a_report() -> None:
     for value, data in ((summary, queued["data"]), (queued, summary["data"])):
         with pytest.raises(ValidationError, match="report is of"):
             WebhookEvent.model_validate_json(json.dumps(value | {"data": data}))
+
+
+def test_dialing_and_nothing_else_has_gates() -> None:
+    dialing = examples("/webhooks/call.dialing/post/requestBody/content/application~1json")["dialing"]
+    queued = examples("/webhooks/call.queued/post/requestBody/content/application~1json")["queued"]
+    gates = dialing["data"]["gates"]
+    without = {name: value for name, value in dialing["data"].items() if name != "gates"}
+    for value in (dialing, dialing | {"data": without}):
+        WebhookEvent.model_validate_json(json.dumps(value))
+    with pytest.raises(ValidationError, match="gates is of"):
+        WebhookEvent.model_validate_json(json.dumps(queued | {"data": queued["data"] | {"gates": gates}}))
 
 
 def test_the_models_take_no_other_type() -> None:

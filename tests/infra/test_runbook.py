@@ -200,7 +200,7 @@ def admin_lines(page: str) -> Iterator[str]:
             line = line.replace(inner[0], ANY_CALL)
         lines = within + lines
         for found in re.finditer(r"(?:^|\s)(?:\.venv/bin/)?admin (-?-?[a-z].*)", line):
-            words = re.split(r"\s(?:\||\|\||&&|#)\s", found[1])[0].strip()
+            words = re.split(r"\s(?:\||\|\||&&|#|>)\s", found[1])[0].strip()
             # The function that the page defines passes its own words on.
             if "$@" not in words:
                 yield re.sub(r"\$\w+", ANY_CALL, words)
@@ -216,7 +216,7 @@ def refused(line: str, capsys: pytest.CaptureFixture[str]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("name", ["operations.md", "webhooks.md"])
+@pytest.mark.parametrize("name", ["operations.md", "policies.md", "webhooks.md"])
 def test_every_line_of_the_operators_is_one_that_the_command_takes(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +230,7 @@ def test_the_page_has_a_line_for_what_is_done_at_night() -> None:
     assert said >= {
         *("call show", "call list", "call cancel", "deliveries list", "deliveries redrive", "switch pause"),
         *("switch resume", "workspace show", "workspace disable", "key create", "key revoke", "restore seal"),
+        *("suppression add", "suppression import", "suppression rebuild", "suppression mark"),
     }
 
 

@@ -19,7 +19,8 @@ E164 = re.compile(r"\+\d{7,15}")
 def logged() -> Iterator[io.StringIO]:
     """What the functions and their libraries have logged in this test, as CloudWatch would get it.
 
-    None of it has a whole phone number, whatever the test is about.
+    None of it has a whole phone number, whatever the test is about, but for changes of suppressions: the table is
+    rebuilt from these.
     """
     written = io.StringIO()
     handler = logging.StreamHandler(written)
@@ -30,7 +31,8 @@ def logged() -> Iterator[io.StringIO]:
     yield written
     for each in loggers:
         each.removeHandler(handler)
-    assert E164.findall(written.getvalue()) == []
+    lines = [line for line in written.getvalue().splitlines() if '"message":"suppression changed"' not in line]
+    assert E164.findall("\n".join(lines)) == []
 
 
 @pytest.fixture

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import base64
 import calendar
-import contextlib
 import dataclasses
 import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jwt
 import pytest
+from botocore.exceptions import ConnectTimeoutError
 
 from calls_api.reports import MAXIMUM_REPORT_BYTES, WELL_KNOWN
 from examples.agent.ringonce_agent import signed
 from shared.call import Outcome
 from shared.call_store import MAXIMUM_REPORTS, MAXIMUM_REPORTS_BYTES
+from shared.policies import Policy
 from shared.table_keys import call_key
-from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET, TIME_SCALE, System
+from tests.interleaving import change, just_before
+from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET, TIME_SCALE, System, demo_workspace
 
 ANSWERED = "+15550000012"
 
@@ -119,8 +120,7 @@ def test_an_agent_may_report_at_any_time_until_shortly_after_the_end(system: Sys
         call_id = system.place()
     elif status == "dialing":
         call_id = system.place()
-        assert system.modules["calls_api"].calls.take_lease(call_id, "lease", 2**42, 0).won
-        assert system.modules["calls_api"].calls.fence(call_id, "lease", "RM_1", None, 1).won
+        change(system, call_id, status="dialing", lease_id="lease", lease_until_ms=2**42)
     else:
         call_id = system.place(ANSWERED if status == "in_progress" else "+15550000001")
         system.run_until(lambda: system.item(call_id)["status"] == "in_progress" or system.ended(call_id))
@@ -368,21 +368,6 @@ def test_a_repeat_is_answered_even_when_nothing_more_is_taken(system: System) ->
     assert report(system, call_id, body_of(n=0))["body"] == first["body"]
 
 
-@contextlib.contextmanager
-def just_before(system: System, handler: str, does: Callable[[], Any]) -> Iterator[None]:
-    """Does something at the moment that this handler's next UpdateItem is about to leave."""
-    events = system.modules[handler].dynamodb.meta.events
-    done: list[Any] = []
-
-    def hook(**_: Any) -> None:
-        events.unregister("before-send.dynamodb.UpdateItem", hook)
-        done.append(does())
-
-    events.register_first("before-send.dynamodb.UpdateItem", hook)
-    yield
-    assert done
-
-
 def test_two_reports_at_the_same_time_both_land(system: System) -> None:
     call_id = system.place()
     answers = []
@@ -539,3 +524,141 @@ def test_a_secret_that_was_rotated_is_seen(system: System) -> None:
     room = room_of(system, call_id)
     assert system.report(call_id, body, signed(body, room, LIVEKIT_KEY, LIVEKIT_SECRET))["statusCode"] == 401
     assert system.report(call_id, body, signed(body, room, LIVEKIT_KEY, new))["statusCode"] == 200
+
+
+# ── the opt-out ─────────────────────────────────────────────────────────────────────────────────────
+
+SUPPRESSION = "/v1/api/suppression/{number}"
+
+
+def suppressed(system: System, number: str = ANSWERED) -> list[dict[str, Any]]:
+    """The suppressions of a number, without their times."""
+    answer = system.api(f"GET {SUPPRESSION}", path={"number": number})
+    return [{name: shown[name] for name in ("scope", "reason", "by")} for shown in answer["json"]["suppressions"]]
+
+
+def by_call(call_id: str, scope: str = "all", reason: str | None = None) -> dict[str, Any]:
+    by = {"keyId": None, "label": None, "callId": call_id, "operator": None}
+    return {"scope": scope, "reason": reason, "by": by}
+
+
+def test_an_opt_out_suppresses_the_callee_and_is_an_event(system: System) -> None:
+    call_id = system.place(ANSWERED)
+    answer = report(system, call_id, body_of("agent.opt_out", said="Do not call me again", more=1))
+    assert answer["json"] == {
+        "status": "success",
+        "message": "The report is an event of the call",
+        "callId": call_id,
+        "eventId": f"evt_{call_id}_2",
+        "sequence": 2,
+        "suppressed": True,
+    }
+    assert suppressed(system) == [by_call(call_id, reason="Do not call me again")]
+    view = system.api("GET /v1/api/call/{callId}", call_id)["json"]
+    assert view["events"][1]["report"] == {"said": "Do not call me again", "more": 1}
+    answer = system.post({"to": ANSWERED, "call_agent_id": "agent-1"})
+    assert json.loads(answer["body"])["code"] == "number_suppressed"
+    system.run_until(lambda: system.ended(call_id))
+    assert (system.item(call_id)["events"][-1]["reason"], system.calls_placed()) == ("suppressed", [])
+
+
+@pytest.mark.parametrize(
+    ("purpose", "data", "scope"),
+    [
+        (None, {"scope": "all"}, "all"),
+        (None, {"scope": "purpose"}, "default"),
+        ("sales", {"scope": "purpose"}, "sales"),
+        ("sales", {"scope": None}, "all"),
+        ("sales", {}, "all"),
+    ],
+)
+def test_an_opt_out_may_be_of_the_calls_purpose_alone(
+    system: System, purpose: str | None, data: dict[str, Any], scope: str
+) -> None:
+    system.workspaces.put(demo_workspace(policies={"sales": Policy("sales")}))
+    fields: dict[str, Any] = {"purpose": purpose} if purpose else {}
+    call_id = system.place(ANSWERED, **fields)
+    assert report(system, call_id, body_of("agent.opt_out", **data))["statusCode"] == 200
+    assert suppressed(system) == [by_call(call_id, scope)]
+
+
+@pytest.mark.parametrize("state", ["full", "full by size", "long over", "dialing"])
+def test_an_opt_out_holds_whatever_becomes_of_its_report(system: System, state: str) -> None:
+    call_id = system.place(ANSWERED)
+    match state:
+        case "full":
+            fill(system, call_id, MAXIMUM_REPORTS)
+        case "full by size":
+            for n in range(4):
+                assert (
+                    report(system, call_id, body_of(n=n, a="x" * (MAXIMUM_REPORT_BYTES - 60)))["statusCode"] == 200
+                )
+            assert report(system, call_id, body_of(a="x" * 2000))["statusCode"] == 409
+        case "long over":
+            end_long_ago(system, call_id)
+        case "dialing":
+            change(system, call_id, status="dialing", lease_id="lease", lease_until_ms=2**42)
+    before = system.item(call_id)
+    answer = report(system, call_id, body_of("agent.opt_out", said="x" * 300))
+    assert answer["statusCode"] == 200
+    assert answer["json"]["suppressed"] is True
+    assert suppressed(system) == [by_call(call_id, reason="x" * 256)]
+    if state == "dialing":
+        assert answer["json"]["sequence"] == 2
+    else:
+        assert not {"eventId", "sequence"} & set(answer["json"])
+        assert system.item(call_id) == before
+
+
+def test_a_repeated_opt_out_does_not_undo_a_removal_made_since(system: System) -> None:
+    """A client library repeats a request whose answer was lost, maybe after people have decided otherwise."""
+    call_id = system.place(ANSWERED)
+    first = report(system, call_id, body_of("agent.opt_out"), key="a")
+    again = report(system, call_id, body_of("agent.opt_out"), key="a")
+    assert (again["body"], again["headers"]["idempotency-replayed"]) == (first["body"], "true")
+    assert suppressed(system) == [by_call(call_id)]
+    system.api(f"DELETE {SUPPRESSION}", path={"number": ANSWERED})
+    assert report(system, call_id, body_of("agent.opt_out"), key="a")["body"] == first["body"]
+    assert suppressed(system) == []
+    # Another report is another opt-out.
+    assert report(system, call_id, body_of("agent.opt_out"), key="b")["statusCode"] == 200
+    assert suppressed(system) == [by_call(call_id)]
+
+
+def test_an_opt_out_that_an_earlier_version_took_suppresses_when_it_is_repeated(system: System) -> None:
+    call_id = system.place(ANSWERED)
+    report(system, call_id, body_of("agent.opt_out"))
+    queued, reported = system.item(call_id)["events"]
+    del reported["suppressed"]
+    change(system, call_id, events=[queued, reported])
+    system.api(f"DELETE {SUPPRESSION}", path={"number": ANSWERED})
+    assert report(system, call_id, body_of("agent.opt_out"))["statusCode"] == 200
+    assert suppressed(system) == [by_call(call_id)]
+
+
+def test_an_opt_out_that_is_not_of_the_calls_agent_suppresses_nothing(system: System) -> None:
+    call_id, other = system.place(ANSWERED), system.place("+15550000001")
+    body = body_of("agent.opt_out")
+    assert report(system, call_id, body, room=room_of(system, other))["statusCode"] == 404
+    assert system.report(call_id, body, "none")["statusCode"] == 401
+    wrong = report(system, call_id, body_of("agent.opt_out", scope="sales", said=1))
+    assert sorted(error["field"] for error in wrong["json"]["errors"]) == ["data.said", "data.scope"]
+    assert suppressed(system) == suppressed(system, "+15550000001") == []
+
+
+def test_an_opt_out_that_cannot_be_written_is_no_event_yet(system: System) -> None:
+    """The agent repeats it: what is told as an event has suppressed the callee."""
+    call_id = system.place(ANSWERED)
+    client = system.modules["calls_api"].dynamodb
+
+    def lose(**_: Any) -> None:
+        raise ConnectTimeoutError(endpoint_url="https://dynamodb")
+
+    client.meta.events.register_first("before-send.dynamodb.UpdateItem", lose)
+    try:
+        assert report(system, call_id, body_of("agent.opt_out"))["statusCode"] == 503
+    finally:
+        client.meta.events.unregister("before-send.dynamodb.UpdateItem", lose)
+    assert (reports(system, call_id), suppressed(system)) == ([], [])
+    assert report(system, call_id, body_of("agent.opt_out"))["json"]["sequence"] == 2
+    assert suppressed(system) == [by_call(call_id)]

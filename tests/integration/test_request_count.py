@@ -20,14 +20,14 @@ def clock(system: System) -> Iterator[Clock]:
         yield clock
 
 
-def test_a_warm_call_is_a_message_and_then_a_record_and_nothing_else(system: System) -> None:
+def test_a_warm_call_reads_its_number_sends_a_message_and_writes_a_record(system: System) -> None:
     with system.sent_by_accepting() as cold:
         assert system.post(EXAMPLE)["statusCode"] == 200
     # The workspace and some permits of this minute's rate, once.
-    assert cold == ["GetItem", "UpdateItem", "SendMessage", "PutItem"]
+    assert cold == ["GetItem", "GetItem", "UpdateItem", "SendMessage", "PutItem"]
     with system.sent_by_accepting() as warm:
         assert system.post(EXAMPLE)["statusCode"] == 200
-    assert warm == ["SendMessage", "PutItem"]
+    assert warm == ["GetItem", "SendMessage", "PutItem"]
 
 
 @pytest.mark.parametrize(("limit", "calls"), [(60, 6), (200, 20)])
@@ -37,21 +37,21 @@ def test_a_tenth_of_the_rate_is_accepted_without_asking_again(system: System, li
     with system.sent_by_accepting() as warm:
         for _ in range(calls - 1):
             assert system.post(EXAMPLE)["statusCode"] == 200
-    assert warm == ["SendMessage", "PutItem"] * (calls - 1)
+    assert warm == ["GetItem", "SendMessage", "PutItem"] * (calls - 1)
 
 
-def test_with_an_idempotency_key_the_record_is_read_first(system: System) -> None:
+def test_with_an_idempotency_key_record_and_number_are_read_together(system: System) -> None:
     system.post(EXAMPLE)
     key = {"idempotency-key": "order-1"}
     with system.sent_by_accepting() as first:
         assert system.post(EXAMPLE, key)["statusCode"] == 200
-    assert first == ["GetItem", "SendMessage", "PutItem"]
+    assert first == ["BatchGetItem", "SendMessage", "PutItem"]
     with system.sent_by_accepting() as repeat:
         assert system.post(EXAMPLE, key)["statusCode"] == 200
-    assert repeat == ["GetItem"]
+    assert repeat == ["BatchGetItem"]
     with system.sent_by_accepting() as other:
         assert system.post(EXAMPLE | {"to": "+12025550123"}, key)["statusCode"] == 422
-    assert other == ["GetItem"]
+    assert other == ["BatchGetItem"]
 
 
 def test_a_refused_request_costs_nothing(system: System) -> None:
@@ -65,7 +65,7 @@ def test_a_refused_request_costs_nothing(system: System) -> None:
     assert sent == []
 
 
-def test_over_the_rate_nothing_is_written_and_soon_nothing_is_asked(system: System, clock: Clock) -> None:
+def test_over_the_rate_nothing_is_written_and_only_the_number_is_read(system: System, clock: Clock) -> None:
     system.workspaces.put(demo_workspace(calls_per_minute=2))
     for _ in range(2):
         assert system.post(EXAMPLE)["statusCode"] == 200
@@ -74,7 +74,8 @@ def test_over_the_rate_nothing_is_written_and_soon_nothing_is_asked(system: Syst
     assert system.post(EXAMPLE, key)["statusCode"] == 429
     with system.sent_by_accepting() as sent:
         answers = [system.post(EXAMPLE) for _ in range(3)]
-    assert sent == []
+    # A suppressed number is refused at any rate.
+    assert sent == ["GetItem"] * 3
     for answer in answers:
         assert (answer["statusCode"], json.loads(answer["body"])["code"]) == (429, "rate_limited")
         assert answer["headers"]["retry-after"] == "43"

@@ -88,6 +88,7 @@ def reconciler(system: System) -> Reconciler:
     return Reconciler(
         calls=module.calls,
         limits=module.limits,
+        numbers=unused,
         line=module.line,
         deliveries=unused,
         dial_queue=unused,

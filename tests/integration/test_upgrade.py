@@ -1,6 +1,8 @@
-"""An update from the version before the line, under traffic: old and new functions run side by side for minutes.
+"""An update from the version before the gates, under traffic: old and new functions run side by side for minutes.
 
-No call is lost and none rings twice, whichever version takes a step; what only one of them knows is repaired.
+No call is lost and none rings twice, whichever version takes a step. The old version knows no rule and no opt-out:
+what it fences is not held to them, so the fourth promise begins when its last worker is gone. The last tests say
+what does not hold until then, and what a pause is good for.
 """
 
 from __future__ import annotations
@@ -10,9 +12,15 @@ from typing import Any
 
 import pytest
 
+from shared.call import iso
+from shared.numbers import MARKER, Suppression
+from shared.policies import Cap, Policy
 from tests.clock import MINUTE, START
 from tests.previous_version import Update, Version
 from tests.system import System, demo_workspace
+
+NUMBER = "+12025550123"
+CAPPED = {"default": Policy("default", caps=(Cap(1, 3600),))}
 
 
 @pytest.fixture
@@ -32,6 +40,11 @@ def talk(update: Update, version: Version, **fields: Any) -> str:
     return call_id
 
 
+def suppress(update: Update, number: str = NUMBER) -> None:
+    now = update.clock()
+    update.numbers.suppress("demo", number, Suppression("all", "opted_out", now), now)
+
+
 def run_out(update: Update, calls: list[str], minutes: int = 30) -> None:
     """The present version alone goes on until these calls have ended; each talks for a moment."""
     for _ in range(minutes):
@@ -48,223 +61,186 @@ def run_out(update: Update, calls: list[str], minutes: int = 30) -> None:
     raise AssertionError([update.call(call_id) for call_id in calls if not update.call(call_id).ended])
 
 
-def assert_over(update: Update, system: System, calls: list[str], items: int = 1) -> None:
+def assert_over(update: Update, system: System, calls: list[str]) -> None:
     """Each rang once and ended once; nothing of them is left."""
     for call_id in calls:
         call = update.call(call_id)
         assert (call.status, update.rings(call_id)) == ("completed", 1)
         assert [entry["type"] for entry in call.events].count("call.ended") == 1
         assert call.due_shard is None
-    assert system.limits.active_calls("demo", items) == frozenset()
+    assert system.limits.active_calls("demo") == frozenset()
     assert update.in_line() == []
 
 
-# ── calls that wait in the old way ──────────────────────────────────────────────────────────────────
+# ── old records and the new version ─────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("message", ["comes", "is lost"])
-def test_a_call_that_waits_for_a_slot_is_taken_over(system: System, update: Update, message: str) -> None:
-    limit(system, 1)
-    talks = talk(update, "previous")
-    waits = update.place()
+@pytest.mark.parametrize("policies", [{}, CAPPED], ids=["no rules", "a cap"])
+def test_a_call_that_the_old_version_put_into_the_line_is_dialled_by_the_new_one(
+    system: System, update: Update, policies: dict[str, Policy]
+) -> None:
+    """Its record has none of the new fields, its workspace and its number no item of their own."""
+    limit(system, 1, policies=policies)
+    talks, waits = talk(update, "previous", to="+12025550100"), update.place()
     update.work_on(update.message_of(waits), "previous")
-    old = update.call(waits)
-    assert (old.wait_until_ms > START, old.waiting_for, old.line_of) == (True, None, None)
-    if message == "is lost":
-        update.dial_queue.delete(update.message_of(waits))
-    # The update. The call's time comes, and there is still no slot.
-    update.clock.now += MINUTE
-    update.reconcile()
-    while update.work("present"):
-        pass
-    new = update.call(waits)
-    assert (update.in_line(), new.waiting_for, new.wait_until_ms) == ([waits], "slot", 0)
-    assert update.dial_queue.messages == []
+    assert (update.in_line(), update.call(waits).waiting_for) == ([waits], "slot")
     update.hang_up(talks, "present")
     run_out(update, [waits])
     assert_over(update, system, [talks, waits])
+    assert list(update.numbers.get("demo", NUMBER).rings) == ([waits] if policies else [])
 
 
-def test_a_call_that_waits_for_its_trunk_is_taken_over(system: System, update: Update) -> None:
-    limit(system, 5)
-    waits = update.place()
-    update.limits.reserve_trunk("ST_demo", 20_000, update.clock.now, update.clock.now)
-    update.work("previous")
-    assert update.call(waits).wait_until_ms == START + 20_000
-    update.clock.now = START + 20_000
-    run_out(update, [waits])
-    assert_over(update, system, [waits])
-
-
-@pytest.mark.parametrize("rounds", [1, 4])
-def test_paused_time_that_the_old_version_has_counted_is_not_counted_again(
-    system: System, update: Update, rounds: int
+def test_a_call_that_an_old_worker_leased_and_left_is_dialled_by_the_new_one(
+    system: System, update: Update
 ) -> None:
-    """It moved the deadline while the pause went on; the pause began before the update and ends after it."""
+    """The old process is stopped by the deployment after it made the room."""
     limit(system, 5)
-    began = START + MINUTE
     call_id = update.place()
-    ttl_ms = update.call(call_id).queue_deadline_ms - START
-    message = update.message_of(call_id)
-    message.visible_at = update.clock.now = began
-    update.previous.limits.pause(began)
-    for _ in range(rounds):
-        update.work("previous")
-        old = update.call(call_id)
-        assert (old.paused_until_ms, old.queue_deadline_ms) == (
-            old.wait_until_ms,
-            START + ttl_ms + old.wait_until_ms - began,
-        )
-        update.clock.now = old.wait_until_ms
-    # The update.
-    update.work("present")
-    assert (update.in_line(), update.call(call_id).waiting_for) == ([call_id], "paused")
-    update.clock.now = began + 30 * MINUTE
-    update.reconcile()
-    update.limits.resume(update.clock.now)
-    seen = update.call(call_id)
-    assert update.limits.switch().deadline_ms(seen, update.clock.now) == START + ttl_ms + 30 * MINUTE
+    taken = update.previous.calls.take_lease(call_id, "old", START + 3 * MINUTE, START, 0)
+    assert taken.won
+    update.dial_queue.messages.clear()
     run_out(update, [call_id])
     assert_over(update, system, [call_id])
 
 
-def test_a_call_that_waited_out_its_time_expires_at_the_deadline_that_the_old_version_moved(
+@pytest.mark.parametrize("status", ["dialing", "in_progress"])
+def test_a_call_that_the_old_version_dialled_is_ended_by_the_new_one(
+    system: System, update: Update, status: str
+) -> None:
+    limit(system, 5)
+    call_id = talk(update, "previous") if status == "in_progress" else update.place_dialing()
+    for _ in range(15):
+        update.clock.now += MINUTE
+        update.livekit.rooms.pop(update.call(call_id).room_name, None)
+        update.reconcile()
+    call = update.call(call_id)
+    assert call.ended
+    assert [entry["type"] for entry in call.events].count("call.ended") == 1
+    assert update.rings(call_id) == (status == "in_progress")
+    assert system.limits.active_calls("demo") == frozenset()
+
+
+# ── the old version and new records ─────────────────────────────────────────────────────────────────
+
+
+def test_an_old_worker_leaves_a_call_in_the_line_that_is_for_later(system: System, update: Update) -> None:
+    """It gets the message that says to do nothing, and does not know that word."""
+    limit(system, 5)
+    at = START + 60 * MINUTE
+    call_id = update.place(
+        scheduled_at_ms=at,
+        queue_deadline_ms=at + 60 * MINUTE,
+        line_of="demo#single",
+        turn=f"{at}#{START}#{0:024}",
+        waiting_for="scheduled_at",
+        check_at_ms=at + 60 * MINUTE,
+    )
+    message = update.message_of(call_id)
+    update.dial_queue.messages.clear()
+    update.dial_queue.send({"callId": call_id, "workspaceId": "demo", "hold": True})
+    update.work("previous")
+    for _ in range(3):
+        update.clock.now += MINUTE
+        update.reconcile_as("previous")
+        update.work("previous")
+    assert message.number is not None
+    assert (update.livekit.rang, update.in_line(), update.call(call_id).status) == ([], [call_id], "queued")
+    update.clock.now = at - 2 * MINUTE
+    run_out(update, [call_id])
+    assert_over(update, system, [call_id])
+    assert (update.call(call_id).dialed_at_ms or 0) >= at
+
+
+@pytest.mark.parametrize("version", ["previous", "present"])
+def test_a_call_soon_is_not_dialled_by_a_message_before_its_time(
+    system: System, update: Update, version: Version
+) -> None:
+    limit(system, 5)
+    at = START + MINUTE
+    call_id = update.place(scheduled_at_ms=at, wait_until_ms=at, waiting_for="scheduled_at", check_at_ms=at)
+    update.work(version)
+    assert update.livekit.rang == []
+    update.clock.now = at
+    update.reconcile()
+    run_out(update, [call_id])
+    assert_over(update, system, [call_id])
+
+
+# ── the fence of both ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("first", ["previous", "present"])
+def test_two_messages_of_one_call_in_two_versions_ring_it_once(
+    system: System, update: Update, first: Version
+) -> None:
+    limit(system, 5, policies=CAPPED)
+    second: Version = "present" if first == "previous" else "previous"
+    call_id = update.place()
+    update.dial_queue.send({"callId": call_id, "workspaceId": "demo"})
+    one, other = update.dial_queue.visible()
+    update.work_on(one, first)
+    update.work_on(other, second)
+    assert update.rings(call_id) == 1
+    assert update.previous.calls.get(call_id).status == update.call(call_id).status == "in_progress"
+
+
+def test_a_call_that_the_new_version_fenced_reads_well_in_the_old_one(system: System, update: Update) -> None:
+    limit(system, 5, policies=CAPPED)
+    call_id = talk(update, "present")
+    update.hang_up(call_id, "previous")
+    update.reconcile_as("previous")
+    assert_over(update, system, [call_id])
+
+
+# ── what does not hold while an old worker is alive ─────────────────────────────────────────────────
+
+
+def test_the_exception_an_old_worker_knows_no_opt_out_and_no_cap(system: System, update: Update) -> None:
+    """And what it rings is not counted: it does not know the number's record."""
+    limit(system, 5, policies=CAPPED)
+    suppress(update)
+    call_id = update.place()
+    update.work("previous")
+    assert update.rings(call_id) == 1
+    assert update.numbers.get("demo", NUMBER).rings == {}
+
+
+def test_after_the_last_old_worker_an_opt_out_holds_for_what_it_left(system: System, update: Update) -> None:
+    """It put the call into the line; the new version takes it from there."""
+    limit(system, 1)
+    talks, waits = talk(update, "previous", to="+12025550100"), update.place()
+    update.work_on(update.message_of(waits), "previous")
+    suppress(update)
+    update.hang_up(talks, "previous")
+    run_out(update, [waits])
+    assert (update.rings(waits), update.call(waits).status) == (0, "failed")
+
+
+@pytest.mark.parametrize("version", ["previous", "present"])
+def test_while_dialling_is_paused_neither_version_rings(system: System, update: Update, version: Version) -> None:
+    """So a roll-back, or an update that must not miss an opt-out, is made under a pause."""
+    limit(system, 5)
+    update.limits.pause(update.clock())
+    call_id = update.place()
+    update.work(version)
+    assert (update.livekit.rang, update.in_line()) == ([], [call_id])
+
+
+def test_before_the_first_run_of_the_new_reconciler_the_new_worker_lets_calls_wait(
     system: System, update: Update
 ) -> None:
-    limit(system, 1)
-    talks = talk(update, "previous", max_duration_seconds=7200)
+    """The marker of the numbers' table is made by it, once, so a minute after the deployment at the latest."""
+    limit(system, 5)
+    for table, key in (("NumbersTable", "id"), ("WorkspacesTable", "workspaceId")):
+        system.dynamodb.delete_item(TableName=table, Key={key: {"S": MARKER}})
     call_id = update.place()
-    update.previous.limits.pause(update.clock.now)
-    update.work("previous")
-    update.clock.now += 10 * MINUTE
-    update.limits.resume(update.clock.now)
-    update.reconcile()
-    while update.work("present"):
-        pass
-    assert update.in_line() == [call_id]
-    deadline = START + 10 * MINUTE + round(update.durations.queue_ttl * 1000)
-    update.clock.now = deadline - 1
-    update.reconcile()
-    assert update.call(call_id).status == "queued"
-    update.clock.now = deadline + MINUTE
-    update.reconcile()
-    assert update.call(call_id).status == "expired"
-    assert update.rings(call_id) == 0
-    update.hang_up(talks, "present")
-    assert_over(update, system, [talks])
-
-
-# ── the old worker and calls in the line ────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("takes", ["previous", "present"])
-def test_a_call_of_the_line_that_an_old_worker_dials_rings_once(
-    system: System, update: Update, takes: Version
-) -> None:
-    """It got a second message of the call, and knows nothing of the line: the entry stays behind."""
-    limit(system, 1)
-    talks = talk(update, "present")
-    dialled, waits = update.place(), update.place()
-    for call_id in (dialled, waits):
-        update.dial_queue.send({"callId": call_id, "workspaceId": "demo"})
     update.work("present")
-    assert update.in_line() == [dialled, waits]
-    # The old version ends the call, and so admits none.
-    update.hang_up(talks, "previous")
-    update.dial_queue.send({"callId": dialled, "workspaceId": "demo"})
-    update.work_on(update.message_of(dialled), "previous")
-    assert (update.call(dialled).status, update.rings(dialled)) == ("in_progress", 1)
-    assert update.in_line() == [dialled, waits]
-    update.hang_up(dialled, takes)
-    update.reconcile()
-    assert update.in_line() == []
-    run_out(update, [waits])
-    assert_over(update, system, [talks, dialled, waits])
-    assert update.call(dialled).line_of is None
-
-
-def test_an_admitted_call_that_an_old_worker_dials_rings_once(system: System, update: Update) -> None:
-    limit(system, 1)
-    talks, dialled, waits = talk(update, "present"), update.place(), update.place()
-    update.work("present")
-    update.hang_up(talks, "present")
-    update.work_on(update.message_of(dialled), "previous")
-    assert (update.call(dialled).status, update.rings(dialled)) == ("in_progress", 1)
-    assert update.call(dialled).line_of == "demo#single#admitted"
-    # It does not count as one that will take a slot.
-    limit(system, 2)
-    assert update.reconcile()["admitted"] == 1
-    assert update.call(dialled).line_of is None
-    run_out(update, [dialled, waits])
-    assert_over(update, system, [talks, dialled, waits])
-
-
-def test_a_call_of_the_line_that_an_old_worker_makes_wait_is_not_lost(system: System, update: Update) -> None:
-    """It stands in the line, and its message comes again and again."""
-    limit(system, 1)
-    talks, waits = talk(update, "present"), update.place()
-    update.work("present")
-    update.dial_queue.send({"callId": waits, "workspaceId": "demo"})
-    update.work("previous")
-    seen = update.call(waits)
-    assert (seen.wait_until_ms > update.clock.now, update.in_line()) == (True, [waits])
-    # Admitted while it waits in the old way.
-    update.hang_up(talks, "present")
-    run_out(update, [waits])
-    assert_over(update, system, [talks, waits])
-
-
-# ── slots ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_slots_of_both_versions_stay_within_the_limit(system: System, update: Update) -> None:
-    """The old one keeps all in the first item, also more than the new one would put there."""
-    limit(system, 60)
-    taken = [f"f{n:023x}" for n in range(55)]
-    for call_id in taken:
-        assert update.previous.limits.take_slot("demo", call_id, 60)
-    calls = [update.place() for _ in range(8)]
-    update.work("present")
-    first, second = (item.call_ids for item in system.limits.slots("demo", 2))
-    assert len(first) == 55
-    assert second == {call_id for call_id in calls if update.call(call_id).status == "in_progress"}
-    assert len(second) == 5, "all together as many as the limit"
-    assert len(update.in_line()) == 3
-
-
-def test_the_slot_of_an_old_call_is_freed_by_the_new_version(system: System, update: Update) -> None:
-    limit(system, 1)
-    talks = talk(update, "previous")
-    waits = update.place()
-    update.work("present")
-    assert update.in_line() == [waits]
-    update.hang_up(talks, "present")
-    # Its end admits the next.
-    assert [update.message_of(waits).visible_at] == [update.clock.now]
-    run_out(update, [waits])
-    assert_over(update, system, [talks, waits])
-
-
-@pytest.mark.parametrize("repairs", ["present", "previous then present"])
-def test_a_slot_in_another_item_is_freed_although_the_old_version_ended_its_call(
-    system: System, update: Update, repairs: str
-) -> None:
-    """It frees what it knows, which is the first item."""
-    limit(system, 60)
-    for _ in range(40):
-        system.limits.take_slot("demo", update.place_answered(check_at_ms=2**42), 40)
-    talks = talk(update, "present")
-    assert talks in system.limits.slots("demo", 2)[1].call_ids
-    update.hang_up(talks, "previous")
-    assert talks in system.limits.active_calls("demo", 2)
-    for _ in range(6):
-        update.clock.now += MINUTE
-        if "previous" in repairs:
-            update.reconcile_as("previous")
-        update.reconcile()
-    assert talks not in system.limits.active_calls("demo", 2)
-    assert len(system.limits.active_calls("demo", 2)) == 40
-    assert update.rings(talks) == 1
+    assert (update.livekit.rang, update.call(call_id).waiting_for) == ([], "paused")
+    update.reconcile_as("previous")
+    assert update.livekit.rang == []
+    run_out(update, [call_id])
+    assert_over(update, system, [call_id])
+    assert (update.call(call_id).dialed_at_ms or 0) <= START + 2 * MINUTE, iso(update.clock())
 
 
 # ── everything at once ──────────────────────────────────────────────────────────────────────────────
@@ -276,7 +252,7 @@ def test_under_traffic_each_call_rings_once_whichever_version_takes_each_step(
 ) -> None:
     """Ten minutes in which each message, run and event is taken by one of the two; then the new one alone."""
     chance = random.Random(seed)
-    limit(system, 3)
+    limit(system, 3, policies={"default": Policy("default", caps=(Cap(99, 3600),))})
     calls: list[str] = []
 
     def any_version() -> Version:
@@ -311,8 +287,6 @@ def test_under_traffic_each_call_rings_once_whichever_version_takes_each_step(
         update.clock.now += MINUTE
         update.reconcile()
     assert_over(update, system, calls)
-    # What the old workers left of admitted calls is removed when calls wait again.
-    calls = [talk(update, "present"), *(update.place() for _ in range(5))]
-    update.work("present")
-    update.reconcile()
-    assert update.calls.line("demo#single#admitted", 2**42, 100) == []
+    # Each ring of the new version is counted, and none twice.
+    rings = update.numbers.get("demo", NUMBER).rings
+    assert rings.items() <= {call_id: update.call(call_id).dialed_at_ms for call_id in calls}.items()

@@ -28,6 +28,10 @@ class Recorder:
 
     put_item = update_item
 
+    def transact_write_items(self, **request: Any) -> NoReturn:
+        self.request = request["TransactItems"][0]["Update"]
+        raise ClientError({"Error": {"Code": "TransactionCanceledException"}}, "TransactWriteItems")
+
 
 _LEFT = {"reason": "x", "callStatus": "x", "at": 1}
 _END = Outcome("failed", "outcome_unknown")
@@ -40,16 +44,22 @@ WRITES: dict[str, Callable[[CallStore], Any]] = {
     "note_slots_item": lambda store: store.note_slots_item("x", "lease", 1),
     "wait": lambda store: store.wait("x", "trunk", 3, 4, 1, lease="lease"),
     "wait_free": lambda store: store.wait("x", "trunk", 3, 4, 1),
-    "enter_line": lambda store: store.enter_line("x", "line", "turn", "slot", 4, 1, lease="lease"),
-    "enter_line, uncount": lambda store: store.enter_line(
-        "x", "line", "turn", "slot", 4, 1, lease="lease", uncount=True
+    "enter_line": lambda store: store.enter_line(
+        "x", "line", "turn", "slot", 4, 1, lease="lease", seen=call_record()
     ),
-    "enter_line_free": lambda store: store.enter_line("x", "line", "turn", "slot", 4, 1),
+    "enter_line, uncount": lambda store: store.enter_line(
+        "x", "line", "turn", "slot", 4, 1, lease="lease", uncount=True, seen=call_record()
+    ),
+    "enter_line_free": lambda store: store.enter_line("x", "line", "turn", "slot", 4, 1, seen=call_record()),
     "admit": lambda store: store.admit("x", "line", "turn", "admitted", 4, 1),
     "leave_line": lambda store: store.leave_line("x", "line"),
     "hold": lambda store: store.hold(call_record(line_of="line", turn="turn"), "lease", 2, 1),
-    "fence": lambda store: store.fence("x", "lease", "room", "+1", 1),
-    "unfence": lambda store: store.unfence("x", "lease", 3, 4, 1),
+    "reschedule": lambda store: store.reschedule(call_record(), call_record(), 1),
+    "change_times": lambda store: store.change_times(call_record(), call_record(), 1),
+    "fence": lambda store: store.fence(
+        call_record(lease_id="lease"), "room", "+1", [], {}, "token", 1, lambda: True
+    ),
+    "unfence": lambda store: store.unfence("x", "lease", "retry", 3, 4, 1),
     "answered": lambda store: store.answered("x", "lease", 4, 1),
     "note_left": lambda store: store.note_left(call_record(room_sid="room"), _LEFT),
     "note_joined": lambda store: store.note_joined(call_record(room_sid="room"), 1),
@@ -122,6 +132,8 @@ NAMES = {
     "checkAt = :was": "next look as seen",
     "roomSid = :room": "room as seen",
     "attribute_exists(endedAt)": "ended",
+    "attribute_not_exists(scheduledAt)": "times as seen",
+    "attribute_not_exists(callExpiresAt)": "times as seen",
 }
 # The condition of an end depends on the record that was read.
 _AS_SEEN = {"lease mine": "lease as seen", "no lease": "lease as seen"} | dict.fromkeys(
@@ -131,6 +143,8 @@ _AS_SEEN = {"lease mine": "lease as seen", "no lease": "lease as seen"} | dict.f
 NOT_MODELLED = {
     "create": "the record's birth: before the first message that does anything",
     "note_slots_item": "in which item a slot is: of one call's slot there is one item here",
+    "reschedule": "other times are one step of the model of one number, without the line",
+    "change_times": "as `reschedule`",
     "note_orphan": "that an agent makes its orphan room again after its removal is not modelled",
     "postpone": "only when to look next; looks come at any time here",
     "put_off": "only when to look next, as `postpone`",
@@ -238,6 +252,35 @@ OF_THE_LINE = {
     "the reconciler repeats an admission's message": "_queued",
 }
 
+# The same for calls to one number and what may keep it from ringing (gates.py).
+OF_THE_GATES = {
+    # shared/gates, dial_worker
+    "what may have changed is read again": "_fence_and_dial",
+    "an old decision is not sent": "_fence_and_dial",
+    "a call's own ring does not count": "gates.decide",
+    "the pause switch is read": "_may_fence",
+    "without the marker nothing rings": "Standing.paused",
+    "a new decision has a new token": "_fence_and_dial",
+    "a write lost to one's own fence un-fences": "_undo_late_fence",
+    "the window is checked before the dial": "_dial_fenced",
+    "an old fence does not dial": "_dial_fenced, durations.decision_valid",
+    # shared/call_store
+    "an unclear fence is repeated with its token": "CallStore.fence",
+    "one's own earlier fence counts as won": "CallStore.fence",
+    # shared/numbers
+    "fence, with a ring: the number as read": "ring_write",
+    "fence, no ring: the number as read": "ring_write",
+    "a ring changes the version": "_update",
+    "a suppression changes the version": "_update",
+    "a suppression's write: the number as read": "NumberStore._change",
+    "a suppression's write keeps the rings": "NumberStore._change",
+    "an item lives as long as its rings count": "_update",
+    "an item with an endless suppression has no end": "_update",
+    "only the un-fenced ring is removed": "NumberStore.forget_ring",
+    # calls_api
+    "an opt-out is suppressed before it is reported": "reports",
+}
+
 SWITCHES = tuple(
     dict.fromkeys(
         [
@@ -245,6 +288,7 @@ SWITCHES = tuple(
             *TAKE_SLOT,
             *OF_THE_PROCESSES,
             *OF_THE_LINE,
+            *OF_THE_GATES,
         ]
     )
 )

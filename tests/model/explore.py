@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
-from tests.model import line
+from tests.model import gates, line
 from tests.model.protocol import initial, steps
 from tests.model.state import (
     ALWAYS_ENDS,
@@ -106,6 +106,20 @@ def explore_line(config: line.LineConfig) -> Explored:
             good=line.served,
             in_the_end="" if line.SERVED in config.ignored else line.SERVED,
             changes=line.changes,
+        )
+    )
+
+
+def explore_gates(config: gates.GatesConfig) -> Explored:
+    """The same for calls to one number and what may keep it from ringing."""
+    return _timed(
+        _System(
+            start=gates.initial(config),
+            steps=lambda state: gates.steps(config, state),
+            broken=lambda state: gates.broken_promise(config, state),
+            good=gates.all_ended,
+            in_the_end="" if gates.ALL_END in config.ignored else gates.ALL_END,
+            changes=gates.changes,
         )
     )
 

@@ -144,7 +144,8 @@ MEANINGS: dict[str, Callable[[Call, int, str], bool]] = {
     "lease live": lambda call, lease, line: call.live,
     "no hangup": lambda call, lease, line: True,
     "line as seen": lambda call, lease, line: call.line == line,
-    # A call keeps its turn.
+    # A call keeps its times, and its turn.
+    "times as seen": lambda call, lease, line: True,
     "turn as seen": lambda call, lease, line: True,
 }
 

@@ -4,6 +4,24 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from tests.model.gates import (
+    ALL,
+    CAPPED,
+    FENCED_AT_ONCE,
+    IN_WINDOW,
+    LET,
+    NEVER,
+    NO_WAIT_FOR_ITSELF,
+    NOT_EARLY,
+    NOT_FENCED,
+    NOT_LEFT,
+    OF_THE_NUMBER,
+    SALES,
+    SERVICE,
+    GatesConfig,
+    Operation,
+)
+from tests.model.gates import Faults as GatesFaults
 from tests.model.line import (
     BY_ONE,
     FOR_A_SLOT,
@@ -19,6 +37,7 @@ from tests.model.state import (
     ALWAYS_ENDS,
     HANGUP_OBEYED,
     HANGUP_STANDS,
+    HELD_BY_ITS_DIALLER,
     NO_RING_AFTER_END,
     NO_SLOT_IN_LINE,
     NOT_CUT_OFF,
@@ -210,6 +229,103 @@ LINE_OLD = LineConfig(
 
 LINES = (LINE, LINE_SLOTS, LINE_DEATH, LINE_STALE, LINE_MESSAGES, LINE_LATE, LINE_OLD)
 
+# Calls to one number, and what may keep it from ringing.
+_OPT_OUT, _OPT_IN = Operation("put"), Operation("delete")
+_OF_BOTH = (SALES, SERVICE)
+_OPTED_OUT = ((ALL, NEVER, -1),)
+
+
+def _one_call(name: str, faults: GatesFaults, **more: Any) -> GatesConfig:
+    return GatesConfig(name, faults, (SALES,), workers=1, **more)
+
+
+FENCES = _one_call(
+    "an opt-out, a fence that is unclear, late, cancelled",
+    GatesFaults(cuts=1, copies=1, conflicts=1),
+    operations=(_OPT_OUT,),
+    copied=frozenset({"fence", "put"}),
+)
+FENCES_ANSWER = _one_call("a fence whose answer is lost", GatesFaults(cuts=1))
+FENCES_UNCAPPED = _one_call(
+    "an opt-out, a fence that is late or cancelled, no cap",
+    GatesFaults(copies=1, conflicts=1),
+    operations=(_OPT_OUT,),
+    capped=False,
+)
+FENCES_STALL = GatesConfig(
+    "two workers, one stalls, a crash, a fence executed late, a cancel",
+    GatesFaults(stalls=1, crashes=1, cancels=1, copies=1),
+    (SALES,),
+)
+CAPS = GatesConfig("two calls, two workers, LiveKit refuses a dial", GatesFaults(refusals=1))
+CAPS_LATE = GatesConfig(
+    "two calls, LiveKit refuses a dial, a removal executed late",
+    GatesFaults(refusals=1, copies=1),
+    workers=1,
+    copied=frozenset({"fence", "forget_ring"}),
+    leases=3,
+    tries=1,
+)
+CAPS_OPT_OUT = GatesConfig(
+    "two calls, an opt-out of another purpose", operations=(Operation("put", SERVICE),), leases=1
+)
+CAP_SET = GatesConfig("two calls, a cap that is set", GatesFaults(caps=1), capped=False, leases=1)
+PURPOSES = GatesConfig(
+    "two calls with two purposes, an opt-out of one, no cap",
+    purposes=_OF_BOTH,
+    operations=(Operation("put", SALES),),
+    capped=False,
+)
+OPT_IN = _one_call(
+    "opted in, opted out, a write of either executed late",
+    GatesFaults(copies=1, cuts=1),
+    operations=(_OPT_IN, _OPT_OUT),
+    copied=frozenset({"fence", "put", "delete"}),
+    suppressed=_OPTED_OUT,
+    leases=1,
+)
+OPT_INS = _one_call(
+    "three writes of three scopes at once",
+    GatesFaults(cuts=1),
+    operations=(Operation("put", SALES), _OPT_IN, Operation("put", SERVICE)),
+    at_once=True,
+    suppressed=_OPTED_OUT,
+    leases=1,
+)
+EXPIRY = _one_call(
+    "an opt-out that ends, one that does not",
+    GatesFaults(),
+    operations=(Operation("put", ALL, 1), Operation("put", SALES)),
+    last=2,
+)
+OPERATOR = _one_call(
+    "a pause, a cap, a window that closes, a crash", GatesFaults(pauses=2, caps=1, closes=1, crashes=1)
+)
+MOVED = _one_call(
+    "a call that is given a later time, a fence executed late", GatesFaults(moves=1, conflicts=1, copies=1)
+)
+TABLE_LOST = _one_call(
+    "an agent's report, the table is lost", GatesFaults(losses=1), operations=(Operation("report"),)
+)
+
+NUMBERS = (
+    FENCES,
+    FENCES_ANSWER,
+    FENCES_UNCAPPED,
+    FENCES_STALL,
+    CAPS,
+    CAPS_LATE,
+    CAPS_OPT_OUT,
+    CAP_SET,
+    PURPOSES,
+    OPT_IN,
+    OPT_INS,
+    EXPIRY,
+    OPERATOR,
+    MOVED,
+    TABLE_LOST,
+)
+
 ONE_CALL = (
     CALM,
     CANCELED,
@@ -254,12 +370,16 @@ def only(config: Config, promise: str) -> Config:
     return config._replace(ignored=PROMISES - {promise})
 
 
+def only_of_number(config: GatesConfig, promise: str) -> GatesConfig:
+    return config._replace(ignored=OF_THE_NUMBER - {promise})
+
+
 class Breaks(NamedTuple):
     """In this system, without the condition (and without `too`: one or several, joined by " + "), this promise is
     broken.
     """
 
-    config: Config | LineConfig
+    config: Config | LineConfig | GatesConfig
     promise: str
     too: str = ""
 
@@ -359,6 +479,27 @@ NEEDED = {
     "the message of a call that had a slot admits no other": Breaks(LINE_MESSAGES, FOR_A_SLOT),
     "the reconciler fills the line": Breaks(LINE_DEATH, SERVED),
     "the reconciler repeats an admission's message": Breaks(LINE_DEATH, SERVED),
+    # what may keep a number from ringing
+    "fence: times as seen": Breaks(MOVED, NOT_EARLY),
+    "what may have changed is read again": Breaks(FENCES_UNCAPPED, FENCED_AT_ONCE),
+    "an old decision is not sent": Breaks(FENCES_UNCAPPED, FENCED_AT_ONCE),
+    "a call's own ring does not count": Breaks(CAPS, NO_WAIT_FOR_ITSELF),
+    "the pause switch is read": Breaks(OPERATOR, LET),
+    "without the marker nothing rings": Breaks(only_of_number(TABLE_LOST, NOT_FENCED), NOT_FENCED),
+    "a write lost to one's own fence un-fences": Breaks(FENCES_UNCAPPED, NOT_LEFT),
+    "the window is checked before the dial": Breaks(OPERATOR, IN_WINDOW),
+    "an old fence does not dial": Breaks(only_of_number(CAPS, CAPPED), CAPPED),
+    "one's own earlier fence counts as won": Breaks(FENCES, NOT_LEFT),
+    "fence, with a ring: the number as read": Breaks(FENCES, NOT_FENCED),
+    "fence, no ring: the number as read": Breaks(FENCES_UNCAPPED, NOT_FENCED),
+    "a ring changes the version": Breaks(CAPS, CAPPED),
+    "a suppression changes the version": Breaks(OPT_IN, NOT_FENCED),
+    "a suppression's write: the number as read": Breaks(OPT_IN, NOT_FENCED),
+    "a suppression's write keeps the rings": Breaks(CAPS_OPT_OUT, CAPPED),
+    "an item lives as long as its rings count": Breaks(CAPS_LATE, CAPPED),
+    "an item with an endless suppression has no end": Breaks(EXPIRY, NOT_FENCED),
+    "only the un-fenced ring is removed": Breaks(CAPS_LATE, CAPPED),
+    "an opt-out is suppressed before it is reported": Breaks(TABLE_LOST, NOT_FENCED),
 }
 
 # A second line: nothing breaks until another condition is gone too.
@@ -375,6 +516,9 @@ SECOND_LINES = {
     "hold: not admitted": Breaks(only(COPIES_LINE, SLOT_HELD), SLOT_HELD, "hold: queued + hold: line as seen"),
     "the worker ends only what is still its own": Breaks(STALLED_UNCLEAR, ONE_END, "no end follows an end"),
     "no end follows an end": Breaks(STALLED_UNCLEAR, ONE_END, "the worker ends only what is still its own"),
+    "an unclear fence is repeated with its token": Breaks(
+        FENCES_ANSWER, NOT_LEFT, "one's own earlier fence counts as won"
+    ),
 }
 
 # No promise of the model rests on these.
@@ -389,6 +533,8 @@ OTHER_REASONS = {
     "leave_due: ended": "every process that makes this write has read the end",
     "take_lease: not in line": "a call in the line is dialled in its turn",
     "wait_free: not in line": "a call in the line waits for its admission, not for a message",
+    "enter_line: times as seen": "a call that is given other times gets another turn",
+    "enter_line_free: times as seen": "as with `enter_line`",
     "enter_line_free: not waiting": "a message that comes twice does not take a call from its next message",
     "enter_line_free: not in line": "keeps the reason why the call waits",
     "admit: turn as seen": "a call keeps its turn; the index would be stale if it did not",
@@ -404,4 +550,11 @@ OTHER_REASONS = {
     "un-fence: no event on the record": "if a phone was there, the outcome is determined, not undone",
     "the answer checks for a phone that left": "ends a call that is over at once, not at the next look",
     "an event ends a call that was answered meanwhile": "ends a call that is over at once, not at the next look",
+    "a new decision has a new token": "DynamoDB refuses other bytes with a known token: an attempt is lost",
+}
+
+# Of these, which the model of one call needs, the model of one number needs some too.
+NEEDED_OF_NUMBER = {
+    "fence: queued": Breaks(FENCES_STALL, ONE_END),
+    "fence: lease mine": Breaks(FENCES, HELD_BY_ITS_DIALLER),
 }

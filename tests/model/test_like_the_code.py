@@ -12,8 +12,10 @@ import itertools
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError
 
 import dial_worker.agent_left
 import dial_worker.dial
@@ -24,9 +26,13 @@ import shared.ending
 import shared.hang_up
 import shared.line
 import shared.livekit.client
-from shared.call_store import CallStore
+from shared.call import Call
+from shared.call_store import CallStore, Fence
+from shared.dynamo import from_wire, to_wire
 from shared.limits import LimitStore
-from tests.model import line
+from shared.numbers import NumberRecord, NumberStore, Suppression, ring_write
+from tests.calls import call_record
+from tests.model import gates, line
 from tests.model.conditions import (
     NAMES,
     NOT_MODELLED,
@@ -37,23 +43,32 @@ from tests.model.conditions import (
     request,
 )
 from tests.model.record import MEANINGS
-from tests.model.systems import LINES, NEEDED, ONE_CALL, OTHER_REASONS, SECOND_LINES
+from tests.model.systems import LINES, NEEDED, NUMBERS, ONE_CALL, OTHER_REASONS, SECOND_LINES
 
 # What each function of the protocol asks for and looks at, in the order in which it stands there.
 REQUESTS: dict[ModuleType, dict[str, str]] = {
     dial_worker.dial: {
         "dial": (
-            "line.admit_one _until_its_turn _standing _end_unrung _enter_line _end_unrung _enter_line _wait "
-            "_slots_item _wait_for_slot _may_try_trunk _enter_line _lease _dial_leased"
+            "line.admit_one _until_its_turn _standing _decide _end_unrung _end_unrung _wait_for_rules _enter_line "
+            "_enter_line _wait _slots_item _wait_for_slot _may_try_trunk _enter_line _lease _dial_leased"
         ),
         "_until_its_turn": "_enter_line",
+        "_wait_for_rules": "_enter_line line.admit_one",
         "_standing": "limits.standing",
         "_lease": "calls.take_lease",
         "_dial_leased": (
             "_lease_over _take_slot _lease_over _prepare_room _await_agent _try_again _lease_over _end _clear "
-            "_reserve_trunk limits.trunk _leave_room _wait limits.standing _leave_room _wait _may_try_trunk "
-            "_leave_room _enter_line calls.fence _dial_fenced _lease_over _clear"
+            "_reserve_trunk limits.trunk _leave_room _wait _fence_and_dial"
         ),
+        # The model of one number has these five.
+        "_fence_and_dial": (
+            "limits.standing _decide _may_fence _undo_late_fence calls.fence ring_write _dial_fenced _lease_over "
+            "_clear"
+        ),
+        "_may_fence": "_lease_over _end _leave_room _wait _may_try_trunk _leave_room _enter_line",
+        "_undo_late_fence": "calls.get _still_mine _lease_over _put_back",
+        "_un_fence_late": "_end _delete_room _put_back",
+        "_put_back": "calls.unfence numbers.forget_ring _send _still_mine _end",
         "_take_slot": "limits.take_slot _wait_for_slot calls.note_slots_item",
         "_wait_for_slot": "line.crowd _enter_line line.admit_behind",
         "_reserve_trunk": "limits.reserve_trunk",
@@ -62,7 +77,7 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "_await_agent": (
             "livekit.view_room livekit.delete_lost_dispatches _lease_over livekit.dispatch_agent calls.get"
         ),
-        "_dial_fenced": "_lease_over livekit.dial _lease_over _handle_error _handle_answer",
+        "_dial_fenced": "_lease_over _un_fence_late livekit.dial _lease_over _handle_error _handle_answer",
         "_handle_answer": "_lease_over calls.answered _end _still_mine _delete_room _end",
         "_handle_error": (
             "verdict _end_dial _view _determine_outcome _await_left_event _still_mine _end_dial _determine_outcome"
@@ -73,7 +88,7 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         ),
         "_view": "livekit.view_room",
         "_hang_up_ringing": "hang_up_phone",
-        "_un_fence": "_end calls.unfence _send _still_mine _end",
+        "_un_fence": "_end _put_back",
         "_end_dial": "_end",
         "_end": "end_call _clear",
         "_clear": "clear_with_room _delete_room",
@@ -81,7 +96,9 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "_try_again": "_end _wait",
         "_wait": "calls.wait _send _clear_if_canceled",
         "_clear_if_canceled": "_clear",
-        "_enter_line": "_lease _lease_over limits.free_slot calls.enter_line _clear_if_canceled",
+        "_enter_line": (
+            "_lease _lease_over limits.free_slot calls.enter_line line.admit_one _wait _clear_if_canceled"
+        ),
         "_leave_room": "_lease_over _delete_room",
         "_end_unrung": "_end line.admit_one",
         "_send": "dial_queue.send",
@@ -91,7 +108,8 @@ REQUESTS: dict[ModuleType, dict[str, str]] = {
         "admit_one": "_admit_one",
         "_admit_one": "calls.line _claim _send _keep_crowded",
         "admit_behind": "calls.line _admit_one _claim _send",
-        "fill": "calls.line limits.slots _outstanding calls.line _claim _send _keep_crowded",
+        "fill": "calls.line limits.slots _outstanding _fill _keep_crowded _outstanding _fill",
+        "_fill": "calls.line _claim _send",
         "crowd": "_keep_crowded",
         "_keep_crowded": "limits.note_crowded",
         "_claim": "calls.admit calls.leave_line",
@@ -172,6 +190,8 @@ CHECKS = {
     "_answered_meanwhile",
     "_credible_status",
     "_slots_item",
+    "_decide",
+    "ring_write",
     "verdict",
 }
 
@@ -216,7 +236,7 @@ def attributes(update: str) -> str:
 def test_the_model_has_every_write_of_the_record() -> None:
     source = ast.parse(inspect.getsource(CallStore)).body[0]
     assert isinstance(source, ast.ClassDef)
-    writing = {"_update", "_transition", "put_item"}
+    writing = {"_update", "_transition", "put_item", "transact_write_items"}
     methods = {
         method.name
         for method in source.body
@@ -231,6 +251,7 @@ def test_the_model_knows_every_part_of_a_writes_condition(write: str) -> None:
     assert [part for part in conditions(write) if part not in NAMES] == []
     assert set(NAMES.values()) == set(MEANINGS)
     assert set(line.MEANINGS) <= set(MEANINGS)
+    assert set(gates.MEANINGS) <= set(MEANINGS)
 
 
 @pytest.mark.parametrize("write", UPDATES)
@@ -264,6 +285,132 @@ def test_the_model_has_the_slots_condition() -> None:
     assert recorder.request["ConditionExpression"] == text.removesuffix(f" AND {not_crowded}")
 
 
+# ── the number's record ─────────────────────────────────────────────────────────────────────────────
+
+ENDLESS = Suppression("sales", "asked", 1)
+UNKNOWN = NumberRecord("w", "+15550100")
+KNOWN = NumberRecord("w", "+15550100", (ENDLESS,), {"another": 5}, "v1")
+AS_READ = [(UNKNOWN, "attribute_not_exists(version)", "SET"), (KNOWN, "version = :seen", "REMOVE")]
+
+
+class NumbersRecorder:
+    """Takes the place of the DynamoDB client: it has the one item, and only updates. Stores the last one."""
+
+    def __init__(self, record: NumberRecord) -> None:
+        suppressed = {one.scope: one.to_item() for one in record.suppressions}
+        stored = {"suppressed": suppressed, "rings": record.rings, "version": record.version}
+        self.item = {"Item": to_wire(stored)} if record.version else {}
+        self.request: dict[str, Any] = {}
+
+    def get_item(self, **request: Any) -> dict[str, Any]:
+        assert request["ConsistentRead"]
+        return self.item
+
+    def update_item(self, **request: Any) -> dict[str, Any]:
+        self.request = request
+        return {}
+
+
+@pytest.mark.parametrize(("seen", "condition", "expires"), AS_READ, ids=["unknown", "known"])
+def test_the_fence_has_the_number_as_it_was_read(seen: NumberRecord, condition: str, expires: str) -> None:
+    """`the number as read`, `a ring changes the version`, and how long the item lives."""
+    (ring,) = ring_write("numbers", seen, "call", counted=True, now_ms=9).items()
+    (check,) = ring_write("numbers", seen, "call", counted=False, now_ms=9).items()
+    assert (ring[0], check[0]) == ("Update", "ConditionCheck")
+    assert ring[1]["ConditionExpression"] == check[1]["ConditionExpression"] == condition
+    assert ring[1]["Key"] == check[1]["Key"]
+    sets, _, removes = ring[1]["UpdateExpression"].partition(" REMOVE ")
+    assert attributes(sets).startswith("SET rings, version, workspaceId, #number")
+    # As long as the rings count; for ever with a suppression that has no end.
+    assert "expiresAt" in (sets if expires == "SET" else removes)
+    values = from_wire(ring[1]["ExpressionAttributeValues"])
+    assert values[":rings"]["call"] == 9
+    assert values.get(":seen") == seen.version != values[":new"]
+
+
+@pytest.mark.parametrize("write", ["suppress", "release"])
+@pytest.mark.parametrize(("seen", "condition", "expires"), AS_READ, ids=["unknown", "known"])
+def test_a_suppression_is_written_as_the_model_has_it(
+    seen: NumberRecord, condition: str, expires: str, write: str
+) -> None:
+    """An update on the condition of what was read, which changes the version and leaves the rings."""
+    recorder = NumbersRecorder(seen)
+    store = NumberStore(recorder, "numbers")  # type: ignore[arg-type]
+    if write == "suppress":
+        store.suppress("w", seen.number, Suppression("all", "asked", 1, until_ms=99), 9)
+    else:
+        store.release("w", seen.number, None, 9)
+    if write == "release" and not seen.suppressions:
+        assert not recorder.request
+        return
+    request = recorder.request
+    assert request["ConditionExpression"] == condition
+    sets, _, removes = request["UpdateExpression"].partition(" REMOVE ")
+    assert attributes(sets).startswith("SET suppressed, version, workspaceId, #number")
+    assert "rings" not in request["UpdateExpression"]
+    values = from_wire(request["ExpressionAttributeValues"])
+    assert values.get(":seen") == seen.version != values[":new"]
+    assert "expiresAt" in (removes if ENDLESS.scope in values[":suppressed"] else sets)
+
+
+def test_only_the_un_fenced_ring_is_removed() -> None:
+    recorder = NumbersRecorder(KNOWN)
+    NumberStore(recorder, "numbers").forget_ring("w", KNOWN.number, "call", 9)  # type: ignore[arg-type]
+    assert recorder.request["UpdateExpression"] == "REMOVE rings.#call SET version = :new"
+    assert recorder.request["ConditionExpression"] == "rings.#call = :at"
+    assert recorder.request["ExpressionAttributeNames"] == {"#call": "call"}
+    assert from_wire(recorder.request["ExpressionAttributeValues"])[":at"] == 9
+
+
+class FenceRecorder:
+    """Takes the place of the DynamoDB client: gives these answers to the fence, one after the other."""
+
+    def __init__(self, *answers: Exception | None) -> None:
+        self.answers = list(answers)
+        self.requests: list[dict[str, Any]] = []
+
+    def transact_write_items(self, **request: Any) -> None:
+        self.requests.append(request)
+        answer = self.answers.pop(0)
+        if answer is not None:
+            raise answer
+
+
+def _cancelled(of_call: str, item: Call | None = None) -> ClientError:
+    reason: dict[str, Any] = {"Code": of_call}
+    if item is not None:
+        reason["Item"] = to_wire(item.to_item())
+    error = {"Error": {"Code": "TransactionCanceledException"}, "CancellationReasons": [reason, {"Code": "None"}]}
+    return ClientError(error, "TransactWriteItems")  # type: ignore[arg-type]
+
+
+def fence(recorder: FenceRecorder) -> Fence:
+    seen, number = call_record(lease_id="lease"), ring_write("numbers", KNOWN, "call", counted=True, now_ms=9)
+    return CallStore(recorder, "calls").fence(  # type: ignore[arg-type]
+        seen, "room", "+1", [], number, "token", 9, lambda: False
+    )
+
+
+def test_an_unclear_fence_is_repeated_with_its_token() -> None:
+    in_progress = ClientError({"Error": {"Code": "TransactionInProgressException"}}, "TransactWriteItems")
+    recorder = FenceRecorder(ReadTimeoutError(endpoint_url="x"), in_progress, None)
+    assert fence(recorder).won
+    first, *others = recorder.requests
+    assert first["ClientRequestToken"] == "token"
+    assert others == [first, first]
+
+
+def test_a_fence_that_was_cancelled_is_decided_anew() -> None:
+    """What the worker makes of a conflict, of its own earlier copy, and of another's fence."""
+    cancelled = fence(FenceRecorder(_cancelled("TransactionConflict")))
+    assert (cancelled.won, cancelled.again) == (False, True)
+    mine = call_record(status="dialing", lease_id="lease")
+    assert fence(FenceRecorder(_cancelled("ConditionalCheckFailed", mine))).won
+    other = call_record(status="dialing", lease_id="other")
+    lost = fence(FenceRecorder(_cancelled("ConditionalCheckFailed", other)))
+    assert (lost.won, lost.again) == (False, False)
+
+
 # ── the order of requests ───────────────────────────────────────────────────────────────────────────
 
 
@@ -285,7 +432,7 @@ def requests_of(module: ModuleType) -> dict[str, str]:
             # A method's own class and what it holds; LiveKit's own methods are those of its client.
             text, own = re.subn(r"^(self|dialler)\.(_client\.\w+\.)?", "", text)
             text = text.replace("line.calls.", "calls.")
-            asks = re.fullmatch(r"(calls|limits|livekit|dial_queue|line)\.(?!calls$)\w+", text)
+            asks = re.fullmatch(r"(calls|limits|livekit|dial_queue|line|numbers)\.(?!calls$|table$)\w+", text)
             if asks or (text in steps | LIVEKIT and (own or isinstance(node, ast.Name))):
                 asked.append((node.lineno, node.col_offset, text))  # type: ignore[attr-defined]
         found[function.name] = " ".join(name for _, _, name in sorted(asked))
@@ -318,3 +465,4 @@ def test_the_page_has_the_tables_of_the_code() -> None:
     assert other == list(OTHER_REASONS.items())
     assert f"{len(ONE_CALL) + 1} systems of one call" in page
     assert f"{len(LINES)} of several calls" in page
+    assert f"{len(NUMBERS)} of one number" in page

@@ -10,13 +10,15 @@ import re
 import pytest
 
 from tests.model.conditions import IN_FORCE, SWITCHES
-from tests.model.explore import Explored, explore, explore_line, explore_two
+from tests.model.explore import Explored, explore, explore_gates, explore_line, explore_two
+from tests.model.gates import GatesConfig
 from tests.model.line import LineConfig
 from tests.model.state import Config
 from tests.model.systems import (
     AGENTS_LATE,
     ANSWERED,
     COPIES_LINE,
+    FENCES,
     LIARS,
     LIMIT,
     LINE_MESSAGES,
@@ -24,6 +26,8 @@ from tests.model.systems import (
     LINE_STALE,
     LINES,
     NEEDED,
+    NEEDED_OF_NUMBER,
+    NUMBERS,
     ONE_CALL,
     OTHER_REASONS,
     RECONCILERS,
@@ -34,19 +38,23 @@ from tests.model.systems import (
 Report = list[tuple[str, ...]]
 
 
-def explored(config: Config | LineConfig) -> Explored:
+def explored(config: Config | LineConfig | GatesConfig) -> Explored:
+    if isinstance(config, GatesConfig):
+        return explore_gates(config)
     if isinstance(config, LineConfig):
         return explore_line(config)
     return explore_two(config) if config.name == LIMIT.name else explore(config)
 
 
-@pytest.mark.parametrize("config", [*ONE_CALL, LIMIT, *LINES], ids=lambda config: config.name)
-def test_no_order_of_events_breaks_a_promise(config: Config | LineConfig, report_table: Report) -> None:
+@pytest.mark.parametrize("config", [*ONE_CALL, LIMIT, *LINES, *NUMBERS], ids=lambda config: config.name)
+def test_no_order_of_events_breaks_a_promise(
+    config: Config | LineConfig | GatesConfig, report_table: Report
+) -> None:
     found = explored(config)
     report_table.append(("dialling protocol", config.name, f"{found.states:,} states", f"{found.seconds:.1f} s"))
     if found.promise:
         pytest.fail(found.told())
-    for write in config.copied if isinstance(config, Config) else ():
+    for write in () if isinstance(config, LineConfig) else config.copied:
         executed = re.compile(rf"a late request \({write}\b.*is executed")
         assert any(map(executed.match, found.labels)), write
 
@@ -65,6 +73,13 @@ def test_without_a_condition_a_promise_is_broken(condition: str, breaks: Breaks)
     assert found.promise == breaks.promise
 
 
+@pytest.mark.parametrize(("condition", "breaks"), NEEDED_OF_NUMBER.items(), ids=NEEDED_OF_NUMBER)
+def test_the_model_of_one_number_needs_the_calls_part_of_the_fence_too(condition: str, breaks: Breaks) -> None:
+    found = explored(breaks.config._replace(without=frozenset({condition})))
+    print(found.told())
+    assert found.promise == breaks.promise
+
+
 @pytest.mark.parametrize(("condition", "breaks"), SECOND_LINES.items(), ids=SECOND_LINES)
 def test_a_second_line_holds_until_it_is_gone_too(condition: str, breaks: Breaks) -> None:
     too = frozenset(breaks.too.split(" + "))
@@ -78,10 +93,10 @@ def test_a_second_line_holds_until_it_is_gone_too(condition: str, breaks: Breaks
 
 @pytest.mark.parametrize(
     "config",
-    [AGENTS_LATE, ANSWERED, LIARS, RECONCILERS, COPIES_LINE, LINE_MESSAGES, LINE_OLD, LINE_STALE],
+    [AGENTS_LATE, ANSWERED, LIARS, RECONCILERS, COPIES_LINE, LINE_MESSAGES, LINE_OLD, LINE_STALE, FENCES],
     ids=lambda config: config.name,
 )
-def test_what_has_other_reasons_breaks_no_promise(config: Config | LineConfig) -> None:
+def test_what_has_other_reasons_breaks_no_promise(config: Config | LineConfig | GatesConfig) -> None:
     found = explored(config._replace(without=frozenset(OTHER_REASONS)))
     if found.promise:
         pytest.fail(found.told())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ from shared.call import Call, iso
 from shared.call_store import Write
 from shared.callback_url import Policy
 from shared.errors import QueueError, RequestRefusedError, StoreError, StoreUnclearError
+from shared.numbers import Suppression
+from shared.policies import Policy as Rules
+from shared.policies import Window
 from shared.workspaces import WorkspaceCache, key_hash
 from tests.one_call import NOW, WORKSPACE, OneCall
 
@@ -39,6 +43,8 @@ class Front(OneCall):
         self.looked_up: list[tuple[str, int]] = []
         self.acceptor = Acceptor(
             calls=self.calls,
+            numbers=self.numbers,
+            limits=self.limits,
             workspaces=WorkspaceCache(self.workspaces, 0),
             rate_limit=RateLimit(self.limits),
             dial_queue=self.dial_queue,
@@ -257,6 +263,14 @@ def test_a_repeat_is_answered_though_it_would_be_refused_by_now(front: Front) ->
     assert front.post("k")[1]
 
 
+def test_a_repeat_is_answered_though_the_callees_record_cannot_be_read(front: Front) -> None:
+    first, _ = front.post("k")
+    opt_out(front)
+    del front.dynamodb.table("numbers")["demo#+12025550123",]["suppressed"]["all"]["reason"]
+    again, replayed = front.post("k")
+    assert (again.call_id, replayed, len(front.dial_queue.sent)) == (first.call_id, True, 1)
+
+
 @pytest.mark.parametrize("fields", [{"to": "+12025550124"}, {"metadata": {}}, {"ring_timeout_seconds": 40.0}])
 def test_a_key_that_comes_with_another_body_is_refused(front: Front, fields: dict[str, Any]) -> None:
     front.post("k", ring_timeout_seconds=40)
@@ -332,3 +346,324 @@ def test_a_record_that_expired_at_the_same_moment_is_an_error(front: Front) -> N
     front.calls.create = lambda call: Write(False, None)  # type: ignore[method-assign]
     with pytest.raises(StoreError, match="neither written nor found"):
         front.post()
+
+
+# ── when and why it may ring ────────────────────────────────────────────────────────────────────────
+
+# 2027-01-15, 08:01 in UTC, 03:01 in New York.
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
+CONSENT = {"basis": "contract", "obtained_at": "2026-12-24T09:00:00+01:00", "reference": "crm/7"}
+
+
+def tenant(front: Front, *policies: Rules, **changes: Any) -> None:
+    named = {policy.name: policy for policy in policies}
+    front.workspaces.put(dataclasses.replace(TENANT, policies=named, **changes))
+
+
+def opt_out(front: Front, scope: str = "all", number: str = "+12025550123") -> None:
+    front.numbers.suppress("demo", number, Suppression(scope, "asked", NOW), NOW)
+
+
+def after(ms: int) -> str:
+    return iso(NOW + ms)
+
+
+def test_the_record_has_what_was_asked_for(front: Front) -> None:
+    tenant(front, Rules("sales"))
+    call, _ = front.post(
+        scheduled_at=after(5_000),
+        expires_at=after(HOUR_MS),
+        purpose="sales",
+        time_zone="America/Phoenix",
+        consent=CONSENT,
+        dtmf="1w#",
+    )
+    there = front.calls.get(call.call_id)
+    assert there is not None
+    assert (there.scheduled_at_ms, there.expires_at_ms) == (NOW + 5_000, NOW + HOUR_MS)
+    assert there.queue_deadline_ms == NOW + 5_000 + HOUR_MS
+    assert (there.purpose, there.time_zone, there.dtmf) == ("sales", "America/Phoenix", "1w#")
+    assert there.consent == {
+        "basis": "contract",
+        "obtainedAt": "2026-12-24T09:00:00+01:00",
+        "reference": "crm/7",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "wrong"),
+    [
+        ({"scheduled_at": after(-61_000)}, "invalid_request", ["scheduled_at"]),
+        ({"scheduled_at": after(90 * DAY_MS + 1)}, "invalid_request", ["scheduled_at"]),
+        ({"scheduled_at": after(9), "expires_at": after(9)}, "invalid_request", ["expires_at"]),
+        ({"expires_at": after(0)}, "invalid_request", ["expires_at"]),
+        ({"expires_at": after(30 * DAY_MS + 1)}, "invalid_request", ["expires_at"]),
+        (
+            {
+                "scheduled_at": after(-61_000),
+                "expires_at": after(-70_000),
+                "consent": CONSENT | {"obtained_at": after(60_001)},
+            },
+            "invalid_request",
+            ["scheduled_at", "expires_at", "consent.obtained_at"],
+        ),
+        ({"consent": CONSENT | {"obtained_at": after(60_001)}}, "invalid_request", ["consent.obtained_at"]),
+        ({"purpose": "sales"}, "unknown_purpose", ["purpose"]),
+    ],
+)
+@pytest.mark.parametrize("key", [None, "k"])
+def test_times_and_names_that_cannot_be_are_refused(
+    front: Front, fields: dict[str, Any], code: str, wrong: list[str], key: str | None
+) -> None:
+    assert front.refused(key, **fields) == (400, code, wrong)
+
+
+@pytest.mark.parametrize("late", [59_000, 60_000])
+def test_a_time_that_has_just_passed_is_now(front: Front, late: int) -> None:
+    call, _ = front.post(scheduled_at=after(-late), consent=CONSENT | {"obtained_at": after(60_000)})
+    assert (call.scheduled_at_ms, call.wait_until_ms, call.line_of) == (NOW, 0, None)
+    assert [delay for _, _, delay in front.dial_queue.sent] == [0]
+
+
+@pytest.mark.parametrize("purpose", [None, "default"])
+def test_the_default_purpose_needs_no_policy(front: Front, purpose: str | None) -> None:
+    assert front.post(purpose=purpose)[0].purpose == purpose
+
+
+@pytest.mark.parametrize(
+    ("scope", "purpose", "refused"),
+    [
+        ("all", None, True),
+        ("all", "sales", True),
+        ("default", None, True),
+        ("sales", None, False),
+        ("sales", "sales", True),
+    ],
+)
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_suppressed_number_is_refused(
+    front: Front, scope: str, purpose: str | None, refused: bool, key: str | None
+) -> None:
+    tenant(front, Rules("sales"))
+    opt_out(front, scope)
+    if refused:
+        assert front.refused(key, purpose=purpose) == (403, "number_suppressed", ["to"])
+    else:
+        assert front.post(key, purpose=purpose)[0].status == "queued"
+
+
+@pytest.mark.parametrize("to", ["+525512345678", "+5215512345678"])
+def test_a_number_is_suppressed_however_it_is_spelled(front: Front, to: str) -> None:
+    tenant(front, allowed_calling_codes=frozenset({"+52"}))
+    opt_out(front, number="+5215512345678")
+    assert front.refused(to=to) == (403, "number_suppressed", ["to"])
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_number_whose_record_cannot_be_read_is_an_error(front: Front, key: str | None) -> None:
+    opt_out(front)
+    del front.dynamodb.table("numbers")["demo#+12025550123",]["suppressed"]["all"]["reason"]
+    with pytest.raises(StoreError, match="cannot be read"):
+        front.post(key)
+    assert (front.dynamodb.table("calls"), front.dial_queue.sent) == ({}, [])
+
+
+def hours(opens: int, closes: int, **more: Any) -> Rules:
+    """Open between these minutes after NOW."""
+    windows = (Window(frozenset(range(7)), 481 + opens, 481 + closes),)
+    given: dict[str, Any] = {"zone": "Etc/UTC", "windows": windows}
+    return Rules("default", **given | more)
+
+
+@pytest.mark.parametrize(
+    ("policy", "fields", "expected"),
+    [
+        (Rules("default", consent_required=True), {}, (400, "consent_required", ["consent"])),
+        (hours(0, 60, zone="recipient"), {"to": "+88213200000"}, (400, "time_zone_required", ["time_zone"])),
+        (hours(60, 120), {"expires_at": after(HOUR_MS)}, (400, "cannot_ring_in_time", ["expires_at"])),
+        # The queue's hour.
+        (hours(61, 120), {}, (400, "cannot_ring_in_time", ["expires_at"])),
+        (hours(0, 60), {"scheduled_at": after(2 * HOUR_MS)}, (400, "cannot_ring_in_time", ["expires_at"])),
+    ],
+)
+def test_what_the_policy_does_not_let_ring_in_time_is_refused(
+    front: Front, policy: Rules, fields: dict[str, Any], expected: Any
+) -> None:
+    tenant(front, policy, allowed_calling_codes=frozenset({"+1", "+8"}), allow_special_numbers=True)
+    stored = dict(front.dynamodb.table("numbers"))
+    with pytest.raises(RequestRefusedError) as caught:
+        front.post(**fields)
+    refused = caught.value
+    assert (refused.status, refused.code, [error.field for error in refused.errors]) == expected
+    assert (front.dynamodb.table("calls"), front.dial_queue.sent) == ({}, [])
+    assert front.dynamodb.table("numbers") == stored
+
+
+def test_what_the_policy_asks_for_is_accepted(front: Front) -> None:
+    policy = hours(0, 60, zone="recipient", consent_required=True)
+    tenant(front, policy, allowed_calling_codes=frozenset({"+8"}), allow_special_numbers=True)
+    call, _ = front.post(to="+88213200000", time_zone="Etc/UTC", consent=CONSENT)
+    assert (call.waiting_for, call.line_of) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "delay"), [(1, 0), (1_000, 1), (61_999, 61), (900_000, 900), (900_001, None), (90 * DAY_MS, None)]
+)
+def test_where_a_call_waits_for_its_time(front: Front, ahead: int, delay: int | None) -> None:
+    call, _ = front.post(scheduled_at=after(ahead))
+    there = front.calls.get(call.call_id)
+    assert there is not None
+    assert (there.status, there.job_id, there.waiting_for) == ("queued", "message", "scheduled_at")
+    [(message, group, sent)] = front.dial_queue.sent
+    assert (message["callId"], group, sent) == (call.call_id, "demo", delay or 0)
+    if delay is not None:
+        assert "hold" not in message
+        assert (there.wait_until_ms, there.line_of) == (NOW + ahead, None)
+        assert there.check_at_ms == NOW + ahead + MINUTE_MS
+    else:
+        assert message["hold"] is True
+        assert (there.line_of, there.turn) == ("demo#single", f"{NOW + ahead:013}#{NOW}#{call.call_id}")
+        assert there.check_at_ms == NOW + ahead + HOUR_MS
+    assert front.spent == 1
+
+
+@pytest.mark.parametrize(("ahead", "delayed"), [(5, True), (30, False)])
+def test_a_call_waits_for_its_window_as_for_its_time(front: Front, ahead: int, delayed: bool) -> None:
+    tenant(front, hours(ahead, 120))
+    call, _ = front.post()
+    assert call.waiting_for == "calling_window"
+    assert call.wait_until_ms == (NOW + 5 * MINUTE_MS if delayed else 0)
+    assert (call.line_of is None) is delayed
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_call_costs_three_requests(front: Front, key: str | None) -> None:
+    """The number is read together with what a key names; the message is the third. Workspace and permits are
+    cached.
+    """
+    front.acceptor = dataclasses.replace(front.acceptor, workspaces=WorkspaceCache(front.workspaces, 60))
+    front.workspaces.put(dataclasses.replace(TENANT, calls_per_minute=100))
+    front.post()
+    front.dynamodb.requests.clear()
+    front.dial_queue.sent.clear()
+    front.post(key, callback_url="https://example.com")
+    assert front.dynamodb.requests == ["get_item" if key is None else "batch_get_item", "put_item"]
+    assert len(front.dial_queue.sent) == 1
+
+
+REFUSED_BY_NOW: dict[str, Callable[[Front], Any]] = {
+    "suppressed": opt_out,
+    "consent": lambda front: tenant(front, Rules("sales", consent_required=True)),
+    "window": lambda front: tenant(front, dataclasses.replace(hours(61, 62), name="sales")),
+    "purpose": tenant,
+    "passed": lambda front: setattr(front, "now", NOW + DAY_MS),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED_BY_NOW)
+def test_a_repeat_is_answered_though_its_call_could_not_be_placed_by_now(front: Front, why: str) -> None:
+    tenant(front, Rules("sales"))
+    fields: dict[str, Any] = {"purpose": "sales", "scheduled_at": after(9_000), "expires_at": after(60_000)}
+    first, _ = front.post("k", **fields)
+    REFUSED_BY_NOW[why](front)
+    assert front.post("k", **fields) == (front.calls.get(first.call_id), True)
+    assert len(front.dial_queue.sent) == 1
+    with pytest.raises(RequestRefusedError):
+        front.post("another", **fields)
+
+
+# ── the preview ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def preview(front: Front, **fields: Any) -> dict[str, Any]:
+    """What it answers. It writes nothing, sends nothing and spends nothing."""
+    front.dynamodb.requests.clear()
+    try:
+        return front.acceptor.preview("demo", "key", json.dumps(BODY | fields).encode())
+    finally:
+        assert set(front.dynamodb.requests) <= {"get_item", "batch_get_item"}
+        assert (front.dial_queue.sent, front.acceptor.rate_limit._held) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "decision", "why", "ahead"),
+    [
+        ({}, "ring", None, None),
+        ({"scheduled_at": after(-9)}, "ring", None, None),
+        ({"scheduled_at": after(9)}, "wait", "scheduled_at", 9),
+        ({"purpose": "later"}, "wait", "calling_window", 30 * MINUTE_MS),
+        (
+            {"purpose": "later", "scheduled_at": after(40 * MINUTE_MS)},
+            "wait",
+            "scheduled_at",
+            40 * MINUTE_MS,
+        ),
+        ({"purpose": "later", "scheduled_at": after(MINUTE_MS)}, "wait", "scheduled_at", 30 * MINUTE_MS),
+    ],
+)
+def test_a_preview_says_what_would_become_of_a_call(
+    front: Front, fields: dict[str, Any], decision: str, why: str | None, ahead: int | None
+) -> None:
+    tenant(front, dataclasses.replace(hours(30, 120), name="later"))
+    view = preview(front, **fields)
+    assert (view["status"], view["decision"], view["waitingFor"]) == ("success", decision, why)
+    assert view["earliestRingAt"] == (None if ahead is None else after(ahead))
+    assert [gate["name"] for gate in view["gates"]][-3:] == ["paused", "trunk", "slot"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "why"),
+    [
+        (lambda front: front.limits.pause(NOW), "paused"),
+        (lambda front: front.dynamodb.table("numbers").clear(), "paused"),
+        (lambda front: [front.limits.take_slot("demo", str(n), 2) for n in range(2)], "slot"),
+        (lambda front: front.limits.note_crowded("demo", 0, NOW, NOW), "slot"),
+    ],
+)
+def test_a_preview_says_what_the_system_waits_for(front: Front, stop: Callable[[Front], Any], why: str) -> None:
+    stop(front)
+    view = preview(front)
+    assert (view["decision"], view["waitingFor"], view["earliestRingAt"]) == ("wait", why, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"to": 7}, (400, "invalid_request")),
+        ({"to": "+442079460123"}, (403, "number_not_allowed")),
+        ({"call_agent_id": "agent-3"}, (403, "agent_not_allowed")),
+        ({"purpose": "gone"}, (400, "unknown_purpose")),
+        ({"purpose": "strict"}, (400, "consent_required")),
+        ({"purpose": "closed"}, (400, "cannot_ring_in_time")),
+        ({"to": "+12025550199"}, (403, "number_suppressed")),
+        ({"expires_at": after(-1)}, (400, "invalid_request")),
+        ({"callback_url": "https://example.com"}, (400, "invalid_url")),
+    ],
+)
+def test_a_preview_refuses_what_the_request_would_be_refused_for(
+    front: Front, fields: dict[str, Any], expected: tuple[int, str]
+) -> None:
+    tenant(front, Rules("strict", consent_required=True), dataclasses.replace(hours(61, 120), name="closed"))
+    opt_out(front, number="+12025550199")
+    front.addresses = ["10.0.0.1"]
+    with pytest.raises(RequestRefusedError) as previewed:
+        preview(front, **fields)
+    with pytest.raises(RequestRefusedError) as refused:
+        front.post(**fields)
+    assert (refused.value.status, refused.value.code) == expected
+    assert (previewed.value.status, previewed.value.errors) == (refused.value.status, refused.value.errors)
+
+
+def test_a_preview_is_of_the_workspace_as_it_is_now(front: Front) -> None:
+    """Not as a cache has it: it is asked to see what a change does."""
+    front.acceptor = dataclasses.replace(front.acceptor, workspaces=WorkspaceCache(front.workspaces, 60))
+    assert preview(front)["decision"] == "ring"
+    tenant(front, hours(30, 120))
+    assert preview(front)["waitingFor"] == "calling_window"
+
+
+@pytest.mark.parametrize("key", [None, "other"])
+def test_a_preview_needs_the_key(front: Front, key: str | None) -> None:
+    with pytest.raises(RequestRefusedError) as refused:
+        front.acceptor.preview("demo", key, b"{")
+    assert refused.value.status == 401

@@ -289,6 +289,7 @@ def test_show_tells_everything_but_the_secrets(
         "Special numbers  refused",
         "From             +12025550100",
         "Agents           any",
+        "Policies         none: only suppression restricts its calls",
         "Webhook secrets  1",
         "Calls under way  1 of 10",
     ):
@@ -319,6 +320,7 @@ def test_show_for_scripts(admin: Admin, key: str, store: WorkspaceStore, limits:
         "apiKeyIds": [key_hash(key)[:8]],
         "apiKeys": [known_of(store, key)],
         "webhookSecretCount": 1,
+        "policies": [],
         "activeCalls": ["call-1"],
     }
     assert said.err == ""
@@ -775,7 +777,7 @@ def test_the_switch_pauses_and_resumes_without_a_question(admin: Admin, limits: 
     paused = admin("switch status --json").value
     assert paused["paused"] is True
     assert admin("switch pause --json").value == paused
-    assert admin("switch resume --json").value == {"paused": False, "pausedAt": None}
+    assert admin("switch resume --json").value == {"paused": False, "pausedAt": None, "numbersMarked": None}
     assert limits.switch().paused_at_ms is None
 
 

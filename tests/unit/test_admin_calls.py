@@ -14,10 +14,14 @@ from typing import Any
 import boto3
 import pytest
 
-from shared.call import Call, Outcome, event, iso
+from shared.call import Call, Outcome, compact, event, iso
 from shared.call_store import CallStore
 from shared.errors import LiveKitUnclearError
+from shared.gates import decide
+from shared.numbers import NumberRecord
+from shared.policies import Cap, Policy, Window
 from shared.table_keys import call_key
+from shared.workspaces import Workspace
 from tests.admin_account import CALLS, HOUR, Account, Admin, Keyboard, account_of, admin_of
 
 JOB = "059f36b4-1c2d-4e3f-8a9b-0c1d2e3f4a5b"
@@ -625,3 +629,93 @@ def test_the_page_tells_what_it_takes_to_admit_waiting_calls_at_once(account: Ac
     assert {action for table, action in account.sent if table == "" and action.startswith("Send")} == {
         "SendMessageBatch"
     }
+
+
+# ── when and why a phone may ring ───────────────────────────────────────────────────────────────────
+
+
+def receipt(account: Account) -> str:
+    """What the gates say of a call of a policy with hours and a cap."""
+    monday = Window(frozenset(range(7)), 0, 1440)
+    policy = Policy("sales", 3, windows=(monday,), caps=(Cap(3, 86_400),), consent_required=True)
+    workspace = dataclasses.replace(
+        existing(account), policies={"sales": policy}, allowed_calling_codes=frozenset({"+1"})
+    )
+    call = dataclasses.replace(
+        there(account, account.call(9, 1, to="+12125550123")),
+        purpose="sales",
+        consent={"basis": "form\x1b[2J", "obtained_at": "2026-11-01T09:00:00Z", "reference": "crm-7"},
+        time_zone="America/New_York",
+        scheduled_at_ms=account.now - HOUR,
+    )
+    number = NumberRecord("acme", call.to, rings={"f" * 24: account.now - HOUR})
+    decision = decide(call, workspace, number, account.now, 40_000)
+    assert decision.passed
+    return compact(decision.receipt())
+
+
+def existing(account: Account) -> Workspace:
+    workspace = account.workspaces.get("acme")
+    assert workspace is not None
+    return workspace
+
+
+def ruled(account: Account) -> str:
+    """A call that says when it may ring and under which rules, and has rung."""
+    dialing = event("call.dialing", account.now - HOUR, gates=receipt(account))
+    return account.call(
+        1,
+        2,
+        events=(event("call.queued", account.now - 2 * HOUR), dialing),
+        scheduled_at_ms=account.now - HOUR,
+        expires_at_ms=account.now + HOUR,
+        purpose="sales",
+        time_zone="America/New_York",
+        consent={"basis": "form\x1b[2J", "reference": "crm-7"},
+    )
+
+
+def test_show_tells_when_and_why_a_phone_was_let_ring(account: Account, admin: Admin) -> None:
+    said = admin(f"call show {ruled(account)}")
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    for line in (
+        "Purpose       sales",
+        f"Scheduled at  {iso(account.now - HOUR)}",
+        f"Expires at    {iso(account.now + HOUR)}",
+        "Time zone     America/New_York",
+        "Consent       basis form [2J, reference crm-7",
+    ):
+        assert line in lines
+    assert "What let event 2 ring:" in lines
+    gates = {line.split()[0]: line for line in lines[lines.index("What let event 2 ring:") + 3 :]}
+    assert list(gates) == [
+        *("workspace", "destination", "policy", "consent", "suppression", "scheduled_at", "calling_window"),
+        "frequency",
+    ]
+    assert gates["policy"].split(maxsplit=1)[1] == "purpose sales, version 3"
+    assert "zonesFrom" in gates["calling_window"]
+    assert "windows days 0 1 2 3 4 5 6, start 00:00, end 24:00" in gates["calling_window"]
+    assert "localTime America/New_York 2" in gates["calling_window"]
+    assert "caps count 3, seconds 86400, rings 1" in gates["frequency"]
+    assert "\x1b" not in said.out
+
+
+def test_show_for_scripts_has_the_receipt_with_its_event(account: Account, admin: Admin) -> None:
+    value = admin(f"call show {ruled(account)} --json").value
+    assert (value["purpose"], value["timeZone"]) == ("sales", "America/New_York")
+    assert (value["scheduledAt"], value["expiresAt"]) == (iso(account.now - HOUR), iso(account.now + HOUR))
+    assert value["consent"]["reference"] == "crm-7"
+    queued, dialing = value["events"]
+    assert "gates" not in queued
+    assert [gate["name"] for gate in dialing["gates"]][:3] == ["workspace", "destination", "policy"]
+    assert dialing["gates"][2]["detail"] == {"purpose": "sales", "version": 3}
+
+
+@pytest.mark.parametrize("gates", ["", "not JSON", "[1]", '{"a": 1}', '[{"name": "policy"}]', '[{"detail": []}]'])
+def test_show_shows_a_call_whose_receipt_cannot_be_read(account: Account, admin: Admin, gates: str) -> None:
+    call_id = account.call(1, 1, events=(event("call.dialing", account.now, gates=gates),))
+    said = admin(f"call show {call_id}")
+    assert (said.code, said.err) == (0, "")
+    assert "What let" not in said.out
+    assert admin(f"call show {call_id} --json").value["events"][0]["gates"] is None

@@ -351,7 +351,7 @@ def test_resume_admits_what_has_a_slot_in_every_workspace(account: Account, admi
     other = account.waiting(9, 1, "other")
     said = admin("switch resume --json")
     assert said.code == 0, said.err
-    assert said.value == {"paused": False, "pausedAt": None}
+    assert said.value == {"paused": False, "pausedAt": None, "numbersMarked": True}
     assert "3 calls that waited are admitted" in said.err
     assert sorted(account.admitted()) == [*calls[:2], other]
     assert there(account, calls[0]).admitted_at_ms is not None
@@ -484,7 +484,7 @@ def test_a_message_that_is_not_sent_is_repeated_by_the_reconciler(
     call_id = account.waiting(1)
     said = admin("switch resume --json")
     assert said.code == 0
-    assert json.loads(said.out) == {"paused": False, "pausedAt": None}
+    assert json.loads(said.out) == {"paused": False, "pausedAt": None, "numbersMarked": True}
     assert "admission not sent" in said.err
     call = there(account, call_id)
     assert call.admitted_at_ms is not None

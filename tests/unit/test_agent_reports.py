@@ -12,9 +12,11 @@ import jwt
 import pytest
 
 from calls_api.reports import MAXIMUM_REPORT_BYTES, MAXIMUM_TOKEN_SECONDS, ReportReceiver, parse_report
+from calls_api.suppression import Suppressor
 from shared.errors import RequestRefusedError
 from shared.livekit.secret import LiveKitSecret, LiveKitSecretCache
 from shared.livekit.signature import LEEWAY_SECONDS
+from shared.numbers import NumberStore
 from tests.one_call import CALL, CALL_ID, NOW, OneCall
 
 SECRET = LiveKitSecret("wss://you.livekit.cloud", "API1", "s" * 48)
@@ -48,7 +50,9 @@ def token(body: bytes, seconds: float = 300, room: Any = CALL.room_name) -> str:
 def report(one: OneCall, body: Any, key: str | None = None, call_id: str = CALL_ID, **claims: Any) -> Any:
     text = body if isinstance(body, bytes) else json.dumps(body).encode()
     secret = cast(LiveKitSecretCache, Secret())
-    receiver = ReportReceiver(one.calls, secret, one.durations, lambda: one.now)
+    receiver = ReportReceiver(
+        one.calls, Suppressor(one.numbers, lambda: one.now), secret, one.durations, lambda: one.now
+    )
     return receiver.receive(call_id, token(text, **claims), key, text)
 
 
@@ -120,7 +124,9 @@ def test_a_token_that_names_no_room_is_refused(one: OneCall, room: Any) -> None:
 
 def test_a_token_without_grants_is_refused(one: OneCall) -> None:
     text = json.dumps(NOTE).encode()
-    receiver = ReportReceiver(one.calls, cast(LiveKitSecretCache, Secret()), one.durations, lambda: one.now)
+    suppressor = Suppressor(one.numbers, lambda: one.now)
+    secret = cast(LiveKitSecretCache, Secret())
+    receiver = ReportReceiver(one.calls, suppressor, secret, one.durations, lambda: one.now)
     claims = jwt.decode(token(text), options={"verify_signature": False})
     for video in ("room", None):
         given = jwt.encode(claims | {"video": video}, SECRET.api_secret, "HS256")
@@ -279,3 +285,19 @@ def test_a_number_that_is_too_long_is_refused(body: str, fields: list[str]) -> N
     with pytest.raises(RequestRefusedError) as caught:
         parse_report(body.encode())
     assert [error.field for error in caught.value.errors] == fields
+
+
+def test_only_too_many_scopes_make_an_opt_out_one_of_every_call(
+    one: OneCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another error of a value is a fault of the program, and nothing is suppressed by it."""
+    asked: list[str] = []
+
+    def suppress(_store: NumberStore, _workspace: str, _number: str, wanted: Any, *_: Any, **__: Any) -> None:
+        asked.append(wanted.scope)
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(NumberStore, "suppress", suppress)
+    with pytest.raises(ValueError, match="a fault"):
+        Suppressor(one.numbers, lambda: one.now).opt_out(CALL, "sales", "no", one.now)
+    assert asked == ["sales"]

@@ -14,7 +14,7 @@ from shared.call import Call, Outcome
 from shared.call_store import CallStore, Write
 from shared.dynamo import to_wire
 from shared.errors import StoreError
-from tests.calls import NOW, call_record
+from tests.calls import NOW, call_record, fence
 from tests.stored_call import CALL, SID, StoredCall
 
 Writing = Callable[[CallStore, Call], Write]
@@ -69,8 +69,8 @@ WRITES: dict[str, tuple[str, Writing, list[Writing]]] = {
     "hold": ("in line", hold("mine"), [hold("other"), admit(), take("other")]),
     "unfence": (
         "dialing",
-        lambda calls, call: calls.unfence(CALL, "lease", WAIT, CHECK, NOW),
-        [lambda calls, call: calls.unfence(CALL, "lease", WAIT + 1, CHECK, NOW)],
+        lambda calls, call: calls.unfence(CALL, "lease", "retry", WAIT, CHECK, NOW),
+        [lambda calls, call: calls.unfence(CALL, "lease", "retry", WAIT + 1, CHECK, NOW)],
     ),
     "answered": (
         "dialing",
@@ -140,12 +140,13 @@ def test_a_write_that_is_sent_twice_is_won_and_another_one_is_not(stored: Stored
 def test_a_fence_that_is_sent_twice_is_won_and_that_of_another_lease_is_not(stored: StoredCall) -> None:
     stored.bring_to("queued")
     stored.calls.take_lease(CALL, "mine", UNTIL, NOW)
+    leased = stored.record
     for _ in range(2):
-        fenced = stored.calls.fence(CALL, "mine", SID, None, NOW)
+        fenced = fence(stored.calls, leased, SID)
         assert fenced.won
         assert fenced.call == stored.record
     assert [entry["type"] for entry in stored.record.events] == ["call.queued", "call.dialing"]
-    assert not stored.calls.fence(CALL, "other", SID, None, NOW).won
+    assert not fence(stored.calls, leased, SID, lease="other").won
 
 
 def test_a_call_that_is_created_twice_is_the_first_one(stored: StoredCall) -> None:
@@ -183,9 +184,9 @@ def test_a_call_goes_through_the_line(stored: StoredCall) -> None:
     assert stored.record == back
     assert admit(now_ms=NOW + 5)(calls, back).won
     assert take("mine")(calls, back).won
-    assert calls.fence(CALL, "mine", SID, None, NOW + 6).won
+    assert fence(calls, stored.record, SID, now_ms=NOW + 6).won
     assert stored.record.admitted_at_ms == NOW + 5
-    assert calls.unfence(CALL, "mine", WAIT, CHECK, NOW + 7).won
+    assert calls.unfence(CALL, "mine", "retry", WAIT, CHECK, NOW + 7).won
     assert calls.end(stored.record, Outcome("expired", "expired"), CHECK, NOW + 8).won
     assert stored.record.ended
 

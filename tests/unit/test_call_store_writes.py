@@ -11,6 +11,7 @@ import pytest
 from shared.call import Call, Outcome, Status, event, iso
 from shared.call_store import MAXIMUM_REPORTS, MAXIMUM_REPORTS_BYTES, ROOM_CLOSED, CallStore, Write
 from shared.table_keys import RETENTION_SECONDS
+from tests import calls as calls_of_tests
 from tests.one_call import CALL, CALL_ID, NOW, OneCall
 
 Writing = Callable[[CallStore, Call], Write]
@@ -70,11 +71,12 @@ def note_slots_item(calls: CallStore, call: Call) -> Write:
 
 
 def fence(calls: CallStore, call: Call) -> Write:
-    return calls.fence(CALL_ID, "mine", "RM_2", "+12025550100", NOW)
+    fenced = calls_of_tests.fence(calls, call, "RM_2", from_number="+12025550100", now_ms=NOW, lease="mine")
+    return Write(fenced.won, fenced.call)
 
 
 def unfence(calls: CallStore, call: Call) -> Write:
-    return calls.unfence(CALL_ID, "mine", WAIT, CHECK, NOW)
+    return calls.unfence(CALL_ID, "mine", "retry", WAIT, CHECK, NOW)
 
 
 def answer(calls: CallStore, call: Call) -> Write:
@@ -193,7 +195,7 @@ WRITES: list[tuple[dict[str, Any], Writing, dict[str, Any] | None]] = [
         LEASED,
         fence,
         {"status": "dialing", "room_sid": "RM_2", "dialed_at_ms": NOW}
-        | {"events": [{"type": "call.dialing", "at": NOW, "from": "+12025550100"}]},
+        | {"events": [{"type": "call.dialing", "at": NOW, "from": "+12025550100", "gates": "[]"}]},
     ),
     (LEASED | {"lease_id": "other"}, fence, None),
     (LEASED | {"lease_until_ms": NOW}, fence, None),

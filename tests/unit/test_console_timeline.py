@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from local.console.timeline import (
     CALLS_OF_A_LINE_SHOWN,
     CallHistory,
+    callee_zones,
     detail,
     lines,
     next_look,
     promises,
+    receipt,
     summary,
     timeline,
 )
@@ -295,3 +298,48 @@ def test_a_call_in_the_line_is_looked_at_when_its_time_is_over() -> None:
     call = in_line(1, "slot")
     assert next_look(call, AT) == {"at": AT + 3_600_000, "what": "its time in the line is over"}
     assert next_look(call, AT + 3_600_000) is None
+
+
+GATES = [{"name": "workspace", "passed": True, "detail": {}}]
+
+
+def dialed(call: CallHistory, place: int, name: str) -> None:
+    """Gives an event of the call the receipt that a fence writes."""
+    call.item["events"][place]["gates"] = json.dumps([GATES[0] | {"name": name}])
+
+
+def test_the_receipt_is_that_of_the_last_dialing() -> None:
+    call = history("call.queued", "call.dialing", "call.queued", "call.dialing", "call.ended")
+    assert receipt(call) is None
+    dialed(call, 1, "first")
+    assert receipt(call) == {"at": AT + 100, "gates": [GATES[0] | {"name": "first"}], "putBack": True}
+    dialed(call, 3, "second")
+    assert receipt(call) == {"at": AT + 300, "gates": [GATES[0] | {"name": "second"}], "putBack": False}
+    assert detail(call, simulated=True, now=AT)["receipt"] == receipt(call)
+
+
+def test_the_callees_zones_are_those_of_the_call_or_else_of_its_number() -> None:
+    assert callee_zones(history("call.queued", to="+15550000000")) == []
+    assert callee_zones(history("call.queued", to="+17097220123")) == ["America/Halifax", "America/St_Johns"]
+    named = history("call.queued", to="+17097220123", timeZone="Europe/Paris")
+    assert callee_zones(named) == ["Europe/Paris"]
+
+
+def test_a_scheduled_call_is_created_waiting_and_a_moved_one_says_what_it_waits_for() -> None:
+    call = history("call.queued", status="queued")
+    step = {"phase": "ended", "ms": 5, "won": True, "waitingFor": "scheduled_at"}
+    call.steps = [
+        step | {"point": "CallStore.create", "function": "InitiateCall", "at": AT + 5},
+        step | {"point": "CallStore.reschedule", "function": "CallsApi", "at": AT + 20},
+        {name: value for name, value in step.items() if name != "waitingFor"}
+        | {"point": "CallStore.reschedule", "function": "CallsApi", "at": AT + 25},
+        step | {"point": "CallStore.change_times", "function": "CallsApi", "at": AT + 30, "won": False},
+    ]
+    shown = [(row.what, row.detail, row.minor) for row in timeline(call, simulated=True) if row.who != "client"]
+    until = "until the time it is scheduled for"
+    assert ("queued", f"record written; it waits {until}", False) in shown
+    assert [row for row in shown if row[0] == "moved"] == [
+        ("moved", until, False),
+        ("moved", "nothing makes it wait now", False),
+    ]
+    assert "not moved: another was faster" in [what for what, _, _ in shown]

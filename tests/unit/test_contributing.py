@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("CONTRIBUTING.md", "SECURITY.md")
-FOLDERS = "admin|bench|docs|events|examples|functions|infra|local|tests"
+FOLDERS = "admin|bench|docs|events|examples|functions|infra|local|simulate|tests"
 
 
 @pytest.mark.parametrize("page", PAGES)

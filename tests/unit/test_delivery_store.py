@@ -18,7 +18,7 @@ from shared.delivery_store import ATTEMPTS_LISTED, Delivery, DeliveryStore
 from shared.dynamo import from_wire, to_wire
 from shared.errors import StoreUnclearError
 from shared.table_keys import RETENTION_SECONDS, call_key
-from tests.dynamodb_in_memory import DynamoDBInMemory
+from simulate.dynamodb_in_memory import DynamoDBInMemory
 from tests.in_memory import DeliveriesInMemory, Tables
 from tests.mocked_aws import calls_table, mock_aws
 from webhook_dispatch.attempt import ANSWER_CHARACTERS, LOCATION_CHARACTERS

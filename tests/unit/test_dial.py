@@ -12,12 +12,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from shared.call import Outcome, iso
 from shared.call_store import ROOM_CLOSED
 from shared.durations import Durations
 from shared.errors import LiveKitError, LiveKitUnclearError, LiveKitUnreachableError, QueueError, StoreError
+from shared.line import earliest_ms
 from shared.livekit.client import RoomView
+from shared.numbers import Suppression, ring_write
+from shared.policies import Cap, Policy, Window
 from shared.trunk import Trunk
 from tests.one_call import CALL, CALL_ID, NOW, WORKSPACE, OneCall
 
@@ -37,7 +41,7 @@ LINE, TURN = "demo#single", f"{NOW - 3}#{NOW - 9}#{CALL_ID}"
 # The table's requests: the record, the workspace, then all that decides; then the lease, the slot, the trunk's
 # moment, what may have changed meanwhile, the fence, the answer.
 READS = ["get_item", "get_item", "batch_get_item"]
-DIALS = [*READS, *["update_item"] * 3, "batch_get_item", *["update_item"] * 2]
+DIALS = [*READS, *["update_item"] * 3, "batch_get_item", "transact_write_items", "update_item"]
 
 
 @pytest.fixture
@@ -156,6 +160,7 @@ def test_what_livekit_is_asked(one: OneCall) -> None:
         "ring_seconds": 40,
         "longest_seconds": 1855,
         "timeout": 55,
+        "dtmf": "",
     }
 
 
@@ -224,10 +229,10 @@ def test_the_delay_of_a_dial_is_measured_from_the_first_event(one: OneCall) -> N
         {"status": "canceled"},
         {"lease_id": "other", "lease_until_ms": NOW},
         {"lease_id": "other", "lease_until_ms": NOW + 1},
-        {"wait_until_ms": NOW + 1},
+        {"wait_until_ms": NOW + 5_001},
         # Past its deadline: what is leased or waits is not ended by a message that is not its own.
         {"lease_id": "other", "lease_until_ms": NOW, "queue_deadline_ms": NOW},
-        {"wait_until_ms": NOW + 1, "queue_deadline_ms": NOW},
+        {"wait_until_ms": NOW + 5_001, "queue_deadline_ms": NOW},
         # In the line it does not overtake, and its deadline is the reconciler's.
         {"line_of": LINE, "turn": TURN, "waiting_for": "slot"},
         {"line_of": LINE, "turn": TURN, "waiting_for": "slot", "queue_deadline_ms": NOW},
@@ -665,7 +670,7 @@ def test_an_admission_that_fails_does_not_fail_the_newcomer(one: OneCall) -> Non
     crowd(one)
     one.place()
 
-    def broken(line_of: str, until_ms: int, limit: int) -> list[tuple[str, str]]:
+    def broken(line_of: str, until_ms: int, limit: int, from_ms: int = 0) -> list[tuple[str, str]]:
         raise StoreError("throttled")
 
     one.calls.line = broken  # type: ignore[method-assign]
@@ -892,7 +897,8 @@ def test_a_process_whose_lease_is_over_does_nothing_more(
         ("lease", [*DIALED[:2], "delete_room"], "queued"),
         ("slot", [*DIALED[:2], "delete_room"], "queued"),
         ("agent", [*DIALED[:2], "delete_room"], "queued"),
-        ("fence", DIALED, "in_progress"),
+        # Too late for its decision: it is put back.
+        ("fence", [*DIALED[:2], "delete_room"], "queued"),
         ("dial", DIALED, "in_progress"),
     ],
 )
@@ -1516,12 +1522,10 @@ def test_a_dial_from_before_a_stop_does_not_end_it(one: OneCall) -> None:
     assert one.limits.trunk("ST_1").stops == 1
 
 
-@pytest.mark.parametrize("changes", [{"disabled": True}, {"sip_trunk_id": "ST_2"}])
-def test_a_workspace_that_is_changed_at_the_last_moment_is_looked_at_anew(
-    one: OneCall, changes: dict[str, Any]
-) -> None:
+def test_a_workspace_whose_trunk_is_changed_at_the_last_moment_is_looked_at_anew(one: OneCall) -> None:
     one.place()
-    one.after(one.limits, "reserve_trunk", lambda: one.workspaces.put(dataclasses.replace(WORKSPACE, **changes)))
+    changed = dataclasses.replace(WORKSPACE, sip_trunk_id="ST_2")
+    one.after(one.limits, "reserve_trunk", lambda: one.workspaces.put(changed))
     assert "dial" not in dial(one)
     assert one.call.status == "queued"
     assert sent(one) == [message(2)]
@@ -1716,3 +1720,467 @@ def test_a_dial_that_another_process_has_ended_is_not_repeated(one: OneCall) -> 
     one.before(one.calls, "unfence", ended)
     dial(one)
     assert (one.end, one.cleared, sent(one)) == (("failed", "outcome_unknown"), False, [])
+
+
+# ── the rules of the workspace ──────────────────────────────────────────────────────────────────────
+
+SECOND_READ = 2  # Of the limits: before the lease, and before the fence.
+HOUR = 3_600_000
+
+
+def policy(one: OneCall, **rules: Any) -> None:
+    policies = {"default": Policy("default", **rules)}
+    one.workspaces.put(dataclasses.replace(WORKSPACE, policies=policies))
+
+
+def opt_out(one: OneCall, scope: str = "all") -> None:
+    one.numbers.suppress("demo", CALL.to, Suppression(scope, "asked", one.now), one.now)
+
+
+def ring_of_another(one: OneCall, call_id: str = "b" * 24, at: int = NOW) -> None:
+    """The fence of another call to the number."""
+    other = dataclasses.replace(CALL, call_id=call_id, lease_id="other", lease_until_ms=at + 9_000)
+    one.calls.create(other)
+    record = one.numbers.get("demo", CALL.to)
+    write = ring_write("numbers", record, call_id, counted=True, now_ms=at)
+    assert one.calls.fence(other, "RM_2", None, [], write, f"{call_id}-{at}", at, lambda: True).won
+
+
+def rings(one: OneCall) -> dict[str, int]:
+    return one.numbers.get("demo", CALL.to).rings
+
+
+def wait_until(one: OneCall, why: str, at: int, attempts: int = 0) -> None:
+    """The call waits in the line at the turn of that time."""
+    in_line(one, why, attempts, turn=f"{at:013}#{NOW}#{CALL_ID}")
+
+
+def window(opens: int, closes: int) -> dict[str, Any]:
+    """A window in UTC that opens and closes at these minutes after NOW, which is 08:01 there."""
+    start = NOW // 60_000 % 1440
+    return {"zone": "Etc/UTC", "windows": (Window(frozenset(range(7)), start + opens, start + closes),)}
+
+
+@pytest.mark.parametrize("scope", ["all", "default"])
+def test_a_suppressed_number_does_not_ring(one: OneCall, scope: str) -> None:
+    one.place()
+    opt_out(one, scope)
+    assert dial(one) == []
+    assert one.end == ("failed", "suppressed")
+    assert not one.call.end_event["retryable"]
+    assert one.cleared
+
+
+def test_a_suppression_of_another_purpose_does_not_keep_a_call_from_ringing(one: OneCall) -> None:
+    one.place()
+    opt_out(one, "sales")
+    assert dial(one) == DIALED
+
+
+MOMENTS: dict[str, Callable[[OneCall], tuple[Any, str]]] = {
+    "after the first decision": lambda one: (one.calls, "take_lease"),
+    "while the agent is awaited": lambda one: (one.livekit, "view_room"),
+    "before the second decision": lambda one: (one.limits, "reserve_trunk"),
+    "between the read and the fence": lambda one: (one.calls, "fence"),
+}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_after_an_opt_out_nothing_rings_however_late_it_comes(one: OneCall, moment: str, known: bool) -> None:
+    """known: there is a record of the number already."""
+    one.place()
+    if known:
+        opt_out(one, "sales")
+    one.before(*MOMENTS[moment](one), lambda: opt_out(one))
+    assert "dial" not in dial(one)
+    assert one.end == ("failed", "suppressed")
+    assert [entry["type"] for entry in one.call.events] == ["call.queued", "call.ended"]
+    assert (one.cleared, one.livekit.asked[-1], sent(one)) == (True, "delete_room", [])
+
+
+def test_a_policy_that_is_removed_at_the_last_moment_lets_nothing_ring(one: OneCall) -> None:
+    sales = dataclasses.replace(WORKSPACE, policies={"sales": Policy("sales")})
+    one.workspaces.put(sales)
+    one.place(purpose="sales")
+    one.after(one.limits, "reserve_trunk", lambda: one.workspaces.put(WORKSPACE))
+    assert "dial" not in dial(one)
+    assert (one.end, one.cleared) == (("failed", "not_allowed"), True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"disabled": True},
+        {"allowed_calling_codes": frozenset()},
+        {"policies": {"default": Policy("default", consent_required=True)}},
+    ],
+    ids=["disabled", "country", "consent"],
+)
+def test_a_workspace_that_does_not_allow_a_call_any_more_at_the_last_moment_ends_it(
+    one: OneCall, changes: dict[str, Any]
+) -> None:
+    one.place()
+    changed = dataclasses.replace(WORKSPACE, **changes)
+    one.after(one.limits, "reserve_trunk", lambda: one.workspaces.put(changed))
+    assert dial(one) == [*DIALED[:2], "delete_room"]
+    assert (one.end, one.cleared) == (("failed", "not_allowed"), True)
+
+
+@pytest.mark.parametrize("read", [1, SECOND_READ])
+def test_a_number_whose_record_cannot_be_read_does_not_ring(one: OneCall, read: int) -> None:
+    one.place()
+
+    def malformed() -> None:
+        opt_out(one)
+        del one.dynamodb.table("numbers")[f"demo#{CALL.to}",]["suppressed"]["all"]["reason"]
+
+    one.before(one.limits, "standing", malformed, at=read)
+    with pytest.raises(StoreError, match="cannot be read"):
+        dial(one)
+    assert "dial" not in one.livekit.asked
+    assert one.call.status == "queued"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_while_the_marker_is_missing_nothing_rings(one: OneCall, late: bool) -> None:
+    """A table that was lost must not read as if there were no suppressions."""
+    one.place()
+    lose = one.dynamodb.table("numbers").clear
+    if late:
+        one.after(one.limits, "reserve_trunk", lose)
+    else:
+        lose()
+    assert dial(one) == ([*DIALED[:2], "delete_room"] if late else [])
+    in_line(one, "paused", attempts=int(late))
+
+
+# ── scheduled_at ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("early", "dials"), [(5_000, True), (5_001, False)])
+def test_a_delayed_message_may_come_a_little_early(one: OneCall, early: int, dials: bool) -> None:
+    """SQS counts whole seconds. A message that is earlier is another's: its own comes yet."""
+    before = one.place(scheduled_at_ms=NOW + early, wait_until_ms=NOW + early, waiting_for="scheduled_at")
+    assert dial(one) == (DIALED if dials else [])
+    assert sent(one) == []
+    if dials:
+        assert one.call.dialed_at_ms == NOW + early
+    else:
+        assert (one.call, one.slept) == (before, [])
+
+
+def test_a_call_that_is_not_yet_to_ring_waits_for_its_time(one: OneCall) -> None:
+    """Its message came although its record says nothing of a wait."""
+    one.place(scheduled_at_ms=NOW + HOUR)
+    assert dial(one) == []
+    wait_until(one, "scheduled_at", NOW + HOUR)
+
+
+def test_a_call_whose_time_is_moved_before_its_fence_rings_at_the_new_one(one: OneCall) -> None:
+    """By another process, between the decision and the fence."""
+    one.place()
+
+    def move() -> None:
+        item = one.dynamodb.table("calls")[f"CALL#{CALL_ID}", "CALL"]
+        item["scheduledAt"] = NOW + HOUR
+
+    one.before(one.calls, "fence", move)
+    assert dial(one) == [*DIALED[:2], "delete_room"]
+    wait_until(one, "scheduled_at", NOW + HOUR, attempts=1)
+    assert one.limits.active_calls("demo") == frozenset()
+
+
+def test_a_call_whose_deadline_is_moved_meanwhile_expires_at_the_new_one(one: OneCall) -> None:
+    one.place()
+
+    def move() -> None:
+        item = one.dynamodb.table("calls")[f"CALL#{CALL_ID}", "CALL"]
+        item["callExpiresAt"] = NOW
+
+    one.before(one.calls, "fence", move)
+    assert dial(one) == [*DIALED[:2], "delete_room"]
+    assert one.end == ("expired", "expired")
+
+
+@pytest.mark.parametrize(("late", "dials"), [(-1, True), (0, False)])
+def test_a_deadline_that_passes_while_the_agent_is_awaited(one: OneCall, late: int, dials: bool) -> None:
+    one.place(expires_at_ms=NOW + 9_000)
+    one.after(one.livekit, "view_room", one.pass_to(NOW + 9_000 + late))
+    assert dial(one) == (DIALED if dials else [*DIALED[:2], "delete_room"])
+    if not dials:
+        assert (one.end, one.cleared) == (("expired", "expired"), True)
+
+
+def test_a_clients_deadline_counts_paused_time(one: OneCall) -> None:
+    """It is a time of day; the time in the queue is not."""
+    one.place(created_at=iso(NOW - 60_000), expires_at_ms=NOW)
+    one.limits.pause(NOW - 50_000)
+    one.limits.resume(NOW - 10_000)
+    dial(one)
+    assert one.end == ("expired", "expired")
+
+
+@pytest.mark.parametrize(("late", "dials"), [(0, True), (1, False)])
+def test_a_deadline_that_passes_between_the_fence_and_the_dial(one: OneCall, late: int, dials: bool) -> None:
+    one.place(expires_at_ms=NOW + 9_000)
+    one.after(one.calls, "fence", one.pass_to(NOW + 9_000 + late))
+    assert ("dial" in dial(one)) is dials
+
+
+# ── calling windows ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_call_outside_its_window_waits_until_it_opens(one: OneCall) -> None:
+    policy(one, **window(60, 120))
+    one.place()
+    assert dial(one) == []
+    wait_until(one, "calling_window", NOW + HOUR)
+    assert one.requests == [*READS, "update_item"]
+
+
+def test_a_window_that_closes_while_the_agent_is_awaited(one: OneCall) -> None:
+    """The ring of 40 s would end after it: the agent does not wait with the call."""
+    policy(one, **window(-60, 1))
+    one.place()
+    one.after(one.livekit, "view_room", one.pass_to(NOW + 20_001))
+    assert dial(one) == [*DIALED[:2], "delete_room"]
+    tomorrow = NOW + 24 * HOUR - HOUR
+    wait_until(one, "calling_window", tomorrow, attempts=1)
+    assert one.limits.active_calls("demo") == frozenset()
+
+
+@pytest.mark.parametrize(("now", "dials"), [(NOW + 17_000, True), (NOW + 17_001, False)])
+def test_a_ring_ends_in_its_window_though_the_fence_takes_long(one: OneCall, now: int, dials: bool) -> None:
+    """Decided 9 s before; nothing is dialled that would ring beyond the window's end."""
+    policy(one, caps=(Cap(3, 3600),), **window(-60, 1))
+    one.place()
+    one.after(one.livekit, "view_room", one.pass_to(NOW + 15_000))
+    one.after(one.calls, "fence", one.pass_to(now))
+    asked = dial(one)
+    assert asked == (DIALED if dials else [*DIALED[:2], "delete_room"])
+    if dials:
+        assert one.call.status == "in_progress"
+        assert set(rings(one)) == {CALL_ID}
+        return
+    waits(one, 2, attempts=1)
+    assert (rings(one), one.counted["DialsUnfenced"]) == ({}, 1)
+    assert [entry["type"] for entry in one.call.events] == ["call.queued", "call.dialing", "call.queued"]
+
+
+def test_a_window_that_never_opens_keeps_its_call_until_its_deadline(one: OneCall) -> None:
+    """At a turn that has come it would be admitted again and again."""
+    policy(one, zone="Etc/UTC", windows=(Window(frozenset(range(7)), 0, 1),))
+    one.place(ring_timeout_seconds=61)
+    dial(one)
+    wait_until(one, "calling_window", CALL.queue_deadline_ms)
+
+
+# ── how old a decision may be ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("late", "dials"), [(10_000, True), (10_001, False)])
+def test_a_decision_is_good_for_ten_seconds(one: OneCall, late: int, dials: bool) -> None:
+    policy(one, min_gap_seconds=60)
+    one.place()
+    one.after(one.calls, "fence", one.pass_to(NOW + late))
+    assert dial(one) == (DIALED if dials else [*DIALED[:2], "delete_room"])
+    if not dials:
+        waits(one, 2, attempts=1)
+        assert rings(one) == {}
+
+
+def test_a_call_that_is_canceled_before_it_is_put_back_ends(one: OneCall) -> None:
+    one.place()
+    one.after(one.calls, "fence", one.pass_to(NOW + 10_001))
+    one.before(one.calls, "unfence", one.cancel)
+    assert "dial" not in dial(one)
+    assert (one.end, sent(one)) == (("canceled", "canceled_by_api"), [])
+
+
+def test_a_ring_that_cannot_be_forgotten_does_not_hold_up_its_call(
+    one: OneCall, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy(one, min_gap_seconds=60)
+    one.place()
+    one.after(one.calls, "fence", one.pass_to(NOW + 10_001))
+
+    def broken() -> None:
+        raise StoreError("throttled")
+
+    one.before(one.numbers, "forget_ring", broken)
+    dial(one)
+    waits(one, 2, attempts=1)
+    assert [line["call_id"] for line in logged(caplog, "ring not forgotten")] == [CALL_ID]
+    # Its own ring does not count.
+    one.now, one.livekit.asked = one.call.wait_until_ms, []
+    assert dial(one)[-1] == "dial"
+
+
+def test_a_dial_that_rang_nothing_does_not_count_for_the_number(one: OneCall) -> None:
+    policy(one, min_gap_seconds=60)
+    fail(one, UNSENT)
+    dial(one)
+    assert (one.call.status, rings(one)) == ("queued", {})
+
+
+# ── frequency ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_number_that_has_rung_waits_for_its_time(one: OneCall) -> None:
+    policy(one, min_gap_seconds=3600)
+    ring_of_another(one, at=NOW - 60_000)
+    other_waits(one)
+    place_admitted(one)
+    assert dial(one, slots_item=0) == []
+    wait_until(one, "frequency", NOW + HOUR - 60_000)
+    assert admits(one), "its slot is for the next"
+
+
+def test_of_a_newcomer_that_may_not_ring_yet_no_other_call_is_admitted(one: OneCall) -> None:
+    policy(one, min_gap_seconds=3600)
+    ring_of_another(one)
+    other_waits(one)
+    one.place()
+    dial(one)
+    assert (one.call.waiting_for, sent(one)) == ("frequency", [])
+
+
+def test_a_number_that_rings_while_the_agent_is_awaited_frees_slot_and_room(one: OneCall) -> None:
+    policy(one, min_gap_seconds=3600)
+    one.place()
+    one.before(one.limits, "reserve_trunk", lambda: ring_of_another(one))
+    assert dial(one) == [*DIALED[:2], "delete_room"]
+    wait_until(one, "frequency", NOW + HOUR, attempts=1)
+    assert one.limits.active_calls("demo") == frozenset()
+
+
+def test_the_slot_of_a_number_that_rings_meanwhile_is_for_the_next(one: OneCall) -> None:
+    policy(one, min_gap_seconds=3600)
+    one.place()
+
+    def others_wait() -> None:
+        ring_of_another(one)
+        other_waits(one)
+        one.limits.note_crowded("demo", 0, NOW + 60_000, NOW)
+
+    one.before(one.limits, "reserve_trunk", others_wait)
+    dial(one)
+    wait_until(one, "frequency", NOW + HOUR, attempts=1)
+    assert admits(one)
+
+
+@pytest.mark.parametrize(("count", "dials"), [(1, False), (2, True)])
+def test_a_ring_between_the_read_and_the_fence_counts(one: OneCall, count: int, dials: bool) -> None:
+    policy(one, caps=(Cap(count, 3600),))
+    one.place()
+    one.before(one.calls, "fence", lambda: ring_of_another(one))
+    assert ("dial" in dial(one)) is dials
+    if dials:
+        # Decided anew, a moment later.
+        assert rings(one) == {"b" * 24: NOW, CALL_ID: NOW + 50}
+        assert one.requests.count("transact_write_items") == 3
+    else:
+        assert rings(one) == {"b" * 24: NOW}
+        wait_until(one, "frequency", NOW + HOUR, attempts=1)
+
+
+def test_a_number_that_others_write_again_and_again_makes_the_call_wait(one: OneCall) -> None:
+    one.place()
+    fence = one.calls.fence
+
+    def contended(*given: Any, **named: Any) -> Any:
+        scope = f"p{one.now % 9}"
+        one.numbers.suppress("demo", CALL.to, Suppression(scope, "other", one.now), one.now)
+        return fence(*given, **named)
+
+    one.calls.fence = contended  # type: ignore[method-assign]
+    assert dial(one) == [*DIALED[:2], "delete_room"]
+    assert one.now == NOW + 2_000
+    # Not at once: it would meet the same others.
+    call = one.call
+    assert one.now + 2_500 <= earliest_ms(call.turn or "0") <= one.now + 5_000
+    in_line(one, "retry", attempts=1, turn=call.turn or "")
+    assert one.requests.count("transact_write_items") == 40
+    assert one.limits.active_calls("demo") == frozenset()
+
+
+def test_a_copy_of_a_fence_that_is_executed_late_rings_nothing(one: OneCall) -> None:
+    """The process has read the number again and decided to wait; then the call turns out to be fenced."""
+    policy(one, min_gap_seconds=3600)
+    one.place()
+    original = one.dynamodb.transact_write_items
+    late: list[Callable[[], Any]] = []
+
+    def conflicts(**request: Any) -> Any:
+        late.append(functools.partial(original, **request))
+        error: Any = {
+            "Error": {"Code": "TransactionCanceledException"},
+            "CancellationReasons": [{"Code": "None"}, {"Code": "TransactionConflict"}],
+        }
+        raise ClientError(error, "TransactWriteItems")
+
+    one.dynamodb.__dict__["transact_write_items"] = conflicts
+    # Before the second decision is carried out, which is that dialling is paused.
+    one.before(one.limits, "standing", lambda: one.limits.pause(NOW), at=3)
+    one.before(one.livekit, "delete_room", lambda: late[0]())
+    assert dial(one) == [*DIALED[:2], "delete_room"]
+    assert [entry["type"] for entry in one.call.events] == ["call.queued", "call.dialing", "call.queued"]
+    waits(one, 2, attempts=1)
+    assert rings(one) == {}
+
+
+# ── what the fence writes and the dial says ─────────────────────────────────────────────────────────
+
+
+def test_the_receipt_says_what_let_it_ring(one: OneCall) -> None:
+    policy(one, version=7, min_gap_seconds=60, **window(-60, 60))
+    one.place()
+    dial(one)
+    receipt = json.loads(one.call.events[1]["gates"])
+    assert [gate["name"] for gate in receipt] == [
+        "workspace",
+        "destination",
+        "policy",
+        "consent",
+        "suppression",
+        "calling_window",
+        "frequency",
+    ]
+    assert all(gate["passed"] for gate in receipt)
+    assert receipt[2]["detail"] == {"purpose": "default", "version": 7}
+    assert receipt[4]["detail"] == {"readAt": iso(NOW)}
+
+
+def test_the_token_of_a_fence_is_as_long_as_dynamodb_takes(one: OneCall) -> None:
+    one.place()
+    tokens: list[str] = []
+    fence = one.calls.fence
+
+    def noted(*given: Any, **named: Any) -> Any:
+        tokens.append(given[5])
+        if len(tokens) < 3:
+            one.numbers.suppress("demo", CALL.to, Suppression(f"p{len(tokens)}", "x", NOW), NOW)
+        return fence(*given, **named)
+
+    one.calls.fence = noted  # type: ignore[method-assign]
+    dial(one)
+    lease = one.call.lease_id
+    assert tokens == [f"{lease}-fence-{n}" for n in (1, 2, 3)]
+    assert len(f"{lease}-fence-999") <= 36
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_ring_is_stored_where_a_policy_counts_it(one: OneCall, counted: bool) -> None:
+    """Of any purpose: those of the others count too."""
+    policies = {"other": Policy("other", min_gap_seconds=60 if counted else 0)}
+    one.workspaces.put(dataclasses.replace(WORKSPACE, policies=policies))
+    one.place()
+    dial(one)
+    assert rings(one) == ({CALL_ID: NOW} if counted else {})
+
+
+def test_tones_are_sent_after_the_answer(one: OneCall) -> None:
+    one.place(dtmf="ww123#")
+    dial(one)
+    assert one.livekit.arguments["dial"]["dtmf"] == "ww123#"

@@ -218,9 +218,9 @@ def test_so_many_are_tried(one: OneCall) -> None:
     asked: list[int] = []
     line = one.calls.line
 
-    def first(line_of: str, until_ms: int, limit: int) -> list[tuple[str, str]]:
+    def first(line_of: str, until_ms: int, limit: int, from_ms: int = 0) -> list[tuple[str, str]]:
         asked.append(limit)
-        return line(line_of, until_ms, limit)
+        return line(line_of, until_ms, limit, from_ms)
 
     one.calls.line = first  # type: ignore[method-assign]
     one.calls.admit = lambda *given: one.calls.leave_line(given[0], "other")  # type: ignore[method-assign]
@@ -373,16 +373,21 @@ def test_a_newcomer_admits_nobody_for_a_slot_that_another_was_admitted_for(
     assert admitted(one) == ([2] if admits else [])
 
 
-def test_one_that_was_admitted_for_a_later_time_needs_a_slot_too(one: OneCall) -> None:
-    wait(one, 1, NOW + 2 * MINUTE)
-    wait(one, 2, NOW + 2 * MINUTE + 1)
-    for number in (1, 2):
-        one.calls.admit(call_id(number), LINE, get(one, number).turn or "", ADMITTED, NOW, NOW)
-    newcomer = wait(one, 3)
-    one.line.admit_behind(newcomer, [1])
-    assert admitted(one) == []
-    one.line.admit_behind(newcomer, [2])
-    assert admitted(one) == [3]
+@pytest.mark.parametrize(("ahead", "admits"), [(5_000, False), (5_001, True)])
+def test_a_newcomer_does_not_wait_for_one_that_was_admitted_for_a_later_time(
+    one: OneCall, ahead: int, admits: bool
+) -> None:
+    """Until a message of its turn may have come it takes no slot."""
+    wait(one, 1, NOW + ahead)
+    one.calls.admit(call_id(1), LINE, get(one, 1).turn or "", ADMITTED, NOW, NOW)
+    one.line.admit_behind(wait(one, 3), [1])
+    assert admitted(one) == ([3] if admits else [])
+
+
+def test_a_newcomer_that_must_wait_for_a_time_does_not_admit_itself(one: OneCall) -> None:
+    """It has entered the line for its calling window, say, and not for a slot."""
+    one.line.admit_behind(wait(one, 1, NOW + 1), [1])
+    assert (admitted(one), get(one, 1).in_line) == ([], True)
 
 
 @pytest.mark.parametrize("part", ["line", "admit"])
@@ -487,8 +492,8 @@ def test_entries_of_records_that_are_gone_do_not_count(one: OneCall) -> None:
     wait_many(one, 2)
     line = one.calls.line
 
-    def stale(line_of: str, until_ms: int, limit: int) -> list[tuple[str, str]]:
-        return [("b" * 24, "1#1#b")] if line_of == ADMITTED else line(line_of, until_ms, limit)
+    def stale(line_of: str, until_ms: int, limit: int, from_ms: int = 0) -> list[tuple[str, str]]:
+        return [("b" * 24, "1#1#b")] if line_of == ADMITTED else line(line_of, until_ms, limit, from_ms)
 
     one.calls.line = stale  # type: ignore[method-assign]
     assert fill(one) == 2
@@ -554,6 +559,60 @@ def test_whose_turn_comes_within_two_minutes_gets_a_delayed_message(
         assert fill(one) == 0, "admitted already"
 
 
+@pytest.mark.parametrize(("coming", "number"), [(3, 3), (4, 3)])
+def test_of_those_to_come_one_more_is_admitted_than_there_are_slots(
+    one: OneCall, coming: int, number: int
+) -> None:
+    """Two slots, both taken: they are free when those come, or the third makes each freed slot admit the next."""
+    take(one, 2)
+    for n in range(coming):
+        wait(one, n, NOW + MINUTE + n)
+    assert fill(one) == number
+    assert one.dial_queue.sent == [message(n, delay=60) for n in range(number)]
+    assert fill(one) == 0, "they count until their time"
+
+
+def test_those_to_come_take_no_slot_of_those_whose_turn_has_come(one: OneCall) -> None:
+    for n in range(3):
+        wait(one, n, NOW + MINUTE)
+    assert fill(one) == 3
+    for n in range(3, 6):
+        wait(one, n)
+    one.dial_queue.sent.clear()
+    assert (fill(one), admitted(one)) == (2, [3, 4])
+
+
+def test_those_to_come_keep_no_newcomer_behind_them(one: OneCall) -> None:
+    for n in range(9):
+        wait(one, n, NOW + MINUTE)
+    fill(one)
+    assert crowded_until(one) == [0]
+
+
+def test_a_trunk_that_is_to_be_tried_gets_one_of_those_to_come(one: OneCall) -> None:
+    for n in range(3):
+        wait(one, n, NOW + MINUTE)
+    assert fill(one, trunk=Trunk("ST_1", stops=1, stopped_until_ms=NOW)) == 1
+
+
+@pytest.mark.parametrize("per_second", [1, 3])
+def test_messages_are_sent_at_the_trunks_pace(one: OneCall, per_second: int) -> None:
+    """All at once they would wait in workers, or come back one after the other."""
+    wait_many(one, 9)
+    assert fill(one, dataclasses.replace(HUNDRED, calls_per_second=per_second)) == 9
+    gap = 1000 // per_second
+    assert one.dial_queue.sent == [message(n, delay=n * gap // 1000) for n in range(9)]
+    assert [get(one, n).check_at_ms for n in range(9)] == [NOW + n * gap + MINUTE for n in range(9)]
+
+
+def test_a_turn_that_comes_after_its_place_in_the_pace_keeps_its_time(one: OneCall) -> None:
+    """Those to come are not delayed beyond their turn: the worker keeps the pace."""
+    for n in range(3):
+        wait(one, n, NOW + MINUTE)
+    fill(one, dataclasses.replace(WORKSPACE, calls_per_second=1))
+    assert [delay for _, _, delay in one.dial_queue.sent] == [60, 60, 60]
+
+
 def test_one_whose_turn_has_long_come_is_looked_at_in_a_minute(one: OneCall) -> None:
     wait(one, 1, NOW - 50 * MINUTE)
     fill(one)
@@ -576,7 +635,9 @@ def test_messages_name_the_items_that_have_free_slots(one: OneCall) -> None:
     take(one, 17, item=2)
     wait_many(one, 9)
     assert fill(one, HUNDRED) == 5
-    assert one.dial_queue.sent == [*(message(n, 0) for n in (0, 1)), *(message(n, 2) for n in (2, 3, 4))]
+    # Two a second, which is the trunk's pace.
+    places = [(0, 0), (0, 0), (2, 1), (2, 1), (2, 2)]
+    assert one.dial_queue.sent == [message(n, item, delay) for n, (item, delay) in enumerate(places)]
     assert crowded_until(one, 4) == [UNTIL] * 3 + [0]
 
 
@@ -600,10 +661,10 @@ def test_a_long_line_is_read_a_part_at_a_time(one: OneCall, number: int) -> None
     asked: list[int] = []
     line = one.calls.line
 
-    def noted(line_of: str, until_ms: int, limit: int) -> list[tuple[str, str]]:
-        if line_of == LINE:
+    def noted(line_of: str, until_ms: int, limit: int, from_ms: int = 0) -> list[tuple[str, str]]:
+        if line_of == LINE and from_ms == 0:
             asked.append(limit)
-        return line(line_of, until_ms, limit)
+        return line(line_of, until_ms, limit, from_ms)
 
     one.calls.line = noted  # type: ignore[method-assign]
     assert fill(one, workspace) == number

@@ -9,8 +9,8 @@ import pytest
 
 from shared.line import line_of
 from shared.workspaces import Workspace
+from simulate.dynamodb_in_memory import DynamoDBInMemory
 from tests.calls import call_record
-from tests.dynamodb_in_memory import DynamoDBInMemory
 from tests.simulation import Simulation
 
 WAITING = 3

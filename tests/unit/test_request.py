@@ -60,6 +60,12 @@ def test_what_is_not_given_has_its_default() -> None:
         "from_number": None,
         "ring_timeout_seconds": 40,
         "max_duration_seconds": 1800,
+        "scheduled_at": None,
+        "expires_at": None,
+        "purpose": None,
+        "time_zone": None,
+        "consent": None,
+        "dtmf": None,
     }
 
 
@@ -82,6 +88,18 @@ def test_what_is_not_given_has_its_default() -> None:
         ("dynamic_variables", {"k" * 128: 1}, ...),
         ("dynamic_variables", {str(n): n for n in range(100)}, ...),
         ("metadata", {"a": [{"b": "\u0000"}]}, ...),
+        ("scheduled_at", "2027-01-15T10:00:00.5+01:00", ...),
+        ("expires_at", None, None),
+        ("purpose", "a", ...),
+        ("purpose", "az0_-" * 12 + "b_9-", ...),
+        ("purpose", None, None),
+        ("time_zone", "America/Argentina/Buenos_Aires", ...),
+        ("time_zone", "Etc/UTC", ...),
+        ("time_zone", None, None),
+        ("dtmf", "0123456789*#ABCDw", ...),
+        ("dtmf", "w" * 64, ...),
+        ("dtmf", None, None),
+        ("consent", None, None),
     ],
 )
 def test_the_edges_of_what_is_taken(field: str, value: Any, read: Any) -> None:
@@ -155,3 +173,74 @@ def test_an_idempotency_key_covers_values_and_not_their_order_or_white_space() -
         text(b'{"a":%s}' % value) for value in (b"1", b"1.0", b"1e0", b"1e400", b"1e500", b'"1"', b"null")
     }
     assert len(different) == 7
+
+
+TIME = "2026-01-15T09:00:00Z"
+FORM = "must be a date and time with an offset"
+DTMF = "must be 1 to 64 of 0-9"
+PURPOSE = "must be the name of a policy"
+ZONE = "must be an IANA time zone"
+NOT_TIMES = [
+    (1_800_000_000, "must be a string"),
+    ("", FORM),
+    ("09:00:00Z", FORM),
+    ("2027-01-15T09:00:00", FORM),
+    ("2027-01-15T09:00:60Z", "must not be a leap second"),
+    ("2027-01-15T09:00:00+14:01", "must have an offset of at most 14:00"),
+    ("2027-02-30T09:00:00Z", "must be a date and time that exists"),
+]
+NOT_PURPOSES = ["", "Sales", "1st", "a b", "-", "a" * 65, "sales\n", 7, ["a"]]
+NOT_ZONES = ["", "america/new_york", "EST5EDT4", "Factory", "Mars/Base", "+01:00", "../etc/passwd"]
+NOT_TONES = ["", "a", "E", "W", "1,2", "1 2", "1" * 65, "1\n", 12, "\u0661"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code", "message"),
+    [
+        *[("scheduled_at", value, "invalid_request", message) for value, message in NOT_TIMES],
+        *[("expires_at", value, "invalid_request", message) for value, message in NOT_TIMES],
+        *[("purpose", value, "invalid_request", PURPOSE) for value in NOT_PURPOSES],
+        *[("time_zone", value, "invalid_time_zone", ZONE) for value in NOT_ZONES],
+        ("time_zone", 7, "invalid_request", "must be a string"),
+        *[("dtmf", value, "invalid_request", DTMF) for value in NOT_TONES],
+        ("consent", "yes", "invalid_request", "must be an object"),
+        ("consent", [], "invalid_request", "must be an object"),
+    ],
+)
+def test_a_field_that_cannot_be_read_is_named(field: str, value: Any, code: str, message: str) -> None:
+    with pytest.raises(RequestRefusedError) as caught:
+        parsed(**{field: value})
+    refused = caught.value
+    assert (refused.status, refused.code, [error.field for error in refused.errors]) == (400, code, [field])
+    assert refused.message.startswith(f"{field} {message}")
+
+
+@pytest.mark.parametrize(
+    ("consent", "field"),
+    [
+        ({"obtained_at": TIME}, "consent.basis"),
+        ({"basis": "", "obtained_at": TIME}, "consent.basis"),
+        ({"basis": "b" * 129, "obtained_at": TIME}, "consent.basis"),
+        ({"basis": "b\u0000", "obtained_at": TIME}, "consent.basis"),
+        ({"basis": 1, "obtained_at": TIME}, "consent.basis"),
+        ({"basis": "b"}, "consent.obtained_at"),
+        ({"basis": "b", "obtained_at": None}, "consent.obtained_at"),
+        ({"basis": "b", "obtained_at": "2026-01-15"}, "consent.obtained_at"),
+        ({"basis": "b", "obtained_at": TIME, "reference": "r" * 513}, "consent.reference"),
+        ({"basis": "b", "obtained_at": TIME, "reference": 5}, "consent.reference"),
+        ({"basis": "b", "obtained_at": TIME, "by": "x"}, "consent.by"),
+    ],
+)
+def test_what_is_wrong_with_a_consent_is_named(consent: dict[str, Any], field: str) -> None:
+    with pytest.raises(RequestRefusedError) as caught:
+        parsed(consent=consent)
+    assert [error.field for error in caught.value.errors] == [field]
+    assert caught.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize("reference", [None, "", "r" * 512])
+def test_a_consent(reference: str | None) -> None:
+    given = {"basis": "b" * 128, "obtained_at": TIME} | ({} if reference is None else {"reference": reference})
+    consent = parsed(consent=given).consent
+    assert consent is not None
+    assert (consent.basis, consent.obtained_at, consent.reference) == ("b" * 128, TIME, reference)
