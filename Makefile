@@ -124,6 +124,9 @@ sam-local: ## Serves the API in Lambda's containers, with Docker, against the st
 	$(MAKE) --no-print-directory build ARCH=$(shell uname -m | sed s/aarch64/arm64/)
 	$(SAM_ENV) sam local start-api
 
+simulate: $(DEV) ## Runs a campaign of 10,000 calls over three days in virtual time, with faults; SEED=2 draws another
+	@.venv/bin/python -m simulate $(if $(SEED),--seed "$(SEED)")
+
 bench: $(DEV) $(AWS) $(PACKAGES) ## Measures what docs/performance.md tells, beside the floors; after `make build`
 	@.venv/bin/python -m bench
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import copy
 import dataclasses
 import datetime
 import functools
@@ -34,6 +35,7 @@ from aiohttp import web
 from botocore.exceptions import ClientError
 from livekit.api.twirp_client import ServerError, TwirpClient
 from livekit.protocol.webhook import WebhookEvent
+from moto.dynamodb.models.table import Table
 from standardwebhooks import Webhook
 
 import shared.canceling
@@ -46,18 +48,23 @@ from local.livekit.control import LIVEKIT
 from local.livekit.rooms import Call as PlacedCall
 from local.livekit.state import LiveKit
 from local.livekit.webhooks import Notifier
-from shared.call import ENDED, Call, event_id
+from shared.call import ENDED, Call, event_id, iso
 from shared.callback_url import Policy
 from shared.dynamo import from_wire
 from shared.limits import LimitStore, Standing
 from shared.line import Line
 from shared.livekit.secret import LiveKitSecretCache
+from shared.numbers import ALL, MARKER, NumberStore, ensure_marker
+from shared.policies import DEFAULT
+from shared.policies import Policy as RingPolicy
 from shared.slots import slots_of_key
 from shared.workspaces import Workspace, WorkspaceCache, WorkspaceStore
-from tests.fault_schedules import aws, invocation, virtual_time
-from tests.fault_schedules.invocation import Faults, Invocation
+from simulate import invocation, virtual_time
+from simulate.invocation import Faults, Invocation
+from tests.fault_schedules import aws
 from tests.fault_schedules.line_index import LineIndex
 from tests.fault_schedules.line_promises import LinePromises
+from tests.fault_schedules.number_promises import FOREVER, Move, NumberPromises, OptOut, Release, Wanted
 from tests.mocked_aws import mock_aws
 from tests.system import (
     API_KEY,
@@ -103,18 +110,27 @@ RESOURCES = {
 }
 
 
+# The modules of the product that sleep in a thread, and what they have of the module `time`.
+SLEEPING = ("shared.dynamo", "shared.call_store", "shared.numbers", "calls_api.rescheduling")
+IN_VIRTUAL_TIME = SimpleNamespace(sleep=virtual_time.sleep)
+
+
+def copied_but_for_tables(given: T) -> T:
+    return given if isinstance(given, Table) else copy.deepcopy(given)
+
+
 class Environment:
     """What all schedules share: moto's tables, the loaded handlers, and the account they belong to at present."""
 
     def __init__(self) -> None:
         self.account: Account
-        self.dynamodb = aws.DynamoDB()
+        self.dynamodb = aws.DynamoDB(self.now_ms)
         self.sqs = aws.SQS(self.now_ms)
         self.folder = tempfile.TemporaryDirectory()
         self.socket = str(Path(self.folder.name) / "livekit")
         self._undo = contextlib.ExitStack()
         self._undo.enter_context(mock_aws())
-        for name in ("CallsTable", "WorkspacesTable"):
+        for name in ("CallsTable", "WorkspacesTable", "NumbersTable"):
             # Other tests of this process may have made them.
             if name not in self.dynamodb.list_tables()["TableNames"]:
                 self.dynamodb.create_table(TableName=name, **table_definition(name))
@@ -139,8 +155,10 @@ class Environment:
                 self.account.answered(sender, method, data, answer)
                 return answer
 
-            # A dial follows the look at its lease at once. No process can make sure of more.
-            return await sender.call(send, at_once=service == "SIP")
+            # A worker's dial, and its deletion of a room, follow its look at its lease at once: no process makes
+            # sure of more.
+            of_lease = method == "DeleteRoom" and sender.name == "dial_worker"
+            return await sender.call(send, at_once=service == "SIP" or of_lease)
 
         sign = Notifier._sign
 
@@ -157,6 +175,9 @@ class Environment:
             ("shared.telemetry._point", mock.MagicMock()),
             # moto reads an expression for longer than it takes to carry it out, and copies what it has read.
             (READ_EXPRESSION, functools.cache(pkgutil.resolve_name(READ_EXPRESSION))),
+            # A transaction's conditions are checked before it (aws.py): nothing is to be undone.
+            ("moto.dynamodb.models.copy", SimpleNamespace(deepcopy=copied_but_for_tables)),
+            *((f"{module}.time", IN_VIRTUAL_TIME) for module in SLEEPING),
         ):
             self._undo.enter_context(mock.patch(target, replaced))
         in_thread = SimpleNamespace(run=virtual_time.wait_for, sleep=asyncio.sleep, to_thread=asyncio.to_thread)
@@ -191,6 +212,7 @@ class Environment:
         clients = {"dynamodb": self.dynamodb, "sqs": self.sqs, "secretsmanager": aws.SecretsManager()}
         variables = {
             "CALLS_TABLE": "CallsTable",
+            "NUMBERS_TABLE": "NumbersTable",
             "WORKSPACES_TABLE": "WorkspacesTable",
             "LIVEKIT_SECRET_NAME": "ringonce/livekit",
             "PUBLIC_API_URL": "https://api.example",
@@ -226,6 +248,8 @@ class Request:
     callback: bool
     call_id: str
     workspace_id: str = "demo"
+    # What else is in its body.
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     accepted: bool = False
 
     def body(self, **changes: Any) -> bytes:
@@ -237,7 +261,19 @@ class Request:
         }
         if self.callback:
             body["callback_url"] = CALLBACK_URL
-        return json.dumps(body | changes).encode()
+        return json.dumps(body | dict(self.fields) | changes).encode()
+
+
+class Late(list[Callable[[], Any]]):
+    """Requests to AWS that are still to be carried out. news: called when there is one more."""
+
+    def __init__(self, news: Callable[[], None]) -> None:
+        super().__init__()
+        self._news = news
+
+    def append(self, request: Callable[[], Any]) -> None:
+        super().append(request)
+        self._news()
 
 
 class Context:
@@ -285,9 +321,15 @@ class Account:
         environment.sqs.queues.clear()
         aws.empty("CallsTable")
         aws.empty("WorkspacesTable")
+        aws.empty("NumbersTable")
         self.workspaces = WorkspaceStore(environment.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
-        self.limits = LimitStore(environment.dynamodb, "WorkspacesTable")  # type: ignore[arg-type]
+        dynamodb: Any = environment.dynamodb
+        self.limits = LimitStore(dynamodb, "WorkspacesTable", "NumbersTable")
+        self.numbers = NumberStore(dynamodb, "NumbersTable")
+        ensure_marker(self.limits, self.numbers, START_MS)
+        self.marked = True
         environment.dynamodb.wrote = lambda parameters: None
+        environment.dynamodb.tokens.clear()
         self.calls: dict[str, Call] = {}
         self.line_index = environment.dynamodb.line_index = LineIndex(self.now_ms)
         self.line = LinePromises(self.now_ms, self.calls, self.line_index)
@@ -311,9 +353,10 @@ class Account:
         self.event_faults: list[Faults] = []
         self.rings_at_end: dict[str, int] = {}
         # Requests to AWS that are still to be carried out.
-        self.late: list[Callable[[], Any]] = []
+        self.late = Late(self._news.set)
         # By call: dials that LiveKit called `unavailable` without a trace of the phone that they rang.
         self.untraceable: collections.Counter[str] = collections.Counter()
+        self.gates = NumberPromises(self.now_ms, self.calls, self.untraceable)
         # By room whose dial was `unavailable`: when its worker looked since, epoch ms, and whether it saw a phone.
         self._looks: dict[str, list[tuple[int, bool]]] = {}
         self._broken: list[AssertionError] = []
@@ -323,6 +366,7 @@ class Account:
         self._fan_out: Invocation | None = None
         self._reconciler: Invocation | None = None
         self._next_minute = 60.0
+        self._paused = False
         self._numbers: dict[str, dict[str, Any]] = {}
         self._knobs: dict[str, Any] = {}
         self._of_method: dict[str, Any] = {}
@@ -457,13 +501,40 @@ class Account:
     def place(
         self, outcome: str, callback: bool, faults: Faults, workspace_id: str = "demo", **number_faults: Any
     ) -> None:
-        key = f"key-{len(self.requests)}"
         number = f"+1555123{len(self.requests):04}"
         self._numbers[number] = {"outcome": outcome} | number_faults
         self._set_faults()
+        self.place_to(number, callback, faults, workspace_id)
+
+    def place_to(
+        self,
+        number: str,
+        callback: bool,
+        faults: Faults,
+        workspace_id: str = "demo",
+        *,
+        scheduled_in: float | None = None,
+        expires_in: float | None = None,
+        purpose: str | None = None,
+    ) -> None:
+        """Another call to a number that has its fate. scheduled_in, expires_in: whole seconds from now."""
+        key = f"key-{len(self.requests)}"
         call_id = hashlib.sha256(json.dumps([workspace_id, key]).encode()).hexdigest()[:24]
-        self.requests[key] = Request(key, number, callback, call_id, workspace_id)
+        fields: dict[str, Any] = {"purpose": purpose} if purpose else {}
+        at_ms = {
+            name: self._in_whole_seconds(seconds)
+            for name, seconds in (("scheduled_at", scheduled_in), ("expires_at", expires_in))
+            if seconds is not None
+        }
+        fields |= {name: iso(ms) for name, ms in at_ms.items()}
+        self.requests[key] = Request(key, number, callback, call_id, workspace_id, fields)
+        self.gates.wanted[call_id] = Wanted(
+            purpose or DEFAULT, at_ms.get("scheduled_at", 0), at_ms.get("expires_at", FOREVER)
+        )
         self.repeat(key, faults)
+
+    def _in_whole_seconds(self, seconds: float) -> int:
+        return (self.now_ms() + int(seconds * 1000)) // 1000 * 1000
 
     def limit(self, workspace_id: str, limit: int) -> None:
         """Calls of the workspace at a time, from now on."""
@@ -477,11 +548,23 @@ class Account:
     def repeat(self, key: str, faults: Faults) -> None:
         """The request of that key, once more. The client waits for its answer."""
         request = self.requests[key]
+        of = (request.workspace_id, request.number, self.gates.wanted[request.call_id].purpose)
+        held = [] if request.call_id in self.calls else self.gates.holding(*of, self.now_ms())
         answer = self._post(request, request.body(), faults)
         if answer is None or answer["statusCode"] in (429, 503):
             # 429: processes that died have taken the minute's permits with them.
             return
+        if answer["statusCode"] == 403:
+            assert not request.accepted, answer
+            assert self.gates.may_hold(*of), answer
+            return
+        if answer["statusCode"] == 400:
+            # Its policy is gone, its time is past, or it cannot ring before its deadline.
+            assert not request.accepted, answer
+            assert request.fields or self.gates.restricts(request.workspace_id), answer
+            return
         assert answer["statusCode"] == 200, answer
+        assert not held or held != self.gates.holding(*of, self.now_ms()), ("accepted, but suppressed", held)
         told = json.loads(answer["body"])
         assert told["callId"] == request.call_id, told
         request.accepted = True
@@ -517,11 +600,123 @@ class Account:
         assert answer is None or answer["statusCode"] in (200, 404, 409, 503), answer
 
     def switch(self, on: bool) -> None:
-        self.line.paused = on
         if on:
             self.limits.pause(self.now_ms())
         else:
             self.limits.resume(self.now_ms())
+        self._paused = on
+        self._note_stops()
+
+    def marker(self, there: bool) -> None:
+        """The table of numbers is lost and made anew, empty of its marker; or an operator has restored it."""
+        if there:
+            self.numbers.mark(self.now_ms())
+        else:
+            self.environment.dynamodb.delete_item(TableName="NumbersTable", Key={"id": {"S": MARKER}})
+        self.marked = there
+        self._note_stops()
+
+    def _note_stops(self) -> None:
+        """Nothing may be fenced while dialling is paused, or while there is no marker."""
+        stopped = self._paused or not self.marked
+        if stopped and not self.line.paused:
+            self.gates.stopped()
+        elif self.line.paused and not stopped:
+            self.gates.started()
+        self.line.paused = stopped
+
+    def rules(self, policies: dict[str, RingPolicy], workspace_id: str = "demo") -> None:
+        """The workspace's policies, from now on."""
+        self.workspaces.update(workspace_id, lambda seen: dataclasses.replace(seen, policies=policies))
+        self.gates.rules_are(workspace_id, policies)
+
+    def move(self, key: str, scheduled_in: float | None, faults: Faults) -> None:
+        """A client moves a call. scheduled_in: whole seconds from now; None: at any time."""
+        request = self.requests[key]
+        at_ms = None if scheduled_in is None else self._in_whole_seconds(scheduled_in)
+        asked = Move(at_ms or 0, self.now_ms())
+        self.gates.moves.setdefault(request.call_id, []).append(asked)
+
+        def answered(answer: dict[str, Any] | None) -> None:
+            assert answer is None or answer["statusCode"] in (200, 400, 403, 404, 409, 503), answer
+            asked.over_ms = self.now_ms()
+            asked.acknowledged = answer is not None and answer["statusCode"] == 200
+
+        event = http_event(
+            "PATCH /v1/api/call/{callId}",
+            json.dumps({"scheduled_at": None if at_ms is None else iso(at_ms)}).encode(),
+            headers={"x-workspace-id": request.workspace_id, "x-api-key": API_KEY},
+            path={"callId": request.call_id},
+        )
+        self._do(self._answered("calls_api", event, faults, answered))
+
+    def opt_out(
+        self,
+        number: str,
+        faults: Faults,
+        workspace_id: str = "demo",
+        *,
+        scope: str = ALL,
+        lasts: float | None = None,
+    ) -> OptOut:
+        """A client suppresses a number. lasts: whole seconds; None for ever."""
+        until_ms = None if lasts is None else self._in_whole_seconds(lasts)
+        asked = OptOut(workspace_id, number, scope, self.now_ms(), until_ms or FOREVER)
+        self.gates.opt_outs.append(asked)
+        body = {"scope": scope} | ({} if until_ms is None else {"expires_at": iso(until_ms)})
+
+        def answered(answer: dict[str, Any] | None) -> None:
+            # 400: its scope is no policy of the workspace, or its end has come before it.
+            assert answer is None or answer["statusCode"] in (200, 400, 503), answer
+            if answer is not None and answer["statusCode"] == 200:
+                asked.acknowledged_ms = self.now_ms()
+
+        event = self._about_number("PUT", workspace_id, number, json.dumps(body).encode())
+        self._do(self._answered("calls_api", event, faults, answered))
+        return asked
+
+    def release(
+        self, number: str, faults: Faults, workspace_id: str = "demo", *, scope: str | None = None
+    ) -> None:
+        """A client removes the suppression of a scope, or every one."""
+        asked = Release(workspace_id, number, scope)
+        self.gates.releases.append(asked)
+
+        def answered(answer: dict[str, Any] | None) -> None:
+            assert answer is None or answer["statusCode"] in (200, 404, 503), answer
+            asked.over_ms = self.now_ms()
+
+        event = self._about_number("DELETE", workspace_id, number, query={"scope": scope} if scope else None)
+        self._do(self._answered("calls_api", event, faults, answered))
+
+    def _about_number(
+        self, method: str, workspace_id: str, number: str, body: bytes = b"", query: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        headers = {"x-workspace-id": workspace_id, "x-api-key": API_KEY}
+        route = f"{method} /v1/api/suppression/{{number}}"
+        return http_event(route, body, headers, path={"number": number}, query=query)
+
+    async def _answered(
+        self,
+        function: str,
+        event: dict[str, Any],
+        faults: Faults,
+        answered: Callable[[dict[str, Any] | None], None],
+    ) -> Invocation:
+        """One process is asked. answered: called with its answer once it has one, also after it has stalled, or
+        with None when it dies."""
+        asked = self._start_sync(function, faults, event)
+        assert asked.task is not None
+
+        def over(task: asyncio.Task[None]) -> None:
+            try:
+                assert asked.error is None, asked.error
+                answered(asked.answer)
+            except AssertionError as exc:
+                self._broken.append(exc)
+
+        asked.task.add_done_callback(over)
+        return await self._over(asked)
 
     def callees_hang_up(self) -> None:
         """Those who talk hang up, those whose phone rings decline."""
@@ -712,10 +907,10 @@ class Account:
 
     def fill_line(self, fill: Callable[..., int], line: Line, workspace: Workspace, standing: Standing) -> int:
         """`Line.fill`, and whether it admitted no more than it may."""
-        free = self.line.free_for_fill(workspace)
+        before = self.line.before_fill(workspace)
         admitted = fill(line, workspace, standing)
         try:
-            self.line.filled(workspace, free, admitted)
+            self.line.filled(workspace, before, admitted)
         except AssertionError as exc:
             self._broken.append(exc)
         return admitted
@@ -741,6 +936,8 @@ class Account:
         written = parameters.get("Key") or parameters["Item"]
         if parameters["TableName"] == "WorkspacesTable":
             self._check_limits(written["workspaceId"]["S"])
+            return
+        if parameters["TableName"] == "NumbersTable":
             return
         key = {name: written[name] for name in ("pk", "sk")}
         item = from_wire(self.environment.dynamodb.get_item(TableName="CallsTable", Key=key)["Item"])
@@ -770,6 +967,7 @@ class Account:
     def _check_step(self, before: Call | None, now: Call) -> None:
         self.calls[now.call_id] = now
         self.line.call_written(before, now)
+        self.gates.call_written(before, now)
         types = [entry["type"] for entry in now.events]
         assert types.count("call.ended") == (1 if now.ended else 0), now.events
         assert not now.ended or types[-1] == "call.ended", now.events
@@ -818,6 +1016,7 @@ class Account:
         """What holds at any time."""
         for broken in self._broken:
             raise broken
+        self.gates.look(self.livekit.calls)
         assert all(call.status in ENDED or call.due_shard is not None for call in self.calls.values()), self.calls
         for call_id, call in self.calls.items():
             rings = self.rings(call_id)
@@ -839,10 +1038,12 @@ class Account:
         self._of_method, self._of_events, self.receiver_does, self.event_faults = {}, {}, "ok", []
         self.livekit_is()
         self.switch(on=False)
+        self.marker(there=True)
         self.index_shows(lambda: 500)
         for each in self.running():
             each.wake()
         self.line.calm()
+        self.gates.calm()
         began = self.now_ms()
         durations = self.environment.modules["dial_worker"].settings.durations
         switch = self.limits.switch()
@@ -862,10 +1063,13 @@ class Account:
             self.carry_out(0)
         attempts = [at - self.now_ms() for (_, kind), at in self._due.items() if kind != "CALL"]
         self.run(1200 + max([0, *attempts]) / 1000, [], done=self._quiet)
+        # Until the index shows the last end.
+        self.wait(1)
         self.check()
+        self.gates.finish()
         assert self._due == {}
         assert not any(self.line.slots.values()), self.line.slots
-        assert self.line_index.is_empty()
+        assert self.line_index.is_empty(), [self.calls[call_id] for call_id in self.line_index.call_ids()]
         assert [call.as_json() for call in self.livekit.calls if call.outcome is None] == []
         expected = {
             event_id(call.call_id, sequence)

@@ -13,35 +13,41 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from botocore.exceptions import ClientError
-from moto.dynamodb.exceptions import ConditionalCheckFailed
+from moto.dynamodb.exceptions import ConditionalCheckFailed, TransactionCanceledException
 from moto.dynamodb.models import dynamodb_backends
 from moto.dynamodb.models.table import StreamShard, Table
 from moto.dynamodb.responses import DynamoHandler
 
 from shared.dynamo import from_wire, to_wire
-from tests.fault_schedules import invocation, virtual_time
+from simulate import invocation, virtual_time
 from tests.fault_schedules.line_index import LineIndex
 from tests.system import LIVEKIT_KEY, LIVEKIT_SECRET
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
 # Redrive policy and visibility of both queues' consumers are template.yaml's.
 MAXIMUM_RECEIVES = 5
+# For so long DynamoDB knows the ClientRequestToken of a transaction that it has carried out, milliseconds.
+TOKEN_MS = 600_000
+WRITES = ("put_item", "update_item", "transact_write_items")
 
 
-def request(operation: str, work: Callable[[], Any]) -> Any:
+def request(operation: str, work: Callable[[], Any], *, conflicts: bool = False) -> Any:
     """What a client sends: an outside call of the process it belongs to."""
     sender = invocation.current.get()
     if sender is None or not virtual_time.in_thread():
         return work()
-    return virtual_time.wait_for(sender.aws(operation, work))
+    return virtual_time.wait_for(sender.aws(operation, work, conflicts=conflicts))
 
 
 class DynamoDB:
-    """A boto3 client as far as the product uses one, on moto's tables. wrote: called with each write's
-    parameters. line_index: what the index `line` shows.
+    """A boto3 client as far as the product uses one, on moto's tables. clock: milliseconds. wrote: called with the
+    parameters of each write, those of a transaction too. line_index: what the index `line` shows. tokens: of the
+    transactions that were carried out, when and what they were.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self.tokens: dict[str, tuple[int, str]] = {}
         self.wrote: Callable[[dict[str, Any]], None] = lambda parameters: None
         self.line_index: LineIndex
         self._handler = DynamoHandler()
@@ -49,26 +55,21 @@ class DynamoDB:
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         def send(**parameters: Any) -> Any:
-            return request(operation, lambda: self._handle(operation, parameters))
+            conflicts = operation in WRITES and parameters.get("TableName") != "WorkspacesTable"
+            return request(operation, lambda: self._handle(operation, parameters), conflicts=conflicts)
 
         return send
 
     def _handle(self, operation: str, parameters: dict[str, Any]) -> Any:
         if parameters.get("IndexName") == "line" and self.line_index.is_stale():
             return {"Items": self._line(parameters)}
-        self._handler.body = self._handler.params = parameters
+        if operation == "transact_write_items":
+            return self._transact(parameters)
         try:
-            answer = getattr(self._handler, operation)().result
+            answer = self._answer(operation, parameters)
         except ConditionalCheckFailed as exc:
             told = json.loads(exc.description or "{}")
-            raise ClientError(
-                {
-                    "Error": {"Code": "ConditionalCheckFailedException", "Message": told.get("message", "")},
-                    "ResponseMetadata": {"HTTPStatusCode": 400},  # type: ignore[typeddict-item]
-                    "Item": told.get("Item"),
-                },
-                operation,
-            ) from exc
+            raise client_error("ConditionalCheckFailedException", operation, Item=told.get("Item")) from exc
         if operation in ("put_item", "update_item"):
             self.wrote(parameters)
         if parameters.get("IndexName") == "line":
@@ -76,11 +77,53 @@ class DynamoDB:
             assert shown == self._line(parameters), (shown, parameters)
         return answer
 
+    def _answer(self, operation: str, parameters: dict[str, Any]) -> Any:
+        self._handler.body = self._handler.params = parameters
+        return getattr(self._handler, operation)().result
+
+    def _transact(self, parameters: dict[str, Any]) -> Any:
+        """TransactWriteItems: all conditions, then all writes; a repeat of what was carried out writes nothing."""
+        token, items = parameters["ClientRequestToken"], parameters["TransactItems"]
+        assert len(token) <= 36, token
+        text = json.dumps(items, sort_keys=True)
+        at_ms, done = self.tokens.get(token, (-TOKEN_MS, ""))
+        if self._clock() - at_ms < TOKEN_MS:
+            if done != text:
+                raise client_error("IdempotentParameterMismatchException", "transact_write_items")
+            return {}
+        conditions = [{"ConditionCheck": part} for item in items for part in item.values()]
+        try:
+            # moto would write each item before it checks the next, and copy all tables to undo that.
+            dynamodb_backends[ACCOUNT][REGION].transact_write_items(conditions)
+        except TransactionCanceledException as exc:
+            reasons = json.loads(exc.description)["CancellationReasons"]
+            raise canceled(*reasons) from exc
+        answer = self._answer("transact_write_items", parameters)
+        self.tokens[token] = (self._clock(), text)
+        for item in items:
+            if "ConditionCheck" not in item:
+                self.wrote(*item.values())
+        return answer
+
     def _line(self, parameters: dict[str, Any]) -> list[dict[str, Any]]:
         """The answer to CallStore.line."""
         values = from_wire(parameters["ExpressionAttributeValues"])
-        found = itertools.islice(self.line_index.entries(values[":line"], values[":end"]), parameters["Limit"])
+        entries = self.line_index.entries(values[":line"], values[":start"], values[":end"])
+        found = itertools.islice(entries, parameters["Limit"])
         return [to_wire({"pk": f"CALL#{call_id}", "turn": turn}) for call_id, turn in found]
+
+
+def client_error(code: str, operation: str, **more: Any) -> ClientError:
+    """What boto3 raises for one of DynamoDB's refusals."""
+    return ClientError(
+        {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}, **more},  # type: ignore[typeddict-item]
+        operation,
+    )
+
+
+def canceled(*reasons: dict[str, Any]) -> ClientError:
+    """A transaction's refusal, with a reason for each of its items."""
+    return client_error("TransactionCanceledException", "transact_write_items", CancellationReasons=list(reasons))
 
 
 def table(name: str) -> Table:

@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
+from simulate.invocation import Fault, Faults
 from tests.fault_schedules.account import DIAL, WEBHOOK, Account, Environment
-from tests.fault_schedules.invocation import Fault, Faults
 from tests.fault_schedules.machine import (
     DEATHS_OF_SERVERS,
     DEATHS_OF_SERVICES,

@@ -32,16 +32,21 @@ class LineIndex:
         self._settle()
         return bool(self._changes)
 
-    def entries(self, line_of: str, end: str = "~") -> Iterator[tuple[str, str]]:
-        """Call id and turn of a partition's entries before `end`, in their turn."""
+    def entries(self, line_of: str, start: str = "", end: str = "~") -> Iterator[tuple[str, str]]:
+        """Call id and turn of a partition's entries from `start` to `end`, in their turn."""
         self._settle()
         found = ((turn, call_id) for call_id, (line, turn) in self._shown.items() if line == line_of)
         for turn, call_id in sorted(found):
-            if turn < end:
+            if start <= turn <= end:
                 yield call_id, turn
 
+    def call_ids(self) -> set[str]:
+        """The calls that it shows, and those of which a change does not show yet."""
+        self._settle()
+        return {*self._shown, *self._changes}
+
     def is_empty(self) -> bool:
-        return not self.is_stale() and not self._shown
+        return not self.call_ids()
 
     def _settle(self) -> None:
         now_ms = self._clock()

@@ -7,6 +7,7 @@ is carried out late, or by a process that stalled. The calls that this has happe
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from shared.call import Call
 from shared.line import admitted_of, earliest_ms, line_of, turn_of
 from shared.trunk import Trunk
 from shared.workspaces import Workspace
-from tests.fault_schedules import invocation
+from simulate import invocation
 from tests.fault_schedules.line_index import LineIndex
 
 T = TypeVar("T")
@@ -28,6 +29,21 @@ REPAIRED = 375
 OVERTAKEN = 25
 # An index entry that is younger than this may not show yet, milliseconds.
 UNSEEN_MS = 5_000
+
+
+# Why a call goes back whose admission its rules do not let ring.
+RULES = ("scheduled_at", "calling_window", "frequency")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BeforeFill:
+    """What there was before `Line.fill`: the free slots, less those freed before; the calls that were admitted, as
+    the index shows them; the number of all admissions."""
+
+    at_ms: int
+    free: int
+    admitted: list[str]
+    admissions: int
 
 
 class LinePromises:
@@ -47,6 +63,8 @@ class LinePromises:
         # By workspace.
         self.trunks: dict[str, Trunk] = {}
         self._struck_before = invocation.struck.total()
+        # The turns of all that were admitted, epoch ms.
+        self._admissions: list[int] = []
         self._calm = False
         self.paused = False
         self._free_since: dict[str, int] = {}
@@ -113,10 +131,15 @@ class LinePromises:
         if now.in_line and not before.in_line:
             self.counted["entered the line"] += 1
             self.counted["newcomers" if before.admitted_at_ms is None else "came back"] += 1
+            # It may not ring yet, and leaves its free slot to the next.
+            self.counted["came back by the rules"] += (
+                before.admitted_at_ms is not None and now.waiting_for in RULES
+            )
             held = now.call_id in self.ids(now.workspace_id)
             assert not held or now.call_id in self.excused or _cannot_be_prevented(), ("waits with a slot", now)
         if now.admission not in (None, before.admission):
             self.counted["admitted"] += 1
+            self._admissions.append(earliest_ms(before.turn or "0"))
             assert before.in_line, ("a call is admitted that does not wait", before, now)
             assert before.lease_until_ms < self._clock(), ("a call is admitted that is leased", before, now)
         if now.attempts > before.attempts:
@@ -141,31 +164,39 @@ class LinePromises:
             "filled",
             "newcomers",
             "gone after they were admitted",
+            "came back by the rules",
             "messages repeated",
             "messages again",
         )
         faults = invocation.struck.total() - self._struck_before
         assert counted["admitted"] <= sum(counted[cause] for cause in causes) + faults, counted
 
-    def free_for_fill(self, workspace: Workspace) -> tuple[int, list[str]]:
-        """Before `Line.fill`: the free slots, less those freed before, and the calls that were admitted before as
-        the index shows them.
-        """
+    def before_fill(self, workspace: Workspace) -> BeforeFill:
         workspace_id = workspace.workspace_id
-        free = workspace.max_concurrent_calls - self.taken(workspace_id) - self.counted["slots freed"]
-        return free, [call_id for call_id, _ in self._index.entries(admitted_of(line_of(workspace_id)))]
+        return BeforeFill(
+            at_ms=self._clock(),
+            free=workspace.max_concurrent_calls - self.taken(workspace_id) - self.counted["slots freed"],
+            admitted=[call_id for call_id, _ in self._index.entries(admitted_of(line_of(workspace_id)))],
+            admissions=len(self._admissions),
+        )
 
-    def filled(self, workspace: Workspace, before: tuple[int, list[str]], admitted: int) -> None:
-        """After it: it admits no more than are free, less those admitted before that no worker has leased yet."""
+    def filled(self, workspace: Workspace, before: BeforeFill, admitted: int) -> None:
+        """After `Line.fill`: it admits no more calls whose turn has come than are free, less those admitted before
+        that no worker has leased yet; and one more of those whose turn is to come than there are slots.
+        """
         self.counted["filled"] += admitted
-        free = before[0] + self.counted["slots freed"]
-        outstanding = sum(self._outstanding(self._calls[call_id]) for call_id in before[1])
-        assert admitted <= max(0, free - outstanding), ("filled", admitted, free, outstanding)
+        ahead = sum(turn_ms > before.at_ms for turn_ms in self._admissions[before.admissions :])
+        self.counted["admitted ahead"] += ahead
+        assert ahead <= workspace.max_concurrent_calls + 1, ("ahead", admitted, ahead)
+        free = before.free + self.counted["slots freed"]
+        outstanding = sum(self._outstanding(self._calls[call_id], before.at_ms) for call_id in before.admitted)
+        assert admitted - ahead <= max(0, free - outstanding), ("filled", admitted - ahead, free, outstanding)
 
-    def _outstanding(self, call: Call) -> bool:
-        """Whether it was admitted and has not been leased."""
+    def _outstanding(self, call: Call, now_ms: int) -> bool:
+        """Whether it was admitted, its turn has come, and it has not been leased."""
         admitted = call.status == "queued" and call.line_of is not None and not call.in_line
-        return admitted and call.lease_until_ms < self._clock()
+        come = earliest_ms(call.turn or "0") <= now_ms
+        return admitted and come and call.lease_until_ms < self._clock()
 
     # ── what is mended ──────────────────────────────────────────────────────────────────────────
 

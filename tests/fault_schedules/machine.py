@@ -9,8 +9,8 @@ from typing import Any, ClassVar, get_args
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from simulate.invocation import Fault, Faults
 from tests.fault_schedules.account import DIAL, WEBHOOK, Account, Environment
-from tests.fault_schedules.invocation import Fault, Faults
 
 # On two slots: some wait in the line.
 MOST_CALLS = 4

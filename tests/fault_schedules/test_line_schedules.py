@@ -249,7 +249,7 @@ PLANTED: dict[str, tuple[Scenario, str, tuple[tuple[Any, str, Any], ...]]] = {
     "a fill that ignores who was admitted": (
         admissions_are_lost,
         r"'filled', 2, 2, 2",
-        ((Line, "_outstanding", lambda self, line, most: 0),),
+        ((Line, "_outstanding", lambda self, *given: 0),),
     ),
     "an entry that is never removed": (
         one_is_canceled_in_the_line,

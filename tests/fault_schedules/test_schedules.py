@@ -7,6 +7,7 @@ shortest schedule that shows it, with the line that repeats it (`@reproduce_fail
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable
@@ -19,16 +20,16 @@ from hypothesis.stateful import run_state_machine_as_test
 import dial_worker.dial
 from dial_worker.dial import Dialler
 from reconcile_calls.reconcile import Reconciler
-from shared.call import Call, Outcome, Status, event
-from shared.call_store import CallStore, Write
+from shared.call import Call, Outcome, Status, WaitingFor, event
+from shared.call_store import CallStore, Fence, Write
 from shared.errors import LiveKitError, LiveKitUnclearError
 from shared.limits import LimitStore
 from shared.livekit.client import LiveKit, Presence, RoomView
 from shared.livekit.outcomes import Verdict, verdict
 from shared.trunk import Trunk
-from tests.fault_schedules import invocation
+from simulate import invocation
+from simulate.invocation import Fault
 from tests.fault_schedules.account import Account, Environment
-from tests.fault_schedules.invocation import Fault
 from tests.fault_schedules.machine import DEATHS, Schedules
 
 NIGHTLY = os.environ.get("RINGONCE_PROFILE") == "nightly"
@@ -233,15 +234,32 @@ def changed_without_condition(
 
 
 def fenced_without_condition(
-    self: CallStore, call_id: str, lease: str, room_sid: str, from_number: str | None, now: int
-) -> Write:
-    return changed_without_condition(
+    self: CallStore,
+    seen: Call,
+    room_sid: str,
+    from_number: str | None,
+    receipt: list[dict[str, Any]],
+    number_write: dict[str, Any],
+    token: str,
+    now: int,
+    give_up: Callable[[], bool],
+) -> Fence:
+    fenced = changed_without_condition(
         self,
-        call_id,
+        seen.call_id,
         "dialing",
         event("call.dialing", now),
         "dialedAt = :now, roomSid = :room",
         {":now": now, ":room": room_sid},
+    )
+    # What it has is what this process has read: its lease too.
+    return Fence(
+        won=True,
+        call=dataclasses.replace(
+            seen, status="dialing", events=fenced.call.events, dialed_at_ms=now, room_sid=room_sid
+        )
+        if fenced.call
+        else None,
     )
 
 
@@ -279,16 +297,16 @@ async def un_fenced_without_a_look(
 
 
 def un_fenced_without_condition(
-    self: CallStore, call_id: str, lease: str, wait_until: int, check_at: int, now: int
+    self: CallStore, call_id: str, lease: str, waiting_for: WaitingFor, wait_until: int, check_at: int, now: int
 ) -> Write:
     return self._transition(
         call_id,
         "dialing",
         "queued",
         event("call.queued", now),
-        "waitUntil = :wait, checkAt = :check",
+        "waitUntil = :wait, waitingFor = :why, checkAt = :check",
         "leaseId = :lease",
-        {":lease": lease, ":wait": wait_until, ":check": check_at},
+        {":lease": lease, ":wait": wait_until, ":why": waiting_for, ":check": check_at},
         remove="leaseId, leaseUntil, roomSid, dialedAt, #left, phoneSeenAt",
         mine=lambda call: False,
     )

@@ -14,14 +14,20 @@ from typing import Any, Literal, TypeVar
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from tests.mortal_process import Death
+
+class Death(BaseException):
+    """The process is dead: raised at the point of death, and at every operation that it would still make."""
+
 
 T = TypeVar("T")
 
 # throttled: AWS refuses. answer_lost: done, but the process hears of a time-out. sent_twice: the SDK heard nothing
 # and sent it again. sent_late: the same, but the other copy is carried out at a later step of the schedule.
-# comes_late: the process hears of a time-out, and all of it is carried out later. The last five only happen to
-# requests to AWS: LiveKit's stand-in and the receiver have faults of their own.
+# comes_late: the process hears of a time-out, and all of it is carried out later. conflict: another process's
+# transaction on the same item is under way. conflict_late: the same, and an earlier copy of the request is carried
+# out at a later step. in_progress: DynamoDB still works on an earlier copy of this transaction, and is done later.
+# All from `throttled` on only happen to requests to AWS, the last three to writes of what transactions write:
+# LiveKit's stand-in and the receiver have faults of their own.
 Fault = Literal[
     "dies_before",
     "dies_after",
@@ -32,6 +38,9 @@ Fault = Literal[
     "sent_twice",
     "sent_late",
     "comes_late",
+    "conflict",
+    "conflict_late",
+    "in_progress",
 ]
 Faults = Mapping[int, Fault]
 
@@ -42,6 +51,25 @@ LATENCY = 0.005
 struck: collections.Counter[Fault] = collections.Counter()
 
 current: contextvars.ContextVar[Invocation | None] = contextvars.ContextVar("invocation", default=None)
+
+
+def refused(fault: Fault | None, operation: str, conflicts: bool) -> ClientError | None:
+    """How AWS refuses a request that this fault strikes; None when it does not. conflicts: it writes what
+    transactions write."""
+    transaction = operation == "transact_write_items"
+    if fault == "throttled":
+        code, reason = "ThrottlingException", "ThrottlingError"
+    elif fault in ("conflict", "conflict_late") and conflicts:
+        code, reason = "TransactionConflictException", "TransactionConflict"
+    elif fault == "in_progress" and transaction:
+        code, reason = "TransactionInProgressException", ""
+    else:
+        return None
+    told: dict[str, Any] = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    if transaction and reason:
+        told["Error"]["Code"] = "TransactionCanceledException"
+        told["CancellationReasons"] = [{"Code": "None"}, {"Code": reason}]
+    return ClientError(told, operation)  # type: ignore[arg-type]
 
 
 class Invocation:
@@ -116,19 +144,17 @@ class Invocation:
         if self.dead:
             raise Death
 
-    async def aws(self, operation: str, request: Callable[[], T]) -> T:
-        """One request to AWS."""
+    async def aws(self, operation: str, request: Callable[[], T], *, conflicts: bool = False) -> T:
+        """One request to AWS. conflicts: another process's transaction may be under way on what it writes."""
         fault = await self._before()
-        if fault == "throttled":
-            raise ClientError(
-                {"Error": {"Code": "ThrottlingException"}, "ResponseMetadata": {"HTTPStatusCode": 400}},  # type: ignore[typeddict-item]
-                operation,
-            )
+        refusal = refused(fault, operation, conflicts)
         if fault == "sent_twice":
             with contextlib.suppress(ClientError):
                 request()
-        if fault in ("sent_late", "comes_late"):
+        if fault in ("sent_late", "comes_late") or (refusal and fault in ("conflict_late", "in_progress")):
             self._late.append(request)
+        if refusal:
+            raise refusal
         if fault == "comes_late":
             raise ReadTimeoutError(endpoint_url=operation)
         result = request()

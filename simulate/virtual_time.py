@@ -8,6 +8,7 @@ each outside call: one runs at a time, in an order that depends only on the virt
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import selectors
 from collections.abc import Callable, Coroutine
@@ -87,6 +88,15 @@ class _Strand(greenlet):
                 go_on = functools.partial(self.throw, exc)
 
 
+async def to_thread(func: Callable[..., T], /, *args: Any, **named: Any) -> T:
+    """In place of `asyncio.to_thread` where its tasks, one for each function, would take too long: no turn of the
+    loop unless the function waits for something.
+    """
+    context = contextvars.copy_context()
+    result: T = await _Strand(functools.partial(context.run, func, *args, **named)).finished()
+    return result
+
+
 def in_thread() -> bool:
     """Whether this code runs in what the product takes for a thread."""
     return isinstance(getcurrent(), _Strand)
@@ -99,3 +109,9 @@ def wait_for(wanted: Coroutine[Any, Any, T]) -> T:
     assert strand.parent is not None
     result: T = strand.parent.switch(wanted)
     return result
+
+
+def sleep(seconds: float) -> None:
+    """In place of `time.sleep`: in what the product takes for a thread, the loop's time passes."""
+    if in_thread():
+        wait_for(asyncio.sleep(seconds))
