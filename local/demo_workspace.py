@@ -1,4 +1,8 @@
-"""The workspace `demo` of every local stack."""
+"""The workspace `demo` of every local stack.
+
+It has the policies of infra/policies/, so that a call or a preview can name one, and none named `default`: a call
+that names none rings at any hour.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,18 @@ from local.processes import Running
 
 
 def write_workspace(running: Running) -> None:
-    """Writes the workspace `demo` with the id, key and webhook secret in `info`."""
+    """Writes the workspace `demo` with the id, key and webhook secret in `info`, and the numbers' marker."""
+    from admin import policy_input
+    from shared.clock import now_ms
+    from shared.limits import LimitStore
+    from shared.numbers import NumberStore, ensure_marker
     from shared.workspaces import Workspace, WorkspaceStore
 
     info = running.info
-    store = WorkspaceStore(aws_client("dynamodb", info["awsEndpointUrl"]), info["resources"]["WorkspacesTable"])
+    dynamodb, tables = aws_client("dynamodb", info["awsEndpointUrl"]), info["resources"]
+    limits = LimitStore(dynamodb, tables["WorkspacesTable"])
+    ensure_marker(limits, NumberStore(dynamodb, tables["NumbersTable"]), now_ms())
+    store = WorkspaceStore(dynamodb, tables["WorkspacesTable"])
     store.put(
         Workspace(
             workspace_id=info["workspaceId"],
@@ -30,6 +41,7 @@ def write_workspace(running: Running) -> None:
             calls_per_minute=60_000,
             calls_per_second=10,
             webhook_secrets=(info["webhookSecret"],),
+            policies={name: policy_input.read(name).policy(name, 1) for name in policy_input.templates()},
             created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
     )

@@ -22,6 +22,7 @@ from local.console.timeline import CallHistory, Json
 from shared.call import ENDED
 from shared.dynamo import from_wire
 from shared.limits import Everything, LimitStore
+from shared.workspaces import WorkspaceStore
 
 ASK_EVERY_SECONDS = 0.1
 # The interval between two scans of WorkspacesTable.
@@ -245,6 +246,12 @@ class EventSources:
         changed |= self._note_events(events) | self._note_hooks(hooks)
         self._forget()
         return changed & self.histories.keys()
+
+    def policies(self) -> list[str]:
+        """The names of the workspace's policies. Blocks: it runs in a thread."""
+        client = aws_client("dynamodb", self.stack.aws_url, Config())
+        workspace = WorkspaceStore(client, self.stack.workspaces_table).get(self.stack.workspace_id)
+        return sorted(workspace.policies) if workspace else []
 
     # The blocking methods run in a thread and share no state with the event loop.
 

@@ -14,12 +14,14 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
+from yarl import URL
 
 from local.console import fault_injection, timeline
 from local.console.event_sources import EventSources, Stack, Watcher, now_ms
@@ -139,6 +141,13 @@ async def setup(request: web.Request) -> web.Response:
     )
 
 
+@routes.get("/policies")
+async def policies(request: web.Request) -> web.Response:
+    """The names of the workspace's policies."""
+    names = await asyncio.to_thread(request.app[SOURCES].policies)
+    return web.json_response({"policies": names})
+
+
 # ── the feed ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -246,39 +255,68 @@ async def place(request: web.Request) -> web.Response:
         return _refuse(400, str(exc))
 
 
+@routes.post("/calls/preview")
+@passed_on
+async def preview(request: web.Request) -> web.Response:
+    return await _api(request, "/v1/api/call/preview")
+
+
 @routes.get("/calls/{call_id:[0-9a-f]+}")
 @passed_on
 async def call(request: web.Request) -> web.Response:
-    return await _api(request, "GET", "")
+    return await _call_api(request, "")
+
+
+@routes.patch("/calls/{call_id:[0-9a-f]+}")
+@passed_on
+async def move(request: web.Request) -> web.Response:
+    return await _call_api(request, "", "other times")
 
 
 @routes.post("/calls/{call_id:[0-9a-f]+}/cancel")
 @passed_on
 async def cancel(request: web.Request) -> web.Response:
-    return await _api(request, "POST", "/cancel", "cancel")
+    return await _call_api(request, "/cancel", "cancel")
 
 
 @routes.post("/calls/{call_id:[0-9a-f]+}/deliveries/{sequence:[0-9]+}/replay")
 @passed_on
 async def replay(request: web.Request) -> web.Response:
     sequence = request.match_info["sequence"]
-    return await _api(request, "POST", f"/deliveries/{sequence}/replay", f"replay of event {sequence}")
+    return await _call_api(request, f"/deliveries/{sequence}/replay", f"replay of event {sequence}")
 
 
-async def _api(request: web.Request, method: str, path: str, noted: str | None = None) -> web.Response:
-    """Sends a request about a call to the public API, with the key; returns its answer unchanged."""
+@routes.get("/suppression/{number}")
+@routes.put("/suppression/{number}")
+@routes.delete("/suppression/{number}")
+@passed_on
+async def suppression(request: web.Request) -> web.Response:
+    return await _api(request, f"/v1/api/suppression/{quote(request.match_info['number'], safe='')}")
+
+
+async def _call_api(request: web.Request, path: str, noted: str | None = None) -> web.Response:
+    """Sends a request about a call to the API. noted: what the timeline says of it."""
     sources, call_id = request.app[SOURCES], request.match_info["call_id"]
-    url = f"{sources.stack.api_url}/v1/api/call/{call_id}{path}"
     started = now_ms()
-    async with request.app[CLIENT].request(
-        method, url, headers=fault_injection.credentials(sources.stack)
-    ) as answer:
-        body = await answer.read()
+    answer = await _api(request, f"/v1/api/call/{call_id}{path}")
     if noted and (known := sources.known(call_id)) is not None:
-        asked = {"at": started, "what": "POST", "detail": noted, "status": answer.status, "ms": now_ms() - started}
+        asked = {"at": started, "what": request.method, "detail": noted}
         # Not the first request of a call that was placed elsewhere: `placed_at` takes the earlier time.
-        known.requests.append(asked)
-    return web.Response(status=answer.status, body=body, content_type="application/json")
+        known.requests.append(asked | {"status": answer.status, "ms": now_ms() - started})
+    return answer
+
+
+async def _api(request: web.Request, path: str) -> web.Response:
+    """Sends the page's request to the public API, with the key: the same method, query and body. Returns the API's
+    answer unchanged."""
+    stack = request.app[SOURCES].stack
+    headers = fault_injection.credentials(stack) | {"content-type": "application/json"}
+    query = f"?{request.query_string}" if request.query_string else ""
+    url = URL(f"{stack.api_url}{path}{query}", encoded=True)
+    async with request.app[CLIENT].request(
+        request.method, url, headers=headers, data=await request.read()
+    ) as answer:
+        return web.Response(status=answer.status, body=await answer.read(), content_type="application/json")
 
 
 @routes.post("/calls/{call_id:[0-9a-f]+}/hangup")

@@ -9,6 +9,7 @@ times are epoch milliseconds.
 from __future__ import annotations
 
 import datetime
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,8 @@ from typing import Any
 from shared.call import ENDED, Call
 from shared.limits import Everything
 from shared.line import waiting_view
+from shared.policies import DEFAULT, Policy
+from shared.zones import zones_for
 
 Json = dict[str, Any]
 
@@ -91,7 +94,7 @@ def summary(history: CallHistory, now: int) -> Json:
 
 
 # The steps after which a call waits.
-_WAITS = ("CallStore.enter_line", "CallStore.wait", "CallStore.unfence")
+_WAITS = ("CallStore.enter_line", "CallStore.wait", "CallStore.unfence", "CallStore.reschedule")
 
 
 def lines(histories: Iterable[CallHistory], limits: Everything, now: int) -> list[Json]:
@@ -187,12 +190,32 @@ def next_look(history: CallHistory, now: int) -> Json | None:
     return None
 
 
+def receipt(history: CallHistory) -> Json | None:
+    """What let the call ring: the gates of its last `call.dialing`, and whether it was put back before it rang.
+    None before the first."""
+    events = history.item["events"]
+    fenced = [place for place, entry in enumerate(events) if "gates" in entry]
+    if not fenced:
+        return None
+    entry, after = events[fenced[-1]], events[fenced[-1] + 1 :]
+    put_back = any(later["type"] == "call.queued" for later in after)
+    return {"at": entry["at"], "gates": json.loads(entry["gates"]), "putBack": put_back}
+
+
+def callee_zones(history: CallHistory) -> list[str]:
+    """The time zones in which the callee may be; none when they are not known."""
+    zones, _ = zones_for(Policy(DEFAULT), history.item.get("timeZone"), history.item["to"])
+    return list(zones)
+
+
 def detail(history: CallHistory, simulated: bool, now: int) -> Json:
     """All data that the page shows of the chosen call."""
     return summary(history, now) | {
         "fault": history.fault,
         "promises": promises(history, simulated),
         "next": next_look(history, now),
+        "receipt": receipt(history),
+        "zones": callee_zones(history),
         "rows": [asdict(row) for row in timeline(history, simulated)],
         "record": history.item,
         "deliveries": [history.deliveries[sequence] for sequence in sorted(history.deliveries)],
@@ -310,6 +333,8 @@ _STEPS: dict[str, tuple[str, str]] = {
     "CallStore.wait": ("+waits", "waits already"),
     "CallStore.enter_line": ("+in the line", "not put into the line: another was faster"),
     "CallStore.admit": ("+admitted", "not admitted: it has left its place"),
+    "CallStore.reschedule": ("+moved", "not moved: another was faster"),
+    "CallStore.change_times": ("+moved", "not moved: another was faster"),
     "CallStore.fence": ("", "fence lost"),
     "CallStore.unfence": ("", "un-fence lost"),
     "CallStore.answered": ("", "answer not written"),
@@ -340,6 +365,7 @@ _REASONS = {
 _DETAILS = {
     "CallStore.create": "record written, message in DialQueue",
     "CallStore.take_lease": "one worker's lease; nothing rings yet",
+    "CallStore.change_times": "while a worker has it, which asks the gates again",
 }
 
 
@@ -371,7 +397,10 @@ def _step_rows(history: CallHistory, simulated: bool) -> Iterator[Row]:
                 claims += 1
                 extra = f"attempt {claims}, {extra}"
             if point in _WAITS and won:
-                extra = _REASONS.get(step.get("waitingFor", ""), "")
+                nothing = "nothing makes it wait now" if point == "CallStore.reschedule" else ""
+                extra = _REASONS.get(step.get("waitingFor", ""), nothing)
+            if point == "CallStore.create" and won and "waitingFor" in step:
+                extra = f"record written; it waits {_REASONS.get(step['waitingFor'], '')}"
             if point == "CallStore.admit" and won:
                 extra = _admitted_for(step)
             if "admits" in step:

@@ -2,9 +2,11 @@
 
 The functions contain nothing for this: the local stack wraps the points when their modules are imported. A kill is
 a file in the folder RINGONCE_DEATHS, `{"function": "DialWorker", "point": "CallStore.fence", "when":
-"before"|"during"|"after", "call": "<callId>"}`; for a step that is no single call's, `call` is its workspace. The
-first process that reaches that point with that call renames the file to `.done` and exits immediately, without
-exception handlers or `finally`. Each step is also logged (`step_log.py`)."""
+"before"|"during"|"after", "call": "<callId>"}`; for a step that is no single call's, `call` is its workspace or
+its number, and empty for one that is about everything. The first process that reaches that point with that call
+renames the file to `.done` and exits immediately, without exception handlers or `finally`. Each step is also
+logged (`step_log.py`).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ POINTS: dict[str, tuple[str, ...]] = {
         "CallStore.wait",
         "CallStore.enter_line",
         "CallStore.admit",
+        "CallStore.reschedule",
+        "CallStore.change_times",
         "CallStore.hold",
+        "CallStore.reschedule",
         "CallStore.fence",
         "CallStore.unfence",
         "CallStore.answered",
@@ -45,6 +50,12 @@ POINTS: dict[str, tuple[str, ...]] = {
         "CallStore.append_report",
     ),
     "shared.limits": ("LimitStore.take_slot", "LimitStore.free_slot", "LimitStore.note_crowded"),
+    "shared.numbers": (
+        "NumberStore.get",
+        "NumberStore.suppress",
+        "NumberStore.forget_ring",
+        "NumberStore.mark",
+    ),
     "shared.delivery_store": ("DeliveryStore.create", "DeliveryStore.take", "DeliveryStore.finish"),
     "shared.queues": ("Queue.send", "Queue.send_batch"),
     "shared.livekit.client": ("LiveKit.view_room", "LiveKit.create_room", "LiveKit.dial"),

@@ -6,6 +6,7 @@ Screenshots are written to `.local/screenshots/`.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import re
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from shared.dynamo import to_wire
+from shared.policies import Policy, Window
 from tests.e2e.client import Client
 from tests.e2e.launch import END_SECONDS, ROOT, eventually, launched
 
@@ -55,6 +58,15 @@ MILESTONES = [
     "ended",
 ]
 WEBHOOKS = ["call.queued → 204", "call.dialing → 204", "call.answered → 204", "call.ended → 204"]
+# Nothing rings under it for at least a day, wherever the callee is and however long these tests take.
+CLOSED = Policy(
+    "closed",
+    windows=(Window(frozenset(range(7)), 8 * 60, 21 * 60),),
+    holidays=frozenset(
+        (datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=days)).isoformat()
+        for days in range(-1, 3)
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +91,18 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     with launched(tmp_path_factory.mktemp("console") / "state") as running, Client(running.info()) as client:
         faults = {"talkSeconds": 1.0, "ringSeconds": 0.8}
         client.livekit.put("/_standin/faults", json=faults).raise_for_status()
+        add_policy(client, CLOSED)
         yield client
+
+
+def add_policy(client: Client, policy: Policy) -> None:
+    client.aws("dynamodb").update_item(
+        TableName=client.info["resources"]["WorkspacesTable"],
+        Key={"workspaceId": {"S": client.info["workspaceId"]}},
+        UpdateExpression="SET policies.#name = :policy",
+        ExpressionAttributeNames={"#name": policy.name},
+        ExpressionAttributeValues=to_wire({":policy": policy.to_item()}),
+    )
 
 
 @pytest.fixture
@@ -277,6 +300,157 @@ def test_a_trunk_with_a_wrong_password_is_stopped_and_works_again_with_the_right
     page.wait_for_selector(".notice.trunk", state="hidden")
 
 
+def field_time(page: Page, hours: float) -> str:
+    """The value of a field of local time, so many hours from now."""
+    text = page.evaluate(
+        """ms => {
+            const date = new Date(Date.now() + ms);
+            return new Date(date - date.getTimezoneOffset() * 60000).toISOString().slice(0, 19);
+        }""",
+        hours * 3_600_000,
+    )
+    return str(text)
+
+
+def gates(page: Page, box: str) -> dict[str, str]:
+    """What each gate saw, by its name; `✓` before it if it passed, `✕` if not."""
+    return {
+        str(gate.locator(".name").evaluate("name => name.firstChild.data")): " ".join(
+            (gate.locator(".mark").inner_text(), gate.locator(".saw").inner_text())
+        )
+        for gate in page.locator(f"{box} .gates li").all()
+    }
+
+
+def previewed(page: Page, name: str) -> None:
+    """Pictures of the form with its preview, which a phone shows while no call is chosen."""
+    page.evaluate("location.hash = '#/'")
+    page.wait_for_selector(".call:not(.open)", state="attached")
+    pictures(page, name)
+
+
+def test_a_scheduled_call_is_previewed_placed_and_moved_and_then_rings(page: Page, client: Client) -> None:
+    page.click("#rules summary")
+    page.fill("#to", "+15550000001")
+    scheduled = field_time(page, 1)
+    page.fill("#scheduled_at", scheduled)
+    before = len(client.read("/v1/api/call?limit=100")["calls"])
+    page.click("#preview")
+    page.wait_for_selector("#previewed .verdict:has-text('Placed now, it waits for its scheduled time.')")
+    seen = gates(page, "#previewed")
+    assert [name for name, saw in seen.items() if saw[0] != "✓"] == ["scheduled at"]
+    assert seen["policy"] == "✓ none: it restricts nothing"
+    assert len(client.read("/v1/api/call?limit=100")["calls"]) == before
+    previewed(page, "preview-scheduled")
+
+    call_id = place(page, "+15550000001")
+    page.wait_for_selector(".waits:has-text('It waits for its scheduled time. It may ring in 5')")
+    assert page.input_value("#scheduled_at") == ""
+    assert page.locator("#previewed").is_hidden()
+    page.click("#tab-gates")
+    page.wait_for_selector("#panel:has-text('has not been dialled')")
+    at = client.call(call_id)["scheduledAt"]
+    page.click("button:text-is('Move')")
+    assert page.input_value("#move-at") == scheduled
+    pictures(page, "move")
+    page.fill("#move-at", field_time(page, -1))
+    page.click("button:text-is('Move the call')")
+    page.wait_for_selector(".body > .error:has-text('scheduled_at has passed')")
+    page.fill("#move-at", field_time(page, 30))
+    page.click("button:text-is('Move the call')")
+    page.wait_for_selector(".rows .what:text-is('moved')")
+    assert page.locator("form[aria-label='Move the call']").is_hidden()
+    assert client.call(call_id)["scheduledAt"] > at
+    assert promises(page)[0] == "has not rung"
+    page.click("button:text-is('Move')")
+    page.click("button:text-is('As soon as allowed')")
+    ended(page, "busy")
+    assert promises(page)[0] == "rang once"
+    order = ["POST", "queued", "PATCH", "moved", "claimed", "INVITE", "ended"]
+    assert [step for step in dict.fromkeys(steps(page)) if step in order] == order
+    # The receipt is there as soon as it rings.
+    page.wait_for_selector("#panel:has-text('The ring receipt')")
+    receipt = gates(page, "#panel")
+    assert [name.replace(" ", "_") for name in receipt] == [
+        gate["name"] for event in client.call(call_id)["events"] for gate in event.get("gates", ())
+    ]
+    assert {saw[0] for saw in receipt.values()} == {"✓"}
+    assert re.fullmatch(r"✓ none\nread at [0-9:.]{12}", receipt["suppression"])
+    pictures(page, "receipt")
+
+
+@pytest.mark.parametrize(
+    ("number", "opens"),
+    [
+        ("+16022530123", "08:00 in America/Phoenix"),
+        # Of Newfoundland, or of Labrador, half an hour behind: open when it is open in both.
+        ("+17097220123", "08:00 in America/Halifax; {day}, 08:30 in America/St_Johns"),
+    ],
+)
+def test_a_preview_says_when_each_number_may_ring_in_the_callees_time(
+    page: Page, client: Client, number: str, opens: str
+) -> None:
+    page.click("#rules summary")
+    page.fill("#to", number)
+    page.wait_for_selector("#purpose-help:has-text('There is closed, own-customers, us-telemarketing.')")
+    page.fill("#purpose", CLOSED.name)
+    page.fill("#expires_at", field_time(page, 24))
+    page.click("#preview")
+    page.wait_for_selector("#expires_at-error:has-text('is too early')")
+    page.fill("#expires_at", field_time(page, 24 * 5))
+    page.click("#preview")
+    page.wait_for_selector("#previewed .verdict:has-text('it waits for its calling hours')")
+    first = datetime.date.fromisoformat(max(CLOSED.holidays)) + datetime.timedelta(days=1)
+    day = f"{first:%a} {first.day} {first:%b}"
+    opens = f"{day}, {opens.format(day=day)}"
+    assert f", from {opens}." in page.locator("#previewed .verdict").inner_text()
+    assert f"opens {opens}" in gates(page, "#previewed")["calling window"]
+    previewed(page, f"preview-{number[1:]}")
+    call_id = place(page, number)
+    page.wait_for_selector(f".waits:has-text(', from {opens}.')")
+    assert client.call(call_id)["waitingFor"] == "calling_window"
+    pictures(page, f"waits-{number[1:]}")
+    page.click("button:text-is('Cancel')")
+    ended(page, "canceled")
+    page.click("#tab-gates")
+    page.wait_for_selector("#panel:has-text('there is no receipt')")
+    page.fill("#purpose", "")
+
+
+def test_a_suppressed_number_is_refused_until_the_suppression_is_removed(page: Page, client: Client) -> None:
+    number = "+14155550177"
+    call_id = place(page, number)
+    ended(page, "completed")
+    page.click("button:text-is('Suppress number')")
+    offered = page.locator("#suppress-scope option").evaluate_all("all => all.map(one => one.value)")
+    assert offered == ["all", "default", "closed", "own-customers", "us-telemarketing"]
+    page.fill("#suppress-reason", "asked for it " + HOSTILE)
+    pictures(page, "suppress")
+    page.click("button:text-is('Suppress')")
+    note = page.locator(".suppressed li")
+    note.wait_for()
+    [stored] = client.read(f"/v1/api/suppression/{number}")["suppressions"]
+    assert (stored["scope"], stored["reason"]) == ("all", "asked for it " + HOSTILE)
+    assert f"Suppressed for all calls: “asked for it {HOSTILE}”" in note.inner_text()
+    assert f"by the API key {stored['by']['keyId']}" in note.inner_text()
+    page.fill("#to", number)
+    page.click("#place [type=submit]")
+    page.wait_for_selector("#to-error:has-text('is suppressed')")
+    assert page.locator("#refused").inner_text() == "Refused with 403 number_suppressed"
+    page.click("#preview")
+    page.wait_for_selector("#to-error:has-text('is suppressed')")
+    pictures(page, "suppressed")
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.set_viewport_size(WIDE)
+    page.reload()
+    page.click("button[aria-label='Remove the suppression for all']")
+    page.wait_for_selector(".suppressed", state="hidden")
+    assert client.read(f"/v1/api/suppression/{number}")["suppressions"] == []
+    assert place(page, number) != call_id
+    ended(page, "completed")
+
+
 @pytest.mark.usefixtures("killed")
 def test_a_call_that_a_client_placed_appears_by_itself(page: Page, client: Client) -> None:
     call_id = client.place("+15550000001", key="from-elsewhere")
@@ -411,6 +585,7 @@ def test_only_the_page_itself_gets_an_answer_and_the_keys(client: Client) -> Non
             assert refused.status_code == 403
             assert key not in refused.text
             assert console.post("/calls", headers=headers, json=call).status_code == 403
+            assert console.put("/suppression/+14155550123", headers=headers, json={}).status_code == 403
         assert console.get("/", headers=rebound).status_code == 403
         assert console.get("/setup", headers={"sec-fetch-site": "same-site"}).status_code == 403
         assert console.post("/calls", content="{}", headers={"content-type": "text/plain"}).status_code == 415

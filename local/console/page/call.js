@@ -1,17 +1,19 @@
-// The chosen call: its promises, its timeline, and its data.
-import { clock, count, duration, h, keep, send, waitsFor } from "./dom.js";
+// The chosen call: its promises, its timeline, its gates, and its data.
+import { clock, count, duration, h, keep, moment, momentValue, send, waitsFor } from "./dom.js";
+import { gateList, waiting, when } from "./gates.js";
 import { jsonBox } from "./json.js";
 
 const FAMILIES = {
   client: "client", livekit: "livekit", FanOut: "webhook", Deliver: "webhook", receiver: "webhook",
 };
-const TABS = { record: "Record", webhooks: "Webhooks", logs: "Logs", api: "API answer" };
+const TABS = { gates: "Gates", record: "Record", webhooks: "Webhooks", logs: "Logs", api: "API answer" };
 const OPEN = new Set(["queued", "dialing", "in_progress"]);
 // A pause of this length is shown as a gap in the timeline.
 const GAP_MS = 2000;
 const EVERY_STEP = "ringonce-every-step";
 const TAB = "ringonce-tab";
 
+let policies = [];
 let parts = null;
 let now = null;
 let ticking = null;
@@ -54,6 +56,10 @@ function build(section, setup, callId) {
   parts.reason = h("span", { class: "quiet" });
   parts.actions = h("div", { class: "actions" });
   parts.said = h("p", { class: "error", role: "alert", hidden: true });
+  parts.waits = h("p", { class: "notice waits", hidden: true });
+  parts.suppressed = h("ul", { class: "suppressed", "aria-label": "Suppressions of this number", hidden: true });
+  parts.move = moveForm();
+  parts.suppress = suppressForm();
   parts.fault = h("p", { class: "notice", hidden: true });
   parts.promises = h("ul", { class: "promises", "aria-label": "The three promises" });
   parts.rows = h("ol", { class: "rows" });
@@ -74,7 +80,7 @@ function build(section, setup, callId) {
   parts.body = h("div", { class: "body", hidden: true },
     h("div", { class: "head" }, parts.title, parts.badge, parts.reason, parts.actions),
     h("p", { class: "ids quiet mono" }, callId),
-    parts.said, parts.fault, parts.promises,
+    parts.said, parts.move, parts.suppress, parts.waits, parts.suppressed, parts.fault, parts.promises,
     h("div", { class: "columns" },
       h("section", { class: "card", "aria-labelledby": "timeline-title" },
         h("div", { class: "bar" },
@@ -103,8 +109,14 @@ function showHead(setup) {
     if (setup.standIn && now.status !== "queued") actions.push({ label: "Callee hangs up", path: "hangup" });
     actions.push({ label: "Cancel", path: "cancel" });
   }
-  keep(parts.actions, actions, ({ path }) => path, ({ label, path }) =>
-    h("button", { type: "button", class: "small", onclick: (event) => act(event.currentTarget, `calls/${parts.callId}/${path}`) }, label));
+  if (mine()) actions.unshift({ label: "Suppress number", form: "suppress" });
+  if (mine() && now.status === "queued") actions.unshift({ label: "Move", form: "move" });
+  else parts.move.hidden = true;
+  keep(parts.actions, actions, ({ label }) => label, ({ label, path, form }) => h("button", {
+    type: "button", class: "small", data: form ? { form } : {}, "aria-expanded": form ? String(!parts[form].hidden) : null,
+    onclick: ({ currentTarget }) => form ? unfold(form, currentTarget) : act(currentTarget, `calls/${parts.callId}/${path}`),
+  }, label));
+  showSuppressions();
   parts.fault.hidden = !now.fault;
   if (now.fault) parts.fault.replaceChildren(h("strong", {}, `${now.fault.label}.`), " ", now.fault.expect);
   keep(parts.promises, now.promises, ({ name }) => name, ({ name, figure, state }) =>
@@ -114,18 +126,116 @@ function showHead(setup) {
       h("span", { class: "unseen" }, { kept: "kept", broken: "broken", open: "not known yet" }[state])));
 }
 
-async function act(button, path) {
+/** Whether the call is one of the workspace whose key the console has. */
+const mine = () => now.record.workspaceId === parts.setup.workspaceId;
+
+/** Sends a request of a button and says why it was refused. The decoded answer, or null. */
+async function act(button, path, method = "POST", wanted = {}) {
   button.disabled = true;
   try {
-    const { status, body } = await send("POST", path, {});
+    const { status, body } = await send(method, path, wanted);
     parts.said.hidden = status < 300;
-    parts.said.textContent = status < 300 ? "" : `${status}: ${body?.message ?? "refused"}`;
+    const errors = (body?.errors ?? []).map(({ field, message }) => `${field} ${message}`).join("; ");
+    parts.said.textContent = status < 300 ? "" : `${status}: ${errors || body?.message || "refused"}`;
+    return status < 300 ? body : null;
   } catch {
     parts.said.hidden = false;
     parts.said.textContent = "The console does not answer.";
+    return null;
   } finally {
     button.disabled = false;
   }
+}
+
+// ── moving the call, suppressing its number ──
+
+function unfold(form, button) {
+  parts[form].hidden = !parts[form].hidden;
+  button.setAttribute("aria-expanded", String(!parts[form].hidden));
+  if (parts[form].hidden) return;
+  if (form === "move" && now.record.scheduledAt) parts.move.querySelector("input").value = momentValue(now.record.scheduledAt);
+  parts[form].querySelector("input, select").focus();
+}
+
+function fold(form) {
+  parts[form].hidden = true;
+  parts.actions.querySelector(`[data-form=${form}]`)?.setAttribute("aria-expanded", "false");
+}
+
+function moveForm() {
+  const at = h("input", { id: "move-at", type: "datetime-local", step: "1", required: true });
+  const move = async (button, scheduledAt) => {
+    if (await act(button, `calls/${parts.callId}`, "PATCH", { scheduled_at: scheduledAt })) fold("move");
+  };
+  return h("form", { class: "inline", "aria-label": "Move the call", hidden: true, onsubmit: (event) => {
+    event.preventDefault();
+    move(event.submitter, moment(at));
+  } },
+  h("label", {}, "Not before (your time)", at),
+  h("button", { class: "small", type: "submit" }, "Move the call"),
+  h("button", { class: "small", type: "button", onclick: ({ currentTarget }) => move(currentTarget, null) }, "As soon as allowed"));
+}
+
+const numberPath = () => `suppression/${encodeURIComponent(now.to)}`;
+
+function suppressForm() {
+  const scope = h("select", { id: "suppress-scope" });
+  const reason = h("input", { id: "suppress-reason", maxlength: "256", autocomplete: "off", placeholder: "asked to be left alone" });
+  const form = h("form", { class: "inline", "aria-label": "Suppress the number", hidden: true, onsubmit: async (event) => {
+    event.preventDefault();
+    const wanted = { scope: scope.value, ...(reason.value ? { reason: reason.value } : {}) };
+    const answer = await act(event.submitter, numberPath(), "PUT", wanted);
+    if (!answer) return;
+    showSuppressed(answer.suppressions);
+    fold("suppress");
+  } },
+  h("label", {}, "For", scope), h("label", {}, "Reason", reason),
+  h("button", { class: "small", type: "submit" }, "Suppress"));
+  fillScopes(scope);
+  return form;
+}
+
+function fillScopes(select) {
+  const scopes = ["all", "default", ...policies.filter((name) => name !== "default")];
+  keep(select, scopes, (name) => name, (name) => h("option", { value: name },
+    { all: "all calls", default: "calls without a purpose" }[name] ?? `the purpose ${name}`));
+}
+
+/** Offers the workspace's policies as scopes of a suppression. */
+export function offerScopes(names) {
+  policies = names;
+  const select = parts?.suppress.querySelector("select");
+  if (select) fillScopes(select);
+}
+
+/** Asks for the number's suppressions when the call has changed: its end, or an agent's report, may be of one. */
+async function showSuppressions() {
+  const version = JSON.stringify([now.status, now.record.events.length]);
+  if (!mine() || parts.asked === version) return;
+  parts.asked = version;
+  const callId = parts.callId;
+  const answer = await send("GET", numberPath()).catch(() => null);
+  if (parts?.callId === callId && answer?.status === 200) showSuppressed(answer.body.suppressions);
+}
+
+function showSuppressed(found) {
+  parts.suppressed.hidden = !found.length;
+  keep(parts.suppressed, found, ({ scope }) => scope, ({ scope, reason, at, expiresAt, by }) => {
+    const remove = async ({ currentTarget }) => {
+      const answer = await act(currentTarget, `${numberPath()}?scope=${encodeURIComponent(scope)}`, "DELETE");
+      if (answer) showSuppressed(answer.suppressions);
+    };
+    return h("li", { class: "notice bad" },
+      h("span", {}, h("strong", {}, `Suppressed for ${scope === "all" ? "all calls" : `the purpose ${scope}`}`),
+        reason ? `: “${reason}”` : "", ` · since ${when(at, [])}${expiresAt ? `, until ${when(expiresAt, [])}` : ""}, `, author(by)),
+      h("button", { type: "button", class: "small", "aria-label": `Remove the suppression for ${scope}`, onclick: remove }, "Remove"));
+  });
+}
+
+function author({ keyId, label, callId, operator }) {
+  if (callId) return ["by the callee, in ", callId === parts.callId ? "this call" : h("a", { href: `#/calls/${callId}` }, "another call")];
+  if (operator) return "by the operator";
+  return keyId ? `by the API key ${label ? `${label} (${keyId})` : keyId}` : "by a client without a key";
 }
 
 // ── timeline ──
@@ -165,6 +275,10 @@ function foldedRows(row, before) {
 
 function showNext() {
   if (!parts || !now) return;
+  // The head says what it waits for: this adds from when on it may ring.
+  parts.waits.hidden = !now.earliestRingAt;
+  const waits = now.earliestRingAt ? waiting(now, now.zones) : "";
+  if (parts.waits.textContent !== waits) parts.waits.textContent = waits;
   const left = now.next ? now.next.at - Date.now() : 0;
   parts.next.hidden = left <= 0;
   if (left > 0) parts.next.textContent = `in ${duration(left)} ${now.next.what}`;
@@ -202,7 +316,7 @@ function moveTab(event) {
 
 function showTab() {
   if (!now) return;
-  ({ record: showRecord, webhooks: showWebhooks, logs: showLogs, api: showAnswer })[parts.tab]();
+  ({ gates: showGates, record: showRecord, webhooks: showWebhooks, logs: showLogs, api: showAnswer })[parts.tab]();
 }
 
 /** Whether the panel does not show `content` yet: an unchanged panel keeps its selection and scroll position. */
@@ -218,6 +332,21 @@ function replacePanel(...nodes) {
   parts.panel.replaceChildren(...nodes);
   const box = parts.panel.querySelector(".code");
   if (box) box.scrollTop = scrolled;
+}
+
+function showGates() {
+  const { receipt, zones } = now;
+  if (!changed([receipt, now.status, now.reason])) return;
+  if (!receipt) {
+    const told = now.status === "queued" ? "It has not been dialled: the receipt of what let it ring is written right before."
+      : "It has not been dialled: there is no receipt.";
+    replacePanel(h("p", { class: "help" }, told));
+    return;
+  }
+  replacePanel(
+    h("p", { class: "help" }, `The ring receipt: what let it ring at ${when(new Date(receipt.at).toISOString(), zones)}, in the order asked.`,
+      receipt.putBack ? " It was put back before anything rang." : ""),
+    gateList(receipt.gates, zones));
 }
 
 function showRecord() {

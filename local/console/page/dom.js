@@ -59,16 +59,30 @@ const REASONS = {
 /** What a waiting call waits for, in words. */
 export const waitsFor = ({ waitingFor }) => `waits for ${REASONS[waitingFor] ?? waitingFor}`;
 
-/** A duration in the units that fit it: `0.4 s`, `42 s`, `3 min 05 s`. */
+const UNITS = [[86400, "d", 3600, "h"], [3600, "h", 60, "min"], [60, "min", 1, "s"]];
+
+/** A duration in the units that fit it: `0.4 s`, `42 s`, `3 min 05 s`, `14 h 03 min`, `3 d 02 h`. */
 export function duration(ms) {
   const seconds = Math.max(0, ms) / 1000;
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
-  const rest = Math.floor(seconds);
-  return rest < 60 ? `${rest} s` : `${Math.floor(rest / 60)} min ${String(rest % 60).padStart(2, "0")} s`;
+  if (seconds < 60) return `${Math.floor(seconds)} s`;
+  const [length, unit, below, small] = UNITS.find(([length]) => seconds >= length);
+  return `${Math.floor(seconds / length)} ${unit} ${String(Math.floor(seconds % length / below)).padStart(2, "0")} ${small}`;
 }
 
 const whole = new Intl.NumberFormat("en");
 export const count = (number) => whole.format(number);
+
+/** A field's local date and time as RFC 3339; null when it is empty. */
+export function moment(input) {
+  return input.value ? new Date(input.value).toISOString() : null;
+}
+
+/** A moment as the value of such a field. */
+export function momentValue(ms) {
+  const date = new Date(ms);
+  return new Date(ms - date.getTimezoneOffset() * 60000).toISOString().slice(0, 19);
+}
 
 /** A button that copies `value` to the clipboard and says so. */
 export function copyButton(label, value) {
@@ -84,12 +98,12 @@ export function copyButton(label, value) {
   return button;
 }
 
-/** Sends JSON to the console's own server; the answer's status and decoded body. */
+/** Sends JSON, or a text that is JSON, to the console's own server; the answer's status and decoded body. */
 export async function send(method, path, body) {
   const answer = await fetch(path, {
     method,
     headers: method === "GET" ? {} : { "content-type": "application/json" },
-    body: body === undefined ? undefined : JSON.stringify(body),
+    body: body === undefined || typeof body === "string" ? body : JSON.stringify(body),
   });
   const text = await answer.text();
   try {

@@ -1,14 +1,20 @@
-// Placing a call: the form, the numbers with a script, the faults, and the numbers whose outcome is overridden.
-import { h, keep, send } from "./dom.js";
+// Placing a call: the form, its preview, the numbers with a script, the faults, and the numbers whose outcome is
+// overridden.
+import { offerScopes } from "./call.js";
+import { h, keep, moment, send } from "./dom.js";
+import { gateList, waiting, zonesOf } from "./gates.js";
 
 // So many requests are sent at a time when several calls are placed.
 const AT_A_TIME = 5;
-const FIELDS = ["to", "call_agent_id", "callback_url", "dynamic_variables", "metadata"];
+const TIMES = ["scheduled_at", "expires_at"];
+const JSON_FIELDS = ["dynamic_variables", "metadata", "consent"];
+const FIELDS = ["to", "call_agent_id", "callback_url", "dynamic_variables", "metadata", ...TIMES, "purpose", "time_zone", "consent"];
 const OFFERED = { "0000": "answers", "0001": "busy", "0002": "no answer", "0003": "rejects", "0005": "carrier 503", "0006": "no agent" };
 const EXAMPLE = {
   call_agent_id: "a1b2c3d4e5f6a7b8c9d0e1f2",
   dynamic_variables: JSON.stringify({ firstName: "Ada", lastName: "Lovelace", Zipcode: "94105" }, null, 2),
   metadata: JSON.stringify({ crmId: "0042", campaign: { name: "autumn", wave: 2 } }, null, 2),
+  consent: JSON.stringify({ basis: "web form", obtained_at: "2026-11-02T09:30:00Z", reference: "form 0042" }, null, 2),
 };
 const DRAFT = "ringonce-draft";
 
@@ -35,18 +41,39 @@ export function setUp(setup, placed) {
   const start = { to: setup.numbers[0]?.number ?? "", callback_url: setup.callbackUrl, ...EXAMPLE, ...draft };
   for (const name of FIELDS) field(name).value = start[name] ?? "";
   form.addEventListener("input", () => {
-    const now = Object.fromEntries(FIELDS.map((name) => [name, field(name).value]));
+    const now = Object.fromEntries(FIELDS.filter((name) => !TIMES.includes(name)).map((name) => [name, field(name).value]));
     // The receiver's port changes with every stack.
     if (now.callback_url === setup.callbackUrl) delete now.callback_url;
     sessionStorage.setItem(DRAFT, JSON.stringify(now));
+    document.getElementById("previewed").hidden = true;
     explain(setup);
   });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     place(setup, placed);
   });
+  askPolicies();
+  // An operator may have changed them meanwhile.
+  document.getElementById("rules").addEventListener("toggle", askPolicies);
+  document.getElementById("preview").addEventListener("click", (event) => preview(event.currentTarget));
   explain(setup);
   showOverrides(setup);
+}
+
+/** Offers the workspace's policies here and as scopes of a suppression. */
+async function askPolicies() {
+  const { status, body } = await send("GET", "policies").catch(() => ({ status: 0 }));
+  if (status !== 200) return;
+  offerPolicies(body.policies);
+  offerScopes(body.policies);
+}
+
+function offerPolicies(policies) {
+  keep(document.getElementById("policies"), policies, (name) => name, (name) => h("option", { value: name }));
+  const names = policies.filter((name) => name !== "default");
+  document.getElementById("purpose-help").textContent = [
+    `Empty: ${policies.includes("default") ? "default" : "at any hour, as there is no policy “default”"}.`,
+    names.length ? `There is ${names.join(", ")}.` : ""].join(" ").trim();
 }
 
 function offerFaults(setup) {
@@ -82,7 +109,8 @@ function complain(errors) {
   refused.hidden = !errors[""];
   const first = [...FIELDS, "times"].find((name) => errors[name]);
   if (first) {
-    if (first !== "to" && first !== "times") document.getElementById("more").open = true;
+    const folded = field(first).closest("details");
+    if (folded) folded.open = true;
     field(first).focus();
   }
 }
@@ -95,7 +123,7 @@ function bodyOf(errors, fault) {
     // The receiver's answers are set by path, so a call with a fault of its endpoint has a path of its own.
     if (name === "callback_url" && text && fault?.path) text += `/${crypto.randomUUID().slice(0, 8)}`;
     if (!text && name !== "to" && name !== "call_agent_id") continue;
-    if (name === "dynamic_variables" || name === "metadata") {
+    if (JSON_FIELDS.includes(name)) {
       try {
         JSON.parse(text);
       } catch (error) {
@@ -103,6 +131,8 @@ function bodyOf(errors, fault) {
         continue;
       }
       members.push(`${JSON.stringify(name)}:${text}`);
+    } else if (TIMES.includes(name)) {
+      members.push(`${JSON.stringify(name)}:${JSON.stringify(moment(field(name)))}`);
     } else {
       members.push(`${JSON.stringify(name)}:${JSON.stringify(text)}`);
     }
@@ -142,6 +172,8 @@ async function place(setup, placed) {
     else {
       field("fault").value = "";
       field("times").value = "1";
+      for (const name of TIMES) field(name).value = "";
+      document.getElementById("previewed").hidden = true;
       explain(setup);
     }
     if (first) placed(first);
@@ -154,6 +186,32 @@ async function place(setup, placed) {
   }
 }
 
+/** Shows what would become of the call if it were placed now. */
+async function preview(button) {
+  const errors = {};
+  const body = bodyOf(errors, null);
+  const box = document.getElementById("previewed");
+  box.hidden = true;
+  complain(errors);
+  if (Object.keys(errors).length) return;
+  button.disabled = true;
+  try {
+    const { status, body: answer } = await send("POST", "calls/preview", body);
+    if (status !== 200) return complain(refusal(answer, status));
+    const zones = zonesOf(answer.gates);
+    const verdict = { ring: "Placed now, it rings at once.", wait: waiting(answer, zones, "Placed now, it"), refuse: "Placed now, it never rings." }[answer.decision];
+    document.getElementById("said").textContent = verdict;
+    box.replaceChildren(
+      h("p", { class: "verdict", data: { decision: answer.decision } }, verdict),
+      gateList(answer.gates, zones));
+    box.hidden = false;
+  } catch {
+    complain({ "": "The console does not answer. Does the stack still run?" });
+  } finally {
+    button.disabled = false;
+  }
+}
+
 function refusal(answer, status) {
   const errors = {};
   for (const { field: name, message } of answer?.errors ?? []) {
@@ -161,6 +219,7 @@ function refusal(answer, status) {
     errors[known ?? ""] = known ? message : `${name} ${message}`;
   }
   if (!Object.keys(errors).length) errors[""] = `${status}: ${answer?.message ?? "no answer"}`;
+  else if (status !== 400) errors[""] ??= `Refused with ${status} ${answer.code}`;
   return errors;
 }
 
