@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "functions"))
 
 
 def main(names: list[str]) -> None:
-    from bench import cold, dial, line, reconcile, size, throughput, warm, webhooks
+    from bench import cold, dial, line, optouts, reconcile, size, throughput, warm, webhooks
 
     benches = {
         "size": size.main,
@@ -22,6 +22,7 @@ def main(names: list[str]) -> None:
         "reconcile": reconcile.main,
         "throughput": throughput.main,
         "line": line.main,
+        "optouts": optouts.main,
     }
     sections = {f"line.{name}": section for name, section in line.SECTIONS.items()}
     for name in names or benches:

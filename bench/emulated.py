@@ -48,6 +48,7 @@ class Emulated:
             "AWS_ENDPOINT_URL": self.endpoint,
             "CALLS_TABLE": "CallsTable",
             "WORKSPACES_TABLE": "WorkspacesTable",
+            "NUMBERS_TABLE": "NumbersTable",
             "DIAL_QUEUE_URL": self.queues["DialQueue"],
             "WEBHOOK_QUEUE_URL": self.queues["WebhookQueue"],
             "WEBHOOK_DEAD_LETTER_QUEUE_URL": self.queues["WebhookDeadLetterQueue"],

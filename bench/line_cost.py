@@ -32,9 +32,9 @@ from shared.line import line_of, turn_of
 from shared.queues import MAXIMUM_BATCH
 from shared.table_keys import SHARDS
 from shared.workspaces import Workspace, WorkspaceCache
+from simulate.dynamodb_in_memory import DynamoDBInMemory
 from tests.calls import call_record
 from tests.clock import MINUTE
-from tests.dynamodb_in_memory import DynamoDBInMemory
 from tests.in_memory import QueueInMemory, RoomsInMemory
 from tests.simulation import SECRET, Simulation
 from webhook_dispatch.batch import deliver_batch

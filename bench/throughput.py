@@ -177,6 +177,7 @@ def _reconcile() -> dict[str, float]:
         calls=handler.calls,
         deliveries=handler.deliveries,
         limits=handler.limits,
+        numbers=handler.numbers,
         line=handler.line,
         dial_queue=handler.dial_queue,
         webhook_queue=handler.webhook_queue,

@@ -81,6 +81,7 @@ def _environment(info: dict[str, Any]) -> dict[str, str]:
         "AWS_ENDPOINT_URL": info["awsEndpointUrl"],
         "CALLS_TABLE": info["resources"]["CallsTable"],
         "WORKSPACES_TABLE": info["resources"]["WorkspacesTable"],
+        "NUMBERS_TABLE": info["resources"]["NumbersTable"],
         "DIAL_QUEUE_URL": info["resources"]["DialQueue"],
         "PYTHONPATH": os.pathsep.join([str(ROOT / "functions"), str(ROOT)]),
     }
