@@ -290,7 +290,7 @@ def test_a_marker_that_is_written_and_not_noted_is_noted_by_the_next_run(
     eventually(lambda: client.call(call_id)["status"] == "completed", "calls ring")
 
 
-def test_whoever_rings_after_an_opt_out_was_fenced_before_it(
+def test_a_phone_that_rings_after_an_opt_out_was_fenced_before_it(
     client: Client, played: dict[str, Future[None]], report_table: list[tuple[str, ...]]
 ) -> None:
     """`python -m bench optouts` does the same with 2,000 calls."""
