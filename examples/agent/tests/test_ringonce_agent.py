@@ -40,8 +40,8 @@ def test_a_job_that_ringonce_did_not_dispatch_is_refused_without_showing_it(meta
     assert refused.value.__cause__ is None
 
 
-def send(*answers: int, kind: str = "agent.note", key: str | None = None) -> tuple[Ringonce, int]:
-    async def run() -> tuple[Ringonce, int]:
+def send(*answers: int, kind: str = "agent.note", key: str | None = None) -> tuple[Ringonce, int | None]:
+    async def run() -> tuple[Ringonce, int | None]:
         async with Ringonce(*answers) as ringonce:
             dispatch = read_dispatch(dispatch_metadata(ringonce.url))
             return ringonce, await report(dispatch, ROOM, kind, {"name": "Zoë"}, key=key)
