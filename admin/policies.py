@@ -8,7 +8,7 @@ import difflib
 import json
 import os
 import shlex
-import subprocess  # nosec B404: it starts the operator's own editor, in `edit`
+import subprocess  # nosec B404
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -167,7 +167,7 @@ def _run_editor(path: Path) -> None:
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     try:
         # The operator's own setting, and no shell between.
-        code = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode  # nosec B603
+        code = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
     except (OSError, ValueError) as exc:
         raise AdminError(f"the editor {editor!r} does not start ({exc}): set EDITOR") from exc
     if code:

@@ -108,8 +108,8 @@ def _offsets(zone_name: str, from_ms: int, until_ms: int) -> Iterator[tuple[int,
     found = zone(zone_name)
 
     def offset_at(ms: int) -> int:
-        offset = datetime.datetime.fromtimestamp(ms // 1000, found).utcoffset()
-        assert offset is not None  # Such a datetime has one.
+        # Such a datetime has an offset.
+        offset = datetime.datetime.fromtimestamp(ms // 1000, found).utcoffset() or datetime.timedelta()
         return offset // datetime.timedelta(milliseconds=1)
 
     start, offset = from_ms, offset_at(from_ms)
