@@ -167,7 +167,7 @@ def _run_editor(path: Path) -> None:
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     try:
         # The operator's own setting, and no shell between.
-        code = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
+        code = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode  # nosec B603
     except (OSError, ValueError) as exc:
         raise AdminError(f"the editor {editor!r} does not start ({exc}): set EDITOR") from exc
     if code:
