@@ -105,6 +105,8 @@ class CountingDynamoDB(DynamoDBInMemory):
         self.asked[self.function, operation] += 1
         if operation in ("put_item", "update_item"):
             return self._write(send, request)
+        if operation == "transact_write_items":
+            return self._transact(send, request)
         index = request.get("IndexName")
         if operation == "query" and index in INDEXES:
             partition = INDEXES[index]["KeySchema"][0]["AttributeName"]
@@ -129,9 +131,10 @@ class CountingDynamoDB(DynamoDBInMemory):
             case "get_item":
                 units = read_units(answer.get("Item"), consistent=True)
             case "batch_get_item":
-                ((table, asked),) = request["RequestItems"].items()
-                images = [self._images.get((table, _key(from_wire(key)))) for key in asked["Keys"]]
-                units = sum(read_units(image, consistent=True) for image in images)
+                for table, asked in request["RequestItems"].items():
+                    images = [self._images.get((table, _key(from_wire(key)))) for key in asked["Keys"]]
+                    self.read[self.function, table] += sum(read_units(image, consistent=True) for image in images)
+                return
             case "query":
                 index = INDEXES[request["IndexName"]]
                 held = sum(size(index_entry(index, TABLE_KEY, item)) for item in answer["Items"])
@@ -155,17 +158,33 @@ class CountingDynamoDB(DynamoDBInMemory):
             # A write whose condition fails is paid for too.
             self.written[self.function, table] += write_units(before, before)
             raise
+        self._written(table, key, before)
+        return answer
+
+    def _transact(self, send: Callable[..., Any], request: dict[str, Any]) -> Any:
+        """A transaction writes each item twice, also one that it only checks; an index once."""
+        actions = [action for item in request["TransactItems"] for action in item.values()]
+        keys = [(action["TableName"], _key(from_wire(action["Key"]))) for action in actions]
+        before = [self._images.get(key) for key in keys]
+        answer = send(**request)
+        for (table, key), image in zip(keys, before, strict=True):
+            if key in super().table(table):
+                self._written(table, key, image, times=2)
+            else:
+                self.written[self.function, table] += 2
+        return answer
+
+    def _written(self, table: str, key: tuple[Any, ...], before: Item | None, *, times: int = 1) -> None:
         stored = super().table(table)[key]
         after: Item = to_wire(stored)
         self._images[table, key] = after
-        self.written[self.function, table] += write_units(before, after)
+        self.written[self.function, table] += times * write_units(before, after)
         if table == "CallsTable":
             self._write_indexes(key, stored, before, after)
             if after["sk"]["S"] == "CALL" and "callbackUrl" in after:
                 change = {"Keys": {name: after[name] for name in TABLE_KEY}, "NewImage": after}
                 change |= {"OldImage": before} if before is not None else {}
                 self.records.append({"eventID": str(len(self.records)), "dynamodb": change})
-        return answer
 
     def _write_indexes(
         self, key: tuple[Any, ...], stored: dict[str, Any], before: Item | None, after: Item
@@ -181,7 +200,9 @@ class CountingDynamoDB(DynamoDBInMemory):
 
 
 def _key(item: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (item["pk"], item["sk"]) if "pk" in item else (item["workspaceId"],)
+    if "pk" in item:
+        return item["pk"], item["sk"]
+    return (item["id"] if "id" in item else item["workspaceId"],)
 
 
 def _value(wire: Mapping[str, Any]) -> Any:
@@ -189,7 +210,7 @@ def _value(wire: Mapping[str, Any]) -> Any:
 
 
 def _table_of(request: Mapping[str, Any]) -> str:
-    return str(request.get("IndexName") or request.get("TableName") or next(iter(request["RequestItems"])))
+    return str(request.get("IndexName") or request["TableName"])
 
 
 class CountingQueue(QueueInMemory):

@@ -377,7 +377,8 @@ def test_one_admitted_call_is_told_as_one(account: Account, admin: Admin) -> Non
 def test_a_raised_limit_and_another_trunk_admit_at_once(
     account: Account, admin: Admin, words: str, admits: int
 ) -> None:
-    change(account, max_concurrent_calls=2)
+    # At one call a second their messages would be delayed.
+    change(account, max_concurrent_calls=2, calls_per_second=100)
     use_slots(account, 1)
     stop_trunk(account) if "--trunk" in words else None
     calls = [account.waiting(number, 20 - number) for number in range(1, 6)]

@@ -98,8 +98,8 @@ def test_the_page_names_the_first_limits_in_their_order() -> None:
         "dial batches": "`MaximumDialBatches`",
         "trunk": "a trunk's dials",
         "due index new": "a new table's index",
-        "lambda concurrency": "Lambda's processes",
         "table new": "the table itself",
+        "lambda concurrency": "Lambda's processes",
     }
     assert [limit.name for limit in first] == list(words)
     told = bullet("The first limits are not AWS's")

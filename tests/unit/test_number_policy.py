@@ -173,5 +173,6 @@ def test_a_number_of_plus_one_loads_no_library() -> None:
         "assert not is_special('+442079460000')\n"
         "assert 'phonenumbers' in sys.modules\n"
     )
-    names = {"CALLS_TABLE": "c", "WORKSPACES_TABLE": "w", "DIAL_QUEUE_URL": "q", "AWS_DEFAULT_REGION": "us-east-1"}
+    names = {"CALLS_TABLE": "c", "WORKSPACES_TABLE": "w", "NUMBERS_TABLE": "n"}
+    names |= {"DIAL_QUEUE_URL": "q", "AWS_DEFAULT_REGION": "us-east-1"}
     subprocess.run([sys.executable, "-c", code], cwd=FUNCTIONS, env=os.environ | names, check=True, timeout=60)
