@@ -52,9 +52,11 @@ class Rescheduler:
         Raises RequestRefusedError: 404, 409 when it was dialled or has ended, 400 and 403 as when a call is
         placed; StoreError: not known to be moved, repeat it.
         """
-        given = _parsed(body)
+        given: ReschedulingRequest | None = None
         for _ in range(_TRIES):
+            # Before the body is read: who may not see a call is told of nothing else.
             seen = call_of_workspace(self.calls, workspace.workspace_id, call_id)
+            given = given or _parsed(body)
             if seen.ended:
                 raise RequestRefusedError(409, "call_ended", f"The call has already ended: {seen.status}")
             if seen.status != "queued":

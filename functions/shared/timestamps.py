@@ -64,6 +64,4 @@ def _timestamp(text: str) -> str:
 
 
 # The text as it was given; `rfc3339_ms` reads it.
-Timestamp = Annotated[
-    str, AfterValidator(_timestamp), WithJsonSchema({"type": "string", "format": "date-time", "pattern": _PATTERN})
-]
+Timestamp = Annotated[str, AfterValidator(_timestamp), WithJsonSchema({"type": "string", "pattern": _PATTERN})]
