@@ -86,6 +86,9 @@ NotEmpty = Annotated[str, Field(min_length=1)]
 Scope = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 Success = Literal["success"]
 
+Decision = Literal["ring", "wait", "refuse"]
+ImportOutcome = Literal["accepted", "invalid", "retry"]
+
 
 class PublicModel(BaseModel):
     """Every field has its public name in camelCase, and there are no others."""
@@ -222,7 +225,7 @@ class CallPreview(PublicModel):
     """POST /v1/api/call/preview."""
 
     status: Success
-    decision: Literal["ring", "wait", "refuse"]
+    decision: Decision
     waiting_for: WaitingFor | None
     earliest_ring_at: Time | None
     gates: list[Gate]
@@ -346,7 +349,7 @@ class SuppressionList(PublicModel):
 class ImportResult(PublicModel):
     """What became of one suppression of an import. errors: of an invalid one only."""
 
-    result: Literal["accepted", "invalid", "retry"]
+    result: ImportOutcome
     number: E164 | None
     errors: Annotated[list[FieldError], Field(default_factory=list, min_length=1)]
 

@@ -60,7 +60,7 @@ def test_every_object_that_a_client_reads_has_a_model() -> None:
     assert objects == set(MODELS)
 
 
-@pytest.mark.parametrize("name", ["CallEventType", "ErrorCode", "GateName"])
+@pytest.mark.parametrize("name", ["CallEventType", "Decision", "ErrorCode", "GateName", "ImportOutcome"])
 def test_the_words_of_the_page_are_those_of_the_models(name: str) -> None:
     assert SCHEMAS[name]["enum"] == TypeAdapter(getattr(public_models, name)).json_schema()["enum"]
 
