@@ -294,7 +294,7 @@ class ReportTaken(PublicModel):
     call_id: CallId
     event_id: EventId
     sequence: Sequence
-    suppressed: Annotated[Literal[True], Field(default_factory=lambda: True)]
+    suppressed: Annotated[bool, Field(default_factory=lambda: True)]
 
 
 class OptOutTaken(PublicModel):
@@ -303,7 +303,7 @@ class OptOutTaken(PublicModel):
     status: Success
     message: str
     call_id: CallId
-    suppressed: Literal[True]
+    suppressed: bool
 
 
 class SuppressedBy(PublicModel):
