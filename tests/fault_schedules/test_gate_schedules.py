@@ -110,9 +110,10 @@ def window_closes_anywhere(environment: Environment, fault: Fault) -> None:
     """The process stalls, and goes on when the last moment has passed at which the phone may begin to ring."""
 
     def schedule(account: Account, faults: Faults) -> None:
-        # Closes after a minute, so that a phone that may ring for 40 s may begin in the first 20.
+        # Closes after a minute, so that a phone that may ring for 40 s may begin in the first 20, and is dialled
+        # in the first 17.
         account.rules(rules("hours", account.now_ms() - 60_000 + 1))
-        account.wait(15)
+        account.wait(12)
         account.place("no_answer", callback=False, faults={})
         struck_in(account, faults, 6)
         account.wait(20.5 - account.loop.time())
