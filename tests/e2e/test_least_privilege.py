@@ -79,7 +79,7 @@ def test_a_function_touches_only_its_items_of_workspaces(stack: dict[str, Any], 
             batch = {table: {"Keys": [{"workspaceId": {"S": key}} for key in keys]}}
             return allowed(dynamodb.batch_get_item, RequestItems=batch)
 
-        # Rows of which one is another's: the whole request is refused. The preview reads all that decides on a dial.
+        # Rows of which one is another's: the whole request is refused. The preview reads all that decides.
         assert may_batch("absent#slots#1", "absent") == (function in ("DialWorker", "InitiateCall"))
         assert may_batch("#switch", *SLOTS) == (function in ("DialWorker", "InitiateCall", "ReconcileCalls"))
         assert not allowed(dynamodb.scan, TableName=table)
