@@ -53,6 +53,41 @@ include-operation-id = "reportEvent"
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", "400", "401", "403", "404", "409", "429"]
 
+# Its times may be made up so that they cannot be.
+[[operations]]
+include-operation-id = "previewCall"
+
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", "400", "401", "403", "404"]
+
+# The same; and a body without a time moves nothing.
+[[operations]]
+include-operation-id = "moveCall"
+
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", "400", "401", "403", "404", "409"]
+
+# The same.
+[[operations]]
+include-operation-id = "suppress"
+
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", "400", "401", "403", "404"]
+
+# A made-up cursor is none of this API's.
+[[operations]]
+include-operation-id = "listSuppressed"
+
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", "400", "401", "403", "404"]
+
+# Each suppression is answered by itself.
+[[operations]]
+include-operation-id = "importSuppressions"
+
+[operations.checks.negative_data_rejection]
+enabled = false
+
 # Each is valid by itself; made up together they contradict each other.
 [[operations]]
 include-operation-id = "listCalls"
