@@ -80,7 +80,7 @@ class SimulatedLiveKit(LiveKit):
         self.share = share
         self._dice, self._ledger, self._clock, self._tell, self._talks = dice, ledger, clock, tell, talks
         self._sids = 0
-        # The phones go on whatever becomes of the process that dialled them.
+        # The phones go on when the process that dialled them dies.
         self._outside = contextvars.copy_context()
         self._phones: set[asyncio.Task[None]] = set()
 

@@ -1,4 +1,4 @@
-"""Nobody is rung who must not be: what was asked of the product and when, against the phones that rang.
+"""The fourth promise: what was asked of the product and when, against the phones that rang.
 
 Every opt-out, rule, pause and schedule is noted here as it was asked for and answered. A phone rings when the
 stand-in says so. Of the product's own records only the moment of a fence is used, and `dialedAt`, by which the

@@ -1,4 +1,4 @@
-"""Schedules against the fourth promise: nobody is rung who must not be (`number_promises.py`).
+"""Schedules against the fourth promise: no number is rung that must not be (`number_promises.py`).
 
 The tests of planted faults change one condition of the product and check that it is found.
 """
