@@ -1,8 +1,8 @@
 """Who must not be rung, on the local stack: processes that die at the steps that keep a phone from ringing, and
 callees who opt out while they are called.
 
-Each death has a workspace of its own, and a process dies as in a crash. After each, no number is rung that must not
-be, and every call ends once. The deaths before and after the fence itself are among those of `test_deaths.py`.
+Each death has a workspace of its own, and a process dies as in a crash. After each, no number is rung that must
+not be, and every call ends once. The deaths before and after the fence itself are among those of `test_deaths.py`.
 """
 
 from __future__ import annotations
